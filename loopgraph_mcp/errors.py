@@ -1,0 +1,40 @@
+"""The error tree: every error LoopGraph raises on purpose, with a message that names the next step.
+
+    LoopGraphError
+    ├── ConfigError        settings or loopgraph.toml say something that cannot be
+    ├── WorkspaceError     the user's folder is not one we can work on, or changed under us
+    ├── PackError          a method pack does not follow the format
+    ├── NotFoundError      an id names no method, edit, retrieval or experiment
+    ├── StoreError         the database cannot be opened, or is newer than this version
+    └── RunError           an experiment cannot be started
+
+Expected results (no hit, a crashed run, an edit that does not fit) are values, not errors.
+"""
+
+
+class LoopGraphError(Exception):
+    """The root: catching it catches everything LoopGraph raises on purpose."""
+
+
+class ConfigError(LoopGraphError):
+    """Settings, the environment or loopgraph.toml say something that cannot be."""
+
+
+class WorkspaceError(LoopGraphError):
+    """A workspace is missing, unreadable, or changed under us."""
+
+
+class PackError(LoopGraphError):
+    """A method pack does not follow the format."""
+
+
+class NotFoundError(LoopGraphError):
+    """An id names no row."""
+
+
+class StoreError(LoopGraphError):
+    """The database cannot be opened or is newer than this version."""
+
+
+class RunError(LoopGraphError):
+    """An experiment cannot be started."""

@@ -1,0 +1,202 @@
+"""The loop's types: methods and recipes, edits, experiments, outcomes, verdicts."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+# ---------------------------------------------------------------------------------------------- metric
+
+
+class Direction(StrEnum):
+    """Which way a metric improves."""
+
+    LOWER = "lower"
+    HIGHER = "higher"
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One measured value with its name and the direction in which it improves."""
+
+    name: str
+    value: float
+    direction: Direction = Direction.LOWER
+
+    def gain_over(self, other: "Metric") -> float:
+        """Improvement over another value in the metric's own unit; positive is better."""
+        difference = other.value - self.value
+        return difference if self.direction is Direction.LOWER else -difference
+
+    def better_than(self, other: "Metric") -> bool:
+        """Whether this value improves on another."""
+        return self.gain_over(other) > 0
+
+
+# --------------------------------------------------------------------------------------------- methods
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a method comes from; `ref` is an arXiv id, a repository or a URL, by `kind`."""
+
+    kind: str
+    ref: str
+    title: str
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedResult:
+    """What somebody else reported of a method; weak evidence. `gain` is in metric units, positive is better."""
+
+    claim: str
+    setting: str
+    source: str
+    gain: float | None = None
+
+
+KnobValue = int | float | str
+
+
+@dataclass(frozen=True, slots=True)
+class Knob:
+    """A parameter of a recipe: its default and what it may be."""
+
+    name: str
+    default: KnobValue
+    description: str
+    low: float | None = None
+    high: float | None = None
+    choices: tuple[KnobValue, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SetConst:
+    """Give the module-level constant `name` a new value."""
+
+    name: str
+    value: str
+
+
+@dataclass(frozen=True, slots=True)
+class SetLocal:
+    """Give the local `name`, assigned once in the function `scope`, a new value."""
+
+    scope: str
+    name: str
+    value: str
+
+
+@dataclass(frozen=True, slots=True)
+class SetDefault:
+    """Give the parameter `name` of the function `scope` a new default."""
+
+    scope: str
+    name: str
+    value: str
+
+
+@dataclass(frozen=True, slots=True)
+class SetKwarg:
+    """Give the keyword `name` of the one call of `call` in the function `scope` a new value."""
+
+    scope: str
+    call: str
+    name: str
+    value: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReplaceStmt:
+    """Put `new` in the place of the one statement in `scope` whose syntax tree equals `old`'s."""
+
+    scope: str
+    old: str
+    new: str
+
+
+@dataclass(frozen=True, slots=True)
+class InsertAfter:
+    """Put `code` behind the one statement in `scope` whose syntax tree equals `anchor`'s."""
+
+    scope: str
+    anchor: str
+    code: str
+
+
+@dataclass(frozen=True, slots=True)
+class AddMethod:
+    """Put the function `code` at the end of the class `scope`."""
+
+    scope: str
+    code: str
+
+
+RecipeOp = SetConst | SetLocal | SetDefault | SetKwarg | ReplaceStmt | InsertAfter | AddMethod
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How a method becomes an edit: ops that each match exactly once, in a dotted scope such as `GPT.forward`.
+
+    `{knob}` in an op's code is the knob's value; `{current}` in a value is the expression that stands there.
+    """
+
+    ops: tuple[RecipeOp, ...]
+    conflicts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """An idea that can be tried: what it is, who reported what of it, and, if known, how to make the edit."""
+
+    id: str
+    name: str
+    family: str
+    summary: str
+    description: str
+    aliases: tuple[str, ...] = ()
+    sources: tuple[Source, ...] = ()
+    published: tuple[PublishedResult, ...] = ()
+    knobs: tuple[Knob, ...] = ()
+    recipe: Recipe | None = None
+
+
+# ---------------------------------------------------------------------------------------------- edits
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """A recipe that fits: the whole new text, and for each op what it changed."""
+
+    text: str
+    changes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Present:
+    """The text already is what the recipe would make of it."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A recipe that does not fit: what was looked for, why it failed, the nearest lines (`"12: code"`)."""
+
+    looked_for: str
+    reason: str
+    nearest: tuple[str, ...] = ()
+
+
+EditResult = Applied | Present | Refused
+
+
+class Standing(StrEnum):
+    """How a method is present in a text."""
+
+    ABSENT = "absent"
+    PRESENT = "present"
+    PARTIAL = "partial"
+
+
+KnobValues = Mapping[str, KnobValue]
