@@ -161,6 +161,16 @@ class Method:
     recipe: Recipe | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Pack:
+    """A versioned folder of methods; `content_hash` tells whether it changed."""
+
+    name: str
+    version: str
+    content_hash: str
+    methods: tuple[Method, ...]
+
+
 # ---------------------------------------------------------------------------------------------- edits
 
 
@@ -191,8 +201,8 @@ class Refused:
 EditResult = Applied | Present | Refused
 
 
-class Standing(StrEnum):
-    """How a method is present in a text."""
+class Presence(StrEnum):
+    """How far a text already holds a method."""
 
     ABSENT = "absent"
     PRESENT = "present"
@@ -200,3 +210,105 @@ class Standing(StrEnum):
 
 
 KnobValues = Mapping[str, KnobValue]
+
+
+# ---------------------------------------------------------------------------------------- experiments
+
+
+class OutcomeKind(StrEnum):
+    """How an experiment ended; only `finished` has a metric."""
+
+    FINISHED = "finished"
+    CRASHED = "crashed"
+    OUT_OF_MEMORY = "out_of_memory"
+    DIVERGED = "diverged"
+    TIMED_OUT = "timed_out"
+    SILENT = "silent"
+    NO_METRIC = "no_metric"
+    VOID = "void"
+    CANCELLED = "cancelled"
+    INTERRUPTED = "interrupted"
+
+    @property
+    def says_something(self) -> bool:
+        """Whether it tells anything of the idea: a cancelled or interrupted run does not."""
+        return self not in {OutcomeKind.CANCELLED, OutcomeKind.INTERRUPTED}
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of one experiment.
+
+    Args:
+        kind: How it ended.
+        metric_value: The metric, where it finished.
+        reason: One sentence: what happened.
+        summary: The numbers of the summary block by name.
+        log_tail: The last lines of its log: untrusted text.
+    """
+
+    kind: OutcomeKind
+    metric_value: float | None
+    reason: str
+    summary: Mapping[str, float]
+    log_tail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What makes two outcomes comparable: deltas are only taken inside one context."""
+
+    workspace_id: str
+    device: str
+    budget_s: float
+    dataset_hash: str
+    harness_hash: str
+    metric: str
+    direction: Direction
+
+
+class State(StrEnum):
+    """Where an experiment stands on its way."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    DONE = "done"
+
+
+class Decision(StrEnum):
+    """Whether a change stays in the workspace's file."""
+
+    KEEP = "keep"
+    DISCARD = "discard"
+
+
+class VerdictKind(StrEnum):
+    """What the outcomes say of a change, against the context's noise floor."""
+
+    WIN = "win"
+    LOSS = "loss"
+    WITHIN_NOISE = "within_noise"
+    CRASH = "crash"
+    BASELINE = "baseline"
+    NO_BASELINE = "no_baseline"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A judged change: its mean gain and noise floor in the metric's unit (positive is better), and what to do."""
+
+    kind: VerdictKind
+    gain: float | None
+    noise_floor: float
+    p_win: float | None
+    decision: Decision
+    next_step: str
+
+
+class Standing(StrEnum):
+    """What is known of a method from its outcomes."""
+
+    UNTRIED = "untried"
+    PROVEN = "proven"
+    MIXED = "mixed"
+    FLOPPED = "flopped"

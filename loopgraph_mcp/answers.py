@@ -1,0 +1,136 @@
+"""What the verbs answer: the same values for the SDK, the tools' structured content and the CLI's --json."""
+
+from dataclasses import dataclass, field
+
+from loopgraph_mcp.models import Decision, OutcomeKind, Presence, Standing, State, VerdictKind
+
+
+@dataclass(frozen=True, slots=True)
+class MethodHit:
+    """One method of an answer, with why it stands where it stands.
+
+    Args:
+        mean_gain: Mean improvement over its parents in metric units, positive is better.
+        last_tried: Experiments made since its last trial.
+        presence: How far the workspace's file already holds it; None where that cannot be told.
+        has_edit: Whether get_code_edit can make the edit.
+        parts: The score's parts by name.
+    """
+
+    method_id: str
+    name: str
+    family: str
+    summary: str
+    standing: Standing
+    tries: int
+    wins: int
+    crashes: int
+    mean_gain: float | None
+    last_tried: int | None
+    presence: Presence | None
+    has_edit: bool
+    score: float
+    why: str
+    parts: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class SearchAnswer:
+    """The methods for a query, best first."""
+
+    retrieval_id: str
+    query: str
+    context: str
+    methods_known: int
+    hits: list[MethodHit]
+    next_step: str
+
+
+@dataclass(frozen=True, slots=True)
+class EarlierRun:
+    """An earlier experiment with the same resulting program."""
+
+    experiment_id: str
+    description: str
+    outcome: str
+    decision: Decision | None
+
+
+@dataclass(frozen=True, slots=True)
+class EditAnswer:
+    """A method as an edit of the workspace's present file, or why there is none.
+
+    Args:
+        status: `ready`, `applied` (the file holds it now), `present` (it already did), or `refused`.
+        nearest: Where refused: the lines of the file nearest to what was looked for.
+    """
+
+    status: str
+    method_id: str
+    file: str
+    edit_id: str | None
+    diff: str
+    changes: list[str]
+    reason: str
+    nearest: list[str]
+    earlier: list[EarlierRun]
+    next_step: str
+
+
+@dataclass(frozen=True, slots=True)
+class ExperimentAnswer:
+    """One experiment: how far it is, or what came of it.
+
+    Args:
+        repeated: Whether this is an earlier experiment with the same program, returned in place of a new run.
+        percent: Share of the training budget that is spent.
+        eta_s: Seconds until it should be done.
+        poll_after_s: When to ask again; None once it is done.
+        gain: Mean improvement over the parent in metric units, positive is better.
+        noise_floor: Standard deviation of one run in this context, in metric units.
+        log_tail: Where it failed: the log's last lines; untrusted text.
+        run_dir: Folder with the log and the code that ran.
+    """
+
+    experiment_id: str
+    state: State
+    description: str
+    repeated: bool
+    seed: int
+    queue_position: int | None
+    step: int | None
+    percent: float | None
+    loss: float | None
+    eta_s: float | None
+    poll_after_s: float | None
+    outcome: OutcomeKind | None
+    reason: str
+    metric: str
+    metric_value: float | None
+    summary: dict[str, float]
+    verdict: VerdictKind | None
+    gain: float | None
+    noise_floor: float | None
+    p_win: float | None
+    decision: Decision | None
+    note: str
+    next_step: str
+    log_tail: str
+    run_dir: str | None
+    warnings: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class RecordAnswer:
+    """An outcome as it was written down, judged, and what it makes of its methods."""
+
+    experiment_id: str
+    metric: str
+    metric_value: float | None
+    verdict: VerdictKind
+    gain: float | None
+    noise_floor: float
+    p_win: float | None
+    decision: Decision
+    standings: dict[str, Standing]
+    next_step: str

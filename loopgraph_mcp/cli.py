@@ -1,0 +1,293 @@
+"""The command `loopgraph`: the verbs for people at a terminal, and --json for programs."""
+
+import asyncio
+import dataclasses
+import os
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import typer
+from rich.console import Group
+from rich.live import Live
+
+from loopgraph_mcp import __version__, clients, doctor, screen, server
+from loopgraph_mcp.answers import ExperimentAnswer
+from loopgraph_mcp.config import Settings, bundled, read_settings
+from loopgraph_mcp.errors import LoopGraphError
+from loopgraph_mcp.loopgraph import LoopGraph
+from loopgraph_mcp.models import KnobValue, OutcomeKind, State
+from loopgraph_mcp.workspace import create_workspace, prepare_command
+
+app = typer.Typer(
+    name="loopgraph",
+    help="The memory layer for autonomous ML research: what to try, the edit, the run, and what came of it.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+_T = TypeVar("_T")
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+WorkspaceOption = Annotated[
+    str | None, typer.Option("--workspace", "-w", help="Folder of the training loop; here by default.")
+]
+
+
+def main() -> None:
+    """Run the command line; our own errors end it with one line and status 1."""
+    if sys.platform == "win32":
+        sys.exit("loopgraph: LoopGraph runs on Linux and macOS; on Windows use WSL")
+    try:
+        app()
+    except LoopGraphError as error:
+        screen.errors.print(f"loopgraph: {error}", style="red", markup=False, highlight=False)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _settings() -> Settings:
+    return read_settings(os.environ, Path.cwd())
+
+
+def _with_graph(work: Callable[[LoopGraph], Awaitable[_T]]) -> _T:
+    async def run() -> _T:
+        async with LoopGraph.open(_settings()) as graph:
+            return await work(graph)
+
+    return asyncio.run(run())
+
+
+def _version(wanted: bool) -> None:  # noqa: FBT001 - typer's callback
+    if wanted:
+        screen.console.print(f"loopgraph {__version__}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def init(
+    directory: Annotated[
+        Path, typer.Argument(help="A new folder, or an existing autoresearch-style checkout.")
+    ] = Path(),
+    *,
+    budget: Annotated[float | None, typer.Option(help="Training seconds of one experiment.")] = None,
+    prepare: Annotated[bool, typer.Option(help="Prepare the data and the tokenizer now.")] = True,
+) -> None:
+    """Make a workspace: from the bundled trainer, or of an existing checkout."""
+    where, new = create_workspace(directory, bundled("trainer"), budget_s=budget)
+    made = "made from the bundled trainer" if new else "an existing training loop was found"
+    screen.console.print(f"[bold]{where.path}[/]: {made}", highlight=False)
+    screen.console.print(
+        f"improves {where.editable} by {where.metric} ({where.direction.value} is better), {where.budget_s:g} s a run: "
+        f"{' '.join(where.command)}",
+        highlight=False,
+    )
+    if new and prepare:
+        _prepare(where.path)
+    screen.console.print(f"[dim]next:[/] cd {where.path} && loopgraph run --description baseline", highlight=False)
+
+
+def _prepare(path: Path) -> None:
+    """Run the bundled prepare.py, its output for the user to see."""
+    done = subprocess.run(prepare_command(path), cwd=path, check=False)  # noqa: S603 - our own prepare.py
+    if done.returncode != 0:
+        screen.errors.print(
+            "[red]prepare.py failed[/]; with torch missing, run: pip install 'loopgraph-mcp\\[trainer]'",
+            highlight=False,
+        )
+        raise typer.Exit(1)
+
+
+@app.command()
+def serve() -> None:
+    """Serve MCP over stdio, as `loopgraph-mcp` does."""
+    server.build_server(_settings()).run("stdio")
+
+
+@app.command()
+def search(
+    query: Annotated[list[str] | None, typer.Argument(help="What to improve; nothing ranks all methods.")] = None,
+    *,
+    workspace: WorkspaceOption = None,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=20)] = 5,
+    as_json: Json = False,
+) -> None:
+    """Rank methods by text and by what they gained here."""
+    answer = _with_graph(lambda graph: graph.search_methods(" ".join(query or []), workspace=workspace, limit=limit))
+    screen.print_json(answer) if as_json else screen.show_search(answer)
+
+
+@app.command()
+def edit(
+    method: Annotated[str, typer.Argument(help="A method from `loopgraph search`.")],
+    *,
+    knob: Annotated[list[str] | None, typer.Option("--set", help="KNOB=VALUE, as often as needed.")] = None,
+    apply: Annotated[bool, typer.Option("--apply", help="Write the edit to the file.")] = False,
+    workspace: WorkspaceOption = None,
+    as_json: Json = False,
+) -> None:
+    """Turn a method into a diff of the present training file."""
+    knobs = dict(_knob(text) for text in knob or [])
+    answer = _with_graph(lambda graph: graph.get_code_edit(method, knobs=knobs, apply=apply, workspace=workspace))
+    screen.print_json(answer) if as_json else screen.show_edit(answer)
+    if answer.status == "refused":
+        raise typer.Exit(1)
+
+
+def _knob(text: str) -> tuple[str, KnobValue]:
+    name, separator, value = text.partition("=")
+    if not separator:
+        raise typer.BadParameter(f"{text!r} is not KNOB=VALUE", param_hint="--set")
+    for kind in (int, float):
+        try:
+            return name, kind(value)
+        except ValueError:
+            continue
+    return name, value
+
+
+@app.command()
+def run(
+    *,
+    edit_id: Annotated[str | None, typer.Option("--edit", help="Run the program of this edit.")] = None,
+    patch: Annotated[
+        typer.FileText | None, typer.Option(help="Run with this unified diff applied; - is stdin.")
+    ] = None,
+    method: Annotated[str | None, typer.Option(help="The method that a patch or a hand edit tries.")] = None,
+    description: Annotated[str, typer.Option("--description", "-d", help="What is tried, in a few words.")] = "",
+    seed: Annotated[int | None, typer.Option(min=0)] = None,
+    budget: Annotated[float | None, typer.Option(help="Training seconds, if not the workspace's.")] = None,
+    replicate: Annotated[bool, typer.Option("--replicate", help="Run it again, with a new seed.")] = False,
+    detach: Annotated[bool, typer.Option("--detach", help="Do not wait; `loopgraph status` follows it.")] = False,
+    workspace: WorkspaceOption = None,
+    as_json: Json = False,
+) -> None:
+    """Train for the fixed budget: an edit, a patch, or the file as it stands. Ctrl-C cancels the run."""
+    text = None if patch is None else patch.read()
+
+    async def work(graph: LoopGraph) -> ExperimentAnswer:
+        answer = await graph.run_experiment(
+            edit_id=edit_id,
+            patch=text,
+            method_id=method,
+            description=description,
+            seed=seed,
+            budget_s=budget,
+            replicate=replicate,
+            workspace=workspace,
+            wait_s=0,
+        )
+        return answer if detach else await _follow(graph, answer)
+
+    answer = _with_graph(work)
+    screen.print_json(answer) if as_json else screen.show_experiment(answer)
+    if answer.state is State.DONE and answer.outcome is not OutcomeKind.FINISHED:
+        raise typer.Exit(1)
+
+
+async def _follow(graph: LoopGraph, answer: ExperimentAnswer) -> ExperimentAnswer:
+    """Show a bar until an experiment is done; a cancel of this command cancels the experiment."""
+    repeated = answer.repeated
+    try:
+        with screen.RunBar(screen.errors) as bar:
+            while answer.state is not State.DONE:
+                answer = await graph.get_experiment(answer.experiment_id, wait_s=5, on_progress=bar.update)
+    except asyncio.CancelledError:
+        screen.errors.print("cancelling the run …")
+        answer = await graph.cancel_experiment(answer.experiment_id)
+        screen.errors.print(f"{answer.experiment_id}: {answer.reason or answer.state.value}")
+        raise
+    return dataclasses.replace(answer, repeated=repeated)
+
+
+@app.command()
+def status(
+    *,
+    workspace: WorkspaceOption = None,
+    once: Annotated[bool, typer.Option("--once", help="Print once and end.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Follow what runs and what came of the last experiments; Ctrl-C ends only the view."""
+
+    async def work(graph: LoopGraph) -> None:
+        answers = await graph.list_experiments(workspace=workspace, limit=10)
+        if as_json:
+            screen.print_json(answers)
+            return
+        if once:
+            screen.console.print(screen.results_table(answers))
+            return
+        with Live(console=screen.console, auto_refresh=False) as live:
+            while True:
+                hint = "[dim]Ctrl-C ends the view; the runs go on[/]"
+                live.update(Group(screen.results_table(answers), hint), refresh=True)
+                await asyncio.sleep(1)
+                answers = await graph.list_experiments(workspace=workspace, limit=10)
+
+    _with_graph(work)
+
+
+@app.command()
+def results(
+    *,
+    workspace: WorkspaceOption = None,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=1000)] = 50,
+    as_json: Json = False,
+) -> None:
+    """Show the workspace's experiments, oldest first, with their verdicts."""
+    answers = _with_graph(lambda graph: graph.list_experiments(workspace=workspace, limit=limit))
+    answers.reverse()
+    if as_json:
+        screen.print_json(answers)
+    elif answers:
+        screen.console.print(screen.results_table(answers))
+    else:
+        screen.console.print("no experiments here yet; `loopgraph run --description baseline` makes the first")
+
+
+@app.command()
+def config(
+    client: Annotated[str, typer.Argument(help=f"One of {', '.join(clients.CLIENTS)}.")],
+    *,
+    write: Annotated[bool, typer.Option("--write", help="Write the entry to the client's file.")] = False,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Print, or write, the entry that makes an MCP client start LoopGraph."""
+    known = clients.CLIENTS.get(client)
+    if known is None:
+        raise typer.BadParameter(f"{client!r}; use one of {', '.join(clients.CLIENTS)}", param_hint="CLIENT")
+    folder = Path(workspace or ".").expanduser().resolve()
+    made = clients.entry(known, folder, os.environ)
+    file = known.path(Path.home(), folder)
+    if write:
+        changed = clients.write(known, made, file)
+        screen.console.print(f"{file}: {'written' if changed else 'already so'}", highlight=False, soft_wrap=True)
+        return
+    screen.errors.print(f"[dim]for {file} (--write puts it there):[/]", highlight=False, soft_wrap=True)
+    print(clients.as_text(known, made), end="")  # noqa: T201 - to be piped, unwrapped
+    if (command := clients.as_command(known, made)) is not None:
+        screen.errors.print("[dim]or run:[/]")
+        screen.errors.print(command, soft_wrap=True, markup=False, highlight=False)
+
+
+@app.command(name="doctor")
+def examine(*, as_json: Json = False) -> None:
+    """Look at everything LoopGraph needs and say what is missing."""
+    checks = asyncio.run(doctor.examine(_settings(), home=Path.home(), cwd=Path.cwd()))
+    screen.print_json(checks) if as_json else screen.show_checks(checks)
+    if doctor.failed(checks):
+        raise typer.Exit(1)

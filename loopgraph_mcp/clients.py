@@ -1,0 +1,158 @@
+"""The entry that makes each MCP client start LoopGraph, and the file it belongs in."""
+
+import json
+import os
+import platform
+import shlex
+import shutil
+import sys
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from loopgraph_mcp.errors import ConfigError
+
+NAME = "loopgraph"
+_TOOL_TIMEOUT_S = 120
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """One MCP client: where its entry is written, and under which key of that file."""
+
+    id: str
+    title: str
+    path: Callable[[Path, Path], Path]  # (home, folder) -> file
+    key: str
+    extra: Mapping[str, Any]
+
+
+def _claude_desktop(home: Path, _: Path) -> Path:
+    folder = "Library/Application Support/Claude" if platform.system() == "Darwin" else ".config/Claude"
+    return home / folder / "claude_desktop_config.json"
+
+
+CLIENTS = {
+    client.id: client
+    for client in (
+        Client("claude-desktop", "Claude Desktop", _claude_desktop, "mcpServers", {}),
+        Client("claude-code", "Claude Code", lambda _, folder: folder / ".mcp.json", "mcpServers", {"type": "stdio"}),
+        Client("cursor", "Cursor", lambda _, folder: folder / ".cursor" / "mcp.json", "mcpServers", {}),
+        Client("vscode", "VS Code", lambda _, folder: folder / ".vscode" / "mcp.json", "servers", {"type": "stdio"}),
+        Client("codex", "Codex", lambda home, _: home / ".codex" / "config.toml", "mcp_servers", {}),
+    )
+}
+
+
+def server_command() -> list[str]:
+    """Return the command that starts the server: the script beside this interpreter, or the module."""
+    script = Path(sys.executable).parent / "loopgraph-mcp"
+    return [str(script)] if script.exists() else [sys.executable, "-m", "loopgraph_mcp.server"]
+
+
+def entry(client: Client, workspace: Path, environment: Mapping[str, str]) -> dict[str, Any]:
+    """Return a client's entry; where the store does not lie in its usual place, the entry says so."""
+    command, *arguments = server_command()
+    passed = {name: environment[name] for name in ("LOOPGRAPH_DB", "LOOPGRAPH_HOME") if environment.get(name)}
+    return {
+        **client.extra,
+        "command": command,
+        "args": arguments,
+        "env": {"LOOPGRAPH_WORKSPACE": str(workspace), **passed},
+    }
+
+
+def as_text(client: Client, made: Mapping[str, Any]) -> str:
+    """Return an entry as it stands in the client's file."""
+    if client.id == "codex":
+        return _toml(made)
+    return json.dumps({client.key: {NAME: made}}, indent=2) + "\n"
+
+
+def as_command(client: Client, made: Mapping[str, Any]) -> str | None:
+    """Return the client's own command that adds the entry, where it has one."""
+    variables = {"claude-code": "-e", "codex": "--env"}
+    if client.id not in variables:
+        return None
+    flags = [part for name, value in made["env"].items() for part in (variables[client.id], f"{name}={value}")]
+    program = "claude" if client.id == "claude-code" else "codex"
+    return shlex.join([program, "mcp", "add", NAME, *flags, "--", made["command"], *made["args"]])
+
+
+def write(client: Client, made: Mapping[str, Any], file: Path) -> bool:
+    """Put an entry into a client's file beside whatever stands there; return whether anything changed.
+
+    Raises:
+        ConfigError: The file does not parse, or holds something else in the entry's place.
+    """
+    text = _read(file)
+    new = _merged_toml(text, made, file) if client.id == "codex" else _merged_json(text, client, made, file)
+    if new == text:
+        return False
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(new, encoding="utf-8")
+        if file.exists():
+            shutil.copymode(file, temporary)
+        temporary.replace(file.resolve())
+    finally:
+        temporary.unlink(missing_ok=True)
+    return True
+
+
+def mentions(client: Client, home: Path, folder: Path) -> bool:
+    """Return whether a client's file already has an entry for LoopGraph."""
+    try:
+        return f"{NAME}" in client.path(home, folder).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: {error}") from error
+
+
+def _merged_json(text: str, client: Client, made: Mapping[str, Any], file: Path) -> str:
+    try:
+        settings = json.loads(text) if text.strip() else {}
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{file}: not JSON ({error}); mend it, or add the printed entry by hand") from error
+    if not isinstance(settings, dict) or not isinstance(settings.setdefault(client.key, {}), dict):
+        raise ConfigError(f"{file}: {client.key!r} is no table of servers; add the printed entry by hand")
+    if settings[client.key].get(NAME) == made:
+        return text
+    settings[client.key][NAME] = dict(made)
+    return json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
+
+
+def _merged_toml(text: str, made: Mapping[str, Any], file: Path) -> str:
+    try:
+        settings = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{file}: not TOML ({error}); mend it, or add the printed entry by hand") from error
+    present = settings.get("mcp_servers", {}).get(NAME)
+    if present is None:
+        return text + ("\n" if text and not text.endswith("\n\n") else "") + _toml(made)
+    if present == tomllib.loads(_toml(made))["mcp_servers"][NAME]:
+        return text
+    raise ConfigError(f"{file}: already has another [mcp_servers.{NAME}]; remove it first, then run this again")
+
+
+def _toml(made: Mapping[str, Any]) -> str:
+    """Return Codex's table; JSON strings are TOML strings."""
+    variables = ", ".join(f"{name} = {json.dumps(value)}" for name, value in made["env"].items())
+    return (
+        f"[mcp_servers.{NAME}]\n"
+        f"command = {json.dumps(made['command'])}\n"
+        f"args = {json.dumps(made['args'])}\n"
+        f"env = {{ {variables} }}\n"
+        f"tool_timeout_sec = {_TOOL_TIMEOUT_S}\n"
+    )

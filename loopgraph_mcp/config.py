@@ -1,0 +1,85 @@
+"""Settings, read once at the entry point from the environment and passed down from there."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, get_args
+
+from platformdirs import user_data_path
+
+from loopgraph_mcp.errors import ConfigError
+
+PACKAGE_DIR = Path(__file__).parent
+BUNDLED_DIR = PACKAGE_DIR / "_bundled"
+
+
+def bundled(name: str) -> Path:
+    """Return the folder `trainer` or `methodpacks`: inside the wheel, or beside the package in a checkout."""
+    installed = BUNDLED_DIR / name
+    return installed if installed.is_dir() else PACKAGE_DIR.parent / name
+
+
+LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
+_LOG_LEVELS: tuple[LogLevel, ...] = get_args(LogLevel)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Where LoopGraph keeps its memory and what it works on.
+
+    Args:
+        home: Folder of locks, and of the database and the runs unless `db_path` lies elsewhere.
+        db_path: The SQLite file.
+        workspace: Folder to work on when a call names none.
+        device: Device to run on (`cpu`, `mps`, `cuda:1`) when not the first one found.
+        packs: Folder of method packs to load at start.
+        log_level: Level of the log on stderr.
+    """
+
+    home: Path
+    db_path: Path
+    workspace: Path
+    device: str | None = None
+    packs: Path = field(default_factory=lambda: bundled("methodpacks"))
+    log_level: LogLevel = "WARNING"
+
+    @property
+    def runs_dir(self) -> Path:
+        """The folder that holds one folder per experiment."""
+        return self.db_path.parent / "runs"
+
+    @property
+    def locks_dir(self) -> Path:
+        """The folder of device locks, shared by all databases of this user."""
+        return self.home / "locks"
+
+
+def read_settings(environment: Mapping[str, str], cwd: Path) -> Settings:
+    """Build settings from LOOPGRAPH_* variables; an empty variable counts as unset.
+
+    Raises:
+        ConfigError: A variable holds a value that cannot be used.
+    """
+
+    def get(name: str) -> str | None:
+        return environment.get(f"LOOPGRAPH_{name}") or None
+
+    def path(value: str) -> Path:
+        return (cwd / Path(value).expanduser()).resolve()
+
+    home = path(value) if (value := get("HOME")) else user_data_path("loopgraph", appauthor=False)
+    wanted = (get("LOG_LEVEL") or "WARNING").upper()
+    level = next((known for known in _LOG_LEVELS if known == wanted), None)
+    if level is None:
+        raise ConfigError(f"LOOPGRAPH_LOG_LEVEL is {wanted!r}; use one of {', '.join(_LOG_LEVELS)}")
+    db_path = path(value) if (value := get("DB")) else home / "loopgraph.db"
+    if db_path.is_dir():
+        raise ConfigError(f"LOOPGRAPH_DB is {db_path}, a folder; name a file in it")
+    return Settings(
+        home=home,
+        db_path=db_path,
+        workspace=path(value) if (value := get("WORKSPACE")) else cwd.resolve(),
+        device=get("DEVICE"),
+        packs=path(value) if (value := get("PACKS")) else bundled("methodpacks"),
+        log_level=level,
+    )

@@ -1,0 +1,129 @@
+"""Looks at everything LoopGraph needs and says what is missing and how to get it."""
+
+import asyncio
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from loopgraph_mcp import __version__
+from loopgraph_mcp.clients import CLIENTS, mentions
+from loopgraph_mcp.config import Settings
+from loopgraph_mcp.errors import LoopGraphError
+from loopgraph_mcp.loopgraph import LoopGraph
+from loopgraph_mcp.runner.device import choose_device
+from loopgraph_mcp.workspace import Workspace, load_workspace, python_of
+
+_IMPORT_TIMEOUT_S = 60
+
+
+class Level(StrEnum):
+    """How a check came out."""
+
+    OK = "ok"
+    NOTE = "note"
+    FAIL = "fail"
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing looked at, what was found, and what to do where something is missing."""
+
+    name: str
+    level: Level
+    found: str
+    next_step: str = ""
+
+
+async def examine(settings: Settings, *, home: Path, cwd: Path) -> list[Check]:
+    """Run every check; none of them changes anything but makes the store where there was none."""
+    checks = [_python(), _platform()]
+    checks.append(await asyncio.to_thread(_device, settings))
+    checks.append(await _store(settings))
+    workspace, check = await asyncio.to_thread(_workspace, settings)
+    checks.append(check)
+    if workspace is not None:
+        checks.append(await asyncio.to_thread(_trainer, workspace))
+    checks.append(_git())
+    checks.append(_clients(home, cwd))
+    return checks
+
+
+def _python() -> Check:
+    found = f"Python {platform.python_version()} at {sys.executable}, loopgraph-mcp {__version__}"
+    return Check("python", Level.OK, found)
+
+
+def _platform() -> Check:
+    if platform.system() in {"Linux", "Darwin"}:
+        return Check("platform", Level.OK, platform.platform())
+    return Check("platform", Level.FAIL, platform.platform(), "use Linux or macOS; on Windows, WSL")
+
+
+def _device(settings: Settings) -> Check:
+    try:
+        device = choose_device(settings.device)
+    except LoopGraphError as error:
+        return Check("device", Level.FAIL, str(error), "unset LOOPGRAPH_DEVICE")
+    if device.kind == "cpu":
+        return Check("device", Level.NOTE, device.label, "no GPU found; runs work, on a smaller model")
+    return Check("device", Level.OK, f"{device.label} ({device.slot})")
+
+
+async def _store(settings: Settings) -> Check:
+    try:
+        async with LoopGraph.open(settings) as graph:
+            answer = await graph.count()
+    except LoopGraphError as error:
+        return Check("store", Level.FAIL, str(error), "set LOOPGRAPH_DB to another file")
+    rows = ", ".join(f"{count} {name}" for name, count in answer.items())
+    return Check("store", Level.OK, f"{settings.db_path}: {rows}")
+
+
+def _workspace(settings: Settings) -> tuple[Workspace | None, Check]:
+    try:
+        where = load_workspace(settings.workspace)
+        where.read_program()
+    except LoopGraphError as error:
+        return None, Check("workspace", Level.NOTE, str(error), "loopgraph init DIR, then cd there")
+    found = f"{where.path}: {where.editable}, {where.metric}, {where.budget_s:g} s, `{' '.join(where.command)}`"
+    return where, Check("workspace", Level.OK, found)
+
+
+def _trainer(where: Workspace) -> Check:
+    """Ask the interpreter that would run the training whether it has torch; never import it here."""
+    python = python_of(where.path)
+    code = "import torch, tokenizers; print('torch', torch.__version__, '+ tokenizers', tokenizers.__version__)"
+    try:
+        done = subprocess.run(  # noqa: S603 - the workspace's own interpreter and fixed code
+            [python, "-c", code], capture_output=True, text=True, timeout=_IMPORT_TIMEOUT_S, check=False
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        return Check("trainer", Level.FAIL, f"{python}: {error}", "mend the workspace's .venv")
+    if done.returncode != 0:
+        lines = done.stderr.strip().splitlines() or ["it failed"]
+        return Check("trainer", Level.NOTE, f"{python}: {lines[-1]}", "pip install 'loopgraph-mcp[trainer]'")
+    return Check("trainer", Level.OK, f"{done.stdout.strip()} in {python}")
+
+
+def _git() -> Check:
+    found = shutil.which("git")
+    if found is None:
+        return Check("git", Level.NOTE, "not found", "without git, results.tsv shows program hashes for commits")
+    return Check("git", Level.OK, found)
+
+
+def _clients(home: Path, cwd: Path) -> Check:
+    found = [client.title for client in CLIENTS.values() if mentions(client, home, cwd)]
+    if not found:
+        return Check("clients", Level.NOTE, "no client has an entry yet", "loopgraph config CLIENT --write")
+    return Check("clients", Level.OK, ", ".join(found))
+
+
+def failed(checks: Sequence[Check]) -> bool:
+    """Return whether anything is missing without which LoopGraph does not work."""
+    return any(check.level is Level.FAIL for check in checks)

@@ -1,0 +1,164 @@
+"""Turns an edit, a patch or the present file into one exact program, queues it, and starts its supervisor."""
+
+import ast
+import shutil
+from dataclasses import dataclass
+
+from loopgraph_mcp import duplicates, patches
+from loopgraph_mcp.config import Settings
+from loopgraph_mcp.errors import NotFoundError, RunError, WorkspaceError
+from loopgraph_mcp.models import Applied, Outcome, OutcomeKind, Refused
+from loopgraph_mcp.runner import processes
+from loopgraph_mcp.runs import CODE_DIR, SUPERVISOR_LOG_NAME
+from loopgraph_mcp.store import edits as edit_store
+from loopgraph_mcp.store import experiments
+from loopgraph_mcp.store.database import Database, text_hash
+from loopgraph_mcp.store.experiments import ExperimentRow
+from loopgraph_mcp.workspace import Workspace, reads_variable, snapshot
+
+DEFAULT_SEED = 42
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One exact program to run, what it is compared with, and the edit that made it."""
+
+    text: str
+    base_text: str | None
+    edit_id: str | None
+    method_id: str | None
+
+
+async def plan_edit(db: Database, workspace: Workspace, edit_id: str, *, replicate: bool) -> Plan:
+    """Return the program that an edit makes, if the workspace still holds what the edit started from.
+
+    Raises:
+        NotFoundError: No such edit.
+        RunError: The file is another one by now.
+    """
+    edit = await edit_store.get_edit(db, edit_id)
+    if edit is None:
+        raise NotFoundError(f"no edit {edit_id!r}; get_code_edit makes one and returns its id")
+    present = workspace.read_program()
+    if present not in {edit.base_text, edit.new_text} and not replicate:
+        raise RunError(
+            f"{workspace.editable} changed since {edit_id} was made; "
+            + (f"call get_code_edit for {edit.method_id} again" if edit.method_id else "make the patch again")
+        )
+    return Plan(edit.new_text, edit.base_text, edit.id, edit.method_id)
+
+
+def plan_patch(workspace: Workspace, patch: str) -> Plan:
+    """Return the program that a unified diff makes of the present file.
+
+    Raises:
+        RunError: The patch does not fit.
+    """
+    present = workspace.read_program()
+    made = patches.apply_patch(present, patch)
+    if isinstance(made, Applied):
+        return Plan(made.text, present, None, None)
+    if isinstance(made, Refused):
+        near = "; the nearest lines are\n" + "\n".join(made.nearest) if made.nearest else ""
+        raise RunError(f"the patch does not fit {workspace.editable}: {made.looked_for}: {made.reason}{near}")
+    raise RunError(f"{made.reason}; run without a patch to run {workspace.editable} as it stands")
+
+
+async def plan_present(db: Database, workspace: Workspace, context_id: str) -> Plan:
+    """Return the file as it stands; it is compared with the incumbent, unless it is the incumbent."""
+    present = workspace.read_program()
+    incumbent = await experiments.last_kept(db, context_id)
+    if incumbent is None or incumbent.program_hash is None:
+        return Plan(present, None, None, None)
+    base = await edit_store.program_text(db, incumbent.program_hash)
+    same = duplicates.program_hash(base) == duplicates.program_hash(present)
+    return Plan(present, None if same else base, None, None)
+
+
+def check_parses(name: str, text: str) -> None:
+    """Refuse a Python program that does not parse before five minutes are spent on it.
+
+    Raises:
+        RunError: It does not parse.
+    """
+    if not name.endswith(".py"):
+        return
+    try:
+        ast.parse(text)
+    except SyntaxError as error:
+        raise RunError(
+            f"{name}, line {error.lineno}: {error.msg}: {(error.text or '').strip()!r}; mend it first"
+        ) from error
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise RunError(f"{name}: Python cannot parse it ({error})") from error
+
+
+def check_budget(workspace: Workspace, budget_s: float | None) -> None:
+    """Refuse another budget where the trainer would not hear of it.
+
+    Raises:
+        RunError: The trainer has a budget of its own.
+    """
+    if budget_s is None or budget_s == workspace.budget_s:
+        return
+    if not 0 < budget_s <= 7 * 86_400:
+        raise RunError(f"budget_s is {budget_s:g}; use seconds above 0 and at most a week")
+    if not reads_variable(workspace, "LOOPGRAPH_BUDGET_S"):
+        raise RunError(
+            f"the trainer in {workspace.path} does not read LOOPGRAPH_BUDGET_S, so its budget is always "
+            f"{workspace.budget_s:g} s; leave budget_s out"
+        )
+
+
+def choose_seed(wanted: int | None, used: set[int]) -> int:
+    """Return the wanted seed, or the first from 42 on that is not used."""
+    if wanted is not None:
+        return wanted
+    seed = DEFAULT_SEED
+    while seed in used:
+        seed += 1
+    return seed
+
+
+def worth_returning(runs: list[ExperimentRow]) -> ExperimentRow | None:
+    """Return the earlier run that answers for a repeat: one that is on its way, or one whose outcome says something."""
+    for run in reversed(runs):
+        if run.outcome is None or run.outcome.kind.says_something:
+            return run
+    return None
+
+
+async def keep_program(db: Database, text: str) -> str:
+    """Store an exact program text; return its hash.
+
+    Raises:
+        RunError: It is no text that can be stored.
+    """
+    try:
+        return await edit_store.add_program(db, text, duplicates.program_hash(text))
+    except UnicodeEncodeError as error:
+        raise RunError(f"the program holds a lone surrogate at character {error.start}; it cannot be stored") from error
+
+
+async def start(
+    db: Database, settings: Settings, workspace: Workspace, experiment_id: str, text: str, now: float
+) -> None:
+    """Make the run's copy of the workspace and start the supervisor.
+
+    Raises:
+        RunError: The disk is full or the process cannot be started; the experiment is marked interrupted.
+    """
+    run_dir = settings.runs_dir / experiment_id
+    try:
+        snapshot(workspace, run_dir / CODE_DIR, text)
+        await experiments.set_run_dir(db, experiment_id, str(run_dir))
+        processes.start_supervisor(experiment_id, settings.db_path, settings.home, run_dir / SUPERVISOR_LOG_NAME)
+    except (OSError, shutil.Error, WorkspaceError) as error:
+        outcome = Outcome(OutcomeKind.INTERRUPTED, None, f"could not be started: {error}", {})
+        await experiments.finish(db, experiment_id, outcome, now=now)
+        raise RunError(f"the experiment could not be started: {error}") from error
+
+
+def base_hash(plan: Plan) -> str | None:
+    """Return the hash of what a plan is compared with."""
+    return None if plan.base_text is None else text_hash(plan.base_text)

@@ -1,0 +1,556 @@
+"""class LoopGraph: the memory and the loop, one async method per verb. Tools and CLI only word what it answers."""
+
+import asyncio
+import dataclasses
+import difflib
+import math
+import os
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from loopgraph_mcp import duplicates, edits, evidence, launch, ranking, runs, wording
+from loopgraph_mcp.answers import EditAnswer, ExperimentAnswer, MethodHit, RecordAnswer, SearchAnswer
+from loopgraph_mcp.config import Settings, read_settings
+from loopgraph_mcp.errors import NotFoundError, RunError, WorkspaceError
+from loopgraph_mcp.models import (
+    Applied,
+    Context,
+    Decision,
+    KnobValue,
+    Method,
+    Outcome,
+    OutcomeKind,
+    Presence,
+    State,
+)
+from loopgraph_mcp.runner.device import Device, choose_device
+from loopgraph_mcp.sources import packs
+from loopgraph_mcp.store import edits as edit_store
+from loopgraph_mcp.store import experiments, methods, retrievals
+from loopgraph_mcp.store.database import Database
+from loopgraph_mcp.store.experiments import ExperimentRow, NewExperiment
+from loopgraph_mcp.trainlog import parse_progress
+from loopgraph_mcp.workspace import (
+    Workspace,
+    dataset_hash,
+    default_timeout_s,
+    harness_hash,
+    load_workspace,
+    write_program,
+)
+
+MAX_WAIT_S = 50.0  # most clients give up on a call after 60 s
+_CANDIDATES = 50
+_POLL_S = 0.25
+_POLL_MIN_S = 5.0
+_CANCEL_WAIT_S = 15.0
+_EVALUATION_SHARE = 0.1  # start-up and evaluation take about a tenth of the budget on top of it
+
+OnProgress = Callable[[ExperimentAnswer], Awaitable[None]]
+
+
+class LoopGraph:
+    """The memory of one user: what was tried, what came of it, and what to try next.
+
+    Open it with `async with LoopGraph.open() as graph`; every verb may raise a LoopGraphError that names the next
+    step. `workspace` is a folder with a training loop; where it is left out, the settings' workspace is meant.
+    """
+
+    def __init__(self, db: Database, settings: Settings, clock: Callable[[], float]) -> None:
+        self.db = db
+        self.settings = settings
+        self._now = clock
+
+    @classmethod
+    @asynccontextmanager
+    async def open(
+        cls, settings: Settings | None = None, *, clock: Callable[[], float] = time.time
+    ) -> AsyncIterator["LoopGraph"]:
+        """Open the store, load the method packs, and mark runs whose supervisor is gone as interrupted."""
+        settings = settings or read_settings(os.environ, Path.cwd())
+        async with Database.open(settings.db_path) as db:
+            pack = await asyncio.to_thread(packs.read_pack, settings.packs)
+            await methods.import_pack(db, pack, now=clock())
+            await runs.recover(db, settings)
+            yield cls(db, settings, clock)
+
+    # ------------------------------------------------------------------------------------------ search
+
+    async def search_methods(self, query: str = "", *, workspace: str | None = None, limit: int = 5) -> SearchAnswer:
+        """Rank methods for a query, or all of them where it is empty, and record what was shown.
+
+        Args:
+            query: Words in any language of the field; any string is safe.
+            workspace: Folder whose context and present code count.
+            limit: How many methods to show.
+        """
+        where = await self._workspace_or_none(workspace)
+        context = None if where is None else await self._context(where, where.budget_s)
+        every = await methods.all_methods(self.db)
+        found = (
+            await methods.find_methods(self.db, query, limit=_CANDIDATES)
+            if query.strip()
+            else [(method, 1.0) for method in every]
+        )
+        memory = await evidence.recall(self.db, context)
+        ages = await retrievals.ages_since_shown(self.db, [method.id for method, _ in found])
+        ranked = ranking.rank(
+            [
+                ranking.Candidate(method.id, method.family, relevance, memory.evidence(method, ages[method.id]))
+                for method, relevance in found
+            ],
+            memory.by_family,
+        )[:limit]
+        by_id = {method.id: method for method, _ in found}
+        program = None if where is None else where.read_program()
+        hits = [self._hit(by_id[method_id], score, memory, program) for method_id, score in ranked]
+        retrieval_id = await retrievals.add_retrieval(
+            self.db,
+            query,
+            [retrievals.ShownMethod(hit.method_id, hit.score, hit.parts) for hit in hits],
+            context_id=None if context is None else await edit_store.context_id(self.db, context),
+            now=self._now(),
+        )
+        return SearchAnswer(
+            retrieval_id=retrieval_id,
+            query=query,
+            context=wording.context(context),
+            methods_known=len(every),
+            hits=hits,
+            next_step=wording.after_search(hits, retrieval_id),
+        )
+
+    def _hit(self, method: Method, score: ranking.Score, memory: evidence.Memory, program: str | None) -> MethodHit:
+        record = memory.record(method.id)
+        presence: Presence | None = None
+        if program is not None and method.recipe is not None:
+            presence = edits.detect(method, program)
+        return MethodHit(
+            method_id=method.id,
+            name=method.name,
+            family=method.family,
+            summary=method.summary,
+            standing=record.standing,
+            tries=record.tries,
+            wins=record.wins,
+            crashes=record.crashes,
+            mean_gain=record.mean_gain,
+            last_tried=record.last_age,
+            presence=presence,
+            has_edit=method.recipe is not None,
+            score=round(score.score, 4),
+            why=wording.why(method, record, presence),
+            parts=score.parts(),
+        )
+
+    # ------------------------------------------------------------------------------------------- edits
+
+    async def get_code_edit(
+        self,
+        method_id: str,
+        *,
+        retrieval_id: str | None = None,
+        knobs: Mapping[str, KnobValue] | None = None,
+        apply: bool = False,
+        workspace: str | None = None,
+    ) -> EditAnswer:
+        """Turn a method into an edit of the workspace's present file; write it there only if asked to.
+
+        Raises:
+            NotFoundError: No such method or retrieval.
+        """
+        method = await self._method(method_id)
+        await self._check_retrieval(retrieval_id)
+        where = await self._workspace(workspace)
+        program = where.read_program()
+        made = edits.apply_method(method, program, knobs or {})
+        if not isinstance(made, Applied):
+            return wording.no_edit(method, where.editable, made)
+        context_id = await self._context_id(where, where.budget_s)
+        base_hash = await launch.keep_program(self.db, program)
+        edit_id = await edit_store.add_edit(
+            self.db,
+            workspace=await self._workspace_id(where),
+            method_id=method.id,
+            retrieval_id=retrieval_id,
+            base_hash=base_hash,
+            new_hash=await launch.keep_program(self.db, made.text),
+            knobs=dict(knobs or {}),
+            diff=edits.unified_diff(program, made.text, where.editable),
+            now=self._now(),
+        )
+        if apply and not write_program(where, made.text, expected=program):
+            raise WorkspaceError(f"{where.editable_path}: changed while the edit was made; ask again")
+        tree = duplicates.program_hash(made.text)
+        earlier = [wording.earlier_run(run) for run in await experiments.runs_of_program(self.db, context_id, tree)]
+        return EditAnswer(
+            status="applied" if apply else "ready",
+            method_id=method.id,
+            file=where.editable,
+            edit_id=edit_id,
+            diff=edits.unified_diff(program, made.text, where.editable),
+            changes=list(made.changes),
+            reason="",
+            nearest=[],
+            earlier=earlier,
+            next_step=wording.after_edit(edit_id, earlier),
+        )
+
+    # ------------------------------------------------------------------------------------- experiments
+
+    async def run_experiment(
+        self,
+        *,
+        edit_id: str | None = None,
+        patch: str | None = None,
+        method_id: str | None = None,
+        description: str = "",
+        seed: int | None = None,
+        budget_s: float | None = None,
+        replicate: bool = False,
+        idempotency_key: str | None = None,
+        wait_s: float = 20.0,
+        workspace: str | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> ExperimentAnswer:
+        """Run one exact program for the budget: an edit, a patch of the present file, or that file as it stands.
+
+        The run outlives this call and this process. A program already run in this context returns its earlier
+        outcome, unless `replicate` asks for another run of it with a new seed.
+
+        Args:
+            edit_id: The edit of get_code_edit to run.
+            patch: A unified diff of the editable file to run.
+            method_id: The method that a patch or the present file puts into practice.
+            description: What is tried, in a few words.
+            seed: The run's seed; by default 42, or the next unused one for a replicate.
+            budget_s: Training seconds, where they should differ from the workspace's.
+            replicate: Run it again though it was run before.
+            idempotency_key: A repeated call with the same key returns the same run.
+            wait_s: How long to wait for the outcome, at most 50 s.
+            workspace: Folder to work on.
+            on_progress: Awaited with each new state while waiting.
+
+        Raises:
+            RunError: The program cannot be run: a stale edit, a patch that does not fit, a syntax error.
+        """
+        if idempotency_key is not None:
+            known = await experiments.find_by_key(self.db, idempotency_key)
+            if known is not None:
+                return await self.get_experiment(known, wait_s=wait_s, on_progress=on_progress)
+        where = await self._workspace(workspace)
+        launch.check_budget(where, budget_s)
+        budget = budget_s or where.budget_s
+        context_id = await self._context_id(where, budget)
+        plan = await self._plan(where, context_id, edit_id=edit_id, patch=patch, replicate=replicate)
+        launch.check_parses(where.editable, plan.text)
+        method_ids = await self._methods_of(plan, method_id)
+        tree = duplicates.program_hash(plan.text)
+        earlier = await experiments.runs_of_program(self.db, context_id, tree)
+        if not replicate and (repeat := launch.worth_returning(earlier)) is not None:
+            answer = await self.get_experiment(repeat.id, wait_s=wait_s, on_progress=on_progress)
+            return dataclasses.replace(answer, repeated=True)
+        if plan.edit_id is None and plan.base_text is not None:
+            plan = await self._as_edit(where, plan, method_id)
+        incumbent = await experiments.last_kept(self.db, context_id)
+        experiment_id, new = await experiments.add_experiment(
+            self.db,
+            NewExperiment(
+                context_id=context_id,
+                device_slot=(await self._device()).slot,
+                description=wording.description(description, method_ids, plan.base_text),
+                seed=launch.choose_seed(seed, {run.seed for run in earlier} if replicate else set()),
+                timeout_s=max(where.timeout_s, default_timeout_s(budget)) if budget_s else where.timeout_s,
+                silence_s=where.silence_s,
+                edit_id=plan.edit_id,
+                base_hash=launch.base_hash(plan),
+                program_hash=await launch.keep_program(self.db, plan.text),
+                parent_id=None if incumbent is None else incumbent.id,
+                method_ids=method_ids,
+                idempotency_key=idempotency_key,
+            ),
+            now=self._now(),
+        )
+        if new:
+            await launch.start(self.db, self.settings, where, experiment_id, plan.text, self._now())
+        return await self.get_experiment(experiment_id, wait_s=wait_s, on_progress=on_progress)
+
+    async def get_experiment(
+        self, experiment_id: str, *, wait_s: float = 20.0, on_progress: OnProgress | None = None
+    ) -> ExperimentAnswer:
+        """Return an experiment, done or on its way; wait for its outcome for a while, at most 50 s.
+
+        Raises:
+            NotFoundError: No such experiment.
+        """
+        deadline = time.monotonic() + min(max(wait_s, 0.0), MAX_WAIT_S)
+        told = None
+        while True:
+            row = await self._experiment(experiment_id)
+            if row.state is State.DONE:
+                return await self._done(row)
+            if row.supervisor is not None and runs.is_abandoned(self.settings, row):
+                await runs.recover(self.db, self.settings)
+                continue
+            answer = await self._under_way(row)
+            if on_progress is not None and (answer.state, answer.step) != told:
+                told = (answer.state, answer.step)
+                await on_progress(answer)
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return answer
+            await asyncio.sleep(min(_POLL_S, left))
+
+    async def cancel_experiment(self, experiment_id: str) -> ExperimentAnswer:
+        """End an experiment, its whole process group with it; one that is done stays as it is.
+
+        Raises:
+            NotFoundError: No such experiment.
+        """
+        row = await self._experiment(experiment_id)
+        if row.state is not State.DONE:
+            await experiments.request_cancel(self.db, experiment_id, now=self._now())
+        return await self.get_experiment(experiment_id, wait_s=_CANCEL_WAIT_S)
+
+    async def list_experiments(self, *, workspace: str | None = None, limit: int = 20) -> list[ExperimentAnswer]:
+        """Return a workspace's newest experiments, newest first."""
+        where = await self._workspace(workspace)
+        rows = await experiments.list_experiments(self.db, await self._workspace_id(where), limit=limit)
+        return [await (self._done(row) if row.state is State.DONE else self._under_way(row)) for row in rows]
+
+    # -------------------------------------------------------------------------------------------- record
+
+    async def record_outcome(
+        self,
+        *,
+        experiment_id: str | None = None,
+        method_id: str | None = None,
+        metric_value: float | None = None,
+        status: OutcomeKind | None = None,
+        description: str = "",
+        decision: Decision | None = None,
+        commit: str | None = None,
+        tokens: int | None = None,
+        cost_usd: float | None = None,
+        workspace: str | None = None,
+    ) -> RecordAnswer:
+        """Write down what was decided on an experiment, or the outcome of a run made outside of LoopGraph.
+
+        Args:
+            experiment_id: The experiment it is about; without one, a run made elsewhere is recorded.
+            method_id: The method that run put into practice.
+            metric_value: Its metric; leave it out where the run failed.
+            status: How that run ended; by default finished with a metric and crashed without.
+            description: What was tried, or why it was decided so.
+            decision: Whether the change stays; by default, whether it gained.
+            commit: The commit that holds it.
+            tokens: Tokens the agent spent on it.
+            cost_usd: What they cost.
+            workspace: Folder the run belongs to.
+
+        Raises:
+            NotFoundError: No such experiment or method.
+            RunError: The experiment is not done yet, or the arguments contradict one another.
+        """
+        if experiment_id is None:
+            row = await self._record_outside(
+                method_id, metric_value, status, description=description, workspace=workspace
+            )
+        else:
+            if metric_value is not None or status is not None or method_id is not None:
+                raise RunError(
+                    f"the outcome of {experiment_id} was measured; leave out metric_value, status, method_id"
+                )
+            row = await self._experiment(experiment_id)
+            if row.outcome is None:
+                raise RunError(f"{experiment_id} is still {row.state.value}; wait with get_experiment, then record")
+        verdict = await evidence.judge_experiment(self.db, row)
+        decided = decision or row.decision or verdict.decision
+        note = " ".join(description.encode("utf-8", "replace").decode("utf-8").split())[:500]
+        await experiments.add_decision(
+            self.db, row.id, decided, made_by="agent", commit=commit, note=note, now=self._now()
+        )
+        if tokens is not None or cost_usd is not None:
+            await self.add_cost("agent", subject_id=row.id, tokens=tokens, cost_usd=cost_usd)
+        context = await edit_store.get_context(self.db, row.context_id)
+        memory = await evidence.recall(self.db, context)
+        return RecordAnswer(
+            experiment_id=row.id,
+            metric=context.metric,
+            metric_value=None if row.outcome is None else row.outcome.metric_value,
+            verdict=verdict.kind,
+            gain=verdict.gain,
+            noise_floor=verdict.noise_floor,
+            p_win=verdict.p_win,
+            decision=decided,
+            standings={each: memory.record(each).standing for each in row.method_ids},
+            next_step=verdict.next_step,
+        )
+
+    async def count(self) -> dict[str, int]:
+        """Return how many methods, experiments and the like the store holds."""
+        return await retrievals.count_rows(self.db)
+
+    async def add_cost(
+        self, source: str, *, subject_id: str | None, tokens: int | None, cost_usd: float | None = None
+    ) -> None:
+        """Record what an answer, or an agent's own work, cost."""
+        await retrievals.add_cost(
+            self.db, source, subject_id=subject_id, tokens=tokens, cost_usd=cost_usd, now=self._now()
+        )
+
+    async def _record_outside(
+        self,
+        method_id: str | None,
+        metric_value: float | None,
+        status: OutcomeKind | None,
+        *,
+        description: str,
+        workspace: str | None,
+    ) -> ExperimentRow:
+        kind = status or (OutcomeKind.CRASHED if metric_value is None else OutcomeKind.FINISHED)
+        if (kind is OutcomeKind.FINISHED) != (metric_value is not None):
+            raise RunError("a finished run has a metric_value and a failed one has none; give one or change the status")
+        if metric_value is not None and not math.isfinite(metric_value):
+            raise RunError(
+                f"metric_value is {metric_value}; record a diverged run with status='diverged' and no metric"
+            )
+        method_ids = () if method_id is None else ((await self._method(method_id)).id,)
+        where = await self._workspace(workspace)
+        context_id = await self._context_id(where, where.budget_s)
+        incumbent = await experiments.last_kept(self.db, context_id)
+        experiment_id, _ = await experiments.add_experiment(
+            self.db,
+            NewExperiment(
+                context_id=context_id,
+                device_slot=(await self._device()).slot,
+                description=wording.description(description, method_ids, None),
+                seed=launch.DEFAULT_SEED,
+                timeout_s=where.timeout_s,
+                silence_s=where.silence_s,
+                parent_id=None if incumbent is None else incumbent.id,
+                method_ids=method_ids,
+            ),
+            now=self._now(),
+        )
+        outcome = Outcome(kind, metric_value, "recorded by the agent", {})
+        await experiments.finish(self.db, experiment_id, outcome, now=self._now())
+        return await self._experiment(experiment_id)
+
+    # ------------------------------------------------------------------------------------------- answers
+
+    async def _under_way(self, row: ExperimentRow) -> ExperimentAnswer:
+        context = await edit_store.get_context(self.db, row.context_id)
+        progress, position = None, None
+        if row.state is State.QUEUED:
+            live = [each for each in await experiments.live_experiments(self.db) if each.device_slot == row.device_slot]
+            position = [each.id for each in live].index(row.id) if row.id in {each.id for each in live} else 0
+        elif row.run_dir is not None:
+            progress = parse_progress(runs.read_tail(Path(row.run_dir) / runs.LOG_NAME, limit=4_096))
+        eta_s = None
+        if row.state is State.RUNNING:
+            spent = self._now() - (row.started_at or self._now())
+            left = row.budget_s - spent if progress is None or progress.remaining_s is None else progress.remaining_s
+            eta_s = round(max(left, 0.0) + _EVALUATION_SHARE * row.budget_s, 1)
+        poll_after_s = _POLL_MIN_S if eta_s is None else min(max(eta_s, _POLL_MIN_S), 60.0)
+        return wording.under_way(
+            row, context, progress=progress, position=position, eta_s=eta_s, poll_after_s=poll_after_s
+        )
+
+    async def _done(self, row: ExperimentRow) -> ExperimentAnswer:
+        context = await edit_store.get_context(self.db, row.context_id)
+        outcome = row.outcome
+        assert outcome is not None  # noqa: S101 - state and outcome change in one transaction
+        verdict = await evidence.judge_experiment(self.db, row) if outcome.kind.says_something else None
+        return wording.done(row, context, outcome, verdict, note=await experiments.last_note(self.db, row.id))
+
+    # -------------------------------------------------------------------------------------------- lookups
+
+    async def _plan(
+        self, where: Workspace, context_id: str, *, edit_id: str | None, patch: str | None, replicate: bool
+    ) -> launch.Plan:
+        if edit_id is not None and patch is not None:
+            raise RunError("give edit_id or patch, not both: an experiment runs one program")
+        if edit_id is not None:
+            return await launch.plan_edit(self.db, where, edit_id, replicate=replicate)
+        if patch is not None:
+            return launch.plan_patch(where, patch)
+        return await launch.plan_present(self.db, where, context_id)
+
+    async def _as_edit(self, where: Workspace, plan: launch.Plan, method_id: str | None) -> launch.Plan:
+        """Store a patch, or what a file's user did to it, as an edit, so that it can be kept and traced."""
+        base = plan.base_text or ""
+        if base == plan.text:
+            return plan
+        edit_id = await edit_store.add_edit(
+            self.db,
+            workspace=await self._workspace_id(where),
+            method_id=method_id,
+            retrieval_id=None,
+            base_hash=await launch.keep_program(self.db, base),
+            new_hash=await launch.keep_program(self.db, plan.text),
+            knobs={},
+            diff=edits.unified_diff(base, plan.text, where.editable),
+            now=self._now(),
+        )
+        return dataclasses.replace(plan, edit_id=edit_id)
+
+    async def _methods_of(self, plan: launch.Plan, method_id: str | None) -> tuple[str, ...]:
+        if method_id is not None:
+            return ((await self._method(method_id)).id,)
+        return () if plan.method_id is None else (plan.method_id,)
+
+    async def _method(self, method_id: str) -> Method:
+        method = await methods.get_method(self.db, method_id)
+        if method is None:
+            known = [each.id for each in await methods.all_methods(self.db)]
+            near = difflib.get_close_matches(method_id, known, n=3, cutoff=0.4)
+            hint = f"did you mean {', '.join(near)}?" if near else "search_methods finds one"
+            raise NotFoundError(f"no method {method_id[:80]!r}; {hint}")
+        return method
+
+    async def _experiment(self, experiment_id: str) -> ExperimentRow:
+        row = await experiments.get_experiment(self.db, experiment_id)
+        if row is None:
+            raise NotFoundError(f"no experiment {experiment_id[:80]!r}; run_experiment starts one and returns its id")
+        return row
+
+    async def _check_retrieval(self, retrieval_id: str | None) -> None:
+        if retrieval_id is not None and not await retrievals.retrieval_exists(self.db, retrieval_id):
+            raise NotFoundError(
+                f"no retrieval {retrieval_id[:80]!r}; leave it out, or use the id search_methods returned"
+            )
+
+    async def _workspace(self, path: str | None) -> Workspace:
+        return await asyncio.to_thread(load_workspace, self.settings.workspace if path is None else Path(path))
+
+    async def _workspace_or_none(self, path: str | None) -> Workspace | None:
+        """Return the workspace asked for, or the default one where there is one: a search needs none."""
+        try:
+            return await self._workspace(path)
+        except WorkspaceError:
+            if path is not None:
+                raise
+            return None
+
+    async def _workspace_id(self, where: Workspace) -> str:
+        return await edit_store.workspace_id(self.db, str(where.path), now=self._now())
+
+    async def _device(self) -> Device:
+        return await asyncio.to_thread(choose_device, self.settings.device)
+
+    async def _context(self, where: Workspace, budget_s: float) -> Context:
+        return Context(
+            workspace_id=await self._workspace_id(where),
+            device=(await self._device()).label,
+            budget_s=budget_s,
+            dataset_hash=dataset_hash(where),
+            harness_hash=harness_hash(where, where.path),
+            metric=where.metric,
+            direction=where.direction,
+        )
+
+    async def _context_id(self, where: Workspace, budget_s: float) -> str:
+        return await edit_store.context_id(self.db, await self._context(where, budget_s))

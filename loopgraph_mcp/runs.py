@@ -1,0 +1,64 @@
+"""What can be told of a run from outside: its folder, its log, whether somebody looks after it; recovery."""
+
+import os
+import time
+from pathlib import Path
+
+from loopgraph_mcp import trainlog
+from loopgraph_mcp.config import Settings
+from loopgraph_mcp.models import Outcome, OutcomeKind
+from loopgraph_mcp.runner import processes
+from loopgraph_mcp.runner.locks import is_held
+from loopgraph_mcp.store import experiments
+from loopgraph_mcp.store.database import Database
+from loopgraph_mcp.store.experiments import ExperimentRow
+
+LOG_NAME = "run.log"
+SUPERVISOR_LOG_NAME = "supervisor.log"
+CODE_DIR = "code"
+TAIL_LINES = 40
+GRACE_S = 5.0
+_TAIL_BYTES = 64 * 2**10
+_START_S = 60.0
+
+
+def read_tail(path: Path, limit: int = _TAIL_BYTES) -> str:
+    """Return the end of a file as text, whatever bytes it holds; empty where there is none."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - limit))
+            return file.read().decode("utf-8", "replace")
+    except OSError:
+        return ""
+
+
+def is_abandoned(settings: Settings, experiment: ExperimentRow) -> bool:
+    """Return whether no supervisor looks after an experiment any more: its lock is free."""
+    return not is_held(settings.locks_dir, experiment.id)
+
+
+async def recover(db: Database, settings: Settings) -> list[str]:
+    """Mark experiments whose supervisor is gone as interrupted, end what they left running; return their ids.
+
+    One that was queued within the last minute may still be about to get its supervisor.
+    """
+    recovered = []
+    for experiment in await experiments.live_experiments(db):
+        fresh = experiment.supervisor is None and time.time() - experiment.created_at < _START_S
+        if fresh or not is_abandoned(settings, experiment):
+            continue
+        child = experiment.child
+        if child is not None and processes.is_alive(child.pid, child.started):
+            processes.end_group(child.pid, grace_s=GRACE_S)
+        tail = read_tail(Path(experiment.run_dir) / LOG_NAME) if experiment.run_dir else ""
+        outcome = Outcome(
+            OutcomeKind.INTERRUPTED,
+            None,
+            "its supervisor was killed or the machine went down; run it again",
+            {},
+            trainlog.tail_lines(tail, count=TAIL_LINES),
+        )
+        if await experiments.finish(db, experiment.id, outcome, now=time.time()):
+            recovered.append(experiment.id)
+        (settings.locks_dir / f"{experiment.id}.lock").unlink(missing_ok=True)
+    return recovered

@@ -1,0 +1,1 @@
+"""Everything SQL: one module per stage of the chain."""

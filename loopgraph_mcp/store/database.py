@@ -1,0 +1,165 @@
+"""Opens the SQLite file: one writer behind one lock, a reader of its own, migrations at the door."""
+
+import asyncio
+import hashlib
+import re
+import secrets
+import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import aiosqlite
+
+from loopgraph_mcp.errors import StoreError
+
+MIGRATIONS_DIR = Path(__file__).parent / "migrations"
+_BUSY_TIMEOUT_S = 30.0
+_NEXT_STEP = "Free disk space, or end the process that holds the database, and try again"
+_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32: nothing that reads like something else
+
+
+def new_id(prefix: str) -> str:
+    """Return a short random id such as `exp_3v9k2m7q4t`: 50 bits, unique across machines' stores."""
+    return f"{prefix}_" + "".join(secrets.choice(_ALPHABET) for _ in range(10))
+
+
+def text_hash(text: str) -> str:
+    """Return the sha256 of a text; its newlines and encoding count."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+class Database:
+    """One SQLite file in WAL mode, safe with other processes writing to it.
+
+    Tasks that shared one connection would interleave, and one's rollback would erase another's insert. So all
+    writes go through `transaction()`, which holds a lock and BEGIN IMMEDIATE, and reads have their own connection.
+    """
+
+    def __init__(self, writer: aiosqlite.Connection, reader: aiosqlite.Connection, path: Path) -> None:
+        self._writer = writer
+        self._reader = reader
+        self._lock = asyncio.Lock()
+        self.path = path
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, path: Path) -> AsyncIterator["Database"]:
+        """Open the file, making it and migrating it as needed.
+
+        Raises:
+            StoreError: The file cannot be opened, is no database, or was written by a newer version.
+        """
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.open("ab").close()  # aiosqlite leaves a thread behind where connecting fails: fail before it
+            writer = await _connect(path)
+        except (OSError, sqlite3.Error) as error:
+            raise StoreError(f"{path}: cannot open the database ({error}); set LOOPGRAPH_DB to another file") from error
+        try:
+            try:
+                await _migrate(writer, path)
+                reader = await _connect(path)
+            except sqlite3.Error as error:
+                raise StoreError(
+                    f"{path}: {error}; the file is damaged, no SQLite database, or its disk is full. "
+                    "Move it aside, or set LOOPGRAPH_DB to another file"
+                ) from error
+            try:
+                await reader.execute("PRAGMA query_only = ON")
+                yield cls(writer, reader, path)
+            finally:
+                await reader.close()
+        finally:
+            await writer.close()
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[aiosqlite.Connection]:
+        """Hold the write lock for a few statements that happen together or not at all.
+
+        Raises:
+            StoreError: The disk is full, or another process held the database for half a minute.
+        """
+        async with self._lock:
+            try:
+                await self._writer.execute("BEGIN IMMEDIATE")
+                yield self._writer
+            except BaseException as error:
+                # Statements run in order on the connection's thread, so a BEGIN cut off by a cancel is undone too.
+                with suppress(sqlite3.OperationalError):  # "no transaction is active": BEGIN itself failed
+                    await asyncio.shield(self._writer.execute("ROLLBACK"))
+                if isinstance(error, sqlite3.OperationalError):
+                    raise StoreError(f"{self.path}: {error}; nothing was written. {_NEXT_STEP}") from error
+                raise
+            try:
+                await asyncio.shield(self._writer.execute("COMMIT"))
+            except sqlite3.OperationalError as error:
+                with suppress(sqlite3.OperationalError):
+                    await self._writer.execute("ROLLBACK")
+                raise StoreError(f"{self.path}: {error}; nothing was written. {_NEXT_STEP}") from error
+
+    @property
+    def reader(self) -> aiosqlite.Connection:
+        """The connection for reads; it cannot write and never waits for a writer."""
+        return self._reader
+
+
+async def _connect(path: Path) -> aiosqlite.Connection:
+    connection = await aiosqlite.connect(path, isolation_level=None, timeout=_BUSY_TIMEOUT_S)
+    try:
+        connection.row_factory = sqlite3.Row
+        await connection.execute("PRAGMA journal_mode = WAL")
+        await connection.execute("PRAGMA synchronous = NORMAL")
+        await connection.execute("PRAGMA foreign_keys = ON")
+    except BaseException:
+        await connection.close()
+        raise
+    return connection
+
+
+def migration_files() -> list[tuple[int, Path]]:
+    """Return the numbered migrations in order."""
+    files = sorted(MIGRATIONS_DIR.glob("[0-9][0-9][0-9][0-9]_*.sql"))
+    return [(int(re.split("_", file.name)[0]), file) for file in files]
+
+
+async def _migrate(connection: aiosqlite.Connection, path: Path) -> None:
+    """Apply what is missing, each migration in one transaction with its record in user_version."""
+    migrations = migration_files()
+    newest = migrations[-1][0]
+    version = await _schema_version(connection)
+    if version > newest:
+        raise StoreError(
+            f"{path}: written by a newer LoopGraph (schema {version}, this one knows {newest}); "
+            "upgrade with `pip install -U loopgraph-mcp`"
+        )
+    for number, file in migrations:
+        if number <= version:
+            continue
+        await connection.execute("BEGIN IMMEDIATE")
+        try:
+            if await _schema_version(connection) < number:  # another process may have come first
+                for statement in split_statements(file.read_text(encoding="utf-8")):
+                    await connection.execute(statement)
+                await connection.execute(f"PRAGMA user_version = {number}")
+        except BaseException:
+            await connection.execute("ROLLBACK")
+            raise
+        await connection.execute("COMMIT")
+
+
+async def _schema_version(connection: aiosqlite.Connection) -> int:
+    async with connection.execute("PRAGMA user_version") as cursor:
+        row = await cursor.fetchone()
+    return int(row[0]) if row else 0
+
+
+def split_statements(script: str) -> list[str]:
+    """Split SQL at the semicolons that end statements (`executescript` would commit our transaction)."""
+    statements, pending = [], ""
+    for line in script.splitlines(keepends=True):
+        pending += line
+        if sqlite3.complete_statement(pending):
+            statements.append(pending.strip())
+            pending = ""
+    return statements

@@ -1,0 +1,136 @@
+"""Workspaces, contexts, programs and edits: what was changed, from which exact text into which."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+
+from loopgraph_mcp.models import Context, Direction, KnobValues
+from loopgraph_mcp.store.database import Database, new_id, text_hash
+
+
+@dataclass(frozen=True, slots=True)
+class EditRow:
+    """One stored edit with both its texts."""
+
+    id: str
+    workspace_id: str
+    method_id: str | None
+    retrieval_id: str | None
+    base_hash: str
+    new_hash: str
+    base_text: str
+    new_text: str
+    diff: str
+
+
+async def workspace_id(db: Database, path: str, *, now: float) -> str:
+    """Return the id of the workspace at a resolved path, making it at the first sight."""
+    select = "SELECT id FROM workspace WHERE path = :path"
+    rows = list(await db.reader.execute_fetchall(select, {"path": path}))
+    if not rows:
+        async with db.transaction() as conn:
+            await conn.execute(
+                "INSERT INTO workspace (id, path, created_at) VALUES (:id, :path, :now) ON CONFLICT (path) DO NOTHING",
+                {"id": new_id("ws"), "path": path, "now": now},
+            )
+        rows = list(await db.reader.execute_fetchall(select, {"path": path}))
+    return str(rows[0]["id"])
+
+
+async def context_id(db: Database, context: Context) -> str:
+    """Return the id of a context; equal contexts have one id."""
+    values = asdict(context)
+    digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    identity = f"ctx_{digest[:12]}"
+    known = await db.reader.execute_fetchall("SELECT 1 FROM context WHERE id = :id", {"id": identity})
+    if not list(known):
+        async with db.transaction() as conn:
+            await conn.execute(
+                "INSERT INTO context (id, workspace_id, device, budget_s, dataset_hash, harness_hash, metric, "
+                "direction) VALUES (:id, :workspace_id, :device, :budget_s, :dataset_hash, :harness_hash, :metric, "
+                ":direction) ON CONFLICT (id) DO NOTHING",
+                {**values, "id": identity},
+            )
+    return identity
+
+
+async def get_context(db: Database, identity: str) -> Context:
+    """Return a context by its id, which must exist."""
+    rows = list(await db.reader.execute_fetchall("SELECT * FROM context WHERE id = :id", {"id": identity}))
+    row = rows[0]
+    return Context(
+        workspace_id=row["workspace_id"],
+        device=row["device"],
+        budget_s=row["budget_s"],
+        dataset_hash=row["dataset_hash"],
+        harness_hash=row["harness_hash"],
+        metric=row["metric"],
+        direction=Direction(row["direction"]),
+    )
+
+
+async def add_program(db: Database, text: str, tree_hash: str) -> str:
+    """Keep an exact text of the editable file; return its hash."""
+    identity = text_hash(text)
+    async with db.transaction() as conn:
+        await conn.execute(
+            "INSERT INTO program (hash, tree_hash, text) VALUES (:hash, :tree, :text) ON CONFLICT (hash) DO NOTHING",
+            {"hash": identity, "tree": tree_hash, "text": text},
+        )
+    return identity
+
+
+async def program_text(db: Database, program_hash: str) -> str:
+    """Return the text of a program, which must exist."""
+    rows = await db.reader.execute_fetchall("SELECT text FROM program WHERE hash = :hash", {"hash": program_hash})
+    return str(next(iter(rows))["text"])
+
+
+async def add_edit(
+    db: Database,
+    *,
+    workspace: str,
+    method_id: str | None,
+    retrieval_id: str | None,
+    base_hash: str,
+    new_hash: str,
+    knobs: KnobValues,
+    diff: str,
+    now: float,
+) -> str:
+    """Record an edit between two stored programs; the same edit asked for again keeps its id."""
+    key = {
+        "workspace": workspace,
+        "method": method_id,
+        "retrieval": retrieval_id,
+        "base": base_hash,
+        "new": new_hash,
+        "knobs": json.dumps(dict(knobs), sort_keys=True),
+    }
+    rows = await db.reader.execute_fetchall(
+        "SELECT id FROM edit WHERE workspace_id = :workspace AND method_id IS :method AND retrieval_id IS :retrieval "
+        "AND base_hash = :base AND new_hash = :new AND knobs = :knobs",
+        key,
+    )
+    for row in rows:
+        return str(row["id"])
+    edit_id = new_id("edit")
+    async with db.transaction() as conn:
+        await conn.execute(
+            "INSERT INTO edit (id, workspace_id, method_id, retrieval_id, base_hash, new_hash, knobs, diff, "
+            "created_at) VALUES (:id, :workspace, :method, :retrieval, :base, :new, :knobs, :diff, :now)",
+            {**key, "id": edit_id, "diff": diff, "now": now},
+        )
+    return edit_id
+
+
+async def get_edit(db: Database, edit_id: str) -> EditRow | None:
+    """Return one edit, or None where the id names none."""
+    rows = await db.reader.execute_fetchall(
+        "SELECT edit.*, base.text AS base_text, new.text AS new_text FROM edit "
+        "JOIN program AS base ON base.hash = edit.base_hash JOIN program AS new ON new.hash = edit.new_hash "
+        "WHERE edit.id = :id",
+        {"id": edit_id},
+    )
+    names = EditRow.__dataclass_fields__
+    return next((EditRow(**{name: row[name] for name in names}) for row in rows), None)

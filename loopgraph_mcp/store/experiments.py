@@ -1,0 +1,289 @@
+"""Experiments: queued, running, done; who runs them; and how they ended."""
+
+import json
+import sqlite3
+from dataclasses import dataclass
+
+from loopgraph_mcp.models import Decision, Outcome, OutcomeKind, State
+from loopgraph_mcp.store.database import Database, new_id
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessId:
+    """One process for sure: a pid alone is reused, with its start time (epoch seconds) it is not."""
+
+    pid: int
+    started: float
+
+
+@dataclass(frozen=True, slots=True)
+class NewExperiment:
+    """What is known of an experiment before it runs."""
+
+    context_id: str
+    device_slot: str
+    description: str
+    seed: int
+    timeout_s: float
+    silence_s: float
+    edit_id: str | None = None
+    base_hash: str | None = None
+    program_hash: str | None = None
+    parent_id: str | None = None
+    method_ids: tuple[str, ...] = ()
+    idempotency_key: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ExperimentRow:
+    """One experiment as stored, with the outcome and the last decision where there are any."""
+
+    id: str
+    context_id: str
+    workspace_id: str
+    workspace_path: str
+    device: str
+    device_slot: str
+    budget_s: float
+    edit_id: str | None
+    base_hash: str | None
+    program_hash: str | None
+    parent_id: str | None
+    description: str
+    seed: int
+    timeout_s: float
+    silence_s: float
+    run_dir: str | None
+    state: State
+    supervisor: ProcessId | None
+    child: ProcessId | None
+    cancel_requested: bool
+    created_at: float
+    started_at: float | None
+    finished_at: float | None
+    method_ids: tuple[str, ...]
+    outcome: Outcome | None
+    decision: Decision | None
+
+
+_SELECT = """
+    SELECT experiment.*, context.workspace_id, workspace.path AS workspace_path, context.device, context.budget_s,
+           outcome.kind, outcome.metric_value, outcome.reason, outcome.summary, outcome.log_tail,
+           (SELECT decision FROM decision WHERE experiment_id = experiment.id ORDER BY row DESC LIMIT 1) AS decision,
+           (SELECT json_group_array(method_id) FROM experiment_method WHERE experiment_id = experiment.id) AS methods
+    FROM experiment
+    JOIN context ON context.id = experiment.context_id
+    JOIN workspace ON workspace.id = context.workspace_id
+    LEFT JOIN outcome ON outcome.experiment_id = experiment.id
+"""
+
+
+async def add_experiment(db: Database, new: NewExperiment, *, now: float) -> tuple[str, bool]:
+    """Queue an experiment; return its id and whether it is new (a known idempotency key returns the earlier one)."""
+    experiment_id = new_id("exp")
+    async with db.transaction() as conn:
+        if new.idempotency_key is not None:
+            rows = await conn.execute_fetchall(
+                "SELECT id FROM experiment WHERE idempotency_key = :key", {"key": new.idempotency_key}
+            )
+            for row in rows:
+                return str(row["id"]), False
+        await conn.execute(
+            "INSERT INTO experiment (id, context_id, edit_id, base_hash, program_hash, parent_id, description, seed, "
+            "timeout_s, silence_s, idempotency_key, device_slot, state, created_at) VALUES (:id, :context, :edit, "
+            ":base, :program, :parent, :description, :seed, :timeout, :silence, :key, :slot, 'queued', :now)",
+            {
+                "id": experiment_id,
+                "context": new.context_id,
+                "edit": new.edit_id,
+                "base": new.base_hash,
+                "program": new.program_hash,
+                "parent": new.parent_id,
+                "slot": new.device_slot,
+                "description": new.description,
+                "seed": new.seed,
+                "timeout": new.timeout_s,
+                "silence": new.silence_s,
+                "key": new.idempotency_key,
+                "now": now,
+            },
+        )
+        await conn.executemany(
+            "INSERT INTO experiment_method (experiment_id, method_id) VALUES (?, ?)",
+            [(experiment_id, method_id) for method_id in new.method_ids],
+        )
+    return experiment_id, True
+
+
+async def get_experiment(db: Database, experiment_id: str) -> ExperimentRow | None:
+    """Return one experiment, or None where the id names none."""
+    rows = await db.reader.execute_fetchall(f"{_SELECT} WHERE experiment.id = :id", {"id": experiment_id})
+    return next((_row(row) for row in rows), None)
+
+
+async def find_by_key(db: Database, idempotency_key: str) -> str | None:
+    """Return the experiment that a call with this key made, if there was one."""
+    rows = await db.reader.execute_fetchall(
+        "SELECT id FROM experiment WHERE idempotency_key = :key", {"key": idempotency_key}
+    )
+    return next((str(row["id"]) for row in rows), None)
+
+
+async def last_note(db: Database, experiment_id: str) -> str:
+    """Return what the last decision on an experiment says, or nothing."""
+    rows = await db.reader.execute_fetchall(
+        "SELECT note FROM decision WHERE experiment_id = :id ORDER BY row DESC LIMIT 1", {"id": experiment_id}
+    )
+    return next((str(row["note"]) for row in rows), "")
+
+
+async def list_experiments(db: Database, workspace: str, *, limit: int) -> list[ExperimentRow]:
+    """Return the newest experiments of one workspace, newest first."""
+    rows = await db.reader.execute_fetchall(
+        f"{_SELECT} WHERE context.workspace_id = :workspace ORDER BY experiment.row DESC LIMIT :limit",
+        {"workspace": workspace, "limit": limit},
+    )
+    return [_row(row) for row in rows]
+
+
+async def live_experiments(db: Database) -> list[ExperimentRow]:
+    """Return the experiments that are queued or running, oldest first."""
+    rows = await db.reader.execute_fetchall(f"{_SELECT} WHERE experiment.state <> 'done' ORDER BY experiment.row")
+    return [_row(row) for row in rows]
+
+
+async def runs_of_program(db: Database, context_id: str, tree_hash: str) -> list[ExperimentRow]:
+    """Return the experiments of one context whose program has this syntax tree, oldest first."""
+    rows = await db.reader.execute_fetchall(
+        f"{_SELECT} JOIN program ON program.hash = experiment.program_hash "
+        "WHERE experiment.context_id = :context AND program.tree_hash = :tree ORDER BY experiment.row",
+        {"context": context_id, "tree": tree_hash},
+    )
+    return [_row(row) for row in rows]
+
+
+async def last_kept(db: Database, context_id: str) -> ExperimentRow | None:
+    """Return the experiment whose change was kept last in a context: the incumbent."""
+    rows = await db.reader.execute_fetchall(
+        f"{_SELECT} WHERE experiment.context_id = :context AND outcome.kind = 'finished' AND decision = 'keep' "
+        "ORDER BY experiment.row DESC LIMIT 1",
+        {"context": context_id},
+    )
+    return next((_row(row) for row in rows), None)
+
+
+async def set_run_dir(db: Database, experiment_id: str, run_dir: str) -> None:
+    """Record where an experiment's copy of the workspace lies."""
+    await _update(db, "UPDATE experiment SET run_dir = :value WHERE id = :id", experiment_id, run_dir)
+
+
+async def claim(db: Database, experiment_id: str, supervisor: ProcessId) -> bool:
+    """Make a process the supervisor of a queued experiment; only one can be."""
+    async with db.transaction() as conn:
+        cursor = await conn.execute(
+            "UPDATE experiment SET supervisor_pid = :pid, supervisor_started = :started "
+            "WHERE id = :id AND state = 'queued' AND supervisor_pid IS NULL",
+            {"id": experiment_id, "pid": supervisor.pid, "started": supervisor.started},
+        )
+        return cursor.rowcount == 1
+
+
+async def mark_running(db: Database, experiment_id: str, child: ProcessId, *, now: float) -> None:
+    """Record that the training process has started."""
+    async with db.transaction() as conn:
+        await conn.execute(
+            "UPDATE experiment SET state = 'running', child_pid = :pid, child_started = :started, started_at = :now "
+            "WHERE id = :id AND state = 'queued'",
+            {"id": experiment_id, "pid": child.pid, "started": child.started, "now": now},
+        )
+
+
+async def request_cancel(db: Database, experiment_id: str, *, now: float) -> None:
+    """Ask the supervisor to end an experiment; it looks twice a second."""
+    await _update(db, "UPDATE experiment SET cancel_requested_at = :value WHERE id = :id", experiment_id, now)
+
+
+async def finish(db: Database, experiment_id: str, outcome: Outcome, *, now: float) -> bool:
+    """Write the outcome and end the experiment in one step; the first writer wins, later ones change nothing."""
+    async with db.transaction() as conn:
+        cursor = await conn.execute(
+            "INSERT INTO outcome (experiment_id, kind, metric_value, reason, summary, log_tail, created_at) "
+            "VALUES (:id, :kind, :value, :reason, :summary, :tail, :now) ON CONFLICT (experiment_id) DO NOTHING",
+            {
+                "id": experiment_id,
+                "kind": outcome.kind.value,
+                "value": outcome.metric_value,
+                "reason": outcome.reason,
+                "summary": json.dumps(dict(outcome.summary), sort_keys=True),
+                "tail": outcome.log_tail,
+                "now": now,
+            },
+        )
+        if cursor.rowcount != 1:
+            return False
+        await conn.execute(
+            "UPDATE experiment SET state = 'done', finished_at = :now WHERE id = :id",
+            {"id": experiment_id, "now": now},
+        )
+        return True
+
+
+async def add_decision(
+    db: Database,
+    experiment_id: str,
+    decision: Decision,
+    *,
+    made_by: str,
+    commit: str | None,
+    note: str,
+    now: float,
+) -> None:
+    """Record whether a change is kept; the last decision counts."""
+    async with db.transaction() as conn:
+        await conn.execute(
+            "INSERT INTO decision (experiment_id, decision, made_by, commit_hash, note, created_at) "
+            "VALUES (:id, :decision, :by, :commit, :note, :now)",
+            {
+                "id": experiment_id,
+                "decision": decision.value,
+                "by": made_by,
+                "commit": commit,
+                "note": note,
+                "now": now,
+            },
+        )
+
+
+async def _update(db: Database, statement: str, experiment_id: str, value: str | float) -> None:
+    async with db.transaction() as conn:
+        await conn.execute(statement, {"id": experiment_id, "value": value})
+
+
+def _process(pid: int | None, started: float | None) -> ProcessId | None:
+    return ProcessId(pid, started) if pid is not None and started is not None else None
+
+
+def _row(row: sqlite3.Row) -> ExperimentRow:
+    outcome = None
+    if row["kind"] is not None:
+        outcome = Outcome(
+            kind=OutcomeKind(row["kind"]),
+            metric_value=row["metric_value"],
+            reason=row["reason"],
+            summary=json.loads(row["summary"]),
+            log_tail=row["log_tail"],
+        )
+    same = (
+        "id context_id workspace_id workspace_path device device_slot budget_s edit_id base_hash program_hash "
+        "parent_id description seed timeout_s silence_s run_dir created_at started_at finished_at"
+    )
+    return ExperimentRow(
+        **{name: row[name] for name in same.split()},
+        state=State(row["state"]),
+        supervisor=_process(row["supervisor_pid"], row["supervisor_started"]),
+        child=_process(row["child_pid"], row["child_started"]),
+        cancel_requested=row["cancel_requested_at"] is not None,
+        method_ids=tuple(sorted(json.loads(row["methods"]))),
+        outcome=outcome,
+        decision=None if row["decision"] is None else Decision(row["decision"]),
+    )

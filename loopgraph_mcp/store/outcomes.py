@@ -1,0 +1,100 @@
+"""Outcomes as evidence: what programs measured in a context, and what the runs of each method gained."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from loopgraph_mcp.models import Context, Direction, OutcomeKind
+from loopgraph_mcp.store.database import Database
+
+# A program is known by its syntax tree: comments and layout do not make another one.
+_TREE = "(SELECT tree_hash FROM program WHERE hash = {column})"
+
+
+@dataclass(frozen=True, slots=True)
+class MethodRun:
+    """One run of an edit that holds a method.
+
+    Args:
+        tree: The program that ran, by syntax tree; the experiment's id where its text is not known.
+        base_tree: What it is compared with, likewise; None where there is nothing.
+        age: Outcomes written since.
+        shared: Methods in the same edit.
+    """
+
+    method_id: str
+    family: str
+    context_id: str
+    context: Context
+    kind: OutcomeKind
+    tree: str
+    base_tree: str | None
+    age: int
+    shared: int
+
+
+async def finished_values(db: Database, context_ids: Sequence[str]) -> dict[tuple[str, str], list[float]]:
+    """Return the metric values of every (context, program) in some contexts, oldest first."""
+    marks = ", ".join("?" * len(context_ids))
+    rows = await db.reader.execute_fetchall(
+        f"SELECT context_id, coalesce({_TREE.format(column='program_hash')}, id) AS tree, metric_value "  # noqa: S608 - marks only
+        f"FROM experiment JOIN outcome ON outcome.experiment_id = experiment.id "
+        f"WHERE kind = 'finished' AND context_id IN ({marks}) ORDER BY experiment.row",
+        list(context_ids),
+    )
+    values: dict[tuple[str, str], list[float]] = {}
+    for row in rows:
+        values.setdefault((row["context_id"], row["tree"]), []).append(row["metric_value"])
+    return values
+
+
+async def compared_trees(db: Database, experiment_id: str) -> tuple[str, str | None]:
+    """Return the program of an experiment and what it is compared with, by syntax tree (or experiment id)."""
+    rows = await db.reader.execute_fetchall(
+        f"SELECT coalesce({_TREE.format(column='program_hash')}, id) AS tree, "  # noqa: S608 - no input
+        f"coalesce({_TREE.format(column='base_hash')}, parent_id) AS base_tree FROM experiment WHERE id = :id",
+        {"id": experiment_id},
+    )
+    row = next(iter(rows))
+    return str(row["tree"]), row["base_tree"]
+
+
+async def method_runs(db: Database) -> list[MethodRun]:
+    """Return every run that says something of a method, oldest first."""
+    rows = await db.reader.execute_fetchall(
+        f"""
+        SELECT experiment_method.method_id, method.family, experiment.context_id, context.*, outcome.kind,
+               coalesce({_TREE.format(column="program_hash")}, experiment.id) AS tree,
+               coalesce({_TREE.format(column="base_hash")}, parent_id) AS base_tree,
+               (SELECT count(*) FROM outcome AS later WHERE later.created_at > outcome.created_at) AS age,
+               (SELECT count(*) FROM experiment_method AS other WHERE other.experiment_id = experiment.id) AS shared
+        FROM experiment_method
+        JOIN method ON method.id = experiment_method.method_id
+        JOIN experiment ON experiment.id = experiment_method.experiment_id
+        JOIN context ON context.id = experiment.context_id
+        JOIN outcome ON outcome.experiment_id = experiment.id
+        WHERE outcome.kind NOT IN ('cancelled', 'interrupted')
+        ORDER BY experiment.row, experiment_method.method_id
+        """  # noqa: S608 - no input
+    )
+    return [
+        MethodRun(
+            method_id=row["method_id"],
+            family=row["family"],
+            context_id=row["context_id"],
+            context=Context(
+                workspace_id=row["workspace_id"],
+                device=row["device"],
+                budget_s=row["budget_s"],
+                dataset_hash=row["dataset_hash"],
+                harness_hash=row["harness_hash"],
+                metric=row["metric"],
+                direction=Direction(row["direction"]),
+            ),
+            kind=OutcomeKind(row["kind"]),
+            tree=row["tree"],
+            base_tree=row["base_tree"],
+            age=row["age"],
+            shared=row["shared"],
+        )
+        for row in rows
+    ]

@@ -1,0 +1,292 @@
+"""Sees one experiment through in a process of its own: waits for the device, runs, watches, judges, records.
+
+Started detached as `python -m loopgraph_mcp.supervisor EXPERIMENT`; it needs no server to finish.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Coroutine, Mapping
+from contextlib import ExitStack
+from itertools import takewhile
+from pathlib import Path
+
+from loopgraph_mcp import evidence, trainlog
+from loopgraph_mcp.config import Settings, read_settings
+from loopgraph_mcp.errors import StoreError
+from loopgraph_mcp.models import Decision, Outcome, OutcomeKind, VerdictKind
+from loopgraph_mcp.runner import processes
+from loopgraph_mcp.runner.device import Device, find_devices
+from loopgraph_mcp.runner.locks import try_lock
+from loopgraph_mcp.runs import CODE_DIR, GRACE_S, LOG_NAME, TAIL_LINES, is_abandoned, read_tail, recover
+from loopgraph_mcp.store import edits, experiments
+from loopgraph_mcp.store.database import Database
+from loopgraph_mcp.store.experiments import ExperimentRow, ProcessId
+from loopgraph_mcp.workspace import (
+    Workspace,
+    append_result,
+    commit_program,
+    harness_hash,
+    head_commit,
+    load_workspace,
+    run_command,
+    write_program,
+)
+
+POLL_S = 0.25
+MAX_LOG_BYTES = 64 * 2**20
+_STORE_RETRY_S = 5.0
+_STORE_PATIENCE_S = 3_600.0
+_LOCK_PATIENCE_S = 5.0
+
+logger = logging.getLogger("loopgraph.supervisor")
+
+
+async def supervise(settings: Settings, experiment_id: str) -> None:
+    """Take a queued experiment to its outcome; do nothing if another process already has it."""
+    async with Database.open(settings.db_path) as db:
+        with ExitStack() as held:
+            if not await _hold(settings, experiment_id, held):
+                return
+            me = ProcessId(os.getpid(), processes.start_time(os.getpid()) or time.time())
+            if not await experiments.claim(db, experiment_id, me):
+                return
+            experiment = await experiments.get_experiment(db, experiment_id)
+            assert experiment is not None  # noqa: S101 - it was just claimed
+            try:
+                await _run(db, settings, experiment)
+            except asyncio.CancelledError:
+                await _finish(db, experiment, _interrupted("the supervisor was told to end"))
+            except Exception as error:
+                logger.exception("the supervisor failed")
+                await _finish(db, experiment, _interrupted(f"the supervisor failed: {error}"))
+    (settings.locks_dir / f"{experiment_id}.lock").unlink(missing_ok=True)
+
+
+def _interrupted(reason: str) -> Outcome:
+    return Outcome(OutcomeKind.INTERRUPTED, None, f"{reason}; run it again", {})
+
+
+async def _hold(settings: Settings, experiment_id: str, held: ExitStack) -> bool:
+    """Take the experiment's own lock; somebody who asks whether it is held may be in the way for a moment."""
+    deadline = time.monotonic() + _LOCK_PATIENCE_S
+    while time.monotonic() < deadline:
+        attempt = ExitStack()
+        if attempt.enter_context(try_lock(settings.locks_dir, experiment_id)):
+            held.push(attempt)
+            return True
+        attempt.close()
+        await asyncio.sleep(0.05)
+    return False
+
+
+async def _finish(db: Database, experiment: ExperimentRow, outcome: Outcome) -> bool:
+    """Write the outcome; where the disk is full, keep trying for an hour rather than lose it."""
+    deadline = time.monotonic() + _STORE_PATIENCE_S
+    while True:
+        try:
+            return await experiments.finish(db, experiment.id, outcome, now=time.time())
+        except StoreError as error:
+            logger.warning("the outcome %s is not written yet: %s", outcome.reason, error)
+            if time.monotonic() > deadline:
+                raise
+            await asyncio.sleep(_STORE_RETRY_S)
+
+
+async def _run(db: Database, settings: Settings, experiment: ExperimentRow) -> None:
+    workspace = load_workspace(Path(experiment.workspace_path))
+    device = next(found for found in find_devices() if found.slot == experiment.device_slot)
+    with ExitStack() as held:
+        if await _wait_for_turn(db, settings, experiment, held):
+            await recover(db, settings)  # what a killed supervisor left running would share the device with us
+            outcome = await _train(db, experiment, workspace, device)
+        else:
+            outcome = Outcome(OutcomeKind.CANCELLED, None, "cancelled while it waited for the device", {})
+        await _conclude(db, experiment, workspace, outcome)
+
+
+async def _wait_for_turn(db: Database, settings: Settings, experiment: ExperimentRow, held: ExitStack) -> bool:
+    """Wait until this is the oldest living experiment of its device and the device's lock is ours.
+
+    Returns False where it was cancelled meanwhile. The lock is held until `held` is closed.
+    """
+    while True:
+        if await _cancelled(db, experiment.id):
+            return False
+        ahead = [
+            other
+            for other in takewhile(lambda each: each.id != experiment.id, await experiments.live_experiments(db))
+            if other.device_slot == experiment.device_slot and not is_abandoned(settings, other)
+        ]
+        if not ahead:
+            attempt = ExitStack()
+            if attempt.enter_context(try_lock(settings.locks_dir, experiment.device_slot)):
+                held.push(attempt)
+                return True
+            attempt.close()
+        await asyncio.sleep(POLL_S)
+
+
+async def _cancelled(db: Database, experiment_id: str) -> bool:
+    row = await experiments.get_experiment(db, experiment_id)
+    return row is None or row.cancel_requested
+
+
+async def _train(db: Database, experiment: ExperimentRow, workspace: Workspace, device: Device) -> Outcome:
+    """Run the training command in the run's copy of the workspace, and say how it ended."""
+    run_dir = Path(experiment.run_dir or "")
+    code, log = run_dir / CODE_DIR, run_dir / LOG_NAME
+    uv_environment = workspace.path / ".venv" if workspace.command[0] == "uv" else None
+    environment = processes.child_environment(
+        os.environ,
+        {
+            "LOOPGRAPH_BUDGET_S": f"{experiment.budget_s:g}",
+            "LOOPGRAPH_SEED": str(experiment.seed),
+            **device.environment(),
+        },
+        uv_environment=uv_environment,
+    )
+    harness_before = harness_hash(workspace, code)
+    command = run_command(workspace)
+    try:
+        child = processes.start_training(command, code, environment, log)
+    except OSError as error:
+        reason = f"the run command {command[0]!r} could not be started ({error}); see `command` in loopgraph.toml"
+        return Outcome(OutcomeKind.CRASHED, None, reason, {})
+    try:
+        identity = ProcessId(child.pid, processes.start_time(child.pid) or time.time())
+        await experiments.mark_running(db, experiment.id, identity, now=time.time())
+        stopped = await _watch(db, experiment, child, log)
+    finally:
+        processes.end_group(child.pid, grace_s=GRACE_S)
+        child.wait()
+    tail = read_tail(log)
+    outcome = stopped or _outcome_of_exit(child.returncode, tail, workspace.metric)
+    if harness_hash(workspace, code) != harness_before:
+        changed = ", ".join(workspace.protected)
+        outcome = Outcome(OutcomeKind.VOID, None, f"it changed a protected file ({changed}): its number is void", {})
+    return Outcome(
+        outcome.kind,
+        outcome.metric_value,
+        outcome.reason,
+        outcome.summary,
+        trainlog.tail_lines(tail, count=TAIL_LINES),
+    )
+
+
+async def _watch(
+    db: Database, experiment: ExperimentRow, child: "subprocess.Popen[bytes]", log: Path
+) -> Outcome | None:
+    """Wait for the process to end; return why it must be stopped, or None where it ended by itself."""
+    began = heard = time.monotonic()
+    size = 0
+    while child.poll() is None:
+        await asyncio.sleep(POLL_S)
+        now, new_size = time.monotonic(), os.path.getsize(log)  # noqa: ASYNC240, PTH202 - a stat is no wait
+        if new_size != size:
+            size, heard = new_size, now
+        if await _cancelled(db, experiment.id):
+            return Outcome(OutcomeKind.CANCELLED, None, "cancelled", {})
+        if now - began > experiment.timeout_s:
+            reason = f"still running after {experiment.timeout_s:g} s (timeout_s)"
+            return Outcome(OutcomeKind.TIMED_OUT, None, reason, {})
+        if now - heard > experiment.silence_s:
+            reason = f"printed nothing for {experiment.silence_s:g} s (silence_s): it hangs"
+            return Outcome(OutcomeKind.SILENT, None, reason, {})
+        if size > MAX_LOG_BYTES:
+            return Outcome(OutcomeKind.CRASHED, None, f"printed over {MAX_LOG_BYTES >> 20} MiB", {})
+    return None
+
+
+def _outcome_of_exit(exit_code: int, tail: str, metric: str) -> Outcome:
+    """Read how a process that ended by itself ended."""
+    summary = trainlog.parse_summary(tail, metric)
+    value = summary.get(metric)
+    if exit_code == -signal.SIGKILL or (exit_code != 0 and trainlog.looks_out_of_memory(tail)):
+        reason = "killed, most likely for memory" if exit_code == -signal.SIGKILL else "ran out of memory"
+        return Outcome(OutcomeKind.OUT_OF_MEMORY, None, f"{reason}; lower the device batch or the model's size", {})
+    if exit_code != 0 and trainlog.looks_diverged(tail):
+        return Outcome(OutcomeKind.DIVERGED, None, "the loss exploded or became NaN", {})
+    if exit_code != 0:
+        how = f"exited with status {exit_code}" if exit_code > 0 else f"was ended by signal {-exit_code}"
+        return Outcome(OutcomeKind.CRASHED, None, f"the training process {how}", {})
+    if value is None:
+        return Outcome(OutcomeKind.NO_METRIC, None, f"it ended well but printed no line `{metric}: NUMBER`", {})
+    if not trainlog.is_finite(value):
+        return Outcome(OutcomeKind.DIVERGED, None, f"{metric} is {value}", {})
+    numbers: Mapping[str, float] = {name: number for name, number in summary.items() if trainlog.is_finite(number)}
+    return Outcome(OutcomeKind.FINISHED, value, f"{metric} {value:.6f}", numbers)
+
+
+async def _conclude(db: Database, experiment: ExperimentRow, workspace: Workspace, outcome: Outcome) -> None:
+    """Write the outcome, judge it, keep the edit if it gained, and append results.tsv."""
+    if not await _finish(db, experiment, outcome):
+        return
+    if not outcome.kind.says_something:
+        return
+    row = await experiments.get_experiment(db, experiment.id)
+    assert row is not None  # noqa: S101 - it was there a moment ago and rows are never deleted
+    verdict = await evidence.judge_experiment(db, row)
+    commit, note = None, ""
+    if verdict.decision is Decision.KEEP and verdict.kind is not VerdictKind.BASELINE:
+        commit, note = await _keep(db, experiment, workspace, outcome)
+    await experiments.add_decision(
+        db, experiment.id, verdict.decision, made_by="loopgraph", commit=commit, note=note, now=time.time()
+    )
+    status = verdict.decision.value if outcome.metric_value is not None else "crash"
+    try:
+        append_result(
+            workspace,
+            {
+                "commit": commit or head_commit(workspace.path) or (experiment.program_hash or "")[:7],
+                workspace.metric: f"{outcome.metric_value or 0.0:.6f}",
+                "memory_gb": f"{outcome.summary.get('peak_vram_mb', 0.0) / 1024:.1f}",
+                "status": status,
+                "description": experiment.description
+                + ("" if outcome.kind is OutcomeKind.FINISHED else f" ({outcome.kind.value}: {outcome.reason})"),
+            },
+        )
+    except OSError as error:
+        logger.warning("results.tsv was not written: %s; the outcome is in the store", error)
+
+
+async def _keep(
+    db: Database, experiment: ExperimentRow, workspace: Workspace, outcome: Outcome
+) -> tuple[str | None, str]:
+    """Write the edit that won to the user's file, if it is still the one it started from; return commit and note."""
+    if experiment.edit_id is None or workspace.on_win == "leave":
+        return None, "the editable file is left to its user"
+    edit = await edits.get_edit(db, experiment.edit_id)
+    assert edit is not None  # noqa: S101 - a foreign key
+    if workspace.read_program() == edit.new_text:
+        return None, f"{workspace.editable} already holds the edit"
+    if not write_program(workspace, edit.new_text, expected=edit.base_text):
+        return None, f"{workspace.editable} changed meanwhile: the edit was not applied"
+    if workspace.on_win == "apply":
+        return None, f"the edit was applied to {workspace.editable}"
+    message = f"{experiment.description} ({workspace.metric} {outcome.metric_value:.6f})"
+    commit = commit_program(workspace, message)
+    return commit, f"applied and committed as {commit}" if commit else "applied; git refused the commit"
+
+
+def main() -> None:
+    """Supervise the experiment named on the command line."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    settings = read_settings(os.environ, Path.cwd())
+    asyncio.run(_until_told(supervise(settings, sys.argv[1])))
+
+
+async def _until_told(work: Coroutine[None, None, None]) -> None:
+    """Run to the end, or until SIGTERM or SIGINT asks to stop; what was started is ended first."""
+    task = asyncio.ensure_future(work)
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(signum, task.cancel)
+    await task
+
+
+if __name__ == "__main__":
+    main()

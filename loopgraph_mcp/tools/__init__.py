@@ -1,0 +1,1 @@
+"""The MCP face of the verbs: schemas, wording, size limits."""

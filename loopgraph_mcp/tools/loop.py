@@ -1,0 +1,196 @@
+"""The six tools of the loop: search, edit, run, look, cancel, record."""
+
+from typing import Annotated, Any, Literal
+
+from mcp.server.mcpserver import Context
+from mcp.server.mcpserver.tools import Tool
+from mcp_types import CallToolResult, TextContent, ToolAnnotations
+from pydantic import Field, TypeAdapter
+
+from loopgraph_mcp.answers import EditAnswer, ExperimentAnswer, RecordAnswer, SearchAnswer
+from loopgraph_mcp.loopgraph import LoopGraph, OnProgress
+from loopgraph_mcp.models import Decision, OutcomeKind
+from loopgraph_mcp.tokens import estimate_tokens
+from loopgraph_mcp.tools import text
+from loopgraph_mcp.tools.strict import strict_tool
+
+Ctx = Context[LoopGraph, Any]
+
+Workspace = Annotated[
+    str | None, Field(description="Folder of the training loop; the server's own workspace where it is left out")
+]
+WaitS = Annotated[float, Field(description="Seconds to wait for the outcome before answering", ge=0, le=50)]
+ExperimentId = Annotated[str, Field(description="The experiment_id that run_experiment returned", max_length=64)]
+
+_ADAPTERS = {kind: TypeAdapter(kind) for kind in (SearchAnswer, EditAnswer, ExperimentAnswer, RecordAnswer)}
+
+
+async def search_methods(
+    ctx: Ctx,
+    query: Annotated[str, Field(description="What to improve or try, in plain words; empty ranks all methods")] = "",
+    workspace: Workspace = None,
+    limit: Annotated[int, Field(description="How many methods to return", ge=1, le=20)] = 5,
+    detail: Annotated[
+        Literal["concise", "detailed"], Field(description="`detailed` adds the parts of each score")
+    ] = "concise",
+) -> Annotated[CallToolResult, SearchAnswer]:
+    """Find methods worth trying next, ranked by text and by what they gained here. Call it before editing."""
+    graph = _graph(ctx)
+    answer = await graph.search_methods(query, workspace=workspace, limit=limit)
+    return await _answer(graph, "search_methods", answer.retrieval_id, answer, text.search(answer, detail))
+
+
+async def get_code_edit(
+    ctx: Ctx,
+    method_id: Annotated[str, Field(description="A method_id from search_methods", max_length=200)],
+    retrieval_id: Annotated[
+        str | None,
+        Field(description="The retrieval_id the method came from, so that a win can be traced", max_length=64),
+    ] = None,
+    knobs: Annotated[
+        dict[str, int | float | str] | None, Field(description="Values for the method's knobs; defaults otherwise")
+    ] = None,
+    apply: Annotated[bool, Field(description="Also write the edit to the file")] = False,  # noqa: FBT002 - a JSON flag
+    workspace: Workspace = None,
+) -> Annotated[CallToolResult, EditAnswer]:
+    """Turn a method into an edit of the present training file: its diff, or why it does not fit."""
+    graph = _graph(ctx)
+    answer = await graph.get_code_edit(
+        method_id, retrieval_id=retrieval_id, knobs=knobs, apply=apply, workspace=workspace
+    )
+    return await _answer(graph, "get_code_edit", answer.edit_id or method_id, answer, text.edit(answer))
+
+
+async def run_experiment(
+    ctx: Ctx,
+    edit_id: Annotated[str | None, Field(description="Run the program of this edit", max_length=64)] = None,
+    patch: Annotated[str | None, Field(description="Or run the present file with this unified diff applied")] = None,
+    method_id: Annotated[
+        str | None, Field(description="The method that a patch or a hand edit puts into practice", max_length=200)
+    ] = None,
+    description: Annotated[str, Field(description="What is tried, in a few words")] = "",
+    seed: Annotated[int | None, Field(description="Random seed", ge=0, le=2**31 - 1)] = None,
+    budget_s: Annotated[float | None, Field(description="Training seconds, if not the workspace's", gt=0)] = None,
+    replicate: Annotated[  # noqa: FBT002 - a JSON flag
+        bool, Field(description="Run it again with a new seed though it was run before")
+    ] = False,
+    idempotency_key: Annotated[
+        str | None, Field(description="A repeated call with the same key returns the same run", max_length=200)
+    ] = None,
+    wait_s: WaitS = 20.0,
+    workspace: Workspace = None,
+) -> Annotated[CallToolResult, ExperimentAnswer]:
+    """Train with a change for the fixed budget: an edit, a patch, or with neither the file as it stands (a baseline).
+
+    The run goes on by itself; the answer is its outcome, or how far it is and when to ask get_experiment.
+    """
+    graph = _graph(ctx)
+    answer = await graph.run_experiment(
+        edit_id=edit_id,
+        patch=patch,
+        method_id=method_id,
+        description=description,
+        seed=seed,
+        budget_s=budget_s,
+        replicate=replicate,
+        idempotency_key=idempotency_key,
+        wait_s=wait_s,
+        workspace=workspace,
+        on_progress=_reporter(ctx),
+    )
+    return await _answer(graph, "run_experiment", answer.experiment_id, answer, text.experiment(answer))
+
+
+async def get_experiment(
+    ctx: Ctx, experiment_id: ExperimentId, wait_s: WaitS = 20.0
+) -> Annotated[CallToolResult, ExperimentAnswer]:
+    """Look at an experiment: its progress, or its outcome and verdict."""
+    graph = _graph(ctx)
+    answer = await graph.get_experiment(experiment_id, wait_s=wait_s, on_progress=_reporter(ctx))
+    return await _answer(graph, "get_experiment", experiment_id, answer, text.experiment(answer))
+
+
+async def cancel_experiment(ctx: Ctx, experiment_id: ExperimentId) -> Annotated[CallToolResult, ExperimentAnswer]:
+    """End a queued or running experiment and everything it started."""
+    graph = _graph(ctx)
+    answer = await graph.cancel_experiment(experiment_id)
+    return await _answer(graph, "cancel_experiment", experiment_id, answer, text.experiment(answer))
+
+
+async def record_outcome(
+    ctx: Ctx,
+    experiment_id: Annotated[
+        str | None, Field(description="The experiment decided on; leave it out for a run made elsewhere", max_length=64)
+    ] = None,
+    method_id: Annotated[
+        str | None, Field(description="For a run made elsewhere: the method it tried", max_length=200)
+    ] = None,
+    metric_value: Annotated[float | None, Field(description="For a run made elsewhere: its metric")] = None,
+    status: Annotated[
+        Literal["finished", "crashed", "out_of_memory", "diverged", "timed_out"] | None,
+        Field(description="For a run made elsewhere: how it ended"),
+    ] = None,
+    description: Annotated[str, Field(description="What was tried, or why it was decided so")] = "",
+    decision: Annotated[
+        Literal["keep", "discard"] | None, Field(description="Whether the change stays; by default, whether it gained")
+    ] = None,
+    commit: Annotated[str | None, Field(description="The commit that holds the change", max_length=64)] = None,
+    tokens: Annotated[int | None, Field(description="Tokens you spent on it", ge=0)] = None,
+    cost_usd: Annotated[float | None, Field(description="What they cost", ge=0)] = None,
+    workspace: Workspace = None,
+) -> Annotated[CallToolResult, RecordAnswer]:
+    """Write down a decision, its cost, or the outcome of a run made elsewhere; failures are worth recording."""
+    graph = _graph(ctx)
+    answer = await graph.record_outcome(
+        experiment_id=experiment_id,
+        method_id=method_id,
+        metric_value=metric_value,
+        status=None if status is None else OutcomeKind(status),
+        description=description,
+        decision=None if decision is None else Decision(decision),
+        commit=commit,
+        tokens=tokens,
+        cost_usd=cost_usd,
+        workspace=workspace,
+    )
+    return await _answer(graph, "record_outcome", answer.experiment_id, answer, text.record(answer))
+
+
+def loop_tools() -> list[Tool]:
+    """Return the tools in the order in which the loop uses them."""
+    look = ToolAnnotations(read_only_hint=True, open_world_hint=False)
+    change = ToolAnnotations(read_only_hint=False, destructive_hint=False, idempotent_hint=True, open_world_hint=False)
+    run = ToolAnnotations(read_only_hint=False, destructive_hint=False, idempotent_hint=False, open_world_hint=False)
+    end = ToolAnnotations(read_only_hint=False, destructive_hint=True, idempotent_hint=True, open_world_hint=False)
+    return [
+        strict_tool(search_methods, title="Search methods", annotations=look),
+        strict_tool(get_code_edit, title="Get a code edit", annotations=change),
+        strict_tool(run_experiment, title="Run an experiment", annotations=run),
+        strict_tool(get_experiment, title="Look at an experiment", annotations=look),
+        strict_tool(cancel_experiment, title="Cancel an experiment", annotations=end),
+        strict_tool(record_outcome, title="Record an outcome", annotations=run),
+    ]
+
+
+def _graph(ctx: Ctx) -> LoopGraph:
+    return ctx.request_context.lifespan_context
+
+
+def _reporter(ctx: Ctx) -> OnProgress:
+    reached = 0.0
+
+    async def report(answer: ExperimentAnswer) -> None:
+        nonlocal reached
+        reached = max(reached, answer.percent or 0.0)  # progress may not go back
+        await ctx.report_progress(reached, 100.0, text.progress(answer))
+
+    return report
+
+
+async def _answer(graph: LoopGraph, tool: str, subject: str, answer: Any, words: str) -> CallToolResult:
+    """Return text for the model beside the whole answer for programs, and write down what the text costs."""
+    await graph.add_cost(tool, subject_id=subject, tokens=estimate_tokens(words))
+    return CallToolResult(
+        content=[TextContent(type="text", text=words)],
+        structured_content=_ADAPTERS[type(answer)].dump_python(answer, mode="json"),
+    )

@@ -1,0 +1,88 @@
+"""Judges a change against its context's noise floor: win, loss, within noise, crash, and what to do next."""
+
+import math
+from collections.abc import Sequence
+from statistics import fmean
+
+from loopgraph_mcp.models import Decision, Direction, Verdict, VerdictKind
+from loopgraph_mcp.ranking import Observation, posterior
+
+WIN_P, LOSS_P = 0.9, 0.1
+REPLICATE_P = (0.2, 0.9)
+MAX_REPLICATES = 3
+_PRIOR_WEIGHT = 6  # the default noise counts like six degrees of freedom
+
+# Standard deviation of val_bpb over seeds, by device class. cuda: repeated baselines on H100 and RTX 5090 (0.0008,
+# 0.0006); mps: M5 Max (0.003); cpu: short runs of the bundled trainer on two cores.
+_DEFAULT_NOISE = {"cuda": 0.0007, "mps": 0.003, "cpu": 0.012}
+_RELATIVE_NOISE = 0.005  # for a metric we know nothing of: half a percent of its value
+
+
+def default_noise(metric: str, device: str, typical_value: float) -> float:
+    """Return a noise floor (sd of one run, in metric units) for a context without replicates."""
+    device_class = device.split(":", 1)[0]
+    if metric == "val_bpb" and device_class in _DEFAULT_NOISE:
+        return _DEFAULT_NOISE[device_class]
+    return max(abs(typical_value) * _RELATIVE_NOISE, 1e-12)
+
+
+def noise_floor(default: float, replicates: Sequence[Sequence[float]]) -> float:
+    """Return the sd of one run, pooled over groups of identical runs that differ in their seed, and shrunken.
+
+    Args:
+        default: The noise floor before any replicate.
+        replicates: Metric values of each group.
+    """
+    squares, freedom = _PRIOR_WEIGHT * default**2, _PRIOR_WEIGHT
+    for values in replicates:
+        mean = fmean(values)
+        squares += math.fsum((value - mean) ** 2 for value in values)
+        freedom += len(values) - 1
+    return math.sqrt(squares / freedom)
+
+
+def judge(parent: Sequence[float], child: Sequence[float], *, direction: Direction, sigma: float) -> Verdict:
+    """Judge the runs of a change against the runs of its parent.
+
+    Args:
+        parent: Metric values of the program it started from, in this context.
+        child: Metric values of the changed program; empty where it has none because it failed.
+        direction: Which way the metric improves.
+        sigma: The context's noise floor.
+    """
+    if not child:
+        next_step = "Discard it, or fix what failed and run it again as a new change."
+        return Verdict(VerdictKind.CRASH, None, sigma, None, Decision.DISCARD, next_step)
+    if not parent:
+        next_step = "Run the unchanged program (run_experiment without edit and patch) to have something to compare."
+        return Verdict(VerdictKind.NO_BASELINE, None, sigma, None, Decision.DISCARD, next_step)
+    gain = fmean(parent) - fmean(child)
+    if direction is Direction.HIGHER:
+        gain = -gain
+    belief = posterior([Observation(gain / sigma, n_parent=len(parent), n_child=len(child))])
+    decision = Decision.KEEP if gain > 0 else Decision.DISCARD
+    if belief.p_win >= WIN_P:
+        return Verdict(VerdictKind.WIN, gain, sigma, belief.p_win, decision, "Keep it and build on it.")
+    if belief.p_win <= LOSS_P:
+        return Verdict(VerdictKind.LOSS, gain, sigma, belief.p_win, decision, "Revert it and try another method.")
+    next_step = _next_within_noise(belief.p_win, len(parent), len(child), decision)
+    return Verdict(VerdictKind.WITHIN_NOISE, gain, sigma, belief.p_win, decision, next_step)
+
+
+def baseline(runs: Sequence[float], *, sigma: float) -> Verdict:
+    """Return the verdict on an unchanged program: something to compare with."""
+    more = len(runs) < MAX_REPLICATES
+    next_step = (
+        f"Baseline measured {len(runs)} time{'s' if len(runs) != 1 else ''}. "
+        + ("Replicate it for a better noise floor, or s" if more else "S")
+        + "earch for a method to try."
+    )
+    return Verdict(VerdictKind.BASELINE, None, sigma, None, Decision.KEEP, next_step)
+
+
+def _next_within_noise(p_win: float, n_parent: int, n_child: int, decision: Decision) -> str:
+    low, high = REPLICATE_P
+    if not low < p_win < high or min(n_parent, n_child) >= MAX_REPLICATES:
+        return "Keep it if it is simpler; it is not measurably better." if decision is Decision.KEEP else "Revert it."
+    which = "the change" if n_child <= n_parent else "its parent"
+    return f"The gain is inside the noise: replicate {which} with another seed before believing it."

@@ -1,0 +1,189 @@
+"""The sentences of the answers: why a method ranks where it does, what happened, what to do next."""
+
+from collections.abc import Sequence
+
+from loopgraph_mcp.answers import EarlierRun, EditAnswer, ExperimentAnswer, MethodHit
+from loopgraph_mcp.evidence import TrackRecord
+from loopgraph_mcp.models import (
+    Context,
+    Direction,
+    EditResult,
+    Method,
+    Outcome,
+    OutcomeKind,
+    Presence,
+    Present,
+    Refused,
+    Verdict,
+)
+from loopgraph_mcp.store.experiments import ExperimentRow
+from loopgraph_mcp.trainlog import Progress
+
+
+def context(where: Context | None) -> str:
+    """Return a context in a few words."""
+    if where is None:
+        return "no workspace: evidence of all contexts"
+    better = "lower" if where.direction is Direction.LOWER else "higher"
+    return f"{where.device}, {where.budget_s:g} s, {where.metric} ({better} is better)"
+
+
+def signed(gain: float) -> str:
+    """Return a gain with its sign and enough digits to tell it from noise."""
+    return f"{gain:+.4f}"
+
+
+def why(method: Method, record: TrackRecord, presence: Presence | None) -> str:
+    """Return one sentence on what is known of a method."""
+    parts = []
+    if record.tries:
+        times = "once" if record.tries == 1 else f"{record.tries} times"
+        outcome = f"tried {times}, {record.wins} win{'s' if record.wins != 1 else ''}"
+        if record.mean_gain is not None:
+            outcome += f", mean gain {signed(record.mean_gain)}"
+        if record.crashes:
+            outcome += f", {record.crashes} failed"
+        ago = record.last_age or 0
+        parts.append(outcome + (", just now" if ago == 0 else f", {ago} experiment{'s' if ago != 1 else ''} ago"))
+    else:
+        parts.append("untried here")
+        gains = [result for result in method.published if result.gain is not None]
+        if gains:
+            told = max(gains, key=lambda result: abs(result.gain or 0.0))
+            parts.append(f"published {signed(told.gain or 0.0)} ({told.setting})")
+    if presence is Presence.PRESENT:
+        parts.append("already in the file")
+    elif presence is Presence.PARTIAL:
+        parts.append("partly in the file")
+    return "; ".join(parts)
+
+
+def after_search(hits: Sequence[MethodHit], retrieval_id: str) -> str:
+    """Return what to do with an answer."""
+    if not hits:
+        return "Nothing matches. Use other words, or an empty query to see what ranks first over all."
+    ready = [hit for hit in hits if hit.has_edit and hit.presence is not Presence.PRESENT]
+    if not ready:
+        return (
+            "Everything shown is in the file already; change a knob with get_code_edit, or search for something else."
+        )
+    return f'get_code_edit(method_id="{ready[0].method_id}", retrieval_id="{retrieval_id}")'
+
+
+def no_edit(method: Method, file: str, made: EditResult) -> EditAnswer:
+    """Return the answer where a method makes no edit: it is there already, or its recipe does not fit."""
+    if isinstance(made, Present):
+        status, reason, near = "present", made.reason, ()
+        next_step = "Ask for other knob values, or try another method."
+    else:
+        assert isinstance(made, Refused)  # noqa: S101 - the caller has handled Applied
+        status, reason, near = "refused", f"looked for {made.looked_for}: {made.reason}", made.nearest
+        next_step = "Make the change by hand near these lines and run it with run_experiment(patch=…, method_id=…)."
+    return EditAnswer(
+        status=status,
+        method_id=method.id,
+        file=file,
+        edit_id=None,
+        diff="",
+        changes=[],
+        reason=reason,
+        nearest=list(near),
+        earlier=[],
+        next_step=next_step,
+    )
+
+
+def earlier_run(run: ExperimentRow) -> EarlierRun:
+    """Return an earlier experiment in one line."""
+    outcome = "still running" if run.outcome is None else f"{run.outcome.kind.value}: {run.outcome.reason}"
+    return EarlierRun(run.id, run.description, outcome, run.decision)
+
+
+def after_edit(edit_id: str, earlier: Sequence[EarlierRun]) -> str:
+    """Return what to do with an edit."""
+    if earlier:
+        return (
+            f"This very program was run before ({earlier[-1].experiment_id}: {earlier[-1].outcome}); "
+            f'try another value or method, or run_experiment(edit_id="{edit_id}", replicate=true).'
+        )
+    return f'run_experiment(edit_id="{edit_id}", description="…")'
+
+
+def description(given: str, method_ids: Sequence[str], base: str | None) -> str:
+    """Return an experiment's description, one line of at most 200 characters."""
+    fallback = " + ".join(method_ids) or ("baseline" if base is None else "edited by hand")
+    clean = " ".join(given.encode("utf-8", "replace").decode("utf-8").split())
+    return (clean or fallback)[:200]
+
+
+def under_way(
+    row: ExperimentRow,
+    where: Context,
+    *,
+    progress: Progress | None,
+    position: int | None,
+    eta_s: float | None,
+    poll_after_s: float,
+) -> ExperimentAnswer:
+    """Return the answer for an experiment that is queued or running."""
+    return ExperimentAnswer(
+        experiment_id=row.id,
+        state=row.state,
+        description=row.description,
+        repeated=False,
+        seed=row.seed,
+        queue_position=position,
+        step=progress.step if progress else None,
+        percent=progress.percent if progress else None,
+        loss=progress.loss if progress else None,
+        eta_s=eta_s,
+        poll_after_s=poll_after_s,
+        outcome=None,
+        reason="",
+        metric=where.metric,
+        metric_value=None,
+        summary={},
+        verdict=None,
+        gain=None,
+        noise_floor=None,
+        p_win=None,
+        decision=None,
+        note="",
+        next_step=f'get_experiment(experiment_id="{row.id}") in {poll_after_s:.0f} s; the run goes on by itself.',
+        log_tail="",
+        run_dir=row.run_dir,
+    )
+
+
+def done(
+    row: ExperimentRow, where: Context, outcome: Outcome, verdict: Verdict | None, *, note: str
+) -> ExperimentAnswer:
+    """Return the answer for an experiment with an outcome."""
+    failed = outcome.kind is not OutcomeKind.FINISHED
+    return ExperimentAnswer(
+        experiment_id=row.id,
+        state=row.state,
+        description=row.description,
+        repeated=False,
+        seed=row.seed,
+        queue_position=None,
+        step=None,
+        percent=None,
+        loss=None,
+        eta_s=None,
+        poll_after_s=None,
+        outcome=outcome.kind,
+        reason=outcome.reason,
+        metric=where.metric,
+        metric_value=outcome.metric_value,
+        summary=dict(outcome.summary),
+        verdict=verdict.kind if verdict else None,
+        gain=verdict.gain if verdict else None,
+        noise_floor=verdict.noise_floor if verdict else None,
+        p_win=verdict.p_win if verdict else None,
+        decision=row.decision,
+        note=note,
+        next_step=verdict.next_step if verdict else "Nothing was measured; run it again.",
+        log_tail=outcome.log_tail if failed else "",
+        run_dir=row.run_dir,
+    )

@@ -1,0 +1,395 @@
+"""The user's folder: what loopgraph.toml declares or detection finds, the copy a run works in, results.tsv, git."""
+
+import ast
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from loopgraph_mcp.errors import WorkspaceError
+from loopgraph_mcp.models import Direction
+
+CONFIG_NAME = "loopgraph.toml"
+RESULTS_NAME = "results.tsv"
+RESULTS_HEADER = ("commit", "val_bpb", "memory_gb", "status", "description")
+_LINK_ABOVE_BYTES = 16 * 2**20  # bigger files are linked into a run's copy, not copied
+_MAX_FILES = 20_000
+_SKIPPED_DIRS = frozenset({".git", ".hg", ".venv", "venv", "node_modules", "__pycache__", ".loopgraph"})
+_GIT_TIMEOUT_S = 20
+_MAX_BUDGET_S = 7 * 86_400
+_TRAINER_FILES = ("train.py", "prepare.py", "program.md", CONFIG_NAME)
+
+
+class _Declared(BaseModel):
+    """The table [workspace] of loopgraph.toml."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    editable: str = "train.py"
+    protected: list[str] = Field(default_factory=list)
+    dataset: list[str] = Field(default_factory=list)
+    command: list[str] = Field(min_length=1)
+    metric: str = "val_bpb"
+    direction: Literal["lower", "higher"] = "lower"
+    budget_s: float = Field(default=300, gt=0, le=_MAX_BUDGET_S)
+    timeout_s: float | None = Field(default=None, gt=0)
+    silence_s: float = Field(default=300, gt=0)
+    on_win: Literal["apply", "commit", "leave"] = "apply"
+
+
+class _Config(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    workspace: _Declared
+
+
+@dataclass(frozen=True, slots=True)
+class Workspace:
+    """A folder with a training loop to improve.
+
+    Args:
+        path: The folder.
+        editable: The file that edits change, relative to it.
+        protected: Files that a run must not change: evaluation, data loading.
+        dataset: Files whose content names the data, such as a manifest.
+        command: What runs the training; `{python}` is the workspace's interpreter.
+        metric: Name of the metric in the printed summary.
+        direction: Which way it improves.
+        budget_s: Training seconds, passed on as LOOPGRAPH_BUDGET_S.
+        timeout_s: Seconds after which a run is ended, start-up and evaluation included.
+        silence_s: Seconds without output after which a run counts as hung.
+        on_win: Whether a kept edit is written to the editable file, committed as well, or left to the caller.
+    """
+
+    path: Path
+    editable: str
+    protected: tuple[str, ...]
+    dataset: tuple[str, ...]
+    command: tuple[str, ...]
+    metric: str
+    direction: Direction
+    budget_s: float
+    timeout_s: float
+    silence_s: float
+    on_win: Literal["apply", "commit", "leave"]
+
+    @property
+    def editable_path(self) -> Path:
+        """The file that edits change."""
+        return self.path / self.editable
+
+    def read_program(self) -> str:
+        """Return the editable file's text, newlines as they are.
+
+        Raises:
+            WorkspaceError: It cannot be read as UTF-8.
+        """
+        try:
+            return self.editable_path.read_bytes().decode("utf-8")
+        except FileNotFoundError as error:
+            raise WorkspaceError(
+                f"{self.editable_path}: not found; name the file to improve as `editable` in {CONFIG_NAME}"
+            ) from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise WorkspaceError(f"{self.editable_path}: cannot be read as UTF-8 text ({error})") from error
+
+
+def load_workspace(path: Path) -> Workspace:
+    """Return the workspace in a folder: as loopgraph.toml declares it, or detected without one.
+
+    Raises:
+        WorkspaceError: There is none, or its declaration cannot be used.
+    """
+    path = path.expanduser().resolve()
+    if not path.is_dir():
+        raise WorkspaceError(f"{path}: not a folder; name the folder that holds train.py")
+    config = path / CONFIG_NAME
+    if not config.is_file():
+        return _detect(path)
+    try:
+        declared = _Config.model_validate(tomllib.loads(config.read_text(encoding="utf-8"))).workspace
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise WorkspaceError(f"{config}: {key}: {first['msg']}") from error
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise WorkspaceError(f"{config}: {error}") from error
+    for name in (declared.editable, *declared.protected, *declared.dataset):
+        if not (path / name).resolve().is_relative_to(path):
+            raise WorkspaceError(f"{config}: {name} lies outside of the workspace")
+    return Workspace(
+        path=path,
+        editable=declared.editable,
+        protected=tuple(declared.protected),
+        dataset=tuple(declared.dataset),
+        command=tuple(declared.command),
+        metric=declared.metric,
+        direction=Direction(declared.direction),
+        budget_s=declared.budget_s,
+        timeout_s=declared.timeout_s or default_timeout_s(declared.budget_s),
+        silence_s=declared.silence_s,
+        on_win=declared.on_win,
+    )
+
+
+def create_workspace(directory: Path, trainer: Path, *, budget_s: float | None) -> tuple[Workspace, bool]:
+    """Make a workspace of a folder; return it, and whether it is new and not an existing training loop.
+
+    An existing one is declared in a loopgraph.toml of its own, so that its user can see and change what was found.
+
+    Raises:
+        WorkspaceError: The folder holds something else, or the budget cannot be used.
+    """
+    directory = directory.expanduser().resolve()
+    if budget_s is not None and not 0 < budget_s <= _MAX_BUDGET_S:
+        raise WorkspaceError(f"a budget of {budget_s:g} s; use seconds above 0 and at most a week")
+    if (directory / CONFIG_NAME).exists() or (directory / "train.py").exists():
+        where = load_workspace(directory)
+        if not (directory / CONFIG_NAME).exists():
+            (directory / CONFIG_NAME).write_text(_declaration(where, budget_s or where.budget_s), encoding="utf-8")
+        return load_workspace(directory), False
+    if directory.is_dir() and any(directory.iterdir()):
+        raise WorkspaceError(f"{directory}: not empty and holds no train.py; name a new folder, or an existing loop's")
+    directory.mkdir(parents=True, exist_ok=True)
+    for name in _TRAINER_FILES:
+        shutil.copy2(trainer / name, directory / name)
+    (directory / ".gitignore").write_text("corpus.json\nresults.tsv\nrun.log\n__pycache__/\n", encoding="utf-8")
+    if budget_s is not None:
+        config = directory / CONFIG_NAME
+        text = re.sub(r"(?m)^budget_s = \S+", f"budget_s = {budget_s:g}", config.read_text(encoding="utf-8"))
+        config.write_text(text, encoding="utf-8")
+    return load_workspace(directory), True
+
+
+def _declaration(where: Workspace, budget_s: float) -> str:
+    """Return the loopgraph.toml that declares a detected workspace; JSON lists of strings are TOML as well."""
+    return (
+        "[workspace]\n"
+        f"editable = {json.dumps(where.editable)}\n"
+        f"protected = {json.dumps(where.protected)}\n"
+        f"command = {json.dumps(where.command)}\n"
+        f"metric = {json.dumps(where.metric)}\n"
+        f"direction = {json.dumps(where.direction.value)}\n"
+        f"budget_s = {budget_s:g}\n"
+        f"timeout_s = {default_timeout_s(budget_s):g}\n"
+        f'on_win = "{where.on_win}"  # apply, commit or leave\n'
+    )
+
+
+def prepare_command(path: Path) -> list[str]:
+    """Return the command that prepares the bundled trainer's data."""
+    return [python_of(path), "prepare.py"]
+
+
+def default_timeout_s(budget_s: float) -> float:
+    """Return how long a run may take in all: twice its budget, and five minutes to start and evaluate."""
+    return 2 * budget_s + 300
+
+
+def _detect(path: Path) -> Workspace:
+    """Recognise a karpathy/autoresearch checkout: train.py beside prepare.py."""
+    if not ((path / "train.py").is_file() and (path / "prepare.py").is_file()):
+        raise WorkspaceError(
+            f"{path}: no {CONFIG_NAME}, and no train.py beside a prepare.py; run `loopgraph init {path}` "
+            f"for a new workspace, or write a {CONFIG_NAME} that names the run command"
+        )
+    budget_s = _constant(path / "prepare.py", "TIME_BUDGET", 300.0)
+    uses_uv = (path / "uv.lock").is_file() and shutil.which("uv") is not None
+    return Workspace(
+        path=path,
+        editable="train.py",
+        protected=("prepare.py",),
+        dataset=(),
+        command=("uv", "run", "train.py") if uses_uv else ("{python}", "train.py"),
+        metric="val_bpb",
+        direction=Direction.LOWER,
+        budget_s=budget_s,
+        timeout_s=default_timeout_s(budget_s),
+        silence_s=300,
+        on_win="apply",
+    )
+
+
+def _constant(file: Path, name: str, default: float) -> float:
+    """Return a module-level number of a Python file without running it."""
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
+        return default
+    for node in tree.body:
+        match node:
+            case ast.Assign(targets=[ast.Name(id=found)], value=ast.Constant(value=int() | float() as value)):
+                if found == name and value > 0:
+                    return float(value)
+    return default
+
+
+def python_of(workspace: Path) -> str:
+    """Return the interpreter that runs the training: the workspace's own environment, or ours."""
+    own = workspace / ".venv" / "bin" / "python"
+    return str(own) if own.exists() else sys.executable
+
+
+def run_command(workspace: Workspace) -> list[str]:
+    """Return the command line with `{python}` filled in."""
+    python = python_of(workspace.path)
+    return [part.replace("{python}", python) for part in workspace.command]
+
+
+# ------------------------------------------------------------------------------------------- hashes
+
+
+def harness_hash(workspace: Workspace, root: Path) -> str:
+    """Return the hash of the protected files under a root: the workspace itself, or a run's copy of it."""
+    return _hash_files(root, workspace.protected)
+
+
+def dataset_hash(workspace: Workspace) -> str:
+    """Return the hash of the files that name the data."""
+    return _hash_files(workspace.path, workspace.dataset)
+
+
+def _hash_files(root: Path, names: Sequence[str]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(names):
+        digest.update(name.encode() + b"\0")
+        try:
+            with (root / name).open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        except OSError:
+            digest.update(b"absent")
+    return digest.hexdigest()[:16]
+
+
+# ---------------------------------------------------------------------------------------- run's copy
+
+
+def snapshot(workspace: Workspace, target: Path, program: str) -> None:
+    """Copy the workspace into a run's folder and put the program to run in the editable file's place.
+
+    What git ignores stays behind unless it is declared; files over 16 MiB are linked.
+
+    Raises:
+        OSError: The copy failed; the target may be half made.
+    """
+    target.mkdir(parents=True)
+    for name in dict.fromkeys([*_files(workspace.path), *workspace.protected, *workspace.dataset]):
+        source, copy = workspace.path / name, target / name
+        if not source.is_file() or name == RESULTS_NAME:
+            continue
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        if source.stat().st_size > _LINK_ABOVE_BYTES and name not in workspace.protected:
+            copy.symlink_to(source.resolve())
+        else:
+            shutil.copy2(source, copy)
+    editable = target / workspace.editable
+    editable.parent.mkdir(parents=True, exist_ok=True)
+    editable.write_bytes(program.encode("utf-8"))
+
+
+def _files(root: Path) -> list[str]:
+    """Return the files that belong to a workspace: what git knows and does not ignore, or all but caches."""
+    listed = _git(root, "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", ".")
+    names = listed.split("\0") if listed is not None else _walk(root)
+    files = [name for name in names if name][: _MAX_FILES + 1]
+    if len(files) > _MAX_FILES:
+        raise WorkspaceError(f"{root}: over {_MAX_FILES:,} files; make the workspace a git checkout that ignores data")
+    return files
+
+
+def _walk(root: Path) -> Iterator[str]:
+    for folder, dirs, files in os.walk(root):
+        dirs[:] = sorted(name for name in dirs if name not in _SKIPPED_DIRS)
+        for name in sorted(files):
+            yield str((Path(folder) / name).relative_to(root))
+
+
+# ---------------------------------------------------------------------------------- the user's files
+
+
+def write_program(workspace: Workspace, text: str, *, expected: str) -> bool:
+    """Replace the editable file in one step, if it still holds the expected text; return whether it did."""
+    path = workspace.editable_path
+    if path.read_bytes() != expected.encode("utf-8"):
+        return False
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(text.encode("utf-8"))
+        shutil.copymode(path, temporary)
+        temporary.replace(path.resolve())
+    finally:
+        temporary.unlink(missing_ok=True)
+    return True
+
+
+def commit_program(workspace: Workspace, message: str) -> str | None:
+    """Commit the editable file alone; return the commit's hash, or None where git refuses."""
+    if _git(workspace.path, "commit", "--quiet", "--message", message, "--", workspace.editable) is None:
+        return None
+    return head_commit(workspace.path)
+
+
+def head_commit(path: Path) -> str | None:
+    """Return the seven characters of the checked-out commit, or None outside of a git checkout."""
+    head = _git(path, "rev-parse", "--short=7", "HEAD")
+    return head.strip()[:7] if head else None
+
+
+def append_result(workspace: Workspace, row: dict[str, str]) -> None:
+    """Append one line to results.tsv in the columns its header names; start it with upstream's header.
+
+    Raises:
+        OSError: The file cannot be written; the store still holds the outcome.
+    """
+    path = workspace.path / RESULTS_NAME
+    with path.open("a+b") as file:
+        file.seek(0)
+        first = file.readline().decode("utf-8", "replace").strip()
+        header = tuple(first.split("\t")) if first else _header(workspace)
+        lead = "" if first else "\t".join(header) + "\n"
+        if first:
+            file.seek(-1, os.SEEK_END)
+            lead = "" if file.read(1) == b"\n" else "\n"
+        cells = [row.get(name, "").replace("\t", " ").replace("\n", " ").replace("\r", " ") for name in header]
+        file.write((lead + "\t".join(cells) + "\n").encode("utf-8", "replace"))  # O_APPEND: one write, one line
+
+
+def _header(workspace: Workspace) -> tuple[str, ...]:
+    return tuple(workspace.metric if name == "val_bpb" else name for name in RESULTS_HEADER)
+
+
+def _git(path: Path, *arguments: str) -> str | None:
+    """Return what git prints, or None where it fails or is missing."""
+    try:
+        done = subprocess.run(  # noqa: S603 - fixed arguments and file names, no shell
+            ["git", "-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null", *arguments],  # noqa: S607 - the user's git
+            cwd=path,
+            capture_output=True,
+            timeout=_GIT_TIMEOUT_S,
+            check=True,
+            stdin=subprocess.DEVNULL,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.decode("utf-8", "surrogateescape")
+
+
+def reads_variable(workspace: Workspace, name: str) -> bool:
+    """Return whether the editable or a protected file mentions an environment variable."""
+    for file in (workspace.editable, *workspace.protected):
+        try:
+            if name.encode() in (workspace.path / file).read_bytes():
+                return True
+        except OSError:
+            continue
+    return False

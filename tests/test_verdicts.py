@@ -1,0 +1,82 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from loopgraph_mcp.models import Decision, Direction, VerdictKind
+from loopgraph_mcp.verdicts import baseline, default_noise, judge, noise_floor
+
+values = st.lists(st.floats(0.5, 3.0), min_size=1, max_size=4)
+
+
+def test_a_large_gain_is_a_win_and_its_reverse_a_loss() -> None:
+    won = judge([1.0], [0.99], direction=Direction.LOWER, sigma=0.001)
+    lost = judge([0.99], [1.0], direction=Direction.LOWER, sigma=0.001)
+    assert (won.kind, won.decision) == (VerdictKind.WIN, Decision.KEEP)
+    assert won.gain == pytest.approx(0.01)
+    assert (lost.kind, lost.decision) == (VerdictKind.LOSS, Decision.DISCARD)
+
+
+def test_a_single_run_wins_only_beyond_2_82_noise_floors() -> None:
+    # Published working point: with one run each and a noise floor of 0.5 mbpb, a win needs +1.41 mbpb.
+    below = judge([1.0], [1.0 - 0.00140], direction=Direction.LOWER, sigma=0.0005)
+    above = judge([1.0], [1.0 - 0.00142], direction=Direction.LOWER, sigma=0.0005)
+    assert below.kind is VerdictKind.WITHIN_NOISE
+    assert above.kind is VerdictKind.WIN
+
+
+def test_three_runs_each_win_with_less() -> None:
+    three = judge([1.0] * 3, [1.0 - 0.0007] * 3, direction=Direction.LOWER, sigma=0.0005)
+    one = judge([1.0], [1.0 - 0.0007], direction=Direction.LOWER, sigma=0.0005)
+    assert (three.kind, one.kind) == (VerdictKind.WIN, VerdictKind.WITHIN_NOISE)
+
+
+def test_a_gain_inside_the_noise_is_kept_but_asks_for_a_replicate() -> None:
+    verdict = judge([1.0], [0.9995], direction=Direction.LOWER, sigma=0.001)
+    assert verdict.kind is VerdictKind.WITHIN_NOISE
+    assert verdict.decision is Decision.KEEP
+    assert "replicate" in verdict.next_step
+
+
+@given(values, values, st.floats(0.0001, 0.1))
+def test_direction_mirrors_the_gain(parent: list[float], child: list[float], sigma: float) -> None:
+    lower = judge(parent, child, direction=Direction.LOWER, sigma=sigma)
+    higher = judge([-value for value in parent], [-value for value in child], direction=Direction.HIGHER, sigma=sigma)
+    assert lower.kind is higher.kind
+    assert lower.gain == pytest.approx(higher.gain)
+
+
+@given(values, values, st.floats(0.0001, 0.1))
+def test_keeping_follows_the_mean(parent: list[float], child: list[float], sigma: float) -> None:
+    verdict = judge(parent, child, direction=Direction.LOWER, sigma=sigma)
+    assert verdict.gain is not None
+    assert (verdict.decision is Decision.KEEP) == (verdict.gain > 0)
+    if verdict.kind is VerdictKind.WIN:
+        assert verdict.decision is Decision.KEEP
+
+
+def test_a_failed_run_is_a_crash_and_a_missing_parent_asks_for_a_baseline() -> None:
+    crashed = judge([1.0], [], direction=Direction.LOWER, sigma=0.001)
+    orphan = judge([], [0.9], direction=Direction.LOWER, sigma=0.001)
+    assert (crashed.kind, crashed.decision) == (VerdictKind.CRASH, Decision.DISCARD)
+    assert orphan.kind is VerdictKind.NO_BASELINE
+    assert "baseline" in orphan.next_step or "unchanged" in orphan.next_step
+
+
+def test_a_baseline_is_kept_and_asks_for_replicates_until_it_has_three() -> None:
+    assert "Replicate" in baseline([1.0], sigma=0.001).next_step
+    assert "Replicate" not in baseline([1.0, 1.1, 0.9], sigma=0.001).next_step
+    assert baseline([1.0], sigma=0.001).decision is Decision.KEEP
+
+
+def test_the_noise_floor_moves_from_the_default_to_what_replicates_show() -> None:
+    assert noise_floor(0.01, []) == pytest.approx(0.01)
+    assert noise_floor(0.01, [[1.0]]) == pytest.approx(0.01)
+    wide = [[1.0, 1.2, 0.8, 1.1, 0.9]] * 5
+    assert noise_floor(0.01, wide) > 0.1
+    assert noise_floor(0.01, [[1.0, 1.0, 1.0]]) < 0.01
+
+
+def test_an_unknown_metric_gets_a_noise_floor_of_its_own_size() -> None:
+    assert default_noise("accuracy", "cuda: NVIDIA H100", 80.0) == pytest.approx(0.4)
+    assert default_noise("val_bpb", "cuda: NVIDIA H100", 1.0) < default_noise("val_bpb", "cpu: x", 1.0)
+    assert default_noise("reward", "cpu: x", 0.0) > 0
