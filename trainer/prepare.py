@@ -1,0 +1,525 @@
+"""The fixed half of the workspace: corpus, tokenizer, dataloader and metric. Agents do not edit it.
+
+    python prepare.py                  prepare the default corpus, the Python source on this machine
+    python prepare.py --corpus PATH    use a file or a folder of .txt, .md, .py or .jsonl ("text") instead
+    python prepare.py --force          prepare again, accepting whatever the source now holds
+
+Needs no network. Token files go to the cache, one folder per content hash; `corpus.json`, beside this file,
+says which of them is this workspace's.
+"""
+
+import argparse
+import contextlib
+import errno
+import functools
+import hashlib
+import json
+import math
+import os
+import shutil
+import sys
+import sysconfig
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+# ----------------------------------------------------------------------------------------------------------
+# The environment, read once
+
+
+def stop(message):
+    """End with one line that says what to change, and the exit code of a usage error."""
+    print(f"prepare.py: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def read_env(name, default, parse, allowed):
+    raw = os.environ.get(name, "").strip()
+    if not raw:
+        return default
+    try:
+        return parse(raw)
+    except ValueError:
+        stop(f"{name}={raw!r} cannot be used; it takes {allowed}")
+
+
+def seconds(raw):
+    value = float(raw)
+    if not 0 < value < math.inf:
+        raise ValueError(raw)
+    return value
+
+
+def whole_number(raw, least):
+    value = int(raw)
+    if not least <= value < 2**63:
+        raise ValueError(raw)
+    return value
+
+
+def profile(raw):
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if raw == "default":
+        return next((name for name, found in available.items() if found), "cpu")
+    if raw not in ("cuda", "mps", "cpu", "smoke") or not available.get(raw, True):
+        raise ValueError(raw)
+    return raw
+
+
+def default_cache():
+    home = Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache")
+    return Path(os.environ.get("XDG_CACHE_HOME") or home) / "loopgraph"
+
+
+TIME_BUDGET = read_env("LOOPGRAPH_BUDGET_S", 300.0, seconds, "a number of seconds above 0")
+SEED = read_env("LOOPGRAPH_SEED", 42, functools.partial(whole_number, least=0), "a whole number from 0")
+MAX_STEPS = read_env("LOOPGRAPH_MAX_STEPS", None, functools.partial(whole_number, least=1), "a whole number from 1")
+PROFILE = read_env(
+    "LOOPGRAPH_PROFILE", profile("default"), profile, "cuda, mps (where torch sees that device), cpu or smoke"
+)
+CACHE = read_env("LOOPGRAPH_CACHE", default_cache(), lambda raw: Path(raw).expanduser().absolute(), "a folder")
+
+
+def on(*, cuda, mps, cpu, smoke):
+    """The value for the present profile, so that one train.py suits an H100, a laptop and a test."""
+    return {"cuda": cuda, "mps": mps, "cpu": cpu, "smoke": smoke}[PROFILE]
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Constants: what stays equal for two runs to be comparable
+
+DEVICE = on(cuda="cuda", mps="mps", cpu="cpu", smoke="cpu")
+MAX_SEQ_LEN = on(cuda=2048, mps=512, cpu=256, smoke=64)  # context length in training and evaluation
+VOCAB_SIZE = on(cuda=8192, mps=4096, cpu=2048, smoke=512)  # including the BOS token
+EVAL_TOKENS = on(cuda=2**21, mps=2**18, cpu=2**16, smoke=2**12)  # at most; a small corpus may hold fewer
+
+BOS_ID = VOCAB_SIZE - 1  # begins every document; no text encodes to it
+VAL_FRACTION = 0.05
+FORMAT = 1  # raise when the same source would give other token files
+MANIFEST = Path(__file__).with_name("corpus.json")
+CORPORA = CACHE / "corpora"
+TOKENIZER_SAMPLE_BYTES = 64 * 2**20  # more text hardly moves the merges and costs minutes
+LONE_FILE_BLOCK = 2**14  # bytes; a corpus of one text file is cut into these, or it could not be split
+SUFFIXES = (".jsonl", ".md", ".py", ".txt")
+
+# The standard library's tests are two thirds of its text, and much of that is tables, generated cases and
+# files broken on purpose; `encodings` is one table a hundred times over, which would leak across the split.
+SKIPPED_FOLDERS = {"__pycache__", "dist-packages", "encodings", "idle_test", "site-packages", "test", "tests"}
+SKIPPED_FILES = "_sysconfigdata"  # differs between two builds of the same Python
+SMOKE_FOLDERS = ("asyncio", "email")  # enough to train on for ten steps
+
+# ----------------------------------------------------------------------------------------------------------
+# Corpus: files, then documents, then one stream of tokens per split
+
+
+def python_source():
+    """The default corpus as sorted (name, path): the standard library, and what is installed beside it.
+
+    The installed packages join only where a run sees more tokens than the standard library holds.
+    """
+    roots = [("stdlib", Path(sysconfig.get_path("stdlib")))]
+    if PROFILE in ("cuda", "mps"):
+        roots.append(("site-packages", Path(sysconfig.get_path("purelib"))))
+    for label, root in roots:
+        for path in root.rglob("*.py"):
+            name = path.relative_to(root)
+            unwanted = SKIPPED_FOLDERS.intersection(name.parts[:-1]) or name.name.startswith(SKIPPED_FILES)
+            if not unwanted and (PROFILE != "smoke" or name.parts[0] in SMOKE_FOLDERS):
+                yield f"{label}/{name.as_posix()}", path
+
+
+def list_files(source):
+    """Sorted (name, path) of a corpus; `source` is None for the default, else a file or a folder."""
+    if source is None:
+        return sorted(python_source())
+    source = Path(source)
+    if source.is_file():
+        return [(source.name, source)]
+    if not source.is_dir():
+        stop(f"--corpus {source}: no such file or folder")
+    names = {path: path.relative_to(source) for path in source.rglob("*") if path.suffix in SUFFIXES}
+    hidden = {path for path, name in names.items() if any(part.startswith(".") for part in name.parts)}
+    files = sorted((names[path].as_posix(), path) for path in names.keys() - hidden if path.is_file())
+    return files or stop(f"--corpus {source}: holds no {', '.join(SUFFIXES)} file")
+
+
+def content_hash(files):
+    """What the token files depend on: every file's name and bytes, the vocabulary and the format."""
+    total = hashlib.sha256(f"format {FORMAT} vocab {VOCAB_SIZE}\n".encode())
+    for name, path in files:
+        with path.open("rb") as file:
+            total.update(f"{hashlib.file_digest(file, 'sha256').hexdigest()} {name}\n".encode())
+    return total.hexdigest()
+
+
+def split_file(name, path, *, lone):
+    """Yield (key, bytes) of a file's documents: its lines if it is .jsonl, else the file as it is."""
+    if path.suffix == ".jsonl":
+        with path.open("rb") as file:
+            for number, line in enumerate(file):
+                try:
+                    yield f"{name}:{number}", json.loads(line)["text"].encode()
+                except (AttributeError, KeyError, TypeError, ValueError):
+                    yield f"{name}:{number}", b"\xff" if line.strip() else b""
+    elif lone:
+        with path.open("rb") as file:
+            for number, lines in enumerate(iter(functools.partial(file.readlines, LONE_FILE_BLOCK), [])):
+                yield f"{name}:{number}", b"".join(lines)
+    else:
+        yield name, path.read_bytes()
+
+
+def read_documents(files, tally):
+    """Yield (key, text) of each document, counting in `tally` those left out.
+
+    A repeated document is left out, so that none stands on both sides of the split. So is one that is not
+    UTF-8: replacing its bytes would change their number, and the metric is per byte.
+    """
+    seen = set()
+    for name, path in files:
+        for key, data in split_file(name, path, lone=len(files) == 1):
+            digest = hashlib.sha256(data).digest()
+            if not data or digest in seen:
+                tally["empty or repeated"] += 1
+                continue
+            seen.add(digest)
+            try:
+                text = data.decode()
+            except UnicodeDecodeError:
+                tally["not UTF-8"] += 1
+                continue
+            yield key, text
+
+
+def split_rank(key):
+    """A number in [0, 1) that depends on a document's name alone, so adding files moves no other."""
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:6], "big") / 2**48
+
+
+def val_limit(files):
+    """The rank up to which a document is held out: VAL_FRACTION, or more if that held out none."""
+    ranks = sorted(split_rank(key) for key, _ in read_documents(files, Counter()))
+    if len(ranks) < 2:
+        stop("the corpus holds fewer than two documents, so none can be held out; add files or lines to it")
+    return max(VAL_FRACTION, ranks[0])
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Tokenizer
+
+
+class Tokenizer:
+    """Byte-level BPE, in which any text goes to ids and back unchanged.
+
+    BOS is no string of the vocabulary but an id beyond it, so a text that spells it is only text.
+    """
+
+    def __init__(self, bpe):
+        self.bpe = bpe
+
+    @classmethod
+    def train(cls, texts):
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # nothing here forks after using it
+        import tokenizers as hf  # noqa: PLC0415 - a run on a prepared corpus does without it
+
+        bpe = hf.Tokenizer(hf.models.BPE())
+        bpe.pre_tokenizer = hf.pre_tokenizers.ByteLevel(add_prefix_space=False)
+        bpe.decoder = hf.decoders.ByteLevel()
+        alphabet = hf.pre_tokenizers.ByteLevel.alphabet()
+        trainer = hf.trainers.BpeTrainer(
+            vocab_size=VOCAB_SIZE - 1, initial_alphabet=alphabet, min_frequency=2, show_progress=False
+        )
+        bpe.train_from_iterator(texts, trainer)
+        return cls(bpe)
+
+    @classmethod
+    def load(cls, path):
+        import tokenizers as hf  # noqa: PLC0415
+
+        return cls(hf.Tokenizer.from_file(str(path)))
+
+    def token_bytes(self):
+        """How many bytes each id stands for: ByteLevel writes one byte as one character, whole or not."""
+        table = np.zeros(VOCAB_SIZE, dtype=np.int32)
+        for token, index in self.bpe.get_vocab().items():
+            table[index] = len(token)
+        return table
+
+    def encode(self, text):
+        return self.bpe.encode(text).ids
+
+    def decode(self, ids):
+        return self.bpe.decode([index for index in ids if index != BOS_ID])
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Prepared corpora: <cache>/corpora/<hash>/
+
+
+@dataclass(frozen=True)
+class Corpus:
+    folder: Path
+    manifest: dict
+    tokens: dict  # split -> memory-mapped uint16
+    token_bytes: torch.Tensor
+
+    @classmethod
+    def open(cls, folder, manifest):
+        names = ("train", "val")
+        tokens = {split: np.memmap(folder / f"{split}.bin", dtype=np.uint16, mode="r") for split in names}
+        return cls(folder, manifest, tokens, torch.from_numpy(np.load(folder / "token_bytes.npy")))
+
+
+def read_manifest(path):
+    """The manifest at `path` if it is one of the present profile's format, else None."""
+    with contextlib.suppress(OSError, ValueError):
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(manifest, dict) and manifest.get("format") == FORMAT:
+            return manifest
+    return None
+
+
+def is_for_this_profile(manifest):
+    return manifest["profile"] == PROFILE and manifest["vocab_size"] == VOCAB_SIZE
+
+
+def is_complete(folder, manifest):
+    """Whether the token files are there in full; after a power cut a file may be shorter than it was."""
+    with contextlib.suppress(OSError):
+        sizes = {split: (folder / f"{split}.bin").stat().st_size for split in ("train", "val")}
+        return all(sizes[split] == 2 * manifest[f"{split}_tokens"] for split in sizes)
+    return False
+
+
+def encode_splits(files, limit, tokenizer, folder):
+    """Write train.bin and val.bin; return the counts of the manifest."""
+    token_bytes = tokenizer.token_bytes()
+    tally, counts = Counter(), Counter()
+    pending = {"train": [], "val": []}
+    with contextlib.ExitStack() as stack:
+        out = {split: stack.enter_context((folder / f"{split}.bin").open("wb")) for split in pending}
+
+        def flush(split):
+            for encoding in tokenizer.bpe.encode_batch_fast(pending[split], add_special_tokens=False):
+                ids = np.array([BOS_ID, *encoding.ids], dtype=np.uint16)
+                out[split].write(ids.tobytes())
+                counts[f"{split}_tokens"] += len(ids)
+                counts["covered"] += int(token_bytes[ids].sum())
+            pending[split].clear()
+
+        for key, text in read_documents(files, tally):
+            split = "val" if split_rank(key) <= limit else "train"
+            counts[f"{split}_bytes"] += len(text.encode())
+            counts["documents"] += 1
+            pending[split].append(text)
+            if len(pending[split]) == 256:
+                flush(split)
+        for split in pending:
+            flush(split)
+    if counts.pop("covered") != counts["train_bytes"] + counts["val_bytes"]:
+        raise AssertionError("the tokens do not stand for as many bytes as the corpus has: the metric would lie")
+    names = ("documents", "train_tokens", "val_tokens", "train_bytes", "val_bytes")
+    return {name: counts[name] for name in names} | {"left_out": dict(sorted(tally.items()))}
+
+
+def write_corpus(files, source, digest, folder):
+    """Fill an empty folder with a prepared corpus; its manifest is written last."""
+    started = time.perf_counter()
+    limit = val_limit(files)
+    print(f"Tokenizer: learning {VOCAB_SIZE:,} tokens from {len(files):,} files", flush=True)
+
+    def sample():
+        budget = TOKENIZER_SAMPLE_BYTES
+        for key, text in read_documents(files, Counter()):
+            if split_rank(key) > limit and budget > 0:
+                budget -= len(text)
+                yield text
+
+    tokenizer = Tokenizer.train(sample())
+    print(f"Corpus: encoding ({time.perf_counter() - started:.1f} s so far)", flush=True)
+    counts = encode_splits(files, limit, tokenizer, folder)
+    for split in ("train", "val"):
+        if counts[f"{split}_tokens"] < 2 * MAX_SEQ_LEN:
+            stop(
+                f"the corpus leaves {counts[f'{split}_tokens']} tokens for {split}, and the {PROFILE} profile "
+                f"needs {2 * MAX_SEQ_LEN}; take a larger corpus"
+            )
+    tokenizer.bpe.save(str(folder / "tokenizer.json"))
+    np.save(folder / "token_bytes.npy", tokenizer.token_bytes())
+    name = f"python-{sys.version_info.major}.{sys.version_info.minor}" if source is None else Path(source).name
+    manifest = {"format": FORMAT, "name": name, "hash": digest, "profile": PROFILE, "vocab_size": VOCAB_SIZE}
+    manifest |= {"source": source, "files": len(files)} | counts
+    (folder / "corpus.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    print(f"Corpus: ready after {time.perf_counter() - started:.1f} s", flush=True)
+    return manifest
+
+
+def build(files, source, digest, *, replace=False):
+    """Prepare into the cache, in one rename at the end: a reader finds a whole folder or none."""
+    folder = CORPORA / digest
+    done = read_manifest(folder / "corpus.json")
+    if done and is_complete(folder, done) and not replace:
+        return done | {"source": source, "profile": PROFILE}
+    try:
+        CORPORA.mkdir(parents=True, exist_ok=True)
+        for left in CORPORA.glob(".part-*"):  # of a preparation killed a day ago or more
+            if time.time() - left.stat().st_mtime > 86_400:
+                shutil.rmtree(left, ignore_errors=True)
+        with tempfile.TemporaryDirectory(prefix=".part-", dir=CORPORA, ignore_cleanup_errors=True) as part:
+            new = Path(part, "new")
+            new.mkdir()
+            manifest = write_corpus(files, source, digest, new)
+            with contextlib.suppress(FileNotFoundError):  # a broken or replaced one, unless another just moved it
+                folder.rename(Path(part, "old"))
+            with contextlib.suppress(FileExistsError, OSError):
+                new.rename(folder)
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        cause = "no space is left for the token files" if full else f"cannot be written ({error.strerror})"
+        stop(f"{CORPORA}: {cause}; free some, or set LOOPGRAPH_CACHE to another folder")
+    return manifest
+
+
+def point_here(manifest):
+    """Write corpus.json beside this file; without write access a run still works, only slower to start."""
+    draft = MANIFEST.with_name(f".corpus.json.{os.getpid()}")
+    try:
+        draft.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        draft.replace(MANIFEST)
+    except OSError as error:
+        draft.unlink(missing_ok=True)
+        print(f"{MANIFEST} was not written ({error.strerror}): each run will hash the corpus again")
+
+
+@functools.cache
+def open_corpus():
+    """The workspace's corpus, prepared first if nobody has."""
+    known = read_manifest(MANIFEST)
+    if known and is_for_this_profile(known) and is_complete(CORPORA / known["hash"], known):
+        return Corpus.open(CORPORA / known["hash"], known)
+    source = known and known["source"]
+    files = list_files(source)
+    digest = content_hash(files)
+    if known and is_for_this_profile(known) and known["hash"] != digest:
+        stop(
+            f"{MANIFEST} names a corpus that is gone from the cache, and its source has changed since: new "
+            "results would not compare with old ones. To go on all the same: python prepare.py --force"
+        )
+    print(f"No corpus is prepared for the {PROFILE} profile in {CORPORA}: looking at {len(files):,} files")
+    manifest = build(files, source, digest)
+    if known is None:  # what a person chose for another profile stays as it is
+        point_here(manifest)
+    return Corpus.open(CORPORA / digest, manifest)
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Dataloader
+
+
+def windows(n_tokens, seq_len, seed):
+    """Endlessly yield (start, epoch): an epoch is all windows at a random phase, in random order.
+
+    Each token is seen once an epoch, and the order depends on the seed alone, not on the batch size.
+    """
+    epoch = 1
+    while True:
+        rng = np.random.default_rng((seed, epoch))
+        phase = rng.integers(min(seq_len, n_tokens - seq_len))
+        for start in rng.permutation(np.arange(phase, n_tokens - seq_len, seq_len)):
+            yield int(start), epoch
+        epoch += 1
+
+
+def gather(tokens, starts, seq_len, device):
+    """Inputs and targets, both (len(starts), seq_len), of the windows that begin at `starts`."""
+    rows = torch.from_numpy(np.stack([tokens[s : s + seq_len + 1] for s in starts]).astype(np.int64))
+    if torch.device(device).type == "cuda":
+        rows = rows.pin_memory().to(device, non_blocking=True)
+    rows = rows.to(device)
+    return rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
+
+
+def make_dataloader(split, batch_size, seq_len, seed, device):
+    """Endlessly yield (inputs, targets, epoch); the same arguments give the same batches again."""
+    tokens = open_corpus().tokens[split]
+    if len(tokens) <= seq_len:
+        stop(f"the {split} text has {len(tokens):,} tokens, fewer than one window of {seq_len:,}")
+
+    def batches():
+        order = windows(len(tokens), seq_len, seed)
+        while True:
+            starts, epochs = zip(*(next(order) for _ in range(batch_size)), strict=True)
+            yield *gather(tokens, starts, seq_len, device), epochs[-1]
+
+    return batches()
+
+
+# ----------------------------------------------------------------------------------------------------------
+# The metric
+
+
+@torch.no_grad()
+def evaluate_bpb(model, batch_size):
+    """Bits per byte of held-out text: comparable between vocabularies, independent of the batch size.
+
+    The same windows are read in every case, spread evenly over the held-out text. The last batch is filled
+    up with rows that do not count, so that a compiled model sees one shape. Tokens that stand for no byte
+    (BOS) count in neither sum.
+    """
+    corpus = open_corpus()
+    tokens = corpus.tokens["val"]
+    device = next(model.parameters()).device
+    available = (len(tokens) - 1) // MAX_SEQ_LEN
+    wanted = min(EVAL_TOKENS // MAX_SEQ_LEN, available)
+    starts = (np.arange(wanted) * available // wanted) * MAX_SEQ_LEN
+    total_nats, total_bytes = 0.0, 0
+    for first in range(0, wanted, batch_size):
+        chosen = starts[first : first + batch_size]
+        filled = np.pad(chosen, (0, batch_size - len(chosen)), mode="edge")
+        x, y = gather(tokens, filled, MAX_SEQ_LEN, device)
+        nats = model(x, y, reduction="none")
+        if nats.numel() != y.numel():
+            raise ValueError(f'model(x, y, reduction="none") gave {nats.numel()} losses for {y.numel()} targets')
+        nats = nats.view(batch_size, -1)[: len(chosen)].cpu().double()
+        n_bytes = corpus.token_bytes[y[: len(chosen)].cpu()]
+        total_nats += nats[n_bytes > 0].sum().item()
+        total_bytes += int(n_bytes.sum())
+    return total_nats / (math.log(2) * total_bytes)
+
+
+# ----------------------------------------------------------------------------------------------------------
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Prepare the corpus and tokenizer that train.py reads.")
+    parser.add_argument("--corpus", metavar="PATH", help="a file or a folder of .txt, .md, .py or .jsonl")
+    parser.add_argument("--force", action="store_true", help="prepare again even if it was done before")
+    args = parser.parse_args()
+    known = read_manifest(MANIFEST)
+    source = str(Path(args.corpus).resolve()) if args.corpus else (known and known["source"])
+    same = known and is_for_this_profile(known) and known["source"] == source
+    if same and not args.force and is_complete(CORPORA / known["hash"], known):
+        manifest = known
+        print("Already prepared.")
+    else:
+        print(f"Reading {source or 'the Python source on this machine'}", flush=True)
+        files = list_files(source)
+        manifest = build(files, source, content_hash(files), replace=args.force)
+        point_here(manifest)
+    tokens = manifest["train_tokens"] + manifest["val_tokens"]
+    size = manifest["train_bytes"] + manifest["val_bytes"]
+    print(f"Corpus:      {manifest['name']} for the {PROFILE} profile, in {CORPORA / manifest['hash']}")
+    print(f"Files:       {manifest['files']:,}; documents: {manifest['documents']:,}")
+    for reason, count in manifest["left_out"].items():
+        print(f"Left out:    {count:,} {reason}")
+    print(f"Tokens:      {manifest['train_tokens']:,} to train on, {manifest['val_tokens']:,} held out")
+    print(f"Bytes/token: {size / tokens:.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,572 @@
+"""Pretrain a small GPT for a fixed time, then print its bits per byte on held-out text.
+
+    python train.py
+
+Everything in this file is an agent's to change: the architecture, the optimizer, the batch, the schedules.
+What must stay comparable (text, tokens, context length, time budget, metric) is imported from prepare.py.
+"""
+
+import gc
+import math
+import resource
+import sys
+import time
+from dataclasses import asdict, dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from prepare import (
+    DEVICE,
+    MAX_SEQ_LEN,
+    MAX_STEPS,
+    SEED,
+    TIME_BUDGET,
+    VOCAB_SIZE,
+    evaluate_bpb,
+    make_dataloader,
+    on,
+)
+
+# ----------------------------------------------------------------------------------------------------------
+# Knobs. `on` picks the value of the present profile.
+
+# Model
+DEPTH = on(cuda=8, mps=6, cpu=4, smoke=2)  # layers; the width follows from it
+ASPECT_RATIO = on(cuda=64, mps=64, cpu=64, smoke=32)  # width = DEPTH * ASPECT_RATIO, up to a whole head
+HEAD_DIM = on(cuda=128, mps=64, cpu=64, smoke=32)  # 128 fills a tensor core; narrow models need more heads
+WINDOW_PATTERN = on(cuda="SSSL", mps="SSL", cpu="SL", smoke="SL")  # S = half the context, L = all of it
+
+# Batch
+TOTAL_BATCH_SIZE = on(cuda=2**19, mps=2**14, cpu=2**11, smoke=2**9)  # tokens a step; small = more steps
+DEVICE_BATCH_SIZE = on(cuda=128, mps=16, cpu=8, smoke=8)  # rows at once; lower it if memory runs out
+
+# Optimizer. Adam's rates are for width 768 and grow with 1/sqrt(width); Muon's need no scaling.
+EMBEDDING_LR = 0.6  # token and value embeddings: each row sees few gradients, so steps are large
+UNEMBEDDING_LR = 0.004  # lm_head: every row moves at every step
+MATRIX_LR = 0.04  # Muon, for the blocks' matrices
+SCALAR_LR = 0.5  # per-layer scalars
+WEIGHT_DECAY = 0.2  # cautious, on Muon's matrices only; fades to zero
+ADAM_BETAS = (0.8, 0.95)  # short memories for a short run
+
+# Schedule, in fractions of the budget
+WARMUP_RATIO = 0.0  # normalised updates and zero-init projections start safely without one
+WARMDOWN_RATIO = 0.5  # linear decay over the last half
+FINAL_LR_FRAC = 0.0  # of the initial rate, at the very end
+
+UNTIMED_STEPS = on(cuda=10, mps=1, cpu=1, smoke=1)  # compilation and first touches stay out of the budget
+
+# ----------------------------------------------------------------------------------------------------------
+# Device
+
+
+def has_fast_bf16():
+    """Whether this CPU multiplies bfloat16 in hardware; without it, autocast would be slower than fp32."""
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+ON_CUDA = DEVICE == "cuda"
+AUTOCAST = ON_CUDA or (DEVICE == "cpu" and has_fast_bf16())  # bf16 matmuls over fp32 weights
+PEAK_FLOPS = {  # dense bf16, by a part of the device's name; first match wins
+    "H100 PCIe": 756e12, "H100": 989.5e12, "H200": 989.5e12, "B200": 2250e12,
+    "A100": 312e12, "L40S": 362e12, "RTX 4090": 165.2e12, "RTX 3090": 71e12,
+}  # fmt: skip
+
+
+def peak_flops():
+    """The device's peak in FLOP/s, or 0.0 where it is unknown."""
+    name = torch.cuda.get_device_name() if ON_CUDA else ""
+    return next((peak for part, peak in PEAK_FLOPS.items() if part in name), 0.0)
+
+
+def compiled(function):
+    """Compile on CUDA, where it pays within a run; elsewhere a run is shorter than its compilation."""
+    return torch.compile(function, dynamic=False, fullgraph=True) if ON_CUDA else function
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Model
+
+
+@dataclass
+class GPTConfig:
+    sequence_len: int = 2048
+    vocab_size: int = 8192
+    n_layer: int = 8
+    n_head: int = 4
+    n_kv_head: int = 4  # any divisor of n_head: fewer is grouped-query attention, one is multi-query
+    n_embd: int = 512
+    window_pattern: str = "SSSL"
+
+
+def norm(x):
+    return F.rms_norm(x, (x.size(-1),))
+
+
+def has_value_embedding(layer, n_layer):
+    """Every second layer, counted so that the last one has it."""
+    return (n_layer - 1 - layer) % 2 == 0
+
+
+def apply_rotary(x, cos, sin):
+    """Turn each pair (x[i], x[i + D/2]) of a head by its position's angle; x is (B, T, H, D)."""
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
+
+
+def window_mask(seq_len, window, device=None):
+    """(T, T), true where a query sees a key: itself and the `window` tokens before it."""
+    position = torch.arange(seq_len, device=device)
+    distance = position[:, None] - position[None, :]
+    return (distance >= 0) & (distance <= window)
+
+
+class CausalSelfAttention(nn.Module):
+    def __init__(self, config, layer):
+        super().__init__()
+        if config.n_embd % config.n_head or config.n_head % config.n_kv_head:
+            raise ValueError(f"n_head must divide n_embd, and n_kv_head must divide n_head: {config}")
+        self.n_head = config.n_head
+        self.n_kv_head = config.n_kv_head
+        self.head_dim = config.n_embd // config.n_head
+        self.c_q = nn.Linear(config.n_embd, self.n_head * self.head_dim, bias=False)
+        self.c_k = nn.Linear(config.n_embd, self.n_kv_head * self.head_dim, bias=False)
+        self.c_v = nn.Linear(config.n_embd, self.n_kv_head * self.head_dim, bias=False)
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=False)
+        self.gate_width = min(32, config.n_embd)  # a gate per head needs only a glance at the input
+        gated = has_value_embedding(layer, config.n_layer)
+        self.ve_gate = nn.Linear(self.gate_width, self.n_kv_head, bias=False) if gated else None
+
+    def forward(self, x, ve, cos_sin, mask):
+        B, T, C = x.size()
+        q = self.c_q(x).view(B, T, self.n_head, self.head_dim)
+        k = self.c_k(x).view(B, T, self.n_kv_head, self.head_dim)
+        v = self.c_v(x).view(B, T, self.n_kv_head, self.head_dim)
+        if ve is not None:  # the token's own value, as much of it as the gate lets through
+            gate = 2 * torch.sigmoid(self.ve_gate(x[..., : self.gate_width]))
+            v = v + gate.unsqueeze(-1) * ve.view(B, T, self.n_kv_head, self.head_dim)
+        q = norm(apply_rotary(q, *cos_sin))
+        k = norm(apply_rotary(k, *cos_sin))
+        y = attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask)
+        return self.c_proj(y.transpose(1, 2).reshape(B, T, C))
+
+
+def attend(q, k, v, mask):
+    """Causal attention over (B, H, T, D); `mask` is None where the window is the whole context."""
+    groups = q.size(1) // k.size(1)
+    if groups > 1:  # repeated rather than enable_gqa, which not every kernel takes together with a mask
+        k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+    v = v.to(q.dtype)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+
+
+class MLP(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=False)
+        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=False)
+
+    def forward(self, x):
+        x = self.c_fc(x)
+        x = F.relu(x).square()
+        x = self.c_proj(x)
+        return x
+
+
+class Block(nn.Module):
+    def __init__(self, config, layer):
+        super().__init__()
+        self.attn = CausalSelfAttention(config, layer)
+        self.mlp = MLP(config)
+
+    def forward(self, x, ve, cos_sin, mask):
+        x = x + self.attn(norm(x), ve, cos_sin, mask)
+        x = x + self.mlp(norm(x))
+        return x
+
+
+class GPT(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        head_dim = config.n_embd // config.n_head
+        self.transformer = nn.ModuleDict({
+            "wte": nn.Embedding(config.vocab_size, config.n_embd),
+            "h": nn.ModuleList([Block(config, layer) for layer in range(config.n_layer)]),
+        })
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.value_embeds = nn.ModuleDict({
+            str(layer): nn.Embedding(config.vocab_size, config.n_kv_head * head_dim)
+            for layer in range(config.n_layer)
+            if has_value_embedding(layer, config.n_layer)
+        })
+        self.resid_lambdas = nn.Parameter(torch.ones(config.n_layer))  # how much of the stream goes on
+        self.x0_lambdas = nn.Parameter(torch.zeros(config.n_layer))  # how much of the embedding comes back
+        self.windows = self._window_sizes(config)
+        cos, sin = self._precompute_rotary_embeddings(config.sequence_len, head_dim)
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
+        for window in sorted(set(self.windows) - {config.sequence_len}):
+            self.register_buffer(f"mask_{window}", window_mask(config.sequence_len, window), persistent=False)
+
+    @torch.no_grad()
+    def init_weights(self):
+        """Matrices uniform with std 1/sqrt(width); what writes to the stream starts at zero."""
+        s = 3**0.5 * self.config.n_embd**-0.5
+        torch.nn.init.normal_(self.transformer.wte.weight, mean=0.0, std=1.0)
+        torch.nn.init.normal_(self.lm_head.weight, mean=0.0, std=0.001)
+        for embedding in self.value_embeds.values():
+            torch.nn.init.uniform_(embedding.weight, -s, s)
+        for block in self.transformer.h:
+            torch.nn.init.uniform_(block.attn.c_q.weight, -s, s)
+            torch.nn.init.uniform_(block.attn.c_k.weight, -s, s)
+            torch.nn.init.uniform_(block.attn.c_v.weight, -s, s)
+            torch.nn.init.uniform_(block.mlp.c_fc.weight, -s, s)
+            torch.nn.init.zeros_(block.attn.c_proj.weight)
+            torch.nn.init.zeros_(block.mlp.c_proj.weight)
+            if block.attn.ve_gate is not None:
+                torch.nn.init.zeros_(block.attn.ve_gate.weight)  # 2 * sigmoid(0) = 1: the gate starts open
+        self.resid_lambdas.fill_(1.0)
+        self.x0_lambdas.fill_(0.1)
+        if ON_CUDA:  # a bf16 residual stream halves its traffic; the lookups lose nothing that matters
+            self.transformer.wte.bfloat16()
+            self.value_embeds.bfloat16()
+            self.cos, self.sin = self.cos.bfloat16(), self.sin.bfloat16()
+
+    def _precompute_rotary_embeddings(self, seq_len, head_dim, base=10000, device=None):
+        """Cosine and sine of every position's angles, each (1, T, 1, D/2)."""
+        frequency = base ** (-torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim)
+        angle = torch.arange(seq_len, dtype=torch.float32, device=device)[:, None] * frequency
+        return angle.cos()[None, :, None, :], angle.sin()[None, :, None, :]
+
+    def _window_sizes(self, config):
+        """Tokens that each layer looks back: the pattern repeated over the layers, the last one full."""
+        sizes = {"L": config.sequence_len, "S": config.sequence_len // 2}
+        pattern = config.window_pattern.upper()
+        if not pattern or set(pattern) - set(sizes):
+            raise ValueError(f"WINDOW_PATTERN {config.window_pattern!r} must be made of S and L")
+        windows = [sizes[pattern[layer % len(pattern)]] for layer in range(config.n_layer)]
+        return [*windows[:-1], config.sequence_len]
+
+    def _mask(self, layer, seq_len):
+        window = self.windows[layer]
+        return getattr(self, f"mask_{window}")[:seq_len, :seq_len] if window < self.config.sequence_len else None
+
+    def estimate_flops(self):
+        """FLOPs per token, forward and backward: 6 per weight that multiplies, 12 per key seen and channel."""
+        looked_up = {self.transformer.wte, *self.value_embeds.values()}
+        idle = sum(module.weight.numel() for module in looked_up) + 2 * self.config.n_layer
+        weights = sum(p.numel() for p in self.parameters()) - idle
+        return 6 * weights + 12 * self.config.n_embd * sum(self.windows)
+
+    def setup_optimizer(
+        self,
+        unembedding_lr=UNEMBEDDING_LR,
+        embedding_lr=EMBEDDING_LR,
+        matrix_lr=MATRIX_LR,
+        weight_decay=WEIGHT_DECAY,
+        adam_betas=ADAM_BETAS,
+        scalar_lr=SCALAR_LR,
+    ):
+        """Adam for what is looked up, for lm_head and for scalars; Muon for the blocks' matrices."""
+        scale = (self.config.n_embd / 768) ** -0.5
+        adam = {"kind": "adamw", "betas": adam_betas, "eps": 1e-10, "weight_decay": 0.0}
+        groups = [
+            adam | {"params": [self.lm_head.weight], "lr": unembedding_lr * scale},
+            adam | {"params": [self.transformer.wte.weight], "lr": embedding_lr * scale},
+            adam | {"params": list(self.value_embeds.parameters()), "lr": embedding_lr * scale},
+            adam | {"params": [self.resid_lambdas], "lr": scalar_lr * 0.01},  # errors multiply over depth
+            adam | {"params": [self.x0_lambdas], "lr": scalar_lr, "betas": (0.96, 0.95)},
+        ]
+        matrices = [p for p in self.transformer.h.parameters() if p.ndim == 2]
+        muon = {"kind": "muon", "lr": matrix_lr, "momentum": 0.95, "beta2": 0.95, "ns_steps": 5}
+        for shape in sorted({p.shape for p in matrices}):  # one shape, one batch of matrices
+            alike = [p for p in matrices if p.shape == shape]
+            groups.append(muon | {"params": alike, "weight_decay": weight_decay})
+        grouped = {id(p) for group in groups for p in group["params"]}
+        forgotten = [name for name, p in self.named_parameters() if id(p) not in grouped]
+        if forgotten:
+            raise ValueError(f"setup_optimizer: add a group for {', '.join(forgotten)}: it would never train")
+        return MuonAdamW(groups)
+
+    def forward(self, idx, targets=None, reduction="mean"):
+        T = idx.size(1)
+        cos_sin = self.cos[:, :T], self.sin[:, :T]
+        x = norm(self.transformer.wte(idx))
+        x0 = x
+        for layer, block in enumerate(self.transformer.h):
+            x = self.resid_lambdas[layer] * x + self.x0_lambdas[layer] * x0
+            ve = self.value_embeds[str(layer)](idx) if str(layer) in self.value_embeds else None
+            x = block(x, ve, cos_sin, self._mask(layer, T))
+        x = norm(x)
+
+        softcap = 15
+        logits = self.lm_head(x).float()
+        logits = softcap * torch.tanh(logits / softcap)
+        if targets is None:
+            return logits
+        return F.cross_entropy(logits.view(-1, logits.size(-1)), targets.view(-1), reduction=reduction)
+
+
+def build_model_config(depth):
+    width = math.ceil(depth * ASPECT_RATIO / HEAD_DIM) * HEAD_DIM
+    num_heads = width // HEAD_DIM
+    return GPTConfig(
+        sequence_len=MAX_SEQ_LEN,
+        vocab_size=VOCAB_SIZE,
+        n_layer=depth,
+        n_head=num_heads,
+        n_kv_head=num_heads,
+        n_embd=width,
+        window_pattern=WINDOW_PATTERN,
+    )
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Optimizer
+
+# Polar Express (arXiv 2505.16932): the best odd quintic for each step towards the nearest orthogonal matrix.
+POLAR_EXPRESS = (
+    (8.156554524902461, -22.48329292557795, 15.878769915207462),
+    (4.042929935166739, -2.808917465908714, 0.5000178451051316),
+    (3.8916678022926607, -2.772484153217685, 0.5060648178503393),
+    (3.285753657755655, -2.3681294933425376, 0.46449024233003106),
+    (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
+)
+
+
+def orthogonalize(G, steps):
+    """Roughly U V^T of each matrix G = U S V^T in a (N, rows, columns) stack."""
+    X = G.bfloat16() if G.is_cuda else G.float()  # the iteration forgives rounding
+    tall = X.size(-2) > X.size(-1)
+    X = X.mT if tall else X  # the Gram matrix of the short side is the small one
+    X = X / (1.02 * X.norm(dim=(-2, -1), keepdim=True) + 1e-6)  # all singular values into [0, 1]
+    for a, b, c in POLAR_EXPRESS[:steps]:
+        A = X @ X.mT
+        X = a * X + (b * A + c * (A @ A)) @ X
+    return X.mT if tall else X
+
+
+@compiled
+def adamw_update(p, grad, mean, square, step, lr, beta1, beta2, eps, decay):
+    p.mul_(1 - lr * decay)
+    mean.lerp_(grad, (1 - beta1).to(grad.dtype))
+    square.lerp_(grad.square(), (1 - beta2).to(grad.dtype))
+    spread = (square / (1 - beta2**step)).sqrt() + eps
+    p.sub_(lr / (1 - beta1**step) * mean / spread)
+
+
+@compiled
+def muon_update(stack, grads, momentum, row_square, lr, mu, beta2, decay, ns_steps, dim):
+    """Move a stack of matrices of one shape.
+
+    Nesterov momentum is orthogonalized (Muon), evened out over its rows or columns at an unchanged norm
+    (NorMuon, arXiv 2510.05491), and joined by decay only where both pull one way (arXiv 2510.12402).
+    """
+    momentum.lerp_(grads, 1 - mu)
+    update = orthogonalize(grads.lerp(momentum, mu), ns_steps).float()
+    energy = update.square().mean(dim=dim, keepdim=True)
+    row_square.lerp_(energy, 1 - beta2)
+    scale = row_square.clamp_min(1e-10).rsqrt()
+    before = energy.sum(dim=(-2, -1), keepdim=True)
+    after = (energy * scale.square()).sum(dim=(-2, -1), keepdim=True)
+    update = update * scale * (before / after.clamp_min(1e-20)).sqrt()
+    agree = update * stack >= 0
+    stack.sub_(lr * update + lr * decay * stack * agree)
+
+
+class MuonAdamW(torch.optim.Optimizer):
+    """Each group is of kind "adamw" or "muon"; the parameters of a muon group share one shape."""
+
+    def __init__(self, groups):
+        super().__init__(groups, defaults={})
+        for group in self.param_groups:
+            group["initial_lr"] = group["lr"]
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            if group["kind"] == "adamw":
+                for p in group["params"]:
+                    self._step_adamw(p, group)
+            else:
+                self._step_muon(group)
+
+    def _step_adamw(self, p, group):
+        state = self.state[p]
+        if not state:
+            state.update(step=0, mean=torch.zeros_like(p), square=torch.zeros_like(p))
+        state["step"] += 1
+        # Tensors on the CPU, so that a changed value is no reason to compile again.
+        hyper = (state["step"], group["lr"], *group["betas"], group["eps"], group["weight_decay"])
+        adamw_update(p, p.grad, state["mean"], state["square"], *map(torch.tensor, map(float, hyper)))
+
+    def _step_muon(self, group):
+        params = group["params"]
+        rows, columns = params[0].shape
+        dim = -1 if rows >= columns else -2
+        stack, grads = torch.stack(params), torch.stack([p.grad for p in params])
+        state = self.state[params[0]]
+        if not state:
+            state.update(momentum=torch.zeros_like(stack), square=torch.zeros_like(stack.mean(dim, keepdim=True)))
+        lr = group["lr"] * max(1.0, rows / columns) ** 0.5
+        hyper = (lr, group["momentum"], group["beta2"], group["weight_decay"])
+        hyper = map(torch.tensor, map(float, hyper))
+        muon_update(stack, grads, state["momentum"], state["square"], *hyper, group["ns_steps"], dim)
+        torch._foreach_copy_(params, list(stack.unbind()))  # noqa: SLF001 - one launch for all of them
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Schedules; progress goes from 0 to 1 over the budget
+
+
+def get_lr_multiplier(progress):
+    if progress < WARMUP_RATIO:
+        return progress / WARMUP_RATIO
+    if progress <= 1 - WARMDOWN_RATIO:
+        return 1.0
+    left = (1 - progress) / WARMDOWN_RATIO
+    return left + (1 - left) * FINAL_LR_FRAC
+
+
+def get_muon_momentum(step):
+    ramp = min(step / 300, 1)
+    return 0.85 + ramp * (0.95 - 0.85)
+
+
+def get_weight_decay(progress):
+    return WEIGHT_DECAY * (1 - progress)
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Run
+
+
+def split_batch():
+    """Rows per pass, and passes per step."""
+    rows = min(DEVICE_BATCH_SIZE, TOTAL_BATCH_SIZE // MAX_SEQ_LEN)
+    if rows < 1 or TOTAL_BATCH_SIZE % (rows * MAX_SEQ_LEN):
+        raise SystemExit(
+            f"TOTAL_BATCH_SIZE={TOTAL_BATCH_SIZE} must be a multiple of DEVICE_BATCH_SIZE={DEVICE_BATCH_SIZE} "
+            f"rows of {MAX_SEQ_LEN} tokens"
+        )
+    return rows, TOTAL_BATCH_SIZE // (rows * MAX_SEQ_LEN)
+
+
+def fail(reason=""):
+    print(f"\nFAIL {reason}".rstrip(), flush=True)
+    sys.exit(1)
+
+
+def synchronize():
+    if ON_CUDA:
+        torch.cuda.synchronize()
+    elif DEVICE == "mps":
+        torch.mps.synchronize()
+
+
+def peak_memory_mb():
+    """Of the GPU on CUDA; elsewhere the resident memory of this process."""
+    if ON_CUDA:
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def run():
+    started = time.perf_counter()
+    torch.manual_seed(SEED)
+    torch.set_float32_matmul_precision("high")
+    autocast = torch.autocast(DEVICE, dtype=torch.bfloat16, enabled=AUTOCAST)
+
+    rows, passes = split_batch()
+    loader = make_dataloader("train", rows, MAX_SEQ_LEN, SEED, DEVICE)
+    config = build_model_config(DEPTH)
+    print(f"Model: {asdict(config)}")
+    model = GPT(config)
+    model.init_weights()  # on the CPU, so that a seed gives the same weights on every device
+    model = model.to(DEVICE)
+    num_params = sum(p.numel() for p in model.parameters())
+    flops_per_step = model.estimate_flops() * TOTAL_BATCH_SIZE
+    peak = peak_flops()
+    optimizer = model.setup_optimizer()
+    model = torch.compile(model, dynamic=False) if ON_CUDA else model
+    print(f"Parameters: {num_params:,} | device: {DEVICE} | budget: {TIME_BUDGET:g} s | passes per step: {passes}")
+
+    step, training_time, smooth_loss = 0, 0.0, 0.0
+    x, y, epoch = next(loader)
+    while True:
+        synchronize()
+        t0 = time.perf_counter()
+        for _ in range(passes):
+            with autocast:
+                loss = model(x, y)
+            (loss / passes).backward()
+            x, y, epoch = next(loader)  # read ahead while the GPU works
+
+        # A run bounded in steps is scheduled by steps, and so can be repeated exactly.
+        progress = max(training_time / TIME_BUDGET, step / MAX_STEPS if MAX_STEPS else 0.0)
+        lrm = get_lr_multiplier(min(progress, 1.0))
+        for group in optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * lrm
+            if group["kind"] == "muon":
+                group["momentum"] = get_muon_momentum(step)
+                group["weight_decay"] = get_weight_decay(min(progress, 1.0))
+        optimizer.step()
+        model.zero_grad(set_to_none=True)
+
+        train_loss = loss.item()
+        if math.isnan(train_loss) or train_loss > 100:
+            fail(f"the loss is {train_loss} at step {step}")
+        synchronize()
+        dt = time.perf_counter() - t0
+        step += 1
+        if step > UNTIMED_STEPS:
+            training_time += dt
+
+        smooth_loss = 0.9 * smooth_loss + 0.1 * train_loss
+        mfu = 100 * flops_per_step / dt / peak if peak else 0.0
+        print(
+            f"\rstep {step - 1:05d} ({100 * min(progress, 1.0):.1f}%) | loss: {smooth_loss / (1 - 0.9**step):.6f} | "
+            f"lrm: {lrm:.2f} | dt: {dt * 1000:.0f}ms | tok/sec: {int(TOTAL_BATCH_SIZE / dt):,} | mfu: {mfu:.1f}% | "
+            f"epoch: {epoch} | remaining: {max(0.0, TIME_BUDGET - training_time):.0f}s    ",
+            end="",
+            flush=True,
+        )
+        if step == 1:  # a collection in mid-run would stall the GPU, and there is little to collect
+            gc.collect()
+            gc.freeze()
+            gc.disable()
+        if training_time >= TIME_BUDGET or step == MAX_STEPS:
+            break
+    print()
+
+    model.eval()
+    with autocast:
+        val_bpb = evaluate_bpb(model, rows)
+    if math.isnan(val_bpb):
+        fail("val_bpb is nan")
+    timed = (step - UNTIMED_STEPS) * flops_per_step
+    mfu = 100 * timed / training_time / peak if peak and training_time else 0.0
+    print("---")
+    print(f"val_bpb:          {val_bpb:.6f}")
+    print(f"training_seconds: {training_time:.1f}")
+    print(f"total_seconds:    {time.perf_counter() - started:.1f}")
+    print(f"peak_vram_mb:     {peak_memory_mb():.1f}")
+    print(f"mfu_percent:      {mfu:.2f}")
+    print(f"total_tokens_M:   {step * TOTAL_BATCH_SIZE / 1e6:.1f}")
+    print(f"num_steps:        {step}")
+    print(f"num_params_M:     {num_params / 1e6:.1f}")
+    print(f"depth:            {DEPTH}")
+
+
+def main():
+    try:
+        run()
+    except torch.OutOfMemoryError as error:
+        fail(f"out of memory: lower DEVICE_BATCH_SIZE={DEVICE_BATCH_SIZE}, or the model ({error})")
+
+
+if __name__ == "__main__":
+    main()
