@@ -26,7 +26,7 @@ class Plan:
     text: str
     base_text: str | None
     edit_id: str | None
-    method_id: str | None
+    method_ids: tuple[str, ...] = ()
 
 
 async def plan_edit(db: Database, workspace: Workspace, edit_id: str, *, replicate: bool) -> Plan:
@@ -45,7 +45,7 @@ async def plan_edit(db: Database, workspace: Workspace, edit_id: str, *, replica
             f"{workspace.editable} changed since {edit_id} was made; "
             + (f"call get_code_edit for {edit.method_id} again" if edit.method_id else "make the patch again")
         )
-    return Plan(edit.new_text, edit.base_text, edit.id, edit.method_id)
+    return Plan(edit.new_text, edit.base_text, edit.id, () if edit.method_id is None else (edit.method_id,))
 
 
 def plan_patch(workspace: Workspace, patch: str) -> Plan:
@@ -57,7 +57,7 @@ def plan_patch(workspace: Workspace, patch: str) -> Plan:
     present = workspace.read_program()
     made = patches.apply_patch(present, patch)
     if isinstance(made, Applied):
-        return Plan(made.text, present, None, None)
+        return Plan(made.text, present, None)
     if isinstance(made, Refused):
         near = "; the nearest lines are\n" + "\n".join(made.nearest) if made.nearest else ""
         raise RunError(f"the patch does not fit {workspace.editable}: {made.looked_for}: {made.reason}{near}")
@@ -65,14 +65,16 @@ def plan_patch(workspace: Workspace, patch: str) -> Plan:
 
 
 async def plan_present(db: Database, workspace: Workspace, context_id: str) -> Plan:
-    """Return the file as it stands; it is compared with the incumbent, unless it is the incumbent."""
+    """Return the file as it stands; it is compared with the incumbent, or as the incumbent was if it is that."""
     present = workspace.read_program()
     incumbent = await experiments.last_kept(db, context_id)
     if incumbent is None or incumbent.program_hash is None:
-        return Plan(present, None, None, None)
-    base = await edit_store.program_text(db, incumbent.program_hash)
-    same = duplicates.program_hash(base) == duplicates.program_hash(present)
-    return Plan(present, None if same else base, None, None)
+        return Plan(present, None, None)
+    kept = await edit_store.program_text(db, incumbent.program_hash)
+    if duplicates.program_hash(kept) != duplicates.program_hash(present):
+        return Plan(present, kept, None)
+    base = None if incumbent.base_hash is None else await edit_store.program_text(db, incumbent.base_hash)
+    return Plan(present, base, incumbent.edit_id, incumbent.method_ids)
 
 
 def check_parses(name: str, text: str) -> None:

@@ -500,7 +500,7 @@ class LoopGraph:
     async def _methods_of(self, plan: launch.Plan, method_id: str | None) -> tuple[str, ...]:
         if method_id is not None:
             return ((await self._method(method_id)).id,)
-        return () if plan.method_id is None else (plan.method_id,)
+        return plan.method_ids
 
     async def _method(self, method_id: str) -> Method:
         method = await methods.get_method(self.db, method_id)

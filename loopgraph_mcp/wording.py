@@ -47,15 +47,20 @@ def why(method: Method, record: TrackRecord, presence: Presence | None) -> str:
         parts.append(outcome + (", just now" if ago == 0 else f", {ago} experiment{'s' if ago != 1 else ''} ago"))
     else:
         parts.append("untried here")
-        gains = [result for result in method.published if result.gain is not None]
-        if gains:
-            told = max(gains, key=lambda result: abs(result.gain or 0.0))
-            parts.append(f"published {signed(told.gain or 0.0)} ({told.setting})")
+        parts += _published(method)
     if presence is Presence.PRESENT:
         parts.append("already in the file")
     elif presence is Presence.PARTIAL:
         parts.append("partly in the file")
     return "; ".join(parts)
+
+
+def _published(method: Method) -> list[str]:
+    told = sorted((each for each in method.published if each.gain is not None), key=lambda each: each.gain or 0.0)
+    if not told:
+        return []
+    gains = dict.fromkeys(signed(each.gain or 0.0) for each in (told[0], told[-1]))
+    return [f"published {' to '.join(gains)} ({told[-1].setting})"]
 
 
 def after_search(hits: Sequence[MethodHit], retrieval_id: str) -> str:
@@ -73,11 +78,11 @@ def after_search(hits: Sequence[MethodHit], retrieval_id: str) -> str:
 def no_edit(method: Method, file: str, made: EditResult) -> EditAnswer:
     """Return the answer where a method makes no edit: it is there already, or its recipe does not fit."""
     if isinstance(made, Present):
-        status, reason, near = "present", made.reason, ()
+        status, reason, near = "present", made.reason, list[str]()
         next_step = "Ask for other knob values, or try another method."
     else:
         assert isinstance(made, Refused)  # noqa: S101 - the caller has handled Applied
-        status, reason, near = "refused", f"looked for {made.looked_for}: {made.reason}", made.nearest
+        status, reason, near = "refused", f"looked for {made.looked_for}: {made.reason}", list(made.nearest)
         next_step = "Make the change by hand near these lines and run it with run_experiment(patch=…, method_id=…)."
     return EditAnswer(
         status=status,
@@ -87,7 +92,7 @@ def no_edit(method: Method, file: str, made: EditResult) -> EditAnswer:
         diff="",
         changes=[],
         reason=reason,
-        nearest=list(near),
+        nearest=near,
         earlier=[],
         next_step=next_step,
     )

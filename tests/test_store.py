@@ -1,4 +1,5 @@
 import asyncio
+import dataclasses
 import json
 import sqlite3
 import sys
@@ -309,13 +310,15 @@ async def test_a_newer_store_and_a_file_that_is_none_are_refused(tmp_path: Path)
 async def test_a_full_disk_writes_nothing_and_says_so(db: Database) -> None:
     async with db.transaction() as conn:
         await conn.execute("PRAGMA max_page_count = 1")  # the page cap answers as a full disk does
+    long = dataclasses.replace(EMBEDDING, description="word " * 200_000)
     with pytest.raises(StoreError, match="disk"):
-        await methods.import_pack(db, PACK, now=1.0)
+        await methods.import_pack(db, Pack("base", "1", "hash-1", (ATTENTION, long)), now=1.0)
     assert await methods.all_methods(db) == []
 
 
 def test_statements_are_split_outside_of_strings_and_triggers() -> None:
-    script = "CREATE TABLE a (b TEXT DEFAULT ';');\nCREATE TRIGGER t AFTER INSERT ON a BEGIN\n  SELECT 1;\n  SELECT 2;\nEND;\n"
+    trigger = "CREATE TRIGGER t AFTER INSERT ON a BEGIN\n  SELECT 1;\n  SELECT 2;\nEND;\n"
+    script = "CREATE TABLE a (b TEXT DEFAULT ';');\n" + trigger
     assert len(split_statements(script)) == 2
 
 

@@ -8,7 +8,7 @@ from loopgraph_mcp import trainlog
 RUN = (
     "Vocab size: 8,192\n"
     "\rstep 00000 (0.0%) | loss: 9.011000 | lrm: 1.00 | dt: 9000ms | tok/sec: 58,000 | epoch: 1 | remaining: 300s    "
-    "\rstep 00123 (41.0%) | loss: 5.123456 | lrm: 0.92 | dt: 310ms | tok/sec: 1,690,000 | epoch: 1 | remaining: 177s    "
+    "\rstep 00123 (41.0%) | loss: 5.123456 | lrm: 0.92 | dt: 310ms | tok/sec: 1,690,000 | epoch: 1 | remaining: 177s  "
     "\n---\n"
     "val_bpb:          0.997900\n"
     "training_seconds: 300.1\n"

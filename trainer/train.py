@@ -15,8 +15,6 @@ from dataclasses import asdict, dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import nn
-
 from prepare import (
     DEVICE,
     MAX_SEQ_LEN,
@@ -28,6 +26,7 @@ from prepare import (
     make_dataloader,
     on,
 )
+from torch import nn
 
 # ----------------------------------------------------------------------------------------------------------
 # Knobs. `on` picks the value of the present profile.
@@ -192,16 +191,20 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         head_dim = config.n_embd // config.n_head
-        self.transformer = nn.ModuleDict({
-            "wte": nn.Embedding(config.vocab_size, config.n_embd),
-            "h": nn.ModuleList([Block(config, layer) for layer in range(config.n_layer)]),
-        })
+        self.transformer = nn.ModuleDict(
+            {
+                "wte": nn.Embedding(config.vocab_size, config.n_embd),
+                "h": nn.ModuleList([Block(config, layer) for layer in range(config.n_layer)]),
+            }
+        )
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
-        self.value_embeds = nn.ModuleDict({
-            str(layer): nn.Embedding(config.vocab_size, config.n_kv_head * head_dim)
-            for layer in range(config.n_layer)
-            if has_value_embedding(layer, config.n_layer)
-        })
+        self.value_embeds = nn.ModuleDict(
+            {
+                str(layer): nn.Embedding(config.vocab_size, config.n_kv_head * head_dim)
+                for layer in range(config.n_layer)
+                if has_value_embedding(layer, config.n_layer)
+            }
+        )
         self.resid_lambdas = nn.Parameter(torch.ones(config.n_layer))  # how much of the stream goes on
         self.x0_lambdas = nn.Parameter(torch.zeros(config.n_layer))  # how much of the embedding comes back
         self.windows = self._window_sizes(config)
@@ -415,7 +418,7 @@ class MuonAdamW(torch.optim.Optimizer):
         hyper = (lr, group["momentum"], group["beta2"], group["weight_decay"])
         hyper = map(torch.tensor, map(float, hyper))
         muon_update(stack, grads, state["momentum"], state["square"], *hyper, group["ns_steps"], dim)
-        torch._foreach_copy_(params, list(stack.unbind()))  # noqa: SLF001 - one launch for all of them
+        torch._foreach_copy_(params, list(stack.unbind()))
 
 
 # ----------------------------------------------------------------------------------------------------------

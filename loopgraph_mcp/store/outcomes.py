@@ -6,8 +6,15 @@ from dataclasses import dataclass
 from loopgraph_mcp.models import Context, Direction, OutcomeKind
 from loopgraph_mcp.store.database import Database
 
-# A program is known by its syntax tree: comments and layout do not make another one.
+# A program is known by its syntax tree, so that comments and layout do not make another one; a run that was only told
+# of, by its own id. What it is compared with is its base, or for a run only told of, the incumbent of that time.
 _TREE = "(SELECT tree_hash FROM program WHERE hash = {column})"
+_OWN_TREE = f"coalesce({_TREE.format(column='experiment.program_hash')}, experiment.id)"
+_BASE_TREE = f"""
+    CASE WHEN experiment.program_hash IS NOT NULL THEN {_TREE.format(column="experiment.base_hash")}
+    ELSE (SELECT coalesce({_TREE.format(column="parent.program_hash")}, parent.id)
+          FROM experiment AS parent WHERE parent.id = experiment.parent_id) END
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +43,7 @@ async def finished_values(db: Database, context_ids: Sequence[str]) -> dict[tupl
     """Return the metric values of every (context, program) in some contexts, oldest first."""
     marks = ", ".join("?" * len(context_ids))
     rows = await db.reader.execute_fetchall(
-        f"SELECT context_id, coalesce({_TREE.format(column='program_hash')}, id) AS tree, metric_value "  # noqa: S608 - marks only
+        f"SELECT context_id, {_OWN_TREE} AS tree, metric_value "  # noqa: S608 - marks only
         f"FROM experiment JOIN outcome ON outcome.experiment_id = experiment.id "
         f"WHERE kind = 'finished' AND context_id IN ({marks}) ORDER BY experiment.row",
         list(context_ids),
@@ -50,8 +57,7 @@ async def finished_values(db: Database, context_ids: Sequence[str]) -> dict[tupl
 async def compared_trees(db: Database, experiment_id: str) -> tuple[str, str | None]:
     """Return the program of an experiment and what it is compared with, by syntax tree (or experiment id)."""
     rows = await db.reader.execute_fetchall(
-        f"SELECT coalesce({_TREE.format(column='program_hash')}, id) AS tree, "  # noqa: S608 - no input
-        f"coalesce({_TREE.format(column='base_hash')}, parent_id) AS base_tree FROM experiment WHERE id = :id",
+        f"SELECT {_OWN_TREE} AS tree, {_BASE_TREE} AS base_tree FROM experiment WHERE id = :id",  # noqa: S608 - no input
         {"id": experiment_id},
     )
     row = next(iter(rows))
@@ -63,8 +69,7 @@ async def method_runs(db: Database) -> list[MethodRun]:
     rows = await db.reader.execute_fetchall(
         f"""
         SELECT experiment_method.method_id, method.family, experiment.context_id, context.*, outcome.kind,
-               coalesce({_TREE.format(column="program_hash")}, experiment.id) AS tree,
-               coalesce({_TREE.format(column="base_hash")}, parent_id) AS base_tree,
+               {_OWN_TREE} AS tree, {_BASE_TREE} AS base_tree,
                (SELECT count(*) FROM outcome AS later WHERE later.created_at > outcome.created_at) AS age,
                (SELECT count(*) FROM experiment_method AS other WHERE other.experiment_id = experiment.id) AS shared
         FROM experiment_method

@@ -68,6 +68,7 @@ async def ages_since_shown(db: Database, method_ids: Sequence[str]) -> dict[str,
         JOIN retrieval_item ON retrieval_item.method_id = tried.method_id
         JOIN retrieval ON retrieval.id = retrieval_item.retrieval_id AND retrieval.created_at > tried.at
         WHERE retrieval.row > (SELECT coalesce(max(row), 0) FROM retrieval) - 200
+        ORDER BY retrieval.row
         """,
         {"ids": json.dumps(list(method_ids))},
     )

@@ -4,11 +4,10 @@ import functools
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from mcp.server import MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
 from mcp.server.mcpserver.tools import Tool
 from mcp_types import ToolAnnotations
-from pydantic import ConfigDict
+from pydantic import ConfigDict, create_model
 
 from loopgraph_mcp.errors import LoopGraphError
 
@@ -17,15 +16,12 @@ def strict_tool(function: Callable[..., Awaitable[Any]], *, title: str, annotati
     """Return a tool whose arguments are taken as they are: no unknown names, no text where a number belongs."""
     tool = Tool.from_function(_told(function), title=title, annotations=annotations)
     model = tool.fn_metadata.arg_model
-    strict = type(model.__name__, (model,), {"model_config": ConfigDict(extra="forbid", strict=True)})
+    strict = create_model(model.__name__, __base__=model)
+    strict.model_config = ConfigDict(extra="forbid", strict=True)
+    strict.model_rebuild(force=True)
     tool.fn_metadata.arg_model = strict
     tool.parameters = _without_titles(strict.model_json_schema(by_alias=True))
     return tool
-
-
-def server_with(name: str, tools: list[Tool], **options: Any) -> MCPServer[Any]:
-    """Return a server that offers exactly these tools."""
-    return MCPServer(name, tools=tools, **options)
 
 
 def _told(function: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:

@@ -1,0 +1,1 @@
+"""Where methods come from: untrusted text, checked at the door."""

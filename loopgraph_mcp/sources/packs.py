@@ -1,0 +1,313 @@
+"""Reads a method pack: a folder with pack.toml and one TOML file for each method."""
+
+import ast
+import hashlib
+import re
+import tomllib
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from loopgraph_mcp.errors import PackError
+from loopgraph_mcp.models import (
+    AddMethod,
+    InsertAfter,
+    Knob,
+    Method,
+    Pack,
+    PublishedResult,
+    Recipe,
+    RecipeOp,
+    ReplaceStmt,
+    SetConst,
+    SetDefault,
+    SetKwarg,
+    SetLocal,
+    Source,
+)
+
+_T = TypeVar("_T", bound=BaseModel)
+MANIFEST = "pack.toml"
+_MAX_FILE_BYTES = 2**20
+_MAX_FILES = 2_000
+FAMILIES = (
+    "activation",
+    "architecture",
+    "attention",
+    "batch-size",
+    "embedding",
+    "initialization",
+    "learning-rate",
+    "normalization",
+    "objective",
+    "optimizer",
+    "output",
+    "position",
+    "regularization",
+    "schedule",
+)
+_PLACEHOLDER = re.compile(r"\{([a-z][a-z0-9_]*)\}")
+
+Line = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\r\n]*$")]
+Text = Annotated[str, Field(min_length=1, max_length=4_000)]
+Identifier = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+Dotted = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*$")]
+KnobName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class _Manifest(_Table):
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
+    version: Line
+    license: Line
+
+
+class _Source(_Table):
+    kind: Literal["arxiv", "github", "url"]
+    ref: Line
+    title: Line
+
+
+class _Published(_Table):
+    claim: Line
+    setting: Line
+    source: Line
+    gain: float | None = None
+
+
+class _Knob(_Table):
+    default: int | float | str
+    description: Line
+    low: int | float | None = None
+    high: int | float | None = None
+    choices: list[int | float | str] = Field(default_factory=list)
+
+
+class _SetConst(_Table):
+    op: Literal["set_const"]
+    name: Identifier
+    value: Line
+
+    def made(self) -> RecipeOp:
+        return SetConst(self.name, self.value)
+
+
+class _SetLocal(_Table):
+    op: Literal["set_local"]
+    scope: Dotted
+    name: Identifier
+    value: Line
+
+    def made(self) -> RecipeOp:
+        return SetLocal(self.scope, self.name, self.value)
+
+
+class _SetDefault(_Table):
+    op: Literal["set_default"]
+    scope: Dotted
+    name: Identifier
+    value: Line
+
+    def made(self) -> RecipeOp:
+        return SetDefault(self.scope, self.name, self.value)
+
+
+class _SetKwarg(_Table):
+    op: Literal["set_kwarg"]
+    scope: Dotted
+    call: Identifier
+    name: Identifier
+    value: Line
+
+    def made(self) -> RecipeOp:
+        return SetKwarg(self.scope, self.call, self.name, self.value)
+
+
+class _ReplaceStmt(_Table):
+    op: Literal["replace_stmt"]
+    scope: Dotted
+    old: Text
+    new: Text
+
+    def made(self) -> RecipeOp:
+        return ReplaceStmt(self.scope, self.old, self.new)
+
+
+class _InsertAfter(_Table):
+    op: Literal["insert_after"]
+    scope: Dotted
+    anchor: Text
+    code: Text
+
+    def made(self) -> RecipeOp:
+        return InsertAfter(self.scope, self.anchor, self.code)
+
+
+class _AddMethod(_Table):
+    op: Literal["add_method"]
+    scope: Dotted
+    code: Text
+
+    def made(self) -> RecipeOp:
+        return AddMethod(self.scope, self.code)
+
+
+_Op = Annotated[
+    _SetConst | _SetLocal | _SetDefault | _SetKwarg | _ReplaceStmt | _InsertAfter | _AddMethod,
+    Field(discriminator="op"),
+]
+
+
+class _Recipe(_Table):
+    conflicts: list[str] = Field(default_factory=list)
+    ops: Annotated[list[_Op], Field(min_length=1, max_length=50)]
+
+
+class _Method(_Table):
+    id: Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$", max_length=60)]
+    name: Line
+    family: Literal[FAMILIES]  # type: ignore[valid-type]  # a Literal of the tuple's items
+    aliases: list[Line] = Field(default_factory=list, max_length=50)
+    summary: Annotated[str, Field(min_length=1, max_length=120, pattern=r"^[^\r\n]*$")]
+    description: Text
+    sources: list[_Source] = Field(default_factory=list)
+    published: list[_Published] = Field(default_factory=list)
+    knobs: dict[KnobName, _Knob] = Field(default_factory=dict)
+    recipe: _Recipe | None = None
+
+    @model_validator(mode="after")
+    def _knobs_fit(self) -> Self:
+        for name, knob in self.knobs.items():
+            if knob.choices and knob.default not in knob.choices:
+                raise ValueError(f"knobs.{name}: the default {knob.default!r} is none of its choices")
+            if isinstance(knob.default, int | float):
+                low, high = knob.low, knob.high
+                if (low is not None and knob.default < low) or (high is not None and knob.default > high):
+                    raise ValueError(f"knobs.{name}: the default {knob.default!r} is out of its range")
+        return self
+
+    @model_validator(mode="after")
+    def _recipe_fits(self) -> Self:
+        used: set[str] = set()
+        for number, op in enumerate(self.recipe.ops if self.recipe else [], start=1):
+            for key, code in op.model_dump(exclude={"op", "scope", "name", "call"}).items():
+                used |= self._check_code(f"recipe.ops[{number}].{key}", code)
+        if unused := sorted(set(self.knobs) - used):
+            raise ValueError(f"knobs.{unused[0]}: no op uses it")
+        return self
+
+    def _check_code(self, place: str, code: str) -> set[str]:
+        """Check that an op's code parses with its placeholders filled; return the knobs it uses."""
+        names = set(_PLACEHOLDER.findall(code))
+        try:
+            ast.parse(_PLACEHOLDER.sub(lambda match: match.group(1) if match.group(1) in self._known else "0", code))
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+            raise ValueError(f"{place}: the code does not parse ({error})") from error
+        if unknown := sorted(names - self._known):
+            raise ValueError(f"{place}: {{{unknown[0]}}} is no declared knob")
+        return names & set(self.knobs)
+
+    @property
+    def _known(self) -> set[str]:
+        return {*self.knobs, "current"}
+
+    def made(self) -> Method:
+        """Return the method as the rest of LoopGraph knows it."""
+        return Method(
+            id=self.id,
+            name=self.name,
+            family=self.family,
+            summary=self.summary,
+            description=" ".join(self.description.split()),
+            aliases=tuple(self.aliases),
+            sources=tuple(Source(each.kind, each.ref, each.title) for each in self.sources),
+            published=tuple(
+                PublishedResult(each.claim, each.setting, each.source, each.gain) for each in self.published
+            ),
+            knobs=tuple(
+                Knob(name, each.default, each.description, each.low, each.high, tuple(each.choices))
+                for name, each in self.knobs.items()
+            ),
+            recipe=None
+            if self.recipe is None
+            else Recipe(tuple(op.made() for op in self.recipe.ops), tuple(self.recipe.conflicts)),
+        )
+
+
+def read_pack(folder: Path) -> Pack:
+    """Read and check a pack.
+
+    Raises:
+        PackError: A file is missing, too large, a link, or does not follow the format; the message names file and key.
+    """
+    manifest = folder / MANIFEST
+    if not manifest.is_file():
+        raise PackError(f"{folder}: no {MANIFEST}; a pack is a folder with {MANIFEST} and one TOML file per method")
+    files = sorted(file for file in folder.iterdir() if file.suffix == ".toml" and file.name != MANIFEST)
+    if len(files) > _MAX_FILES:
+        raise PackError(f"{folder}: {len(files):,} methods; at most {_MAX_FILES:,} in one pack")
+    digest = hashlib.sha256()
+    texts: dict[Path, str] = {}
+    for file in [manifest, *files]:
+        data = _read(file)
+        digest.update(file.name.encode() + b"\0" + hashlib.sha256(data).digest())
+        try:
+            texts[file] = data.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise PackError(f"{file}: not UTF-8 ({error})") from error
+    declared = _parse(_Manifest, manifest, texts[manifest])
+    methods = tuple(_method(file, texts[file]) for file in files)
+    _check_together(folder, methods)
+    return Pack(declared.name, declared.version, digest.hexdigest(), methods)
+
+
+def _read(file: Path) -> bytes:
+    if file.is_symlink():
+        raise PackError(f"{file}: a link; a pack holds plain files")
+    try:
+        with file.open("rb") as opened:
+            data = opened.read(_MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise PackError(f"{file}: {error}") from error
+    if len(data) > _MAX_FILE_BYTES:
+        raise PackError(f"{file}: over {_MAX_FILE_BYTES >> 20} MiB")
+    return data
+
+
+def _method(file: Path, text: str) -> Method:
+    parsed = _parse(_Method, file, text)
+    if parsed.id != file.stem:
+        raise PackError(f"{file}: id is {parsed.id!r}; it must be the file's name, {file.stem!r}")
+    return parsed.made()
+
+
+def _parse(kind: type[_T], file: Path, text: str) -> _T:
+    try:
+        return kind.model_validate(tomllib.loads(text))
+    except tomllib.TOMLDecodeError as error:
+        raise PackError(f"{file}: not TOML: {error}") from error
+    except RecursionError as error:
+        raise PackError(f"{file}: nested too deeply") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise PackError(f"{file}: {f'{key}: ' if key else ''}{first['msg'].removeprefix('Value error, ')}") from error
+
+
+def _check_together(folder: Path, methods: Iterable[Method]) -> None:
+    """Check what no single file can tell: aliases name one method each, conflicts name methods."""
+    ids = {method.id for method in methods}
+    names = Counter(alias.casefold() for method in methods for alias in {method.name, *method.aliases})
+    for name, count in names.items():
+        if count > 1:
+            raise PackError(f"{folder}: the alias {name!r} names {count} methods; drop it from all but one")
+    for method in methods:
+        for conflict in method.recipe.conflicts if method.recipe else ():
+            if conflict not in ids:
+                raise PackError(f"{folder / method.id}.toml: recipe.conflicts: no method {conflict!r} in this pack")
