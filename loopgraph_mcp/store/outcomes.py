@@ -14,7 +14,7 @@ _BASE_TREE = f"""
     CASE WHEN experiment.program_hash IS NOT NULL THEN {_TREE.format(column="experiment.base_hash")}
     ELSE (SELECT coalesce({_TREE.format(column="parent.program_hash")}, parent.id)
           FROM experiment AS parent WHERE parent.id = experiment.parent_id) END
-"""
+"""  # noqa: S608 - no input
 
 
 @dataclass(frozen=True, slots=True)
