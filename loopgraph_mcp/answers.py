@@ -1,11 +1,14 @@
-"""What the verbs answer: the same values for the SDK, the tools' structured content and the CLI's --json."""
+"""What the verbs answer: the same values for the SDK, the tools' structured content and the CLI's --json.
+
+Without slots: the MCP SDK reads a field's default off the class, and finds a slot there instead.
+"""
 
 from dataclasses import dataclass, field
 
 from loopgraph_mcp.models import Decision, OutcomeKind, Presence, Standing, State, VerdictKind
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class MethodHit:
     """One method of an answer, with why it stands where it stands.
 
@@ -34,7 +37,7 @@ class MethodHit:
     parts: dict[str, float] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class SearchAnswer:
     """The methods for a query, best first."""
 
@@ -46,7 +49,7 @@ class SearchAnswer:
     next_step: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class EarlierRun:
     """An earlier experiment with the same resulting program."""
 
@@ -56,7 +59,7 @@ class EarlierRun:
     decision: Decision | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class EditAnswer:
     """A method as an edit of the workspace's present file, or why there is none.
 
@@ -77,7 +80,7 @@ class EditAnswer:
     next_step: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ExperimentAnswer:
     """One experiment: how far it is, or what came of it.
 
@@ -120,7 +123,7 @@ class ExperimentAnswer:
     warnings: list[str] = field(default_factory=list)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class RecordAnswer:
     """An outcome as it was written down, judged, and what it makes of its methods."""
 

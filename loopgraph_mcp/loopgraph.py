@@ -2,44 +2,26 @@
 
 import asyncio
 import dataclasses
-import difflib
-import math
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from loopgraph_mcp import duplicates, edits, evidence, launch, ranking, runs, wording
+from loopgraph_mcp import duplicates, edits, evidence, launch, lookups, ranking, recording, runs, wording
 from loopgraph_mcp.answers import EditAnswer, ExperimentAnswer, MethodHit, RecordAnswer, SearchAnswer
 from loopgraph_mcp.config import Settings, read_settings
-from loopgraph_mcp.errors import NotFoundError, RunError, WorkspaceError
-from loopgraph_mcp.models import (
-    Applied,
-    Context,
-    Decision,
-    KnobValue,
-    Method,
-    Outcome,
-    OutcomeKind,
-    Presence,
-    State,
-)
-from loopgraph_mcp.runner.device import Device, choose_device
+from loopgraph_mcp.errors import RunError, WorkspaceError
+from loopgraph_mcp.models import Applied, Decision, KnobValue, Method, OutcomeKind, Presence, State
 from loopgraph_mcp.sources import packs
 from loopgraph_mcp.store import edits as edit_store
 from loopgraph_mcp.store import experiments, methods, retrievals
 from loopgraph_mcp.store.database import Database
 from loopgraph_mcp.store.experiments import ExperimentRow, NewExperiment
+from loopgraph_mcp.store.lineage import Link, chain_of
+from loopgraph_mcp.surroundings import Surroundings
 from loopgraph_mcp.trainlog import parse_progress
-from loopgraph_mcp.workspace import (
-    Workspace,
-    dataset_hash,
-    default_timeout_s,
-    harness_hash,
-    load_workspace,
-    write_program,
-)
+from loopgraph_mcp.workspace import Workspace, default_timeout_s, write_program
 
 MAX_WAIT_S = 50.0  # most clients give up on a call after 60 s
 _CANDIDATES = 50
@@ -62,6 +44,7 @@ class LoopGraph:
         self.db = db
         self.settings = settings
         self._now = clock
+        self._here = Surroundings(db, settings, clock)
 
     @classmethod
     @asynccontextmanager
@@ -86,8 +69,8 @@ class LoopGraph:
             workspace: Folder whose context and present code count.
             limit: How many methods to show.
         """
-        where = await self._workspace_or_none(workspace)
-        context = None if where is None else await self._context(where, where.budget_s)
+        where = await self._here.workspace_or_none(workspace)
+        context = None if where is None else await self._here.context(where, where.budget_s)
         every = await methods.all_methods(self.db)
         found = (
             await methods.find_methods(self.db, query, limit=_CANDIDATES)
@@ -161,18 +144,18 @@ class LoopGraph:
         Raises:
             NotFoundError: No such method or retrieval.
         """
-        method = await self._method(method_id)
-        await self._check_retrieval(retrieval_id)
-        where = await self._workspace(workspace)
+        method = await lookups.the_method(self.db, method_id)
+        await lookups.check_retrieval(self.db, retrieval_id)
+        where = await self._here.workspace(workspace)
         program = where.read_program()
         made = edits.apply_method(method, program, knobs or {})
         if not isinstance(made, Applied):
             return wording.no_edit(method, where.editable, made)
-        context_id = await self._context_id(where, where.budget_s)
+        context_id = await self._here.context_id(where, where.budget_s)
         base_hash = await launch.keep_program(self.db, program)
         edit_id = await edit_store.add_edit(
             self.db,
-            workspace=await self._workspace_id(where),
+            workspace=await self._here.workspace_id(where),
             method_id=method.id,
             retrieval_id=retrieval_id,
             base_hash=base_hash,
@@ -183,6 +166,9 @@ class LoopGraph:
         )
         if apply and not write_program(where, made.text, expected=program):
             raise WorkspaceError(f"{where.editable_path}: changed while the edit was made; ask again")
+        conflicts = method.recipe.conflicts if method.recipe else ()
+        known = [found for each in conflicts if (found := await methods.get_method(self.db, each)) is not None]
+        in_the_way = [each for each in known if edits.detect(each, program) is Presence.PRESENT]
         tree = duplicates.program_hash(made.text)
         earlier = [wording.earlier_run(run) for run in await experiments.runs_of_program(self.db, context_id, tree)]
         return EditAnswer(
@@ -192,7 +178,7 @@ class LoopGraph:
             edit_id=edit_id,
             diff=edits.unified_diff(program, made.text, where.editable),
             changes=list(made.changes),
-            reason="",
+            reason=wording.replaced([each.id for each in in_the_way]),
             nearest=[],
             earlier=earlier,
             next_step=wording.after_edit(edit_id, earlier),
@@ -240,10 +226,10 @@ class LoopGraph:
             known = await experiments.find_by_key(self.db, idempotency_key)
             if known is not None:
                 return await self.get_experiment(known, wait_s=wait_s, on_progress=on_progress)
-        where = await self._workspace(workspace)
+        where = await self._here.workspace(workspace)
         launch.check_budget(where, budget_s)
         budget = budget_s or where.budget_s
-        context_id = await self._context_id(where, budget)
+        context_id = await self._here.context_id(where, budget)
         plan = await self._plan(where, context_id, edit_id=edit_id, patch=patch, replicate=replicate)
         launch.check_parses(where.editable, plan.text)
         method_ids = await self._methods_of(plan, method_id)
@@ -259,7 +245,7 @@ class LoopGraph:
             self.db,
             NewExperiment(
                 context_id=context_id,
-                device_slot=(await self._device()).slot,
+                device_slot=(await self._here.device()).slot,
                 description=wording.description(description, method_ids, plan.base_text),
                 seed=launch.choose_seed(seed, {run.seed for run in earlier} if replicate else set()),
                 timeout_s=max(where.timeout_s, default_timeout_s(budget)) if budget_s else where.timeout_s,
@@ -288,7 +274,7 @@ class LoopGraph:
         deadline = time.monotonic() + min(max(wait_s, 0.0), MAX_WAIT_S)
         told = None
         while True:
-            row = await self._experiment(experiment_id)
+            row = await lookups.the_experiment(self.db, experiment_id)
             if row.state is State.DONE:
                 return await self._done(row)
             if row.supervisor is not None and runs.is_abandoned(self.settings, row):
@@ -309,15 +295,15 @@ class LoopGraph:
         Raises:
             NotFoundError: No such experiment.
         """
-        row = await self._experiment(experiment_id)
+        row = await lookups.the_experiment(self.db, experiment_id)
         if row.state is not State.DONE:
             await experiments.request_cancel(self.db, experiment_id, now=self._now())
         return await self.get_experiment(experiment_id, wait_s=_CANCEL_WAIT_S)
 
     async def list_experiments(self, *, workspace: str | None = None, limit: int = 20) -> list[ExperimentAnswer]:
         """Return a workspace's newest experiments, newest first."""
-        where = await self._workspace(workspace)
-        rows = await experiments.list_experiments(self.db, await self._workspace_id(where), limit=limit)
+        where = await self._here.workspace(workspace)
+        rows = await experiments.list_experiments(self.db, await self._here.workspace_id(where), limit=limit)
         return [await (self._done(row) if row.state is State.DONE else self._under_way(row)) for row in rows]
 
     # -------------------------------------------------------------------------------------------- record
@@ -354,16 +340,24 @@ class LoopGraph:
             NotFoundError: No such experiment or method.
             RunError: The experiment is not done yet, or the arguments contradict one another.
         """
+        now = self._now()
         if experiment_id is None:
-            row = await self._record_outside(
-                method_id, metric_value, status, description=description, workspace=workspace
+            row = await recording.record_outside(
+                self.db,
+                self._here,
+                method_id,
+                metric_value,
+                status,
+                description=description,
+                workspace=workspace,
+                now=now,
             )
         else:
             if metric_value is not None or status is not None or method_id is not None:
                 raise RunError(
                     f"the outcome of {experiment_id} was measured; leave out metric_value, status, method_id"
                 )
-            row = await self._experiment(experiment_id)
+            row = await lookups.the_experiment(self.db, experiment_id)
             if row.outcome is None:
                 raise RunError(f"{experiment_id} is still {row.state.value}; wait with get_experiment, then record")
         verdict = await evidence.judge_experiment(self.db, row)
@@ -389,6 +383,15 @@ class LoopGraph:
             next_step=verdict.next_step,
         )
 
+    async def trace(self, experiment_id: str) -> list[Link]:
+        """Return what led to an experiment, from pack and paper on, and what came of it.
+
+        Raises:
+            NotFoundError: No such experiment.
+        """
+        await lookups.the_experiment(self.db, experiment_id)
+        return await chain_of(self.db, experiment_id)
+
     async def count(self) -> dict[str, int]:
         """Return how many methods, experiments and the like the store holds."""
         return await retrievals.count_rows(self.db)
@@ -400,44 +403,6 @@ class LoopGraph:
         await retrievals.add_cost(
             self.db, source, subject_id=subject_id, tokens=tokens, cost_usd=cost_usd, now=self._now()
         )
-
-    async def _record_outside(
-        self,
-        method_id: str | None,
-        metric_value: float | None,
-        status: OutcomeKind | None,
-        *,
-        description: str,
-        workspace: str | None,
-    ) -> ExperimentRow:
-        kind = status or (OutcomeKind.CRASHED if metric_value is None else OutcomeKind.FINISHED)
-        if (kind is OutcomeKind.FINISHED) != (metric_value is not None):
-            raise RunError("a finished run has a metric_value and a failed one has none; give one or change the status")
-        if metric_value is not None and not math.isfinite(metric_value):
-            raise RunError(
-                f"metric_value is {metric_value}; record a diverged run with status='diverged' and no metric"
-            )
-        method_ids = () if method_id is None else ((await self._method(method_id)).id,)
-        where = await self._workspace(workspace)
-        context_id = await self._context_id(where, where.budget_s)
-        incumbent = await experiments.last_kept(self.db, context_id)
-        experiment_id, _ = await experiments.add_experiment(
-            self.db,
-            NewExperiment(
-                context_id=context_id,
-                device_slot=(await self._device()).slot,
-                description=wording.description(description, method_ids, None),
-                seed=launch.DEFAULT_SEED,
-                timeout_s=where.timeout_s,
-                silence_s=where.silence_s,
-                parent_id=None if incumbent is None else incumbent.id,
-                method_ids=method_ids,
-            ),
-            now=self._now(),
-        )
-        outcome = Outcome(kind, metric_value, "recorded by the agent", {})
-        await experiments.finish(self.db, experiment_id, outcome, now=self._now())
-        return await self._experiment(experiment_id)
 
     # ------------------------------------------------------------------------------------------- answers
 
@@ -486,7 +451,7 @@ class LoopGraph:
             return plan
         edit_id = await edit_store.add_edit(
             self.db,
-            workspace=await self._workspace_id(where),
+            workspace=await self._here.workspace_id(where),
             method_id=method_id,
             retrieval_id=None,
             base_hash=await launch.keep_program(self.db, base),
@@ -499,58 +464,5 @@ class LoopGraph:
 
     async def _methods_of(self, plan: launch.Plan, method_id: str | None) -> tuple[str, ...]:
         if method_id is not None:
-            return ((await self._method(method_id)).id,)
+            return ((await lookups.the_method(self.db, method_id)).id,)
         return plan.method_ids
-
-    async def _method(self, method_id: str) -> Method:
-        method = await methods.get_method(self.db, method_id)
-        if method is None:
-            known = [each.id for each in await methods.all_methods(self.db)]
-            near = difflib.get_close_matches(method_id, known, n=3, cutoff=0.4)
-            hint = f"did you mean {', '.join(near)}?" if near else "search_methods finds one"
-            raise NotFoundError(f"no method {method_id[:80]!r}; {hint}")
-        return method
-
-    async def _experiment(self, experiment_id: str) -> ExperimentRow:
-        row = await experiments.get_experiment(self.db, experiment_id)
-        if row is None:
-            raise NotFoundError(f"no experiment {experiment_id[:80]!r}; run_experiment starts one and returns its id")
-        return row
-
-    async def _check_retrieval(self, retrieval_id: str | None) -> None:
-        if retrieval_id is not None and not await retrievals.retrieval_exists(self.db, retrieval_id):
-            raise NotFoundError(
-                f"no retrieval {retrieval_id[:80]!r}; leave it out, or use the id search_methods returned"
-            )
-
-    async def _workspace(self, path: str | None) -> Workspace:
-        return await asyncio.to_thread(load_workspace, self.settings.workspace if path is None else Path(path))
-
-    async def _workspace_or_none(self, path: str | None) -> Workspace | None:
-        """Return the workspace asked for, or the default one where there is one: a search needs none."""
-        try:
-            return await self._workspace(path)
-        except WorkspaceError:
-            if path is not None:
-                raise
-            return None
-
-    async def _workspace_id(self, where: Workspace) -> str:
-        return await edit_store.workspace_id(self.db, str(where.path), now=self._now())
-
-    async def _device(self) -> Device:
-        return await asyncio.to_thread(choose_device, self.settings.device)
-
-    async def _context(self, where: Workspace, budget_s: float) -> Context:
-        return Context(
-            workspace_id=await self._workspace_id(where),
-            device=(await self._device()).label,
-            budget_s=budget_s,
-            dataset_hash=dataset_hash(where),
-            harness_hash=harness_hash(where, where.path),
-            metric=where.metric,
-            direction=where.direction,
-        )
-
-    async def _context_id(self, where: Workspace, budget_s: float) -> str:
-        return await edit_store.context_id(self.db, await self._context(where, budget_s))

@@ -104,6 +104,11 @@ def earlier_run(run: ExperimentRow) -> EarlierRun:
     return EarlierRun(run.id, run.description, outcome, run.decision)
 
 
+def replaced(method_ids: Sequence[str]) -> str:
+    """Return a warning that an edit takes the place of methods that cannot stand beside it."""
+    return f"{', '.join(method_ids)} is in the file now; this edit takes its place" if method_ids else ""
+
+
 def after_edit(edit_id: str, earlier: Sequence[EarlierRun]) -> str:
     """Return what to do with an edit."""
     if earlier:

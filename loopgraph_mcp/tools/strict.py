@@ -21,6 +21,7 @@ def strict_tool(function: Callable[..., Awaitable[Any]], *, title: str, annotati
     strict.model_rebuild(force=True)
     tool.fn_metadata.arg_model = strict
     tool.parameters = _without_titles(strict.model_json_schema(by_alias=True))
+    tool.fn_metadata.output_schema = _without_titles(tool.fn_metadata.output_schema)
     return tool
 
 

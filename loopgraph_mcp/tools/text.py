@@ -28,6 +28,7 @@ def edit(answer: EditAnswer) -> str:
         held = f"{answer.file} holds it now" if answer.status == "applied" else f"{answer.file} is unchanged"
         lines.append(f"{answer.edit_id}: {answer.method_id}; {held}")
         lines += [f"- {change}" for change in answer.changes]
+        lines += [f"Note: {answer.reason}"] if answer.reason else []
         diff = answer.diff
         if len(diff) > _MAX_DIFF_CHARS:
             diff = diff[:_MAX_DIFF_CHARS] + "\n… (cut; the whole diff is in the structured answer)"

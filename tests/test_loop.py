@@ -1,0 +1,453 @@
+"""The loop through the SDK, with real supervisors and training processes."""
+
+import asyncio
+import dataclasses
+import json
+import os
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from loopgraph_mcp.answers import ExperimentAnswer
+from loopgraph_mcp.config import Settings
+from loopgraph_mcp.errors import NotFoundError, RunError, WorkspaceError
+from loopgraph_mcp.loopgraph import LoopGraph
+from loopgraph_mcp.models import Decision, OutcomeKind, Standing, State, VerdictKind
+from loopgraph_mcp.runner.locks import try_lock
+
+HIGHER_RATE = "@@ @@\n-LEARNING_RATE = 0.5\n+LEARNING_RATE = 0.9\n"
+LOWER_RATE = "@@ @@\n-LEARNING_RATE = 0.5\n+LEARNING_RATE = 0.1\n"
+SLOW = "@@ @@\n-SLEEP_S = 0.05\n-STEPS = 3\n+SLEEP_S = 0.2\n+STEPS = 300\n"
+
+
+@pytest.fixture
+async def graph(settings: Settings) -> AsyncIterator[LoopGraph]:
+    async with LoopGraph.open(settings) as opened:
+        yield opened
+
+
+def mishap(code: str) -> str:
+    return f'@@ @@\n-MISHAP = ""\n+MISHAP = {code!r}\n'
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file() and path.name != "results.tsv"}
+
+
+def set_config(workspace: Path, **values: object) -> None:
+    config = workspace / "loopgraph.toml"
+    text = config.read_text()
+    for key, value in values.items():
+        text = re.sub(rf"(?m)^{key} = .*\n", "", text) + f"{key} = {json.dumps(value)}\n"
+    config.write_text(text)
+
+
+async def until_running(graph: LoopGraph, experiment_id: str) -> ExperimentAnswer:
+    for _ in range(200):
+        answer = await graph.get_experiment(experiment_id, wait_s=0.1)
+        if answer.state is not State.QUEUED and answer.step is not None:
+            return answer
+    raise AssertionError(f"{experiment_id} never ran: {answer}")
+
+
+def pids_mentioning(marker: str) -> list[int]:
+    return [
+        process.pid
+        for process in psutil.process_iter(["cmdline", "status"])
+        if process.info["status"] != psutil.STATUS_ZOMBIE and marker in " ".join(process.info["cmdline"] or [])
+    ]
+
+
+async def test_a_win_is_applied_remembered_and_traced(graph: LoopGraph, workspace: Path) -> None:
+    first = await graph.run_experiment(description="start here")
+    assert (first.outcome, first.verdict, first.metric_value) == (OutcomeKind.FINISHED, VerdictKind.BASELINE, 1.75)
+    assert first.summary["peak_vram_mb"] == 2048.0
+
+    won = await graph.run_experiment(patch=HIGHER_RATE, method_id="embedding-lr", description="more rate")
+    assert (won.verdict, won.decision) == (VerdictKind.WIN, Decision.KEEP)
+    assert won.gain == pytest.approx(0.2)
+    assert "LEARNING_RATE = 0.9" in (workspace / "train.py").read_text()
+    assert won.run_dir is not None
+    assert "val_bpb" in (Path(won.run_dir) / "run.log").read_text()
+
+    hits = {hit.method_id: hit for hit in (await graph.search_methods("embedding learning rate")).hits}
+    assert hits["embedding-lr"].standing is Standing.PROVEN
+    assert hits["embedding-lr"].mean_gain == pytest.approx(0.2)
+    assert "tried once, 1 win" in hits["embedding-lr"].why
+
+    lines = (workspace / "results.tsv").read_text().splitlines()
+    assert lines[0] == "commit\tval_bpb\tmemory_gb\tstatus\tdescription"
+    assert [line.split("\t")[1:] for line in lines[1:]] == [
+        ["1.750000", "2.0", "keep", "start here"],
+        ["1.550000", "2.0", "keep", "more rate"],
+    ]
+    stages = [link.stage for link in await graph.trace(won.experiment_id)]
+    assert stages == ["pack", "method", "edit", "experiment", "outcome", "decision"]
+
+
+async def test_an_edit_is_traced_from_paper_to_outcome(graph: LoopGraph, workspace: Path) -> None:
+    (workspace / "train.py").write_text("MATRIX_LR = 0.04\n" + (workspace / "train.py").read_text())
+    found = await graph.search_methods("muon learning rate")
+    edit = await graph.get_code_edit("muon-lr", retrieval_id=found.retrieval_id, knobs={"rate": 0.02})
+    assert edit.status == "ready"
+    assert edit.edit_id is not None
+    assert "-MATRIX_LR = 0.04\n+MATRIX_LR = 0.02\n" in edit.diff
+    assert "MATRIX_LR = 0.04" in (workspace / "train.py").read_text()
+    run = await graph.run_experiment(edit_id=edit.edit_id)
+    assert run.description == "muon-lr"
+    links = {link.stage: link for link in await graph.trace(run.experiment_id)}
+    assert links["paper"].id == "arxiv:2502.16982"
+    assert links["retrieval"].id == found.retrieval_id
+    assert links["edit"].id == edit.edit_id
+    again = await graph.get_code_edit("muon-lr", knobs={"rate": 0.02})
+    assert [earlier.experiment_id for earlier in again.earlier] == [run.experiment_id]
+
+
+async def test_a_loss_leaves_the_file_as_it_was(graph: LoopGraph, workspace: Path) -> None:
+    before = files_of(workspace)
+    await graph.run_experiment()
+    lost = await graph.run_experiment(patch=LOWER_RATE, method_id="embedding-lr")
+    assert (lost.verdict, lost.decision) == (VerdictKind.LOSS, Decision.DISCARD)
+    assert files_of(workspace) == before
+    assert (workspace / "results.tsv").read_text().splitlines()[-1].split("\t")[3] == "discard"
+    hit = (await graph.search_methods("embedding")).hits
+    assert {each.method_id: each.standing for each in hit}["embedding-lr"] is Standing.FLOPPED
+
+
+FAILURES = {
+    "exit": ("raise RuntimeError('told so')", OutcomeKind.CRASHED, "told so"),
+    "signal": ("os.kill(os.getpid(), 11)", OutcomeKind.CRASHED, "signal 11"),
+    "killed": ("os.kill(os.getpid(), 9)", OutcomeKind.OUT_OF_MEMORY, "memory"),
+    "memory": ("raise MemoryError", OutcomeKind.OUT_OF_MEMORY, "memory"),
+    "diverged": ("print('FAIL'); sys.exit(1)", OutcomeKind.DIVERGED, "loss"),
+    "nan": ("print('val_bpb: nan'); sys.exit(0)", OutcomeKind.DIVERGED, "nan"),
+    "garbage": ("os.write(1, os.urandom(200_000)); sys.exit(0)", OutcomeKind.NO_METRIC, "val_bpb"),
+    "nothing": ("sys.exit(0)", OutcomeKind.NO_METRIC, "printed no line"),
+    "cheat": ("open('prepare.py', 'a').write('#')", OutcomeKind.VOID, "prepare.py"),
+    "hang": ("time.sleep(600)", OutcomeKind.SILENT, "silence_s"),
+    "endless": ("while True: print('.', flush=True); time.sleep(0.1)", OutcomeKind.TIMED_OUT, "timeout_s"),
+}
+
+
+@pytest.mark.parametrize("name", FAILURES)
+async def test_each_failure_is_its_own_outcome_and_touches_nothing(
+    graph: LoopGraph, workspace: Path, name: str
+) -> None:
+    code, kind, told = FAILURES[name]
+    set_config(workspace, silence_s=1.0 if name == "hang" else 20, timeout_s=2.0 if name == "endless" else 60)
+    before = files_of(workspace)
+    answer = await graph.run_experiment(patch=mishap(code), description=f"try {name}", method_id="swiglu")
+    assert answer.outcome is kind, answer
+    assert told in answer.reason + answer.log_tail
+    assert (answer.verdict, answer.decision, answer.metric_value) == (VerdictKind.CRASH, Decision.DISCARD, None)
+    assert files_of(workspace) == before
+    cells = (workspace / "results.tsv").read_text().splitlines()[-1].split("\t")
+    assert cells[1:4] == ["0.000000", "0.0", "crash"]
+    assert cells[4].startswith(f"try {name} ({kind.value}")
+    hits = (await graph.search_methods("swiglu")).hits
+    assert hits[0].crashes == 1
+    assert hits[0].standing is Standing.FLOPPED
+
+
+async def test_a_command_that_cannot_start_is_a_crash(graph: LoopGraph, workspace: Path) -> None:
+    set_config(workspace, command=["no-such-program-here"])
+    answer = await graph.run_experiment()
+    assert answer.outcome is OutcomeKind.CRASHED
+    assert "no-such-program-here" in answer.reason
+
+
+async def test_a_repeat_returns_the_earlier_outcome_and_a_replicate_runs_a_new_seed(graph: LoopGraph) -> None:
+    first = await graph.run_experiment()
+    repeat = await graph.run_experiment(description="the same again")
+    assert (repeat.experiment_id, repeat.repeated) == (first.experiment_id, True)
+    commented = await graph.run_experiment(patch="@@ @@\n-STEPS = 3\n+STEPS = 3  # only a comment\n")
+    assert commented.repeated
+    second = await graph.run_experiment(replicate=True)
+    assert (second.repeated, first.seed, second.seed) == (False, 42, 43)
+    assert second.metric_value == pytest.approx(1.751)
+    assert "2 times" in second.next_step
+
+
+async def test_a_replicate_of_a_kept_change_is_judged_against_its_parent(graph: LoopGraph) -> None:
+    await graph.run_experiment()
+    await graph.run_experiment(patch=HIGHER_RATE, method_id="embedding-lr")
+    again = await graph.run_experiment(replicate=True)
+    assert again.verdict is VerdictKind.WIN
+    assert again.gain == pytest.approx(0.1995)
+    hits = (await graph.search_methods("embedding")).hits
+    assert hits[0].tries == 1
+
+
+async def test_a_hand_edit_is_compared_with_the_incumbent_and_left_alone(graph: LoopGraph, workspace: Path) -> None:
+    await graph.run_experiment()
+    edited = (workspace / "train.py").read_text().replace("LEARNING_RATE = 0.5", "LEARNING_RATE = 0.3")
+    (workspace / "train.py").write_text(edited)
+    answer = await graph.run_experiment(description="by hand", method_id="muon-lr")
+    assert (answer.verdict, answer.gain) == (VerdictKind.LOSS, pytest.approx(-0.1))
+    assert (workspace / "train.py").read_text() == edited
+
+
+async def test_an_idempotency_key_starts_one_run(graph: LoopGraph) -> None:
+    one = await graph.run_experiment(patch=HIGHER_RATE, idempotency_key="k1", wait_s=0)
+    two = await graph.run_experiment(patch=HIGHER_RATE, idempotency_key="k1")
+    assert one.experiment_id == two.experiment_id
+    assert two.outcome is OutcomeKind.FINISHED
+    assert len(await graph.list_experiments()) == 1
+
+
+async def test_two_runs_take_turns_on_one_device(graph: LoopGraph) -> None:
+    first = await graph.run_experiment(patch=SLOW, wait_s=0)
+    await until_running(graph, first.experiment_id)
+    second = await graph.run_experiment(patch=HIGHER_RATE, wait_s=1.0)
+    assert (second.state, second.queue_position) == (State.QUEUED, 1)
+    assert await graph.cancel_experiment(first.experiment_id)
+    done = await graph.get_experiment(second.experiment_id)
+    assert done.outcome is OutcomeKind.FINISHED
+
+
+async def test_a_queued_run_can_be_cancelled(graph: LoopGraph, settings: Settings) -> None:
+    with try_lock(settings.locks_dir, "cpu-0") as held:
+        assert held
+        queued = await graph.run_experiment(wait_s=0.5)
+        assert queued.state is State.QUEUED
+        cancelled = await graph.cancel_experiment(queued.experiment_id)
+    assert cancelled.outcome is OutcomeKind.CANCELLED
+    rerun = await graph.run_experiment()
+    assert (rerun.outcome, rerun.repeated) == (OutcomeKind.FINISHED, False)
+
+
+async def test_cancelling_the_call_leaves_the_run_and_cancelling_the_run_ends_all_it_started(
+    graph: LoopGraph, tmp_path: Path
+) -> None:
+    marker = f"grandchild-{tmp_path.name}"
+    nested = f"import time; time.sleep(500) # {marker}"
+    code = (
+        "import subprocess\n"
+        f"for own in (False, True): subprocess.Popen([sys.executable, '-c', {nested!r}], start_new_session=own)\n"
+        "for step in range(4000): print(f'step {step:05d}', flush=True); time.sleep(0.1)"
+    )
+    call = asyncio.create_task(graph.run_experiment(patch=mishap(code), idempotency_key="k", wait_s=30))
+    for _ in range(200):
+        await asyncio.sleep(0.1)
+        if len(pids_mentioning(marker)) == 2:
+            break
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    (running,) = await graph.list_experiments()
+    assert running.state is State.RUNNING
+    assert len(pids_mentioning(marker)) == 2
+    cancelled = await graph.cancel_experiment(running.experiment_id)
+    assert cancelled.outcome is OutcomeKind.CANCELLED
+    assert pids_mentioning(marker) == []
+
+
+async def test_a_killed_supervisor_leaves_an_interrupted_run_and_no_orphan(settings: Settings) -> None:
+    async with LoopGraph.open(settings) as graph:
+        started = await graph.run_experiment(patch=SLOW, wait_s=0)
+        await until_running(graph, started.experiment_id)
+    with sqlite3.connect(settings.db_path) as conn:
+        supervisor, child = conn.execute("SELECT supervisor_pid, child_pid FROM experiment").fetchone()
+    conn.close()
+    os.kill(supervisor, signal.SIGKILL)
+    psutil.wait_procs([psutil.Process(supervisor)] if psutil.pid_exists(supervisor) else [], timeout=5)
+    assert psutil.pid_exists(child)
+    async with LoopGraph.open(settings) as graph:
+        answer = await graph.get_experiment(started.experiment_id, wait_s=0)
+        assert answer.outcome is OutcomeKind.INTERRUPTED
+        assert "step" in answer.log_tail
+        assert child not in pids_mentioning("train.py")
+        rerun = await graph.run_experiment(patch=HIGHER_RATE)
+        assert rerun.outcome is OutcomeKind.FINISHED
+
+
+async def test_a_supervisor_that_is_told_to_end_ends_its_run(graph: LoopGraph, settings: Settings) -> None:
+    started = await graph.run_experiment(patch=SLOW, wait_s=0)
+    await until_running(graph, started.experiment_id)
+    with sqlite3.connect(settings.db_path) as conn:
+        supervisor, child = conn.execute("SELECT supervisor_pid, child_pid FROM experiment").fetchone()
+    conn.close()
+    os.kill(supervisor, signal.SIGTERM)
+    answer = await graph.get_experiment(started.experiment_id)
+    assert answer.outcome is OutcomeKind.INTERRUPTED
+    assert child not in pids_mentioning("train.py")
+
+
+async def test_a_file_that_changed_during_the_run_is_not_overwritten(graph: LoopGraph, workspace: Path) -> None:
+    await graph.run_experiment()
+    slower = HIGHER_RATE.replace("+LEARN", "+WAIT = 1\n+LEARN") + SLOW.replace("STEPS = 300", "STEPS = 10")
+    started = await graph.run_experiment(patch=slower, wait_s=0)
+    await until_running(graph, started.experiment_id)
+    mine = (workspace / "train.py").read_text() + "# mine\n"
+    (workspace / "train.py").write_text(mine)
+    done = await graph.get_experiment(started.experiment_id)
+    assert done.decision is Decision.KEEP
+    assert "changed meanwhile" in done.note
+    assert (workspace / "train.py").read_text() == mine
+
+
+async def test_a_win_is_committed_where_the_workspace_says_so(graph: LoopGraph, workspace: Path) -> None:
+    for command in (
+        ["init", "-q"],
+        ["config", "user.name", "Test"],
+        ["config", "user.email", "test@localhost"],
+        ["add", "-A"],
+        ["commit", "-qm", "start"],
+    ):
+        subprocess.run(["git", *command], cwd=workspace, check=True)
+    set_config(workspace, on_win="commit")
+    await graph.run_experiment()
+    won = await graph.run_experiment(patch=HIGHER_RATE, description="more rate")
+    log = subprocess.run(["git", "log", "--format=%h %s"], cwd=workspace, check=True, capture_output=True, text=True)
+    commit, _, subject = log.stdout.splitlines()[0].partition(" ")
+    assert subject == "more rate (val_bpb 1.550000)"
+    assert commit in won.note
+    assert (workspace / "results.tsv").read_text().splitlines()[-1].startswith(commit[:7])
+
+
+async def test_programs_that_cannot_run_are_refused_before_they_run(graph: LoopGraph, workspace: Path) -> None:
+    with pytest.raises(RunError, match="line 4"):
+        await graph.run_experiment(patch="@@ @@\n-LEARNING_RATE = 0.5\n+LEARNING_RATE = = 0.5\n")
+    with pytest.raises(RunError, match="does not fit"):
+        await graph.run_experiment(patch="@@ @@\n-NO_SUCH = 1\n+NO_SUCH = 2\n")
+    with pytest.raises(RunError, match="not both"):
+        await graph.run_experiment(patch=HIGHER_RATE, edit_id="edit_x")
+    with pytest.raises(RunError, match="budget_s"):
+        await graph.run_experiment(budget_s=10**9)
+    with pytest.raises(NotFoundError, match="get_code_edit"):
+        await graph.run_experiment(edit_id="edit_nope")
+    with pytest.raises(NotFoundError, match="did you mean swiglu"):
+        await graph.run_experiment(method_id="swigluu")
+    with pytest.raises(WorkspaceError, match="not a folder"):
+        await graph.run_experiment(workspace=str(workspace / "nowhere"))
+    (workspace / "train.py").write_text("MATRIX_LR = 0.04\n" + (workspace / "train.py").read_text())
+    edit = await graph.get_code_edit("muon-lr")
+    (workspace / "train.py").write_text("MATRIX_LR = 0.05\n")
+    with pytest.raises(RunError, match="get_code_edit for muon-lr again"):
+        await graph.run_experiment(edit_id=edit.edit_id)
+    assert await graph.list_experiments() == []
+
+
+async def test_a_trainer_with_its_own_budget_is_not_asked_for_another(graph: LoopGraph, workspace: Path) -> None:
+    (workspace / "prepare.py").write_text("def evaluate(rate):\n    return 2.0\n")
+    with pytest.raises(RunError, match="LOOPGRAPH_BUDGET_S"):
+        await graph.run_experiment(budget_s=10)
+
+
+async def test_the_budget_and_seed_reach_the_trainer_and_secrets_do_not(
+    graph: LoopGraph, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-planted")
+    monkeypatch.setenv("HF_TOKEN", "hf-planted")
+    show = mishap("print('env', sorted(os.environ)); print('told', prepare.SEED, prepare.BUDGET_S)")
+    answer = await graph.run_experiment(patch=show, seed=7, budget_s=2)
+    log = (Path(answer.run_dir or "") / "run.log").read_text()
+    assert "told 7 2.0" in log
+    assert "LOOPGRAPH_SEED" in log
+    assert not re.search(r"OPENAI_API_KEY|HF_TOKEN|LOOPGRAPH_DB|planted", log)
+
+
+async def test_a_run_that_cannot_be_copied_is_interrupted_and_says_why(settings: Settings, tmp_path: Path) -> None:
+    async with LoopGraph.open(settings) as graph:
+        settings.runs_dir.parent.mkdir(exist_ok=True)
+        settings.runs_dir.write_text("a file stands where the runs should lie")
+        with pytest.raises(RunError, match="could not be started"):
+            await graph.run_experiment()
+        (answer,) = await graph.list_experiments()
+        assert answer.outcome is OutcomeKind.INTERRUPTED
+
+
+async def test_decisions_costs_and_outside_runs_are_recorded(graph: LoopGraph, settings: Settings) -> None:
+    measured = await graph.run_experiment()
+    noted = await graph.record_outcome(
+        experiment_id=measured.experiment_id, description="fine", tokens=1200, cost_usd=0.02, commit="abc1234"
+    )
+    assert (noted.verdict, noted.decision) == (VerdictKind.BASELINE, Decision.KEEP)
+    outside = await graph.record_outcome(method_id="gqa", metric_value=1.60, description="ran it on another box")
+    assert (outside.verdict, outside.gain) == (VerdictKind.WIN, pytest.approx(0.15))
+    assert outside.standings == {"gqa": Standing.PROVEN}
+    failed = await graph.record_outcome(method_id="mqa", status=OutcomeKind.OUT_OF_MEMORY)
+    assert failed.standings == {"mqa": Standing.FLOPPED}
+    with pytest.raises(RunError, match="was measured"):
+        await graph.record_outcome(experiment_id=measured.experiment_id, metric_value=1.0)
+    with pytest.raises(RunError, match="metric_value"):
+        await graph.record_outcome(method_id="gqa", metric_value=1.0, status=OutcomeKind.CRASHED)
+    with pytest.raises(RunError, match="diverged"):
+        await graph.record_outcome(method_id="gqa", metric_value=float("nan"))
+    with pytest.raises(NotFoundError):
+        await graph.record_outcome(experiment_id="exp_nope")
+    with sqlite3.connect(settings.db_path) as conn:
+        spent = conn.execute("SELECT tokens, cost_usd FROM cost WHERE source = 'agent'").fetchall()
+    conn.close()
+    assert spent == [(1200, 0.02)]
+
+
+async def test_evidence_of_another_budget_counts_but_is_not_compared(graph: LoopGraph) -> None:
+    await graph.run_experiment()
+    await graph.run_experiment(patch=HIGHER_RATE, method_id="gqa")
+    other = await graph.run_experiment(budget_s=5)
+    assert other.verdict is VerdictKind.BASELINE
+    hits = {hit.method_id: hit for hit in (await graph.search_methods("attention")).hits}
+    assert hits["gqa"].score > hits["mqa"].score
+
+
+async def test_the_same_question_gets_the_same_answer_in_any_process(settings: Settings) -> None:
+    async with LoopGraph.open(settings) as graph:
+        await graph.run_experiment()
+        await graph.run_experiment(patch=HIGHER_RATE, method_id="gqa")
+    script = (
+        "import asyncio, dataclasses, json, os\n"
+        "from pathlib import Path\n"
+        "from loopgraph_mcp.config import read_settings\n"
+        "from loopgraph_mcp.loopgraph import LoopGraph\n"
+        "from loopgraph_mcp import ranking, evidence\n"
+        "async def main():\n"
+        "    async with LoopGraph.open(read_settings(os.environ, Path.cwd())) as graph:\n"
+        "        memory = await evidence.recall(graph.db, None)\n"
+        "        print(sorted((k, repr(v)) for k, v in memory.records.items()))\n"
+        "asyncio.run(main())\n"
+    )
+    environment = {
+        **os.environ,
+        "LOOPGRAPH_HOME": str(settings.home),
+        "LOOPGRAPH_WORKSPACE": str(settings.workspace),
+    }
+    runs = [
+        subprocess.run(
+            [sys.executable, "-c", script],
+            env={**environment, "PYTHONHASHSEED": seed},
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+        for seed in ("1", "2")
+    ]
+    assert runs[0] == runs[1]
+    assert "gqa" in runs[0]
+
+
+async def test_progress_is_told_while_waiting(graph: LoopGraph) -> None:
+    seen: list[ExperimentAnswer] = []
+
+    async def note(answer: ExperimentAnswer) -> None:
+        seen.append(answer)
+
+    began = time.monotonic()
+    answer = await graph.run_experiment(patch=SLOW, wait_s=3, on_progress=note)
+    assert time.monotonic() - began < 10
+    assert answer.state is State.RUNNING
+    assert answer.eta_s is not None
+    assert answer.poll_after_s is not None
+    steps = [each.step for each in seen if each.step is not None]
+    assert len(steps) > 3
+    assert steps == sorted(steps)
+    await graph.cancel_experiment(answer.experiment_id)
+    assert dataclasses.asdict(answer)["description"] == "edited by hand"
