@@ -31,6 +31,8 @@ _OPS: dict[str, type[RecipeOp]] = {
 }
 _MAX_QUERY_TOKENS = 12
 _MAX_QUERY_CHARS = 2_000
+_SOME_WORDS = 0.3  # relevance of a method with some of the words, where another has them all
+_LEAST_RELEVANCE = 0.05
 # fmt: off
 # Words that say nothing of a method; dropped unless they are all there is.
 _STOP_WORDS = frozenset({
@@ -102,22 +104,25 @@ async def find_methods(db: Database, query: str, *, limit: int) -> list[tuple[Me
     if not tokens:
         return []
     quoted = [f'"{token}"' for token in tokens]
-    found: dict[str, sqlite3.Row] = {}
-    for operator in (" AND ", " OR "):
+    found: dict[str, tuple[sqlite3.Row, float]] = {}
+    for operator, share in ((" AND ", 1.0), (" OR ", _SOME_WORDS)):
         rows = await db.reader.execute_fetchall(
             "SELECT method.id, method.card, -bm25(method_fts, 8.0, 8.0, 3.0, 1.0, 4.0) AS score "
             "FROM method_fts JOIN method ON method.row = method_fts.rowid "
             "WHERE method_fts MATCH :match AND method.retired_at IS NULL ORDER BY score DESC, method.id LIMIT :limit",
             {"match": operator.join(quoted), "limit": limit},
         )
+        any_in_full = bool(found)
         for row in rows:
-            found.setdefault(row["id"], row)
+            found.setdefault(row["id"], (row, share if any_in_full else 1.0))
         if len(found) >= limit or len(quoted) == 1:
             break
-    # bm25 is negative for a word that stands in more than half of the rows: keep relevance above zero all the same.
-    best = max((row["score"] for row in found.values()), default=0.0)
-    floor = 0.05
-    ranked = [(_decode(row["card"]), max(floor, row["score"] / best) if best > 0 else 1.0) for row in found.values()]
+    # bm25 gives a word that stands in most rows nothing or less: relevance stays above zero all the same.
+    best = max((row["score"] for row, _ in found.values()), default=0.0)
+    ranked = [
+        (_decode(row["card"]), share * max(_LEAST_RELEVANCE, row["score"] / best if best > 0 else 1.0))
+        for row, share in found.values()
+    ]
     ranked.sort(key=lambda pair: (-pair[1], pair[0].id))
     return ranked[:limit]
 

@@ -1,0 +1,210 @@
+"""Real MCP clients over stdio, in both protocol eras."""
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from mcp import Client, StdioServerParameters
+
+from loopgraph_mcp.models import State
+
+SERVER = [sys.executable, "-m", "loopgraph_mcp.server"]
+SLOW = "@@ @@\n-SLEEP_S = 0.05\n-STEPS = 3\n+SLEEP_S = 0.1\n+STEPS = 50\n"
+ERAS = ["legacy", "auto"]
+
+
+def server(environment: dict[str, str]) -> StdioServerParameters:
+    return StdioServerParameters(command=SERVER[0], args=SERVER[1:], env=environment)
+
+
+async def call(client: Client, tool: str, **arguments: Any) -> dict[str, Any]:
+    result = await client.call_tool(tool, arguments)
+    assert not result.is_error, result.content
+    assert result.structured_content is not None
+    return result.structured_content
+
+
+async def error_of(client: Client, tool: str, **arguments: Any) -> str:
+    result = await client.call_tool(tool, arguments)
+    assert result.is_error, result.content
+    return str(getattr(result.content[0], "text", ""))
+
+
+@pytest.mark.parametrize("era", ERAS)
+async def test_a_client_improves_the_trainer(environment: dict[str, str], workspace: Path, era: Any) -> None:
+    (workspace / "train.py").write_text("MATRIX_LR = 0.04\n" + (workspace / "train.py").read_text())
+    seen: list[tuple[float, str | None]] = []
+
+    async def progress(done: float, _total: float | None, message: str | None) -> None:
+        seen.append((done, message))
+
+    async with Client(server(environment), mode=era) as client:
+        baseline = await client.call_tool("run_experiment", {"description": "base"}, progress_callback=progress)
+        assert baseline.structured_content is not None
+        assert baseline.structured_content["verdict"] == "baseline"
+        found = await call(client, "search_methods", query="muon step size", detail="detailed")
+        assert found["hits"][0]["method_id"] == "muon-lr"
+        edit = await call(client, "get_code_edit", method_id="muon-lr", retrieval_id=found["retrieval_id"])
+        run = await call(client, "run_experiment", edit_id=edit["edit_id"], description="muon", wait_s=30)
+        assert run["state"] == "done"
+        noted = await call(client, "record_outcome", experiment_id=run["experiment_id"], tokens=10, decision="discard")
+        assert noted["decision"] == "discard"
+        again = await call(client, "get_experiment", experiment_id=run["experiment_id"])
+        assert again["decision"] == "discard"
+        after = await call(client, "search_methods", query="muon step size")
+        assert after["hits"][0]["tries"] == 1
+    assert seen
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+
+
+@pytest.mark.parametrize("era", ERAS)
+async def test_wrong_calls_teach(environment: dict[str, str], era: Any) -> None:
+    async with Client(server(environment), mode=era) as client:
+        assert "nope" in await error_of(client, "search_methods", query="x", nope=1)
+        assert "integer" in await error_of(client, "search_methods", limit="5")
+        assert "did you mean gqa" in await error_of(client, "get_code_edit", method_id="gqaa")
+        assert "run_experiment starts one" in await error_of(client, "get_experiment", experiment_id="exp_x")
+        assert "leave it out" in await error_of(client, "get_code_edit", method_id="gqa", retrieval_id="ret_x")
+        refused = await call(client, "get_code_edit", method_id="gqa")
+        assert (refused["status"], refused["edit_id"]) == ("refused", None)
+        assert "build_model_config" in refused["reason"]
+
+
+@pytest.mark.parametrize("era", ERAS)
+async def test_hostile_queries_are_answered(environment: dict[str, str], era: Any) -> None:
+    async with Client(server(environment), mode=era) as client:
+        for query in ('"', "'; DROP TABLE method; --", "a\x00b", "NEAR(a b) *", "attention " * 100_000, "٣ ﬁ 😀"):
+            assert "hits" in await call(client, "search_methods", query=query)
+        assert (await call(client, "search_methods", query="attention"))["methods_known"] >= 10
+
+
+async def test_the_tools_are_described_for_a_model(environment: dict[str, str]) -> None:
+    async with Client(server(environment)) as client:
+        listed = (await client.list_tools()).tools
+        assert client.instructions is not None
+        assert "baseline" in client.instructions
+    names = [tool.name for tool in listed]
+    assert names == [
+        "search_methods",
+        "get_code_edit",
+        "run_experiment",
+        "get_experiment",
+        "cancel_experiment",
+        "record_outcome",
+    ]
+    for tool in listed:
+        assert tool.description
+        assert tool.title
+        assert tool.annotations is not None
+        assert tool.annotations.open_world_hint is False
+        assert tool.output_schema is not None
+        assert tool.input_schema["additionalProperties"] is False
+        for name, schema in tool.input_schema["properties"].items():
+            assert schema.get("description"), f"{tool.name}.{name}"
+    spoken = json.dumps([[tool.name, tool.description, tool.input_schema] for tool in listed])
+    assert len(spoken) < 8_500  # about 2,000 tokens in every conversation
+
+
+async def test_a_killed_server_loses_nothing(environment: dict[str, str], workspace: Path) -> None:
+    async with Client(server(environment)) as client:
+        started = await call(client, "run_experiment", patch=SLOW, idempotency_key="k", wait_s=2)
+        assert started["state"] == State.RUNNING
+        (victim,) = [
+            process
+            for process in psutil.Process().children(recursive=True)
+            if "loopgraph_mcp.server" in " ".join(process.cmdline())
+        ]
+        victim.send_signal(signal.SIGKILL)
+        with pytest.raises(Exception, match=r"(?i)clos|connection|broken"):  # whatever the SDK makes of a dead server
+            await asyncio.wait_for(client.call_tool("search_methods", {"query": "x"}), 10)
+    async with Client(server(environment)) as client:
+        done = await call(client, "run_experiment", patch=SLOW, idempotency_key="k", wait_s=30)
+        assert (done["experiment_id"], done["outcome"]) == (started["experiment_id"], "finished")
+    lines = (workspace / "results.tsv").read_text().splitlines()
+    assert len(lines) == 2
+
+
+async def test_two_servers_on_one_store_see_each_others_runs(environment: dict[str, str]) -> None:
+    async with Client(server(environment)) as one, Client(server(environment)) as two:
+        queries = [call(client, "search_methods", query=f"attention {n}") for n in range(50) for client in (one, two)]
+        answers = await asyncio.gather(*queries)
+        assert len({answer["retrieval_id"] for answer in answers}) == 100
+        run = await call(one, "run_experiment", wait_s=30)
+        seen = await call(two, "get_experiment", experiment_id=run["experiment_id"])
+        assert seen["outcome"] == "finished"
+
+
+async def test_nothing_but_protocol_reaches_stdout(environment: dict[str, str]) -> None:
+    hello = {
+        "jsonrpc": "2.0",
+        "id": 1,
+        "method": "initialize",
+        "params": {
+            "protocolVersion": "2025-06-18",
+            "capabilities": {},
+            "clientInfo": {"name": "test", "version": "0"},
+        },
+    }
+    done = subprocess.run(
+        SERVER,
+        input=json.dumps(hello) + "\n",
+        env={**environment, "LOOPGRAPH_LOG_LEVEL": "DEBUG"},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+    )
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert answers[0]["result"]["serverInfo"]["name"] == "loopgraph"
+
+
+def inspector(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = ["npx", "--yes", "@modelcontextprotocol/inspector@2.12.0", "--cli", *SERVER, *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
+
+
+@pytest.fixture(scope="session")
+def npx() -> None:
+    if shutil.which("npx") is None:
+        pytest.skip("npx is not installed: the Inspector cannot run")
+    probe = subprocess.run(
+        ["npx", "--yes", "@modelcontextprotocol/inspector@2.12.0", "--version"],
+        capture_output=True,
+        timeout=200,
+        check=False,
+        env=dict(os.environ),
+    )
+    if b"E404" in probe.stderr or b"ENOTFOUND" in probe.stderr or b"EAI_AGAIN" in probe.stderr:
+        pytest.skip("npm cannot fetch the Inspector here")
+
+
+@pytest.mark.usefixtures("npx")
+def test_the_inspector_finds_no_fault_with_the_schemas(environment: dict[str, str]) -> None:
+    listed = inspector(environment, "--method", "tools/list", "--format", "json", "--strict")
+    assert listed.returncode == 0, listed.stdout + listed.stderr
+    assert len(json.loads(listed.stdout)["result"]["tools"]) == 6
+
+
+@pytest.mark.usefixtures("npx")
+def test_the_inspector_calls_a_tool(environment: dict[str, str]) -> None:
+    called = inspector(
+        environment,
+        *("--method", "tools/call", "--tool-name", "search_methods", "--tool-arg", "query=attention"),
+        *("--format", "json"),
+    )
+    assert called.returncode == 0, called.stdout + called.stderr
+    assert "gqa" in called.stdout
+    wrong = inspector(
+        environment,
+        *("--method", "tools/call", "--tool-name", "get_experiment", "--tool-arg", "experiment_id=exp_x"),
+        *("--format", "json"),
+    )
+    assert wrong.returncode == 5, wrong.stdout + wrong.stderr
