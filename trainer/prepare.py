@@ -59,12 +59,6 @@ def within(kind, least, below):
     return parse
 
 
-def known_profile(raw):
-    if raw not in PROFILES:
-        raise ValueError(raw)
-    return raw
-
-
 PROFILES = ["cpu", "smoke"]  # ahead of them comes the device that torch sees
 PROFILES[:0] = ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available()
 USER_CACHE = Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache")
@@ -72,7 +66,7 @@ USER_CACHE = Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".
 TIME_BUDGET = read_env("LOOPGRAPH_BUDGET_S", 300.0, within(float, 1e-3, math.inf), "seconds above 0")
 SEED = read_env("LOOPGRAPH_SEED", 42, within(int, 0, 2**63), "a whole number from 0")
 MAX_STEPS = read_env("LOOPGRAPH_MAX_STEPS", None, within(int, 1, 2**63), "a whole number from 1")
-PROFILE = read_env("LOOPGRAPH_PROFILE", PROFILES[0], known_profile, f"on this machine {', '.join(PROFILES)}")
+PROFILE = PROFILES[read_env("LOOPGRAPH_PROFILE", 0, PROFILES.index, f"on this machine {', '.join(PROFILES)}")]
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or USER_CACHE, "loopgraph")
 CACHE = read_env("LOOPGRAPH_CACHE", CACHE, Path, "a folder").expanduser().absolute()
 
@@ -111,9 +105,9 @@ SMOKE_FOLDERS = ("asyncio", "email")  # enough to train on for ten steps
 
 
 def python_source():
-    """The default corpus as sorted (name, path): the standard library, and what is installed beside it.
+    """Yield (name, path) of the default corpus: the standard library, and on a GPU what is installed.
 
-    The installed packages join only where a run sees more tokens than the standard library holds.
+    The installed packages join only there, where a run sees more tokens than the standard library holds.
     """
     roots = [("stdlib", Path(sysconfig.get_path("stdlib")))]
     if PROFILE in ("cuda", "mps"):
@@ -122,7 +116,8 @@ def python_source():
         for path in root.rglob("*.py"):
             name = path.relative_to(root)
             unwanted = SKIPPED_FOLDERS.intersection(name.parts[:-1]) or name.name.startswith(SKIPPED_FILES)
-            if not unwanted and (PROFILE != "smoke" or name.parts[0] in SMOKE_FOLDERS):
+            wanted = path.is_file() and (PROFILE != "smoke" or name.parts[0] in SMOKE_FOLDERS)
+            if wanted and not unwanted:
                 yield f"{label}/{name.as_posix()}", path
 
 
@@ -135,9 +130,9 @@ def list_files(source):
         return [(source.name, source)]
     if not source.is_dir():
         stop(f"--corpus {source}: no such file or folder")
-    names = {path: path.relative_to(source) for path in source.rglob("*") if path.suffix in SUFFIXES}
-    hidden = {path for path, name in names.items() if any(part.startswith(".") for part in name.parts)}
-    files = sorted((names[path].as_posix(), path) for path in names.keys() - hidden if path.is_file())
+    found = [path for path in source.rglob("*") if path.suffix in SUFFIXES and path.is_file()]
+    files = sorted((path.relative_to(source).as_posix(), path) for path in found)
+    files = [(name, path) for name, path in files if not f"/{name}".count("/.")]  # .git, .venv and their like
     return files or stop(f"--corpus {source}: holds no {', '.join(SUFFIXES)} file")
 
 
@@ -146,19 +141,20 @@ def content_hash(files):
     total = hashlib.sha256(f"format {FORMAT} vocab {VOCAB_SIZE}\n".encode())
     for name, path in files:
         with path.open("rb") as file:
-            total.update(f"{hashlib.file_digest(file, 'sha256').hexdigest()} {name}\n".encode())
+            file_hash = hashlib.file_digest(file, "sha256").hexdigest()
+        total.update(file_hash.encode() + os.fsencode(f" {name}\n"))
     return total.hexdigest()
 
 
 def split_file(name, path, *, lone):
-    """Yield (key, bytes) of a file's documents: its lines if it is .jsonl, else the file as it is."""
+    """Yield (key, bytes or None) of a file's documents: the lines of .jsonl, else the file as it is."""
     if path.suffix == ".jsonl":
         with path.open("rb") as file:
             for number, line in enumerate(file):
                 try:
                     yield f"{name}:{number}", json.loads(line)["text"].encode()
                 except (AttributeError, KeyError, TypeError, ValueError):
-                    yield f"{name}:{number}", b"\xff" if line.strip() else b""
+                    yield f"{name}:{number}", None
     elif lone:
         with path.open("rb") as file:
             for number, lines in enumerate(iter(functools.partial(file.readlines, LONE_FILE_BLOCK), [])):
@@ -167,8 +163,8 @@ def split_file(name, path, *, lone):
         yield name, path.read_bytes()
 
 
-def read_documents(files, tally):
-    """Yield (key, text) of each document, counting in `tally` those left out.
+def read_documents(files, left_out):
+    """Yield (key, text) of each document, counting those it leaves out.
 
     A repeated document is left out, so that none stands on both sides of the split. So is one that is not
     UTF-8: replacing its bytes would change their number, and the metric is per byte.
@@ -176,22 +172,23 @@ def read_documents(files, tally):
     seen = set()
     for name, path in files:
         for key, data in split_file(name, path, lone=len(files) == 1):
+            if data is None:
+                left_out["lines without JSON text"] += 1
+                continue
             digest = hashlib.sha256(data).digest()
             if not data or digest in seen:
-                tally["empty or repeated"] += 1
+                left_out["empty or repeated"] += 1
                 continue
             seen.add(digest)
             try:
-                text = data.decode()
+                yield key, data.decode()
             except UnicodeDecodeError:
-                tally["not UTF-8"] += 1
-                continue
-            yield key, text
+                left_out["not UTF-8"] += 1
 
 
 def split_rank(key):
     """A number in [0, 1) that depends on a document's name alone, so adding files moves no other."""
-    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:6], "big") / 2**48
+    return int.from_bytes(hashlib.sha256(os.fsencode(key)).digest()[:6], "big") / 2**48
 
 
 def val_limit(files):
@@ -344,7 +341,7 @@ def write_corpus(files, source, digest, folder):
     for split in SPLITS:
         if (found := manifest[f"{split}_tokens"]) <= MAX_SEQ_LEN:
             stop(f"{found} tokens for {split} do not fill a window of {MAX_SEQ_LEN}; take a larger corpus")
-    tokenizer.bpe.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer.json").write_text(tokenizer.bpe.to_str(), encoding="utf-8")
     np.save(folder / "token_bytes.npy", tokenizer.token_bytes())
     (folder / "corpus.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     print(f"Corpus: ready after {time.perf_counter() - started:.1f} s", flush=True)
@@ -379,8 +376,8 @@ def build(files, source, digest):
                 new.rename(folder)  # it was not that: say what it is
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        cause = "no space is left for the token files" if full else f"cannot be written: {error.strerror}"
-        stop(f"{CORPORA}: {cause}; make room, or set LOOPGRAPH_CACHE to another folder")
+        cause = "no space is left for the token files" if full else error.strerror
+        stop(f"{error.filename or CORPORA}: {cause}; mend it, or set LOOPGRAPH_CACHE to another folder")
     return manifest
 
 

@@ -260,30 +260,22 @@ class GPT(nn.Module):
         weights = sum(p.numel() for p in self.parameters()) - idle
         return 6 * weights + 12 * self.config.n_embd * sum(self.windows)
 
-    def setup_optimizer(
-        self,
-        unembedding_lr=UNEMBEDDING_LR,
-        embedding_lr=EMBEDDING_LR,
-        matrix_lr=MATRIX_LR,
-        weight_decay=WEIGHT_DECAY,
-        adam_betas=ADAM_BETAS,
-        scalar_lr=SCALAR_LR,
-    ):
+    def setup_optimizer(self):
         """Adam for what is looked up, for lm_head and for scalars; Muon for the blocks' matrices."""
         scale = (self.config.n_embd / 768) ** -0.5
-        adam = {"kind": "adamw", "betas": adam_betas, "eps": 1e-10, "weight_decay": 0.0}
+        adam = {"kind": "adamw", "betas": ADAM_BETAS, "eps": 1e-10, "weight_decay": 0.0}
         groups = [
-            adam | {"params": [self.lm_head.weight], "lr": unembedding_lr * scale},
-            adam | {"params": [self.transformer.wte.weight], "lr": embedding_lr * scale},
-            adam | {"params": list(self.value_embeds.parameters()), "lr": embedding_lr * scale},
-            adam | {"params": [self.resid_lambdas], "lr": scalar_lr * 0.01},  # errors multiply over depth
-            adam | {"params": [self.x0_lambdas], "lr": scalar_lr, "betas": (0.96, 0.95)},
+            adam | {"params": [self.lm_head.weight], "lr": UNEMBEDDING_LR * scale},
+            adam | {"params": [self.transformer.wte.weight], "lr": EMBEDDING_LR * scale},
+            adam | {"params": list(self.value_embeds.parameters()), "lr": EMBEDDING_LR * scale},
+            adam | {"params": [self.resid_lambdas], "lr": SCALAR_LR * 0.01},  # errors multiply over depth
+            adam | {"params": [self.x0_lambdas], "lr": SCALAR_LR, "betas": (0.96, 0.95)},
         ]
         matrices = [p for p in self.transformer.h.parameters() if p.ndim == 2]
-        muon = {"kind": "muon", "lr": matrix_lr, "momentum": 0.95, "beta2": 0.95, "ns_steps": 5}
+        muon = {"kind": "muon", "lr": MATRIX_LR, "momentum": 0.95, "beta2": 0.95, "ns_steps": 5}
         for shape in sorted({p.shape for p in matrices}):  # one shape, one batch of matrices
             alike = [p for p in matrices if p.shape == shape]
-            groups.append(muon | {"params": alike, "weight_decay": weight_decay})
+            groups.append(muon | {"params": alike, "weight_decay": WEIGHT_DECAY})
         grouped = {id(p) for group in groups for p in group["params"]}
         forgotten = [name for name, p in self.named_parameters() if id(p) not in grouped]
         if forgotten:
@@ -351,8 +343,8 @@ def orthogonalize(stack, steps):
 @compiled
 def adamw_update(p, grad, mean, square, step, lr, beta1, beta2, eps, decay):  # noqa: PLR0917 - as the formula
     p.mul_(1 - lr * decay)
-    mean.lerp_(grad, (1 - beta1).to(grad.dtype))
-    square.lerp_(grad.square(), (1 - beta2).to(grad.dtype))
+    mean.mul_(beta1).add_(grad * (1 - beta1))
+    square.mul_(beta2).add_(grad.square() * (1 - beta2))
     spread = (square / (1 - beta2**step)).sqrt() + eps
     p.sub_(lr / (1 - beta1**step) * mean / spread)
 
@@ -364,10 +356,10 @@ def muon_update(stack, grads, momentum, energy_mean, lr, mu, beta2, decay, ns_st
     Nesterov momentum is orthogonalized (Muon), evened out over its rows or columns at an unchanged norm
     (NorMuon, arXiv 2510.05491), and joined by decay only where both pull one way (arXiv 2510.12402).
     """
-    momentum.lerp_(grads, 1 - mu)
-    update = orthogonalize(grads.lerp(momentum, mu), ns_steps).float()
+    momentum.mul_(mu).add_(grads * (1 - mu))
+    update = orthogonalize(grads * (1 - mu) + momentum * mu, ns_steps).float()
     energy = update.square().mean(dim=dim, keepdim=True)
-    energy_mean.lerp_(energy, 1 - beta2)
+    energy_mean.mul_(beta2).add_(energy * (1 - beta2))
     scale = energy_mean.clamp_min(1e-10).rsqrt()
     before = energy.sum(dim=(-2, -1), keepdim=True)
     after = (energy * scale.square()).sum(dim=(-2, -1), keepdim=True)
@@ -455,8 +447,8 @@ def split_batch():
     return rows, TOTAL_BATCH_SIZE // (rows * MAX_SEQ_LEN)
 
 
-def fail(reason=""):
-    print(f"\nFAIL {reason}".rstrip(), flush=True)
+def fail(reason):
+    print(f"\n{reason}\nFAIL", flush=True)
     sys.exit(1)
 
 
