@@ -2,7 +2,7 @@
 
     python prepare.py                  prepare the default corpus, the Python source on this machine
     python prepare.py --corpus PATH    use a file or a folder of .txt, .md, .py or .jsonl ("text") instead
-    python prepare.py --force          prepare again, accepting whatever the source now holds
+    python prepare.py --force          prepare again from what the source holds now
 
 Needs no network. Token files go to the cache, one folder per content hash; `corpus.json`, beside this file,
 says which of them is this workspace's.
@@ -48,41 +48,27 @@ def read_env(name, default, parse, allowed):
         stop(f"{name}={raw!r} cannot be used; it takes {allowed}")
 
 
-def seconds(raw):
-    value = float(raw)
-    if not 0 < value < math.inf:
-        raise ValueError(raw)
-    return value
+def within(kind, least, below):
+    """A parser of numbers in [least, below)."""
+
+    def parse(raw):
+        if not least <= (value := kind(raw)) < below:
+            raise ValueError(raw)
+        return value
+
+    return parse
 
 
-def whole_number(raw, least):
-    value = int(raw)
-    if not least <= value < 2**63:
-        raise ValueError(raw)
-    return value
+PROFILES = ["cpu", "smoke"]  # ahead of them comes the device that torch sees
+PROFILES[:0] = ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available()
+USER_CACHE = Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache")
 
-
-def profile(raw):
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if raw == "default":
-        return next((name for name, found in available.items() if found), "cpu")
-    if raw not in ("cuda", "mps", "cpu", "smoke") or not available.get(raw, True):
-        raise ValueError(raw)
-    return raw
-
-
-def default_cache():
-    home = Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache")
-    return Path(os.environ.get("XDG_CACHE_HOME") or home) / "loopgraph"
-
-
-TIME_BUDGET = read_env("LOOPGRAPH_BUDGET_S", 300.0, seconds, "a number of seconds above 0")
-SEED = read_env("LOOPGRAPH_SEED", 42, functools.partial(whole_number, least=0), "a whole number from 0")
-MAX_STEPS = read_env("LOOPGRAPH_MAX_STEPS", None, functools.partial(whole_number, least=1), "a whole number from 1")
-PROFILE = read_env(
-    "LOOPGRAPH_PROFILE", profile("default"), profile, "cuda, mps (where torch sees that device), cpu or smoke"
-)
-CACHE = read_env("LOOPGRAPH_CACHE", default_cache(), lambda raw: Path(raw).expanduser().absolute(), "a folder")
+TIME_BUDGET = read_env("LOOPGRAPH_BUDGET_S", 300.0, within(float, 1e-3, math.inf), "seconds above 0")
+SEED = read_env("LOOPGRAPH_SEED", 42, within(int, 0, 2**63), "a whole number from 0")
+MAX_STEPS = read_env("LOOPGRAPH_MAX_STEPS", None, within(int, 1, 2**63), "a whole number from 1")
+PROFILE = PROFILES[read_env("LOOPGRAPH_PROFILE", 0, PROFILES.index, f"on this machine {', '.join(PROFILES)}")]
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or USER_CACHE, "loopgraph")
+CACHE = read_env("LOOPGRAPH_CACHE", CACHE, Path, "a folder").expanduser().absolute()
 
 
 def on(*, cuda, mps, cpu, smoke):
@@ -100,6 +86,7 @@ EVAL_TOKENS = on(cuda=2**21, mps=2**18, cpu=2**16, smoke=2**12)  # at most; a sm
 
 BOS_ID = VOCAB_SIZE - 1  # begins every document; no text encodes to it
 VAL_FRACTION = 0.05
+SPLITS = ("train", "val")
 FORMAT = 1  # raise when the same source would give other token files
 MANIFEST = Path(__file__).with_name("corpus.json")
 CORPORA = CACHE / "corpora"
@@ -118,9 +105,9 @@ SMOKE_FOLDERS = ("asyncio", "email")  # enough to train on for ten steps
 
 
 def python_source():
-    """The default corpus as sorted (name, path): the standard library, and what is installed beside it.
+    """Yield (name, path) of the default corpus: the standard library, and on a GPU what is installed.
 
-    The installed packages join only where a run sees more tokens than the standard library holds.
+    The installed packages join only there, where a run sees more tokens than the standard library holds.
     """
     roots = [("stdlib", Path(sysconfig.get_path("stdlib")))]
     if PROFILE in ("cuda", "mps"):
@@ -129,7 +116,8 @@ def python_source():
         for path in root.rglob("*.py"):
             name = path.relative_to(root)
             unwanted = SKIPPED_FOLDERS.intersection(name.parts[:-1]) or name.name.startswith(SKIPPED_FILES)
-            if not unwanted and (PROFILE != "smoke" or name.parts[0] in SMOKE_FOLDERS):
+            wanted = path.is_file() and (PROFILE != "smoke" or name.parts[0] in SMOKE_FOLDERS)
+            if wanted and not unwanted:
                 yield f"{label}/{name.as_posix()}", path
 
 
@@ -142,9 +130,9 @@ def list_files(source):
         return [(source.name, source)]
     if not source.is_dir():
         stop(f"--corpus {source}: no such file or folder")
-    names = {path: path.relative_to(source) for path in source.rglob("*") if path.suffix in SUFFIXES}
-    hidden = {path for path, name in names.items() if any(part.startswith(".") for part in name.parts)}
-    files = sorted((names[path].as_posix(), path) for path in names.keys() - hidden if path.is_file())
+    found = [path for path in source.rglob("*") if path.suffix in SUFFIXES and path.is_file()]
+    files = sorted((path.relative_to(source).as_posix(), path) for path in found)
+    files = [(name, path) for name, path in files if not f"/{name}".count("/.")]  # .git, .venv and their like
     return files or stop(f"--corpus {source}: holds no {', '.join(SUFFIXES)} file")
 
 
@@ -153,19 +141,20 @@ def content_hash(files):
     total = hashlib.sha256(f"format {FORMAT} vocab {VOCAB_SIZE}\n".encode())
     for name, path in files:
         with path.open("rb") as file:
-            total.update(f"{hashlib.file_digest(file, 'sha256').hexdigest()} {name}\n".encode())
+            file_hash = hashlib.file_digest(file, "sha256").hexdigest()
+        total.update(file_hash.encode() + os.fsencode(f" {name}\n"))
     return total.hexdigest()
 
 
 def split_file(name, path, *, lone):
-    """Yield (key, bytes) of a file's documents: its lines if it is .jsonl, else the file as it is."""
+    """Yield (key, bytes or None) of a file's documents: the lines of .jsonl, else the file as it is."""
     if path.suffix == ".jsonl":
         with path.open("rb") as file:
             for number, line in enumerate(file):
                 try:
                     yield f"{name}:{number}", json.loads(line)["text"].encode()
                 except (AttributeError, KeyError, TypeError, ValueError):
-                    yield f"{name}:{number}", b"\xff" if line.strip() else b""
+                    yield f"{name}:{number}", None
     elif lone:
         with path.open("rb") as file:
             for number, lines in enumerate(iter(functools.partial(file.readlines, LONE_FILE_BLOCK), [])):
@@ -174,8 +163,8 @@ def split_file(name, path, *, lone):
         yield name, path.read_bytes()
 
 
-def read_documents(files, tally):
-    """Yield (key, text) of each document, counting in `tally` those left out.
+def read_documents(files, left_out):
+    """Yield (key, text) of each document, counting those it leaves out.
 
     A repeated document is left out, so that none stands on both sides of the split. So is one that is not
     UTF-8: replacing its bytes would change their number, and the metric is per byte.
@@ -183,22 +172,23 @@ def read_documents(files, tally):
     seen = set()
     for name, path in files:
         for key, data in split_file(name, path, lone=len(files) == 1):
+            if data is None:
+                left_out["lines without JSON text"] += 1
+                continue
             digest = hashlib.sha256(data).digest()
             if not data or digest in seen:
-                tally["empty or repeated"] += 1
+                left_out["empty or repeated"] += 1
                 continue
             seen.add(digest)
             try:
-                text = data.decode()
+                yield key, data.decode()
             except UnicodeDecodeError:
-                tally["not UTF-8"] += 1
-                continue
-            yield key, text
+                left_out["not UTF-8"] += 1
 
 
 def split_rank(key):
     """A number in [0, 1) that depends on a document's name alone, so adding files moves no other."""
-    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:6], "big") / 2**48
+    return int.from_bytes(hashlib.sha256(os.fsencode(key)).digest()[:6], "big") / 2**48
 
 
 def val_limit(files):
@@ -266,17 +256,17 @@ class Corpus:
     folder: Path
     manifest: dict
     tokens: dict  # split -> memory-mapped uint16
-    token_bytes: torch.Tensor
+    token_bytes: torch.Tensor  # (VOCAB_SIZE,)
 
     @classmethod
-    def open(cls, folder, manifest):
-        names = ("train", "val")
-        tokens = {split: np.memmap(folder / f"{split}.bin", dtype=np.uint16, mode="r") for split in names}
+    def open(cls, manifest):
+        folder = CORPORA / manifest["hash"]
+        tokens = {split: np.memmap(folder / f"{split}.bin", dtype=np.uint16, mode="r") for split in SPLITS}
         return cls(folder, manifest, tokens, torch.from_numpy(np.load(folder / "token_bytes.npy")))
 
 
 def read_manifest(path):
-    """The manifest at `path` if it is one of the present profile's format, else None."""
+    """The manifest at `path`, or None if there is none that this version can use."""
     with contextlib.suppress(OSError, ValueError):
         manifest = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(manifest, dict) and manifest.get("format") == FORMAT:
@@ -288,111 +278,118 @@ def is_for_this_profile(manifest):
     return manifest["profile"] == PROFILE and manifest["vocab_size"] == VOCAB_SIZE
 
 
-def is_complete(folder, manifest):
+def is_complete(manifest):
     """Whether the token files are there in full; after a power cut a file may be shorter than it was."""
+    folder = CORPORA / manifest["hash"]
     with contextlib.suppress(OSError):
-        sizes = {split: (folder / f"{split}.bin").stat().st_size for split in ("train", "val")}
-        return all(sizes[split] == 2 * manifest[f"{split}_tokens"] for split in sizes)
+        sizes = [(folder / f"{split}.bin").stat().st_size for split in SPLITS]
+        return sizes == [2 * manifest[f"{split}_tokens"] for split in SPLITS]
     return False
+
+
+def is_ready(manifest):
+    return is_for_this_profile(manifest) and is_complete(manifest)
 
 
 def encode_splits(files, limit, tokenizer, folder):
     """Write train.bin and val.bin; return the counts of the manifest."""
     token_bytes = tokenizer.token_bytes()
-    tally, counts = Counter(), Counter()
-    pending = {"train": [], "val": []}
-    with contextlib.ExitStack() as stack:
-        out = {split: stack.enter_context((folder / f"{split}.bin").open("wb")) for split in pending}
+    left_out, counts = Counter(), Counter()
+    pending = {split: [] for split in SPLITS}
+    with (folder / "train.bin").open("wb") as train, (folder / "val.bin").open("wb") as val:
 
-        def flush(split):
+        def flush(split, out):
             for encoding in tokenizer.bpe.encode_batch_fast(pending[split], add_special_tokens=False):
                 ids = np.array([BOS_ID, *encoding.ids], dtype=np.uint16)
-                out[split].write(ids.tobytes())
+                out.write(ids.tobytes())
                 counts[f"{split}_tokens"] += len(ids)
                 counts["covered"] += int(token_bytes[ids].sum())
             pending[split].clear()
 
-        for key, text in read_documents(files, tally):
-            split = "val" if split_rank(key) <= limit else "train"
-            counts[f"{split}_bytes"] += len(text.encode())
+        for key, text in read_documents(files, left_out):
+            split, out = ("val", val) if split_rank(key) <= limit else ("train", train)
             counts["documents"] += 1
+            counts[f"{split}_bytes"] += len(text.encode())
             pending[split].append(text)
             if len(pending[split]) == 256:
-                flush(split)
-        for split in pending:
-            flush(split)
+                flush(split, out)
+        flush("train", train)
+        flush("val", val)
     if counts.pop("covered") != counts["train_bytes"] + counts["val_bytes"]:
-        raise AssertionError("the tokens do not stand for as many bytes as the corpus has: the metric would lie")
-    names = ("documents", "train_tokens", "val_tokens", "train_bytes", "val_bytes")
-    return {name: counts[name] for name in names} | {"left_out": dict(sorted(tally.items()))}
+        raise AssertionError("the tokens do not stand for the corpus's bytes, so the metric would lie")
+    return dict(counts) | {"left_out": dict(left_out)}
 
 
 def write_corpus(files, source, digest, folder):
-    """Fill an empty folder with a prepared corpus; its manifest is written last."""
+    """Fill an empty folder with a prepared corpus and return its manifest."""
     started = time.perf_counter()
     limit = val_limit(files)
     print(f"Tokenizer: learning {VOCAB_SIZE:,} tokens from {len(files):,} files", flush=True)
 
     def sample():
-        budget = TOKENIZER_SAMPLE_BYTES
+        room = TOKENIZER_SAMPLE_BYTES
         for key, text in read_documents(files, Counter()):
-            if split_rank(key) > limit and budget > 0:
-                budget -= len(text)
+            if split_rank(key) > limit and room > 0:
+                room -= len(text)
                 yield text
 
     tokenizer = Tokenizer.train(sample())
-    print(f"Corpus: encoding ({time.perf_counter() - started:.1f} s so far)", flush=True)
-    counts = encode_splits(files, limit, tokenizer, folder)
-    for split in ("train", "val"):
-        if counts[f"{split}_tokens"] < 2 * MAX_SEQ_LEN:
-            stop(
-                f"the corpus leaves {counts[f'{split}_tokens']} tokens for {split}, and the {PROFILE} profile "
-                f"needs {2 * MAX_SEQ_LEN}; take a larger corpus"
-            )
-    tokenizer.bpe.save(str(folder / "tokenizer.json"))
-    np.save(folder / "token_bytes.npy", tokenizer.token_bytes())
-    name = f"python-{sys.version_info.major}.{sys.version_info.minor}" if source is None else Path(source).name
+    print(f"Corpus: encoding, {time.perf_counter() - started:.1f} s so far", flush=True)
+    name = Path(source).name if source else f"python-{sys.version_info.major}.{sys.version_info.minor}"
     manifest = {"format": FORMAT, "name": name, "hash": digest, "profile": PROFILE, "vocab_size": VOCAB_SIZE}
-    manifest |= {"source": source, "files": len(files)} | counts
+    manifest |= {"source": source, "files": len(files)} | encode_splits(files, limit, tokenizer, folder)
+    for split in SPLITS:
+        if (found := manifest[f"{split}_tokens"]) <= MAX_SEQ_LEN:
+            stop(f"{found} tokens for {split} do not fill a window of {MAX_SEQ_LEN}; take a larger corpus")
+    (folder / "tokenizer.json").write_text(tokenizer.bpe.to_str(), encoding="utf-8")
+    np.save(folder / "token_bytes.npy", tokenizer.token_bytes())
     (folder / "corpus.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     print(f"Corpus: ready after {time.perf_counter() - started:.1f} s", flush=True)
     return manifest
 
 
-def build(files, source, digest, *, replace=False):
-    """Prepare into the cache, in one rename at the end: a reader finds a whole folder or none."""
+def prepared(source, digest):
+    """The manifest of what the cache holds under this hash, or None."""
+    manifest = read_manifest(CORPORA / digest / "corpus.json")
+    if manifest and is_complete(manifest):
+        return manifest | {"source": source, "profile": PROFILE}  # another path may hold the same files
+    return None
+
+
+def build(files, source, digest):
+    """Prepare in a folder aside and move it in by one rename: a reader finds all of a corpus or nothing."""
     folder = CORPORA / digest
-    done = read_manifest(folder / "corpus.json")
-    if done and is_complete(folder, done) and not replace:
-        return done | {"source": source, "profile": PROFILE}
     try:
         CORPORA.mkdir(parents=True, exist_ok=True)
-        for left in CORPORA.glob(".part-*"):  # of a preparation killed a day ago or more
-            if time.time() - left.stat().st_mtime > 86_400:
-                shutil.rmtree(left, ignore_errors=True)
+        for old in CORPORA.glob(".part-*"):  # left by a preparation that was killed
+            if time.time() - old.stat().st_mtime > 86_400:
+                shutil.rmtree(old, ignore_errors=True)
         with tempfile.TemporaryDirectory(prefix=".part-", dir=CORPORA, ignore_cleanup_errors=True) as part:
             new = Path(part, "new")
             new.mkdir()
             manifest = write_corpus(files, source, digest, new)
-            with contextlib.suppress(FileNotFoundError):  # a broken or replaced one, unless another just moved it
-                folder.rename(Path(part, "old"))
-            with contextlib.suppress(FileExistsError, OSError):
+            if folder.exists() and not prepared(source, digest):
+                folder.rename(Path(part, "broken"))
+            with contextlib.suppress(OSError):  # another process was first, with the same files
                 new.rename(folder)
+            if not prepared(source, digest):
+                new.rename(folder)  # it was not that: say what it is
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        cause = "no space is left for the token files" if full else f"cannot be written ({error.strerror})"
-        stop(f"{CORPORA}: {cause}; free some, or set LOOPGRAPH_CACHE to another folder")
+        cause = "no space is left for the token files" if full else error.strerror
+        stop(f"{error.filename or CORPORA}: {cause}; mend it, or set LOOPGRAPH_CACHE to another folder")
     return manifest
 
 
 def point_here(manifest):
-    """Write corpus.json beside this file; without write access a run still works, only slower to start."""
+    """Write corpus.json beside this file; without write access a run still works, and starts slower."""
     draft = MANIFEST.with_name(f".corpus.json.{os.getpid()}")
     try:
         draft.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
         draft.replace(MANIFEST)
     except OSError as error:
-        draft.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            draft.unlink()
         print(f"{MANIFEST} was not written ({error.strerror}): each run will hash the corpus again")
 
 
@@ -400,8 +397,8 @@ def point_here(manifest):
 def open_corpus():
     """The workspace's corpus, prepared first if nobody has."""
     known = read_manifest(MANIFEST)
-    if known and is_for_this_profile(known) and is_complete(CORPORA / known["hash"], known):
-        return Corpus.open(CORPORA / known["hash"], known)
+    if known and is_ready(known):
+        return Corpus.open(known)
     source = known and known["source"]
     files = list_files(source)
     digest = content_hash(files)
@@ -410,11 +407,13 @@ def open_corpus():
             f"{MANIFEST} names a corpus that is gone from the cache, and its source has changed since: new "
             "results would not compare with old ones. To go on all the same: python prepare.py --force"
         )
-    print(f"No corpus is prepared for the {PROFILE} profile in {CORPORA}: looking at {len(files):,} files")
-    manifest = build(files, source, digest)
-    if known is None:  # what a person chose for another profile stays as it is
+    manifest = prepared(source, digest)
+    if manifest is None:
+        print(f"Preparing a corpus for the {PROFILE} profile in {CORPORA}, once", flush=True)
+        manifest = build(files, source, digest)
+    if known is None:  # else it is for another profile, by somebody's choice
         point_here(manifest)
-    return Corpus.open(CORPORA / digest, manifest)
+    return Corpus.open(manifest)
 
 
 # ----------------------------------------------------------------------------------------------------------
@@ -484,7 +483,7 @@ def evaluate_bpb(model, batch_size):
         x, y = gather(tokens, filled, MAX_SEQ_LEN, device)
         nats = model(x, y, reduction="none")
         if nats.numel() != y.numel():
-            raise ValueError(f'model(x, y, reduction="none") gave {nats.numel()} losses for {y.numel()} targets')
+            raise ValueError(f'reduction="none" gave {nats.numel()} losses for {y.numel()} targets')
         nats = nats.view(batch_size, -1)[: len(chosen)].cpu().double()
         n_bytes = corpus.token_bytes[y[: len(chosen)].cpu()]
         total_nats += nats[n_bytes > 0].sum().item()
@@ -498,18 +497,20 @@ def evaluate_bpb(model, batch_size):
 def main():
     parser = argparse.ArgumentParser(description="Prepare the corpus and tokenizer that train.py reads.")
     parser.add_argument("--corpus", metavar="PATH", help="a file or a folder of .txt, .md, .py or .jsonl")
-    parser.add_argument("--force", action="store_true", help="prepare again even if it was done before")
+    parser.add_argument("--force", action="store_true", help="prepare again from what the source holds now")
     args = parser.parse_args()
     known = read_manifest(MANIFEST)
     source = str(Path(args.corpus).resolve()) if args.corpus else (known and known["source"])
-    same = known and is_for_this_profile(known) and known["source"] == source
-    if same and not args.force and is_complete(CORPORA / known["hash"], known):
+    if not args.force and known and known["source"] == source and is_ready(known):
         manifest = known
-        print("Already prepared.")
+        print("Already prepared")
     else:
         print(f"Reading {source or 'the Python source on this machine'}", flush=True)
         files = list_files(source)
-        manifest = build(files, source, content_hash(files), replace=args.force)
+        digest = content_hash(files)
+        if args.force:
+            shutil.rmtree(CORPORA / digest, ignore_errors=True)
+        manifest = prepared(source, digest) or build(files, source, digest)
         point_here(manifest)
     tokens = manifest["train_tokens"] + manifest["val_tokens"]
     size = manifest["train_bytes"] + manifest["val_bytes"]

@@ -15,6 +15,9 @@ from dataclasses import asdict, dataclass
 
 import torch
 import torch.nn.functional as F
+from torch import nn
+
+# isort: split
 from prepare import (
     DEVICE,
     MAX_SEQ_LEN,
@@ -26,15 +29,14 @@ from prepare import (
     make_dataloader,
     on,
 )
-from torch import nn
 
 # ----------------------------------------------------------------------------------------------------------
 # Knobs. `on` picks the value of the present profile.
 
 # Model
 DEPTH = on(cuda=8, mps=6, cpu=4, smoke=2)  # layers; the width follows from it
-ASPECT_RATIO = on(cuda=64, mps=64, cpu=64, smoke=32)  # width = DEPTH * ASPECT_RATIO, up to a whole head
-HEAD_DIM = on(cuda=128, mps=64, cpu=64, smoke=32)  # 128 fills a tensor core; narrow models need more heads
+ASPECT_RATIO = on(cuda=64, mps=64, cpu=32, smoke=32)  # width = DEPTH * ASPECT_RATIO, up to a whole head
+HEAD_DIM = on(cuda=128, mps=64, cpu=32, smoke=32)  # 128 fills a tensor core; narrow models need more heads
 WINDOW_PATTERN = on(cuda="SSSL", mps="SSL", cpu="SL", smoke="SL")  # S = half the context, L = all of it
 
 # Batch
@@ -171,7 +173,7 @@ class MLP(nn.Module):
         x = self.c_fc(x)
         x = F.relu(x).square()
         x = self.c_proj(x)
-        return x
+        return x  # noqa: RET504 - one step a line, for edits to stand between
 
 
 class Block(nn.Module):
@@ -182,8 +184,7 @@ class Block(nn.Module):
 
     def forward(self, x, ve, cos_sin, mask):
         x = x + self.attn(norm(x), ve, cos_sin, mask)
-        x = x + self.mlp(norm(x))
-        return x
+        return x + self.mlp(norm(x))
 
 
 class GPT(nn.Module):
@@ -191,20 +192,14 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         head_dim = config.n_embd // config.n_head
-        self.transformer = nn.ModuleDict(
-            {
-                "wte": nn.Embedding(config.vocab_size, config.n_embd),
-                "h": nn.ModuleList([Block(config, layer) for layer in range(config.n_layer)]),
-            }
-        )
+        blocks = nn.ModuleList([Block(config, layer) for layer in range(config.n_layer)])
+        wte = nn.Embedding(config.vocab_size, config.n_embd)
+        self.transformer = nn.ModuleDict({"wte": wte, "h": blocks})
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
-        self.value_embeds = nn.ModuleDict(
-            {
-                str(layer): nn.Embedding(config.vocab_size, config.n_kv_head * head_dim)
-                for layer in range(config.n_layer)
-                if has_value_embedding(layer, config.n_layer)
-            }
-        )
+        self.value_embeds = nn.ModuleDict()
+        for layer in range(config.n_layer):
+            if has_value_embedding(layer, config.n_layer):
+                self.value_embeds[str(layer)] = nn.Embedding(config.vocab_size, config.n_kv_head * head_dim)
         self.resid_lambdas = nn.Parameter(torch.ones(config.n_layer))  # how much of the stream goes on
         self.x0_lambdas = nn.Parameter(torch.zeros(config.n_layer))  # how much of the embedding comes back
         self.windows = self._window_sizes(config)
@@ -254,40 +249,33 @@ class GPT(nn.Module):
         return [*windows[:-1], config.sequence_len]
 
     def _mask(self, layer, seq_len):
-        window = self.windows[layer]
-        return getattr(self, f"mask_{window}")[:seq_len, :seq_len] if window < self.config.sequence_len else None
+        if self.windows[layer] >= seq_len:
+            return None
+        return getattr(self, f"mask_{self.windows[layer]}")[:seq_len, :seq_len]
 
     def estimate_flops(self):
-        """FLOPs per token, forward and backward: 6 per weight that multiplies, 12 per key seen and channel."""
+        """Per token, forward and backward: 6 for each weight that multiplies, 12 for each key and channel."""
         looked_up = {self.transformer.wte, *self.value_embeds.values()}
         idle = sum(module.weight.numel() for module in looked_up) + 2 * self.config.n_layer
         weights = sum(p.numel() for p in self.parameters()) - idle
         return 6 * weights + 12 * self.config.n_embd * sum(self.windows)
 
-    def setup_optimizer(
-        self,
-        unembedding_lr=UNEMBEDDING_LR,
-        embedding_lr=EMBEDDING_LR,
-        matrix_lr=MATRIX_LR,
-        weight_decay=WEIGHT_DECAY,
-        adam_betas=ADAM_BETAS,
-        scalar_lr=SCALAR_LR,
-    ):
+    def setup_optimizer(self):
         """Adam for what is looked up, for lm_head and for scalars; Muon for the blocks' matrices."""
         scale = (self.config.n_embd / 768) ** -0.5
-        adam = {"kind": "adamw", "betas": adam_betas, "eps": 1e-10, "weight_decay": 0.0}
+        adam = {"kind": "adamw", "betas": ADAM_BETAS, "eps": 1e-10, "weight_decay": 0.0}
         groups = [
-            adam | {"params": [self.lm_head.weight], "lr": unembedding_lr * scale},
-            adam | {"params": [self.transformer.wte.weight], "lr": embedding_lr * scale},
-            adam | {"params": list(self.value_embeds.parameters()), "lr": embedding_lr * scale},
-            adam | {"params": [self.resid_lambdas], "lr": scalar_lr * 0.01},  # errors multiply over depth
-            adam | {"params": [self.x0_lambdas], "lr": scalar_lr, "betas": (0.96, 0.95)},
+            adam | {"params": [self.lm_head.weight], "lr": UNEMBEDDING_LR * scale},
+            adam | {"params": [self.transformer.wte.weight], "lr": EMBEDDING_LR * scale},
+            adam | {"params": list(self.value_embeds.parameters()), "lr": EMBEDDING_LR * scale},
+            adam | {"params": [self.resid_lambdas], "lr": SCALAR_LR * 0.01},  # errors multiply over depth
+            adam | {"params": [self.x0_lambdas], "lr": SCALAR_LR, "betas": (0.96, 0.95)},
         ]
         matrices = [p for p in self.transformer.h.parameters() if p.ndim == 2]
-        muon = {"kind": "muon", "lr": matrix_lr, "momentum": 0.95, "beta2": 0.95, "ns_steps": 5}
+        muon = {"kind": "muon", "lr": MATRIX_LR, "momentum": 0.95, "beta2": 0.95, "ns_steps": 5}
         for shape in sorted({p.shape for p in matrices}):  # one shape, one batch of matrices
             alike = [p for p in matrices if p.shape == shape]
-            groups.append(muon | {"params": alike, "weight_decay": weight_decay})
+            groups.append(muon | {"params": alike, "weight_decay": WEIGHT_DECAY})
         grouped = {id(p) for group in groups for p in group["params"]}
         forgotten = [name for name, p in self.named_parameters() if id(p) not in grouped]
         if forgotten:
@@ -340,9 +328,9 @@ POLAR_EXPRESS = (
 )
 
 
-def orthogonalize(G, steps):
-    """Roughly U V^T of each matrix G = U S V^T in a (N, rows, columns) stack."""
-    X = G.bfloat16() if G.is_cuda else G.float()  # the iteration forgives rounding
+def orthogonalize(stack, steps):
+    """Roughly U V^T of each matrix U S V^T in a (N, rows, columns) stack."""
+    X = stack.bfloat16() if AUTOCAST else stack.float()  # the iteration forgives rounding
     tall = X.size(-2) > X.size(-1)
     X = X.mT if tall else X  # the Gram matrix of the short side is the small one
     X = X / (1.02 * X.norm(dim=(-2, -1), keepdim=True) + 1e-6)  # all singular values into [0, 1]
@@ -353,26 +341,26 @@ def orthogonalize(G, steps):
 
 
 @compiled
-def adamw_update(p, grad, mean, square, step, lr, beta1, beta2, eps, decay):
+def adamw_update(p, grad, mean, square, step, lr, beta1, beta2, eps, decay):  # noqa: PLR0917 - as the formula
     p.mul_(1 - lr * decay)
-    mean.lerp_(grad, (1 - beta1).to(grad.dtype))
-    square.lerp_(grad.square(), (1 - beta2).to(grad.dtype))
+    mean.mul_(beta1).add_(grad * (1 - beta1))
+    square.mul_(beta2).add_(grad.square() * (1 - beta2))
     spread = (square / (1 - beta2**step)).sqrt() + eps
     p.sub_(lr / (1 - beta1**step) * mean / spread)
 
 
 @compiled
-def muon_update(stack, grads, momentum, row_square, lr, mu, beta2, decay, ns_steps, dim):
+def muon_update(stack, grads, momentum, energy_mean, lr, mu, beta2, decay, ns_steps, dim):  # noqa: PLR0917 - ditto
     """Move a stack of matrices of one shape.
 
     Nesterov momentum is orthogonalized (Muon), evened out over its rows or columns at an unchanged norm
     (NorMuon, arXiv 2510.05491), and joined by decay only where both pull one way (arXiv 2510.12402).
     """
-    momentum.lerp_(grads, 1 - mu)
-    update = orthogonalize(grads.lerp(momentum, mu), ns_steps).float()
+    momentum.mul_(mu).add_(grads * (1 - mu))
+    update = orthogonalize(grads * (1 - mu) + momentum * mu, ns_steps).float()
     energy = update.square().mean(dim=dim, keepdim=True)
-    row_square.lerp_(energy, 1 - beta2)
-    scale = row_square.clamp_min(1e-10).rsqrt()
+    energy_mean.mul_(beta2).add_(energy * (1 - beta2))
+    scale = energy_mean.clamp_min(1e-10).rsqrt()
     before = energy.sum(dim=(-2, -1), keepdim=True)
     after = (energy * scale.square()).sum(dim=(-2, -1), keepdim=True)
     update = update * scale * (before / after.clamp_min(1e-20)).sqrt()
@@ -413,12 +401,13 @@ class MuonAdamW(torch.optim.Optimizer):
         stack, grads = torch.stack(params), torch.stack([p.grad for p in params])
         state = self.state[params[0]]
         if not state:
-            state.update(momentum=torch.zeros_like(stack), square=torch.zeros_like(stack.mean(dim, keepdim=True)))
+            state["momentum"] = torch.zeros_like(stack)
+            state["energy_mean"] = torch.zeros_like(stack.mean(dim, keepdim=True))
         lr = group["lr"] * max(1.0, rows / columns) ** 0.5
         hyper = (lr, group["momentum"], group["beta2"], group["weight_decay"])
         hyper = map(torch.tensor, map(float, hyper))
-        muon_update(stack, grads, state["momentum"], state["square"], *hyper, group["ns_steps"], dim)
-        torch._foreach_copy_(params, list(stack.unbind()))
+        muon_update(stack, grads, state["momentum"], state["energy_mean"], *hyper, group["ns_steps"], dim)
+        torch._foreach_copy_(params, list(stack.unbind()))  # one launch for all of them
 
 
 # ----------------------------------------------------------------------------------------------------------
@@ -452,14 +441,14 @@ def split_batch():
     rows = min(DEVICE_BATCH_SIZE, TOTAL_BATCH_SIZE // MAX_SEQ_LEN)
     if rows < 1 or TOTAL_BATCH_SIZE % (rows * MAX_SEQ_LEN):
         raise SystemExit(
-            f"TOTAL_BATCH_SIZE={TOTAL_BATCH_SIZE} must be a multiple of DEVICE_BATCH_SIZE={DEVICE_BATCH_SIZE} "
-            f"rows of {MAX_SEQ_LEN} tokens"
+            f"TOTAL_BATCH_SIZE={TOTAL_BATCH_SIZE} is not a whole number of passes of "
+            f"DEVICE_BATCH_SIZE={DEVICE_BATCH_SIZE} rows of {MAX_SEQ_LEN} tokens; change one of the two"
         )
     return rows, TOTAL_BATCH_SIZE // (rows * MAX_SEQ_LEN)
 
 
-def fail(reason=""):
-    print(f"\nFAIL {reason}".rstrip(), flush=True)
+def fail(reason):
+    print(f"\n{reason}\nFAIL", flush=True)
     sys.exit(1)
 
 
@@ -495,7 +484,7 @@ def run():
     peak = peak_flops()
     optimizer = model.setup_optimizer()
     model = torch.compile(model, dynamic=False) if ON_CUDA else model
-    print(f"Parameters: {num_params:,} | device: {DEVICE} | budget: {TIME_BUDGET:g} s | passes per step: {passes}")
+    print(f"Parameters: {num_params:,}; device: {DEVICE}; budget: {TIME_BUDGET:g} s; passes a step: {passes}")
 
     step, training_time, smooth_loss = 0, 0.0, 0.0
     x, y, epoch = next(loader)
@@ -510,12 +499,12 @@ def run():
 
         # A run bounded in steps is scheduled by steps, and so can be repeated exactly.
         progress = max(training_time / TIME_BUDGET, step / MAX_STEPS if MAX_STEPS else 0.0)
-        lrm = get_lr_multiplier(min(progress, 1.0))
+        lrm = get_lr_multiplier(progress)
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * lrm
             if group["kind"] == "muon":
                 group["momentum"] = get_muon_momentum(step)
-                group["weight_decay"] = get_weight_decay(min(progress, 1.0))
+                group["weight_decay"] = get_weight_decay(progress)
         optimizer.step()
         model.zero_grad(set_to_none=True)
 
@@ -530,10 +519,12 @@ def run():
 
         smooth_loss = 0.9 * smooth_loss + 0.1 * train_loss
         mfu = 100 * flops_per_step / dt / peak if peak else 0.0
+        tok_per_sec = int(TOTAL_BATCH_SIZE / dt)
+        remaining = max(0.0, TIME_BUDGET - training_time)
         print(
-            f"\rstep {step - 1:05d} ({100 * min(progress, 1.0):.1f}%) | loss: {smooth_loss / (1 - 0.9**step):.6f} | "
-            f"lrm: {lrm:.2f} | dt: {dt * 1000:.0f}ms | tok/sec: {int(TOTAL_BATCH_SIZE / dt):,} | mfu: {mfu:.1f}% | "
-            f"epoch: {epoch} | remaining: {max(0.0, TIME_BUDGET - training_time):.0f}s    ",
+            f"\rstep {step - 1:05d} ({100 * progress:.1f}%) | loss: {smooth_loss / (1 - 0.9**step):.6f} | "
+            f"lrm: {lrm:.2f} | dt: {dt * 1000:.0f}ms | tok/sec: {tok_per_sec:,} | mfu: {mfu:.1f}% | "
+            f"epoch: {epoch} | remaining: {remaining:.0f}s    ",
             end="",
             flush=True,
         )
