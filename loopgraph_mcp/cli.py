@@ -260,6 +260,24 @@ def results(
 
 
 @app.command()
+def cancel(
+    experiment: Annotated[str, typer.Argument(help="An experiment from `loopgraph status`.")], *, as_json: Json = False
+) -> None:
+    """End a queued or running experiment and everything it started."""
+    answer = _with_graph(lambda graph: graph.cancel_experiment(experiment))
+    screen.print_json(answer) if as_json else screen.show_experiment(answer)
+
+
+@app.command()
+def trace(
+    experiment: Annotated[str, typer.Argument(help="An experiment from `loopgraph results`.")], *, as_json: Json = False
+) -> None:
+    """Show what led to an experiment, from paper and pack on, and what came of it."""
+    links = _with_graph(lambda graph: graph.trace(experiment))
+    screen.print_json(links) if as_json else screen.show_chain(links)
+
+
+@app.command()
 def config(
     client: Annotated[str, typer.Argument(help=f"One of {', '.join(clients.CLIENTS)}.")],
     *,

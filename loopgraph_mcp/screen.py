@@ -15,6 +15,7 @@ from rich.table import Table
 from loopgraph_mcp.answers import EditAnswer, ExperimentAnswer, SearchAnswer
 from loopgraph_mcp.doctor import Check, Level
 from loopgraph_mcp.models import Decision, OutcomeKind, Presence, State, VerdictKind
+from loopgraph_mcp.store.lineage import Link
 
 console = Console()
 errors = Console(stderr=True)
@@ -105,6 +106,12 @@ def results_table(answers: Sequence[ExperimentAnswer]) -> Table:
             "" if answer.decision is None else _decision(answer.decision),
         )
     return table
+
+
+def show_chain(links: Sequence[Link]) -> None:
+    """Show the chain that led to an experiment, one stage a line."""
+    for link in links:
+        console.print(f"[bold]{link.stage:>10}[/]  {escape(link.id)}  [dim]{escape(link.words)}[/]", highlight=False)
 
 
 def show_checks(checks: Sequence[Check]) -> None:
