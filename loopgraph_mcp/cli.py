@@ -16,7 +16,7 @@ from rich.live import Live
 from loopgraph_mcp import __version__, clients, doctor, screen, server
 from loopgraph_mcp.answers import ExperimentAnswer
 from loopgraph_mcp.config import Settings, bundled, read_settings
-from loopgraph_mcp.errors import LoopGraphError
+from loopgraph_mcp.errors import LoopGraphError, first_of
 from loopgraph_mcp.loopgraph import LoopGraph
 from loopgraph_mcp.models import KnobValue, OutcomeKind, State
 from loopgraph_mcp.workspace import create_workspace, prepare_command
@@ -43,8 +43,10 @@ def main() -> None:
         sys.exit("loopgraph: LoopGraph runs on Linux and macOS; on Windows use WSL")
     try:
         app()
-    except LoopGraphError as error:
-        screen.errors.print(f"loopgraph: {error}", style="red", markup=False, highlight=False)
+    except (LoopGraphError, ExceptionGroup) as error:
+        if (told := first_of(error)) is None:
+            raise
+        screen.errors.print(f"loopgraph: {told}", style="red", markup=False, highlight=False)
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -38,3 +38,10 @@ class StoreError(LoopGraphError):
 
 class RunError(LoopGraphError):
     """An experiment cannot be started."""
+
+
+def first_of(error: BaseException) -> LoopGraphError | None:
+    """Return the error of ours that an exception is or, where task groups wrapped it, holds."""
+    if isinstance(error, BaseExceptionGroup):
+        return next((found for each in error.exceptions if (found := first_of(each)) is not None), None)
+    return error if isinstance(error, LoopGraphError) else None

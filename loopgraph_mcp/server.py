@@ -12,7 +12,7 @@ from mcp.server import MCPServer
 
 from loopgraph_mcp import __version__
 from loopgraph_mcp.config import Settings, read_settings
-from loopgraph_mcp.errors import LoopGraphError
+from loopgraph_mcp.errors import LoopGraphError, first_of
 from loopgraph_mcp.loopgraph import LoopGraph
 from loopgraph_mcp.tools.loop import loop_tools
 
@@ -60,8 +60,10 @@ def main() -> None:
         settings = read_settings(os.environ, Path.cwd())
         logging.basicConfig(level=settings.log_level, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
         build_server(settings).run("stdio")
-    except LoopGraphError as error:
-        sys.exit(f"loopgraph-mcp: {error}")
+    except (LoopGraphError, ExceptionGroup) as error:
+        if (told := first_of(error)) is None:
+            raise
+        sys.exit(f"loopgraph-mcp: {told}")
     except KeyboardInterrupt:
         sys.exit(130)
 

@@ -19,10 +19,11 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 
 from loopgraph_mcp.config import bundled
+from loopgraph_mcp.errors import LoopGraphError, first_of
 from loopgraph_mcp.workspace import create_workspace, prepare_command
 
 
-class ToolFailedError(Exception):
+class ToolFailedError(LoopGraphError):
     """A tool answered with an error; its text names the next step."""
 
 
@@ -158,7 +159,9 @@ def _show_outcomes(runs: list[dict[str, Any]]) -> None:
 if __name__ == "__main__":
     try:
         asyncio.run(main())
-    except* ToolFailedError as failed:
-        sys.exit(f"scripts/demo: {failed.exceptions[0]}")
-    except* KeyboardInterrupt:
+    except (LoopGraphError, ExceptionGroup) as error:
+        if (told := first_of(error)) is None:
+            raise
+        sys.exit(f"scripts/demo: {told}")
+    except KeyboardInterrupt:
         sys.exit(130)
