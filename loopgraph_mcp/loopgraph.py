@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from functools import lru_cache
 from pathlib import Path
 
 from loopgraph_mcp import duplicates, edits, evidence, launch, lookups, ranking, recording, runs, wording
@@ -29,6 +30,13 @@ _POLL_S = 0.25
 _POLL_MIN_S = 5.0
 _CANCEL_WAIT_S = 15.0
 _EVALUATION_SHARE = 0.1  # start-up and evaluation take about a tenth of the budget on top of it
+
+
+@lru_cache(maxsize=1024)
+def _presence(method: Method, program: str) -> Presence:
+    """Look for a method in a program once: the file changes far less often than it is asked about."""
+    return edits.detect(method, program)
+
 
 OnProgress = Callable[[ExperimentAnswer], Awaitable[None]]
 
@@ -109,7 +117,7 @@ class LoopGraph:
         record = memory.record(method.id)
         presence: Presence | None = None
         if program is not None and method.recipe is not None:
-            presence = edits.detect(method, program)
+            presence = _presence(method, program)
         return MethodHit(
             method_id=method.id,
             name=method.name,
