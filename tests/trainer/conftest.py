@@ -69,7 +69,10 @@ def train(make_workspace, cache):
         import train as module  # noqa: PLC0415
 
         patch.setattr(module, "prepare", prepare, raising=False)
+        threads = module.torch.get_num_threads()
+        module.torch.set_num_threads(1)  # as in run_script
         yield module
+        module.torch.set_num_threads(threads)
     del sys.modules["prepare"], sys.modules["train"]
 
 

@@ -171,6 +171,23 @@ def test_two_processes_that_prepare_at_once_both_end_well(make_workspace, tmp_pa
     ]
 
 
+def test_a_preparation_overtaken_by_another_keeps_the_first(prepare, fresh, texts, monkeypatch):
+    files = prepare.list_files(texts)
+    digest = prepare.content_hash(files)
+    write = prepare.write_corpus
+    first = {}
+
+    def write_while_another_finishes(*arguments):
+        monkeypatch.setattr(prepare, "write_corpus", write)
+        prepare.build(files, str(texts), digest)
+        first["inode"] = (prepare.CORPORA / digest).stat().st_ino
+        return write(*arguments)
+
+    monkeypatch.setattr(prepare, "write_corpus", write_while_another_finishes)
+    assert prepare.build(files, str(texts), digest)["documents"] == 60
+    assert [path.stat().st_ino for path in prepare.CORPORA.iterdir()] == [first["inode"]]
+
+
 def test_a_preparation_killed_half_way_leaves_nothing_that_is_used(
     make_workspace, tmp_path, texts, run_script
 ):
