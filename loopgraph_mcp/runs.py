@@ -58,7 +58,7 @@ async def recover(db: Database, settings: Settings) -> list[str]:
             {},
             trainlog.tail_lines(tail, count=TAIL_LINES),
         )
-        if await experiments.finish(db, experiment.id, outcome, now=time.time()):
-            recovered.append(experiment.id)
+        await experiments.finish(db, experiment.id, outcome, now=time.time())  # keeps an outcome that it has
+        recovered.append(experiment.id)
         (settings.locks_dir / f"{experiment.id}.lock").unlink(missing_ok=True)
     return recovered

@@ -30,7 +30,7 @@ from loopgraph_mcp.workspace import (
     Workspace,
     append_result,
     commit_program,
-    harness_hash,
+    file_hashes,
     head_commit,
     load_workspace,
     run_command,
@@ -60,10 +60,10 @@ async def supervise(settings: Settings, experiment_id: str) -> None:
             try:
                 await _run(db, settings, experiment)
             except asyncio.CancelledError:
-                await _finish(db, experiment, _interrupted("the supervisor was told to end"))
+                await _conclude(db, experiment, None, _interrupted("the supervisor was told to end"))
             except Exception as error:
                 logger.exception("the supervisor failed")
-                await _finish(db, experiment, _interrupted(f"the supervisor failed: {error}"))
+                await _conclude(db, experiment, None, _interrupted(f"the supervisor failed: {error}"))
     (settings.locks_dir / f"{experiment_id}.lock").unlink(missing_ok=True)
 
 
@@ -84,12 +84,12 @@ async def _hold(settings: Settings, experiment_id: str, held: ExitStack) -> bool
     return False
 
 
-async def _finish(db: Database, experiment: ExperimentRow, outcome: Outcome) -> bool:
+async def _write(db: Database, experiment: ExperimentRow, outcome: Outcome) -> bool:
     """Write the outcome; where the disk is full, keep trying for an hour rather than lose it."""
     deadline = time.monotonic() + _STORE_PATIENCE_S
     while True:
         try:
-            return await experiments.finish(db, experiment.id, outcome, now=time.time())
+            return await experiments.add_outcome(db, experiment.id, outcome, now=time.time())
         except StoreError as error:
             logger.warning("the outcome %s is not written yet: %s", outcome.reason, error)
             if time.monotonic() > deadline:
@@ -150,7 +150,7 @@ async def _train(db: Database, experiment: ExperimentRow, workspace: Workspace, 
         },
         uv_environment=uv_environment,
     )
-    harness_before = harness_hash(workspace, code)
+    protected = file_hashes(code, workspace.protected)
     command = run_command(workspace)
     try:
         child = processes.start_training(command, code, environment, log)
@@ -166,9 +166,10 @@ async def _train(db: Database, experiment: ExperimentRow, workspace: Workspace, 
         child.wait()
     tail = read_tail(log)
     outcome = stopped or _outcome_of_exit(child.returncode, tail, workspace.metric)
-    if harness_hash(workspace, code) != harness_before:
-        changed = ", ".join(workspace.protected)
-        outcome = Outcome(OutcomeKind.VOID, None, f"it changed a protected file ({changed}): its number is void", {})
+    now = file_hashes(code, workspace.protected)
+    if changed := [name for name, before in protected.items() if before and now[name] != before]:
+        reason = f"it changed a protected file ({', '.join(changed)}): its number is void"
+        outcome = Outcome(OutcomeKind.VOID, None, reason, {})
     return Outcome(
         outcome.kind,
         outcome.metric_value,
@@ -222,12 +223,17 @@ def _outcome_of_exit(exit_code: int, tail: str, metric: str) -> Outcome:
     return Outcome(OutcomeKind.FINISHED, value, f"{metric} {value:.6f}", numbers)
 
 
-async def _conclude(db: Database, experiment: ExperimentRow, workspace: Workspace, outcome: Outcome) -> None:
-    """Write the outcome, judge it, keep the edit if it gained, and append results.tsv."""
-    if not await _finish(db, experiment, outcome):
-        return
-    if not outcome.kind.says_something:
-        return
+async def _conclude(db: Database, experiment: ExperimentRow, workspace: Workspace | None, outcome: Outcome) -> None:
+    """Write the outcome; judge it, keep the edit if it gained, append results.tsv; only then call it done."""
+    first = await _write(db, experiment, outcome)
+    try:
+        if first and workspace is not None and outcome.kind.says_something:
+            await _decide(db, experiment, workspace, outcome)
+    finally:
+        await experiments.mark_done(db, experiment.id, now=time.time())
+
+
+async def _decide(db: Database, experiment: ExperimentRow, workspace: Workspace, outcome: Outcome) -> None:
     row = await experiments.get_experiment(db, experiment.id)
     assert row is not None  # noqa: S101 - it was there a moment ago and rows are never deleted
     verdict = await evidence.judge_experiment(db, row)
@@ -237,19 +243,16 @@ async def _conclude(db: Database, experiment: ExperimentRow, workspace: Workspac
     await experiments.add_decision(
         db, experiment.id, verdict.decision, made_by="loopgraph", commit=commit, note=note, now=time.time()
     )
-    status = verdict.decision.value if outcome.metric_value is not None else "crash"
+    failed = "" if outcome.kind is OutcomeKind.FINISHED else f" ({outcome.kind.value}: {outcome.reason})"
+    row_of_results = {
+        "commit": commit or head_commit(workspace.path) or (experiment.program_hash or "")[:7],
+        workspace.metric: f"{outcome.metric_value or 0.0:.6f}",
+        "memory_gb": f"{outcome.summary.get('peak_vram_mb', 0.0) / 1024:.1f}",
+        "status": "crash" if outcome.metric_value is None else verdict.decision.value,
+        "description": experiment.description + failed,
+    }
     try:
-        append_result(
-            workspace,
-            {
-                "commit": commit or head_commit(workspace.path) or (experiment.program_hash or "")[:7],
-                workspace.metric: f"{outcome.metric_value or 0.0:.6f}",
-                "memory_gb": f"{outcome.summary.get('peak_vram_mb', 0.0) / 1024:.1f}",
-                "status": status,
-                "description": experiment.description
-                + ("" if outcome.kind is OutcomeKind.FINISHED else f" ({outcome.kind.value}: {outcome.reason})"),
-            },
-        )
+        append_result(workspace, row_of_results)
     except OSError as error:
         logger.warning("results.tsv was not written: %s; the outcome is in the store", error)
 

@@ -53,7 +53,7 @@ class Surroundings:
             device=(await self.device()).label,
             budget_s=budget_s,
             dataset_hash=dataset_hash(where),
-            harness_hash=harness_hash(where, where.path),
+            harness_hash=harness_hash(where),
             metric=where.metric,
             direction=where.direction,
         )

@@ -249,26 +249,30 @@ def run_command(workspace: Workspace) -> list[str]:
 # ------------------------------------------------------------------------------------------- hashes
 
 
-def harness_hash(workspace: Workspace, root: Path) -> str:
-    """Return the hash of the protected files under a root: the workspace itself, or a run's copy of it."""
-    return _hash_files(root, workspace.protected)
+def harness_hash(workspace: Workspace) -> str:
+    """Return the hash of the protected files."""
+    return _hash(file_hashes(workspace.path, workspace.protected))
 
 
 def dataset_hash(workspace: Workspace) -> str:
     """Return the hash of the files that name the data."""
-    return _hash_files(workspace.path, workspace.dataset)
+    return _hash(file_hashes(workspace.path, workspace.dataset))
 
 
-def _hash_files(root: Path, names: Sequence[str]) -> str:
-    digest = hashlib.sha256()
+def file_hashes(root: Path, names: Sequence[str]) -> dict[str, str]:
+    """Return the sha256 of each file under a root, a workspace or a run's copy of one; empty where it is absent."""
+    found = {}
     for name in sorted(names):
-        digest.update(name.encode() + b"\0")
         try:
             with (root / name).open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
+                found[name] = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError:
-            digest.update(b"absent")
-    return digest.hexdigest()[:16]
+            found[name] = ""
+    return found
+
+
+def _hash(hashes: dict[str, str]) -> str:
+    return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()[:16]
 
 
 # ---------------------------------------------------------------------------------------- run's copy

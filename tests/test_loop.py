@@ -157,6 +157,16 @@ async def test_each_failure_is_its_own_outcome_and_touches_nothing(
     assert hits[0].standing is Standing.FLOPPED
 
 
+async def test_a_protected_file_may_be_made_by_the_first_run_and_then_stays(graph: LoopGraph, workspace: Path) -> None:
+    set_config(workspace, protected=["prepare.py", "corpus.json"])
+    made = await graph.run_experiment(patch=mishap("open('corpus.json', 'w').write('x')"))
+    assert made.outcome is OutcomeKind.FINISHED
+    (workspace / "corpus.json").write_text("prepared")
+    changed = await graph.run_experiment(patch=mishap("open('corpus.json', 'w').write('y')"), replicate=True)
+    assert changed.outcome is OutcomeKind.VOID
+    assert "corpus.json" in changed.reason
+
+
 async def test_a_command_that_cannot_start_is_a_crash(graph: LoopGraph, workspace: Path) -> None:
     set_config(workspace, command=["no-such-program-here"])
     answer = await graph.run_experiment()
@@ -267,6 +277,15 @@ async def test_a_killed_supervisor_leaves_an_interrupted_run_and_no_orphan(setti
         assert child not in pids_mentioning("train.py")
         rerun = await graph.run_experiment(patch=HIGHER_RATE)
         assert rerun.outcome is OutcomeKind.FINISHED
+
+
+async def test_a_supervisor_killed_after_the_outcome_loses_no_outcome(graph: LoopGraph, settings: Settings) -> None:
+    done = await graph.run_experiment()
+    with sqlite3.connect(settings.db_path) as conn:
+        conn.execute("UPDATE experiment SET state = 'running', finished_at = NULL")
+    conn.close()
+    again = await graph.get_experiment(done.experiment_id, wait_s=0)
+    assert (again.outcome, again.metric_value) == (OutcomeKind.FINISHED, 1.75)
 
 
 async def test_a_supervisor_that_is_told_to_end_ends_its_run(graph: LoopGraph, settings: Settings) -> None:

@@ -105,11 +105,11 @@ def test_a_copy_without_git_leaves_environments_behind_and_links_large_files(wor
 
 def test_the_harness_hash_changes_with_a_protected_file_only(workspace: Path) -> None:
     where = load_workspace(workspace)
-    before = harness_hash(where, workspace)
+    before = harness_hash(where)
     (workspace / "train.py").write_text("changed")
-    assert harness_hash(where, workspace) == before
+    assert harness_hash(where) == before
     (workspace / "prepare.py").write_text("changed")
-    assert harness_hash(where, workspace) != before
+    assert harness_hash(where) != before
     assert dataset_hash(where) == dataset_hash(where)
 
 

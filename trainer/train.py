@@ -341,7 +341,7 @@ def orthogonalize(stack, steps):
 
 
 @compiled
-def adamw_update(p, grad, mean, square, step, lr, beta1, beta2, eps, decay):  # noqa: PLR0917 - as the formula
+def adamw_update(p, grad, mean, square, step, lr, beta1, beta2, eps, decay):
     p.mul_(1 - lr * decay)
     mean.mul_(beta1).add_(grad * (1 - beta1))
     square.mul_(beta2).add_(grad.square() * (1 - beta2))
@@ -350,7 +350,7 @@ def adamw_update(p, grad, mean, square, step, lr, beta1, beta2, eps, decay):  # 
 
 
 @compiled
-def muon_update(stack, grads, momentum, energy_mean, lr, mu, beta2, decay, ns_steps, dim):  # noqa: PLR0917 - ditto
+def muon_update(stack, grads, momentum, energy_mean, lr, mu, beta2, decay, ns_steps, dim):
     """Move a stack of matrices of one shape.
 
     Nesterov momentum is orthogonalized (Muon), evened out over its rows or columns at an unchanged norm

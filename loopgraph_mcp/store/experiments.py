@@ -203,8 +203,8 @@ async def request_cancel(db: Database, experiment_id: str, *, now: float) -> Non
     await _update(db, "UPDATE experiment SET cancel_requested_at = :value WHERE id = :id", experiment_id, now)
 
 
-async def finish(db: Database, experiment_id: str, outcome: Outcome, *, now: float) -> bool:
-    """Write the outcome and end the experiment in one step; the first writer wins, later ones change nothing."""
+async def add_outcome(db: Database, experiment_id: str, outcome: Outcome, *, now: float) -> bool:
+    """Write how an experiment ended; the first writer wins, later ones change nothing and are told so."""
     async with db.transaction() as conn:
         cursor = await conn.execute(
             "INSERT INTO outcome (experiment_id, kind, metric_value, reason, summary, log_tail, created_at) "
@@ -219,13 +219,23 @@ async def finish(db: Database, experiment_id: str, outcome: Outcome, *, now: flo
                 "now": now,
             },
         )
-        if cursor.rowcount != 1:
-            return False
+        return cursor.rowcount == 1
+
+
+async def mark_done(db: Database, experiment_id: str, *, now: float) -> None:
+    """End an experiment that has its outcome: whoever waits for it is told only now."""
+    async with db.transaction() as conn:
         await conn.execute(
-            "UPDATE experiment SET state = 'done', finished_at = :now WHERE id = :id",
+            "UPDATE experiment SET state = 'done', finished_at = :now WHERE id = :id AND state <> 'done'",
             {"id": experiment_id, "now": now},
         )
-        return True
+
+
+async def finish(db: Database, experiment_id: str, outcome: Outcome, *, now: float) -> bool:
+    """Write the outcome of an experiment on which nothing is left to do; return whether it was the first."""
+    first = await add_outcome(db, experiment_id, outcome, now=now)
+    await mark_done(db, experiment_id, now=now)
+    return first
 
 
 async def add_decision(

@@ -105,9 +105,7 @@ def texts(tmp_path):
     (folder / "deep").mkdir(parents=True)
     for number in range(60):
         words = f"Zeile {number}: größer, 漢字かな, 🙂🚀, e\u0301, \ufeffBOM, \x00, <|bos|> <|endoftext|>\r\n"
-        body = words * (3 + number % 5) + "".join(
-            chr(0x3A9 + number * 37 + step * 131) for step in range(200)
-        )
+        body = words * (3 + number % 5) + "".join(chr(0x3A9 + number * 37 + step * 131) for step in range(200))
         target = folder / ("deep" if number % 2 else "") / f"{number:02d}.txt"
         target.write_bytes(body.encode())
     return folder

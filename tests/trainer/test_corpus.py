@@ -188,9 +188,7 @@ def test_a_preparation_overtaken_by_another_keeps_the_first(prepare, fresh, text
     assert [path.stat().st_ino for path in prepare.CORPORA.iterdir()] == [first["inode"]]
 
 
-def test_a_preparation_killed_half_way_leaves_nothing_that_is_used(
-    make_workspace, tmp_path, texts, run_script
-):
+def test_a_preparation_killed_half_way_leaves_nothing_that_is_used(make_workspace, tmp_path, texts, run_script):
     folder, cache = make_workspace(), tmp_path / "cache"
     process = start_preparing(folder, cache, texts)
     for line in process.stdout:

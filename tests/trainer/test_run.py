@@ -118,9 +118,7 @@ def test_a_loss_above_a_hundred_fails_at_once(make_workspace, run_script):
         ("PROFILE", "tpu", "cpu, smoke"),
     ],
 )
-def test_a_bad_setting_is_named_with_what_is_allowed(
-    trainer_folder, monkeypatch, capsys, name, value, allowed
-):
+def test_a_bad_setting_is_named_with_what_is_allowed(trainer_folder, monkeypatch, capsys, name, value, allowed):
     source = (trainer_folder / "prepare.py").read_text("utf-8")
     top = compile(source[: source.index("# Constants:")], "prepare.py", "exec")  # a subprocess each is slow
     monkeypatch.setenv(f"LOOPGRAPH_{name}", value)
@@ -149,11 +147,7 @@ def test_help_explains_the_options(make_workspace, run_script):
 def test_every_knob_is_assigned_once_at_module_level(trainer_folder):
     tree = ast.parse((trainer_folder / "train.py").read_text("utf-8"))
     names = [
-        t.id
-        for node in tree.body
-        if isinstance(node, ast.Assign)
-        for t in node.targets
-        if isinstance(t, ast.Name)
+        t.id for node in tree.body if isinstance(node, ast.Assign) for t in node.targets if isinstance(t, ast.Name)
     ]
     assert sorted(name for name in names if name in KNOBS) == sorted(KNOBS)
 
