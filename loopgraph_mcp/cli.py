@@ -39,8 +39,6 @@ WorkspaceOption = Annotated[
 
 def main() -> None:
     """Run the command line; our own errors end it with one line and status 1."""
-    if sys.platform == "win32":
-        sys.exit("loopgraph: LoopGraph runs on Linux and macOS; on Windows use WSL")
     try:
         app()
     except (LoopGraphError, ExceptionGroup) as error:

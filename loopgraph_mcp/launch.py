@@ -122,10 +122,16 @@ def choose_seed(wanted: int | None, used: set[int]) -> int:
     return seed
 
 
-def worth_returning(runs: list[ExperimentRow]) -> ExperimentRow | None:
-    """Return the earlier run that answers for a repeat: one that is on its way, or one whose outcome says something."""
+def worth_returning(plan: Plan, runs: list[ExperimentRow]) -> ExperimentRow | None:
+    """Return the earlier run that answers for a repeat: one on its way, or one whose outcome says something.
+
+    A baseline that failed does not answer: what failed is its surroundings, which may be mended by now.
+    """
     for run in reversed(runs):
-        if run.outcome is None or run.outcome.kind.says_something:
+        if run.outcome is None:
+            return run
+        failed_baseline = plan.base_text is None and run.outcome.metric_value is None
+        if run.outcome.kind.says_something and not failed_baseline:
             return run
     return None
 

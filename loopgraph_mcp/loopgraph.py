@@ -243,7 +243,7 @@ class LoopGraph:
         method_ids = await self._methods_of(plan, method_id)
         tree = duplicates.program_hash(plan.text)
         earlier = await experiments.runs_of_program(self.db, context_id, tree)
-        if not replicate and (repeat := launch.worth_returning(earlier)) is not None:
+        if not replicate and (repeat := launch.worth_returning(plan, earlier)) is not None:
             answer = await self.get_experiment(repeat.id, wait_s=wait_s, on_progress=on_progress)
             return dataclasses.replace(answer, repeated=True)
         if plan.edit_id is None and plan.base_text is not None:

@@ -20,6 +20,7 @@ from loopgraph_mcp.store.lineage import Link
 console = Console()
 errors = Console(stderr=True)
 
+_USUAL_SEED = 42
 _VERDICT_STYLE = {
     VerdictKind.WIN: "bold green",
     VerdictKind.LOSS: "red",
@@ -38,21 +39,20 @@ def print_json(value: Any) -> None:
 
 def show_search(answer: SearchAnswer) -> None:
     """Show ranked methods."""
-    table = Table(title=escape(f"{answer.query or 'all methods'}: {answer.context}"), title_justify="left")
-    for name in ("#", "method", "family", "standing", "mean gain", "score", "why"):
-        table.add_column(name, justify="right" if name in {"#", "mean gain", "score"} else "left", overflow="fold")
+    console.print(f"[bold]{escape(answer.query or 'all methods')}[/] [dim]{escape(answer.context)}[/]", highlight=False)
+    table = Table()
+    table.add_column("#", justify="right")
+    table.add_column("method", no_wrap=True)
+    table.add_column("standing", no_wrap=True)
+    table.add_column("score", justify="right", no_wrap=True)
+    table.add_column("what it does, and why it stands here", overflow="fold")
     for rank, hit in enumerate(answer.hits, start=1):
-        table.add_row(
-            str(rank),
-            f"[bold]{escape(hit.method_id)}[/]\n{escape(hit.summary)}",
-            escape(hit.family),
-            hit.standing.value,
-            "" if hit.mean_gain is None else f"{hit.mean_gain:+.4f}",
-            f"{hit.score:.2f}",
-            escape(hit.why) + ("" if hit.has_edit or hit.presence is Presence.PRESENT else "; no recipe"),
-        )
+        recipe = "" if hit.has_edit else "; no recipe"
+        told = f"{escape(hit.summary)}\n[dim]{escape(hit.why)}{recipe}[/]"
+        table.add_row(str(rank), f"[bold]{escape(hit.method_id)}[/]", hit.standing.value, f"{hit.score:.2f}", told)
     console.print(table)
-    console.print(f"[dim]next:[/] {escape(answer.next_step)}")
+    ready = next((hit.method_id for hit in answer.hits if hit.has_edit and hit.presence is not Presence.PRESENT), None)
+    console.print(f"[dim]next:[/] {f'loopgraph edit {ready}' if ready else escape(answer.next_step)}", highlight=False)
 
 
 def show_edit(answer: EditAnswer) -> None:
@@ -66,43 +66,54 @@ def show_edit(answer: EditAnswer) -> None:
         console.print(f"[bold]{answer.edit_id}[/] ({answer.status})")
         for run in answer.earlier:
             console.print(f"[yellow]run before:[/] {escape(f'{run.experiment_id} {run.description}: {run.outcome}')}")
-    console.print(f"[dim]next:[/] {escape(answer.next_step)}")
+    made = None if answer.edit_id is None else f"loopgraph run --edit {answer.edit_id}"
+    console.print(f"[dim]next:[/] {made or escape(answer.next_step)}", highlight=False)
 
 
 def show_experiment(answer: ExperimentAnswer) -> None:
     """Show one experiment's outcome or progress."""
-    console.print(results_table([answer]))
-    if answer.reason and answer.outcome is not OutcomeKind.FINISHED:
-        console.print(f"{escape(answer.reason)}")
+    value = "" if answer.metric_value is None else f", {answer.metric} [bold]{answer.metric_value:.6f}[/]"
+    name = escape(f"{answer.description}, seed {answer.seed}")
+    console.print(f"{answer.experiment_id} ({name}): {_state(answer)}{value}", highlight=False)
+    if answer.outcome is not OutcomeKind.FINISHED and answer.reason:
+        console.print(escape(answer.reason), highlight=False)
     if answer.log_tail:
-        console.print(f"[dim]{escape(answer.log_tail)}[/]")
+        console.print(f"[dim]{escape(answer.log_tail)}[/]", highlight=False)
     if answer.repeated:
         console.print("[yellow]this program was run before; --replicate runs it again[/]")
+    if answer.verdict is not None:
+        gain = "" if answer.gain is None else f", gain {answer.gain:+.4f}"
+        noise = "" if answer.noise_floor is None else f" (noise floor {answer.noise_floor:.4f})"
+        decided = "" if answer.decision is None else f", {_decision(answer.decision)}"
+        console.print(f"verdict: {_verdict(answer)}{gain}{noise}{decided}", highlight=False)
     if answer.note:
-        console.print(escape(answer.note))
-    console.print(f"[dim]next:[/] {escape(answer.next_step)}")
+        console.print(escape(answer.note), highlight=False)
+    if answer.run_dir:
+        console.print(f"[dim]log: {escape(answer.run_dir)}/run.log[/]", highlight=False, soft_wrap=True)
+    if answer.state is State.DONE:
+        console.print(f"[dim]next:[/] {escape(answer.next_step)}", highlight=False)
+    else:
+        console.print("[dim]next:[/] loopgraph status; the run goes on by itself", highlight=False)
 
 
 def results_table(answers: Sequence[ExperimentAnswer]) -> Table:
     """Return a table of experiments, in the order given."""
     table = Table()
     metric = answers[0].metric if answers else "metric"
-    for name in ("experiment", "tried", "seed", "state", metric, "gain", "noise", "verdict", "decision"):
-        table.add_column(
-            name, justify="right" if name in {"seed", metric, "gain", "noise"} else "left", overflow="fold"
-        )
+    table.add_column("experiment", no_wrap=True)
+    table.add_column("tried", overflow="fold")
+    table.add_column(metric, justify="right", no_wrap=True)
+    table.add_column("gain", justify="right", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
+    table.add_column("decision", no_wrap=True)
     for answer in answers:
-        verdict = "" if answer.verdict is None else answer.verdict.value.replace("_", " ")
-        style = _VERDICT_STYLE.get(answer.verdict, "") if answer.verdict else ""
+        seed = "" if answer.seed == _USUAL_SEED else f" (seed {answer.seed})"
         table.add_row(
             answer.experiment_id,
-            escape(answer.description),
-            str(answer.seed),
-            _state(answer),
-            "" if answer.metric_value is None else f"{answer.metric_value:.6f}",
+            escape(answer.description + seed),
+            _state(answer) if answer.metric_value is None else f"{answer.metric_value:.6f}",
             "" if answer.gain is None else f"{answer.gain:+.4f}",
-            "" if answer.noise_floor is None else f"{answer.noise_floor:.4f}",
-            f"[{style}]{verdict}[/]" if style else verdict,
+            _verdict(answer),
             "" if answer.decision is None else _decision(answer.decision),
         )
     return table
@@ -161,6 +172,13 @@ def _state(answer: ExperimentAnswer) -> str:
         return answer.outcome.value if answer.outcome else ""
     percent = "" if answer.percent is None else f" {answer.percent:.0f}%"
     return f"[cyan]{answer.state.value}{percent}[/]"
+
+
+def _verdict(answer: ExperimentAnswer) -> str:
+    if answer.verdict is None:
+        return ""
+    words, style = answer.verdict.value.replace("_", " "), _VERDICT_STYLE.get(answer.verdict)
+    return f"[{style}]{words}[/]" if style else words
 
 
 def _decision(decision: Decision) -> str:

@@ -54,8 +54,6 @@ def main() -> None:
     )
     parser.add_argument("--version", action="version", version=f"loopgraph-mcp {__version__}")
     parser.parse_args()
-    if sys.platform == "win32":
-        parser.error("LoopGraph runs on Linux and macOS; on Windows use WSL")
     try:
         settings = read_settings(os.environ, Path.cwd())
         logging.basicConfig(level=settings.log_level, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")

@@ -64,7 +64,7 @@ def test_the_loop_at_a_terminal(environment: dict[str, str], workspace: Path) ->
     assert [each["description"] for each in listed] == ["start", "muon"]
     table = loopgraph(environment, workspace, "results")
     assert table.index("start") < table.index("muon")
-    assert "finished" in loopgraph(environment, workspace, "status", "--once")
+    assert "baseline" in loopgraph(environment, workspace, "status", "--once")
     traced = loopgraph(environment, workspace, "trace", run["experiment_id"])
     assert "arxiv:2502.16982" in traced
 

@@ -186,6 +186,15 @@ async def test_a_repeat_returns_the_earlier_outcome_and_a_replicate_runs_a_new_s
     assert "2 times" in second.next_step
 
 
+async def test_a_baseline_that_failed_is_run_again_when_asked_again(graph: LoopGraph, workspace: Path) -> None:
+    helper = "import helper\n" + (workspace / "train.py").read_text()
+    (workspace / "train.py").write_text(helper)
+    assert (await graph.run_experiment()).outcome is OutcomeKind.CRASHED
+    (workspace / "helper.py").write_text("")
+    mended = await graph.run_experiment()
+    assert (mended.outcome, mended.repeated) == (OutcomeKind.FINISHED, False)
+
+
 async def test_a_replicate_of_a_kept_change_is_judged_against_its_parent(graph: LoopGraph) -> None:
     await graph.run_experiment()
     await graph.run_experiment(patch=HIGHER_RATE, method_id="embedding-lr")

@@ -132,11 +132,22 @@ async def test_a_killed_server_loses_nothing(environment: dict[str, str], worksp
     assert len(lines) == 2
 
 
+@pytest.mark.parametrize("era", ERAS)
+async def test_a_client_that_gives_up_cancels_its_call_and_not_the_run(environment: dict[str, str], era: Any) -> None:
+    async with Client(server(environment), mode=era) as client:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(client.call_tool("run_experiment", {"patch": SLOW, "wait_s": 40}), 2)
+        running = await call(client, "run_experiment", patch=SLOW, wait_s=0)
+        assert (running["state"], running["repeated"]) == ("running", True)
+        cancelled = await call(client, "cancel_experiment", experiment_id=running["experiment_id"])
+        assert cancelled["outcome"] == "cancelled"
+
+
 async def test_two_servers_on_one_store_see_each_others_runs(environment: dict[str, str]) -> None:
     async with Client(server(environment)) as one, Client(server(environment)) as two:
-        queries = [call(client, "search_methods", query=f"attention {n}") for n in range(50) for client in (one, two)]
+        queries = [call(client, "search_methods", query=f"attention {n}") for n in range(100) for client in (one, two)]
         answers = await asyncio.gather(*queries)
-        assert len({answer["retrieval_id"] for answer in answers}) == 100
+        assert len({answer["retrieval_id"] for answer in answers}) == 200
         run = await call(one, "run_experiment", wait_s=30)
         seen = await call(two, "get_experiment", experiment_id=run["experiment_id"])
         assert seen["outcome"] == "finished"

@@ -1,0 +1,75 @@
+"""What README and docs say is what the code does."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from loopgraph_mcp import clients
+from loopgraph_mcp.config import PACKAGE_DIR
+from loopgraph_mcp.models import OutcomeKind
+from loopgraph_mcp.tools.loop import loop_tools
+from loopgraph_mcp.workspace import load_workspace
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def test_the_declaration_in_the_readme_is_a_workspace(tmp_path: Path) -> None:
+    (declaration,) = blocks(README, "toml")
+    (tmp_path / "loopgraph.toml").write_text(declaration)
+    assert load_workspace(tmp_path).budget_s == 300
+
+
+def test_every_command_in_the_readme_exists() -> None:
+    shown = {
+        line.split()[2] for block in blocks(README, "console") for line in block.splitlines() if "$ loopgraph " in line
+    }
+    listed = subprocess.run(
+        [sys.executable, "-c", "from loopgraph_mcp.cli import main; main()", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert shown
+    assert all(re.search(rf"\b{command}\b", listed) for command in shown), shown
+    for script in re.findall(r"\$ (scripts/\w+)", README):
+        assert (ROOT / script).stat().st_mode & 0o111
+
+
+def test_every_tool_client_and_setting_is_in_the_readme() -> None:
+    for tool in loop_tools():
+        assert f"`{tool.name}`" in README
+    for client in clients.CLIENTS.values():
+        assert f"loopgraph config {client.id}" in README
+    settings = set(re.findall(r'get\("([A-Z_]+)"\)', (PACKAGE_DIR / "config.py").read_text()))
+    assert settings
+    for name in settings:
+        assert f"`LOOPGRAPH_{name}`" in README
+
+
+def test_every_outcome_is_explained() -> None:
+    design = (ROOT / "docs" / "design.md").read_text()
+    for kind in OutcomeKind:
+        assert f"`{kind.value}`" in design
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_between_pages_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
+        assert (page.parent / target).exists(), target
+
+
+def test_every_module_is_in_its_layer_and_in_the_design() -> None:
+    layers = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"][0]["layers"]
+    design = (ROOT / "docs" / "design.md").read_text()
+    for name in " | ".join(layers).split(" | "):
+        assert f"`{name}`" in design or f"`{name}/`" in design, name
