@@ -285,7 +285,7 @@ class LoopGraph:
             row = await lookups.the_experiment(self.db, experiment_id)
             if row.state is State.DONE:
                 return await self._done(row)
-            if row.supervisor is not None and runs.is_abandoned(self.settings, row):
+            if runs.is_abandoned(self.settings, row):
                 await runs.recover(self.db, self.settings)
                 continue
             answer = await self._under_way(row)

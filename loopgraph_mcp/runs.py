@@ -33,32 +33,27 @@ def read_tail(path: Path, limit: int = _TAIL_BYTES) -> str:
 
 
 def is_abandoned(settings: Settings, experiment: ExperimentRow) -> bool:
-    """Return whether no supervisor looks after an experiment any more: its lock is free."""
-    return not is_held(settings.locks_dir, experiment.id)
+    """Return whether nobody looks after an experiment: its lock is free, and it is not just about to be taken."""
+    starting = experiment.supervisor is None and time.time() - experiment.created_at < _START_S
+    return not starting and not is_held(settings.locks_dir, experiment.id)
 
 
-async def recover(db: Database, settings: Settings) -> list[str]:
-    """Mark experiments whose supervisor is gone as interrupted, end what they left running; return their ids.
-
-    One that was queued within the last minute may still be about to get its supervisor.
-    """
-    recovered = []
+async def recover(db: Database, settings: Settings) -> None:
+    """Mark experiments whose supervisor is gone as interrupted, and end what they left running."""
     for experiment in await experiments.live_experiments(db):
-        fresh = experiment.supervisor is None and time.time() - experiment.created_at < _START_S
-        if fresh or not is_abandoned(settings, experiment):
+        if not is_abandoned(settings, experiment):
             continue
         child = experiment.child
         if child is not None and processes.is_alive(child.pid, child.started):
             processes.end_group(child.pid, grace_s=GRACE_S)
-        tail = read_tail(Path(experiment.run_dir) / LOG_NAME) if experiment.run_dir else ""
-        outcome = Outcome(
-            OutcomeKind.INTERRUPTED,
-            None,
-            "its supervisor was killed or the machine went down; run it again",
-            {},
-            trainlog.tail_lines(tail, count=TAIL_LINES),
-        )
+        reason = "its supervisor was killed or the machine went down; run it again"
+        outcome = Outcome(OutcomeKind.INTERRUPTED, None, reason, {}, _last_words(experiment))
         await experiments.finish(db, experiment.id, outcome, now=time.time())  # keeps an outcome that it has
-        recovered.append(experiment.id)
         (settings.locks_dir / f"{experiment.id}.lock").unlink(missing_ok=True)
-    return recovered
+
+
+def _last_words(experiment: ExperimentRow) -> str:
+    """Return the end of the training log, or of the supervisor's where it did not come to that."""
+    folder = Path(experiment.run_dir or "")
+    log = read_tail(folder / LOG_NAME) or read_tail(folder / SUPERVISOR_LOG_NAME)
+    return trainlog.tail_lines(log, count=TAIL_LINES)

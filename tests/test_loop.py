@@ -297,6 +297,23 @@ async def test_a_supervisor_killed_after_the_outcome_loses_no_outcome(graph: Loo
     assert (again.outcome, again.metric_value) == (OutcomeKind.FINISHED, 1.75)
 
 
+async def test_a_supervisor_that_never_came_is_given_up_with_its_last_words(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with LoopGraph.open(settings) as graph:
+        monkeypatch.setattr(sys, "executable", "/bin/false-python")
+        started = await graph.run_experiment(wait_s=0)
+        monkeypatch.undo()
+        assert started.state is State.QUEUED
+        with sqlite3.connect(settings.db_path) as conn:
+            conn.execute("UPDATE experiment SET created_at = created_at - 3600")
+        conn.close()
+        answer = await graph.get_experiment(started.experiment_id, wait_s=0)
+        assert answer.outcome is OutcomeKind.INTERRUPTED
+        assert "false-python" in answer.log_tail
+        assert (await graph.run_experiment()).outcome is OutcomeKind.FINISHED
+
+
 async def test_a_supervisor_that_is_told_to_end_ends_its_run(graph: LoopGraph, settings: Settings) -> None:
     started = await graph.run_experiment(patch=SLOW, wait_s=0)
     await until_running(graph, started.experiment_id)
