@@ -98,29 +98,28 @@ class ExperimentAnswer:
     experiment_id: str
     state: State
     description: str
-    repeated: bool
     seed: int
-    queue_position: int | None
-    step: int | None
-    percent: float | None
-    loss: float | None
-    eta_s: float | None
-    poll_after_s: float | None
-    outcome: OutcomeKind | None
-    reason: str
     metric: str
-    metric_value: float | None
-    summary: dict[str, float]
-    verdict: VerdictKind | None
-    gain: float | None
-    noise_floor: float | None
-    p_win: float | None
-    decision: Decision | None
-    note: str
     next_step: str
-    log_tail: str
     run_dir: str | None
-    warnings: list[str] = field(default_factory=list)
+    repeated: bool = False
+    queue_position: int | None = None
+    step: int | None = None
+    percent: float | None = None
+    loss: float | None = None
+    eta_s: float | None = None
+    poll_after_s: float | None = None
+    outcome: OutcomeKind | None = None
+    reason: str = ""
+    metric_value: float | None = None
+    summary: dict[str, float] = field(default_factory=dict)
+    verdict: VerdictKind | None = None
+    gain: float | None = None
+    noise_floor: float | None = None
+    p_win: float | None = None
+    decision: Decision | None = None
+    note: str = ""
+    log_tail: str = ""
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,11 @@
 """Turns an edit, a patch or the present file into one exact program, queues it, and starts its supervisor."""
 
 import ast
+import dataclasses
 import shutil
 from dataclasses import dataclass
 
-from loopgraph_mcp import duplicates, patches
+from loopgraph_mcp import duplicates, edits, lookups, patches
 from loopgraph_mcp.config import Settings
 from loopgraph_mcp.errors import NotFoundError, RunError, WorkspaceError
 from loopgraph_mcp.models import Applied, Outcome, OutcomeKind, Refused
@@ -27,6 +28,54 @@ class Plan:
     base_text: str | None
     edit_id: str | None
     method_ids: tuple[str, ...] = ()
+
+
+async def make_plan(
+    db: Database,
+    workspace: Workspace,
+    context_id: str,
+    *,
+    edit_id: str | None,
+    patch: str | None,
+    method_id: str | None,
+    replicate: bool,
+) -> Plan:
+    """Return the one program that a call asks for: an edit's, a patch's, or the file's as it stands.
+
+    Raises:
+        NotFoundError: No such edit or method.
+        RunError: The program cannot be run.
+    """
+    if edit_id is not None and patch is not None:
+        raise RunError("give edit_id or patch, not both: an experiment runs one program")
+    if edit_id is not None:
+        plan = await plan_edit(db, workspace, edit_id, replicate=replicate)
+    elif patch is not None:
+        plan = plan_patch(workspace, patch)
+    else:
+        plan = await plan_present(db, workspace, context_id)
+    check_parses(workspace.editable, plan.text)
+    if method_id is None:
+        return plan
+    return dataclasses.replace(plan, method_ids=((await lookups.the_method(db, method_id)).id,))
+
+
+async def as_edit(db: Database, where: Workspace, plan: Plan, *, workspace: str, now: float) -> Plan:
+    """Store what a patch or a hand edit did as an edit, so that it can be kept and traced."""
+    if plan.edit_id is not None or plan.base_text is None or plan.base_text == plan.text:
+        return plan
+    edit_id = await edit_store.add_edit(
+        db,
+        workspace=workspace,
+        method_id=plan.method_ids[0] if plan.method_ids else None,
+        retrieval_id=None,
+        base_hash=await keep_program(db, plan.base_text),
+        new_hash=await keep_program(db, plan.text),
+        knobs={},
+        diff=edits.unified_diff(plan.base_text, plan.text, where.editable),
+        now=now,
+    )
+    return dataclasses.replace(plan, edit_id=edit_id)
 
 
 async def plan_edit(db: Database, workspace: Workspace, edit_id: str, *, replicate: bool) -> Plan:
@@ -122,12 +171,15 @@ def choose_seed(wanted: int | None, used: set[int]) -> int:
     return seed
 
 
-def worth_returning(plan: Plan, runs: list[ExperimentRow]) -> ExperimentRow | None:
+def worth_returning(plan: Plan, earlier: list[ExperimentRow], *, seed: int | None) -> ExperimentRow | None:
     """Return the earlier run that answers for a repeat: one on its way, or one whose outcome says something.
 
-    A baseline that failed does not answer: what failed is its surroundings, which may be mended by now.
+    One with another seed than the one asked for does not, nor does a baseline that failed: what failed there are its
+    surroundings, which may be mended by now.
     """
-    for run in reversed(runs):
+    for run in reversed(earlier):
+        if seed is not None and run.seed != seed:
+            continue
         if run.outcome is None:
             return run
         failed_baseline = plan.base_text is None and run.outcome.metric_value is None

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from functools import lru_cache
 from pathlib import Path
 
-from loopgraph_mcp import duplicates, edits, evidence, launch, lookups, ranking, recording, runs, wording
+from loopgraph_mcp import duplicates, edits, evidence, launch, lookups, ranking, recording, runs, views, wording
 from loopgraph_mcp.answers import EditAnswer, ExperimentAnswer, MethodHit, RecordAnswer, SearchAnswer
 from loopgraph_mcp.config import Settings, read_settings
 from loopgraph_mcp.errors import RunError, WorkspaceError
@@ -18,18 +18,15 @@ from loopgraph_mcp.sources import packs
 from loopgraph_mcp.store import edits as edit_store
 from loopgraph_mcp.store import experiments, methods, retrievals
 from loopgraph_mcp.store.database import Database
-from loopgraph_mcp.store.experiments import ExperimentRow, NewExperiment
+from loopgraph_mcp.store.experiments import NewExperiment
 from loopgraph_mcp.store.lineage import Link, chain_of
 from loopgraph_mcp.surroundings import Surroundings
-from loopgraph_mcp.trainlog import parse_progress
-from loopgraph_mcp.workspace import Workspace, default_timeout_s, write_program
+from loopgraph_mcp.workspace import default_timeout_s, write_program
 
 MAX_WAIT_S = 50.0  # most clients give up on a call after 60 s
 _CANDIDATES = 50
 _POLL_S = 0.25
-_POLL_MIN_S = 5.0
 _CANCEL_WAIT_S = 15.0
-_EVALUATION_SHARE = 0.1  # start-up and evaluation take about a tenth of the budget on top of it
 
 
 @lru_cache(maxsize=1024)
@@ -238,23 +235,24 @@ class LoopGraph:
         launch.check_budget(where, budget_s)
         budget = budget_s or where.budget_s
         context_id = await self._here.context_id(where, budget)
-        plan = await self._plan(where, context_id, edit_id=edit_id, patch=patch, replicate=replicate)
-        launch.check_parses(where.editable, plan.text)
-        method_ids = await self._methods_of(plan, method_id)
+        plan = await launch.make_plan(
+            self.db, where, context_id, edit_id=edit_id, patch=patch, method_id=method_id, replicate=replicate
+        )
         tree = duplicates.program_hash(plan.text)
         earlier = await experiments.runs_of_program(self.db, context_id, tree)
-        if not replicate and (repeat := launch.worth_returning(plan, earlier)) is not None:
+        if not replicate and (repeat := launch.worth_returning(plan, earlier, seed=seed)) is not None:
             answer = await self.get_experiment(repeat.id, wait_s=wait_s, on_progress=on_progress)
             return dataclasses.replace(answer, repeated=True)
-        if plan.edit_id is None and plan.base_text is not None:
-            plan = await self._as_edit(where, plan, method_id)
+        plan = await launch.as_edit(
+            self.db, where, plan, workspace=await self._here.workspace_id(where), now=self._now()
+        )
         incumbent = await experiments.last_kept(self.db, context_id)
         experiment_id, new = await experiments.add_experiment(
             self.db,
             NewExperiment(
                 context_id=context_id,
                 device_slot=(await self._here.device()).slot,
-                description=wording.description(description, method_ids, plan.base_text),
+                description=wording.description(description, plan.method_ids, plan.base_text),
                 seed=launch.choose_seed(seed, {run.seed for run in earlier} if replicate else set()),
                 timeout_s=max(where.timeout_s, default_timeout_s(budget)) if budget_s else where.timeout_s,
                 silence_s=where.silence_s,
@@ -262,7 +260,7 @@ class LoopGraph:
                 base_hash=launch.base_hash(plan),
                 program_hash=await launch.keep_program(self.db, plan.text),
                 parent_id=None if incumbent is None else incumbent.id,
-                method_ids=method_ids,
+                method_ids=plan.method_ids,
                 idempotency_key=idempotency_key,
             ),
             now=self._now(),
@@ -284,11 +282,11 @@ class LoopGraph:
         while True:
             row = await lookups.the_experiment(self.db, experiment_id)
             if row.state is State.DONE:
-                return await self._done(row)
+                return await views.view(self.db, row, now=self._now())
             if runs.is_abandoned(self.settings, row):
                 await runs.recover(self.db, self.settings)
                 continue
-            answer = await self._under_way(row)
+            answer = await views.view(self.db, row, now=self._now())
             if on_progress is not None and (answer.state, answer.step) != told:
                 told = (answer.state, answer.step)
                 await on_progress(answer)
@@ -312,7 +310,7 @@ class LoopGraph:
         """Return a workspace's newest experiments, newest first."""
         where = await self._here.workspace(workspace)
         rows = await experiments.list_experiments(self.db, await self._here.workspace_id(where), limit=limit)
-        return [await (self._done(row) if row.state is State.DONE else self._under_way(row)) for row in rows]
+        return [await views.view(self.db, row, now=self._now()) for row in rows]
 
     # -------------------------------------------------------------------------------------------- record
 
@@ -411,66 +409,3 @@ class LoopGraph:
         await retrievals.add_cost(
             self.db, source, subject_id=subject_id, tokens=tokens, cost_usd=cost_usd, now=self._now()
         )
-
-    # ------------------------------------------------------------------------------------------- answers
-
-    async def _under_way(self, row: ExperimentRow) -> ExperimentAnswer:
-        context = await edit_store.get_context(self.db, row.context_id)
-        progress, position = None, None
-        if row.state is State.QUEUED:
-            live = [each for each in await experiments.live_experiments(self.db) if each.device_slot == row.device_slot]
-            position = [each.id for each in live].index(row.id) if row.id in {each.id for each in live} else 0
-        elif row.run_dir is not None:
-            progress = parse_progress(runs.read_tail(Path(row.run_dir) / runs.LOG_NAME, limit=4_096))
-        eta_s = None
-        if row.state is State.RUNNING:
-            spent = self._now() - (row.started_at or self._now())
-            left = row.budget_s - spent if progress is None or progress.remaining_s is None else progress.remaining_s
-            eta_s = round(max(left, 0.0) + _EVALUATION_SHARE * row.budget_s, 1)
-        poll_after_s = _POLL_MIN_S if eta_s is None else min(max(eta_s, _POLL_MIN_S), 60.0)
-        return wording.under_way(
-            row, context, progress=progress, position=position, eta_s=eta_s, poll_after_s=poll_after_s
-        )
-
-    async def _done(self, row: ExperimentRow) -> ExperimentAnswer:
-        context = await edit_store.get_context(self.db, row.context_id)
-        outcome = row.outcome
-        assert outcome is not None  # noqa: S101 - state and outcome change in one transaction
-        verdict = await evidence.judge_experiment(self.db, row) if outcome.kind.says_something else None
-        return wording.done(row, context, outcome, verdict, note=await experiments.last_note(self.db, row.id))
-
-    # -------------------------------------------------------------------------------------------- lookups
-
-    async def _plan(
-        self, where: Workspace, context_id: str, *, edit_id: str | None, patch: str | None, replicate: bool
-    ) -> launch.Plan:
-        if edit_id is not None and patch is not None:
-            raise RunError("give edit_id or patch, not both: an experiment runs one program")
-        if edit_id is not None:
-            return await launch.plan_edit(self.db, where, edit_id, replicate=replicate)
-        if patch is not None:
-            return launch.plan_patch(where, patch)
-        return await launch.plan_present(self.db, where, context_id)
-
-    async def _as_edit(self, where: Workspace, plan: launch.Plan, method_id: str | None) -> launch.Plan:
-        """Store a patch, or what a file's user did to it, as an edit, so that it can be kept and traced."""
-        base = plan.base_text or ""
-        if base == plan.text:
-            return plan
-        edit_id = await edit_store.add_edit(
-            self.db,
-            workspace=await self._here.workspace_id(where),
-            method_id=method_id,
-            retrieval_id=None,
-            base_hash=await launch.keep_program(self.db, base),
-            new_hash=await launch.keep_program(self.db, plan.text),
-            knobs={},
-            diff=edits.unified_diff(base, plan.text, where.editable),
-            now=self._now(),
-        )
-        return dataclasses.replace(plan, edit_id=edit_id)
-
-    async def _methods_of(self, plan: launch.Plan, method_id: str | None) -> tuple[str, ...]:
-        if method_id is not None:
-            return ((await lookups.the_method(self.db, method_id)).id,)
-        return plan.method_ids

@@ -2,22 +2,18 @@
 
 from collections.abc import Sequence
 
-from loopgraph_mcp.answers import EarlierRun, EditAnswer, ExperimentAnswer, MethodHit
+from loopgraph_mcp.answers import EarlierRun, EditAnswer, MethodHit
 from loopgraph_mcp.evidence import TrackRecord
 from loopgraph_mcp.models import (
     Context,
     Direction,
     EditResult,
     Method,
-    Outcome,
-    OutcomeKind,
     Presence,
     Present,
     Refused,
-    Verdict,
 )
 from loopgraph_mcp.store.experiments import ExperimentRow
-from loopgraph_mcp.trainlog import Progress
 
 
 def context(where: Context | None) -> str:
@@ -124,76 +120,3 @@ def description(given: str, method_ids: Sequence[str], base: str | None) -> str:
     fallback = " + ".join(method_ids) or ("baseline" if base is None else "edited by hand")
     clean = " ".join(given.encode("utf-8", "replace").decode("utf-8").split())
     return (clean or fallback)[:200]
-
-
-def under_way(
-    row: ExperimentRow,
-    where: Context,
-    *,
-    progress: Progress | None,
-    position: int | None,
-    eta_s: float | None,
-    poll_after_s: float,
-) -> ExperimentAnswer:
-    """Return the answer for an experiment that is queued or running."""
-    return ExperimentAnswer(
-        experiment_id=row.id,
-        state=row.state,
-        description=row.description,
-        repeated=False,
-        seed=row.seed,
-        queue_position=position,
-        step=progress.step if progress else None,
-        percent=progress.percent if progress else None,
-        loss=progress.loss if progress else None,
-        eta_s=eta_s,
-        poll_after_s=poll_after_s,
-        outcome=None,
-        reason="",
-        metric=where.metric,
-        metric_value=None,
-        summary={},
-        verdict=None,
-        gain=None,
-        noise_floor=None,
-        p_win=None,
-        decision=None,
-        note="",
-        next_step=f'get_experiment(experiment_id="{row.id}") in {poll_after_s:.0f} s; the run goes on by itself.',
-        log_tail="",
-        run_dir=row.run_dir,
-    )
-
-
-def done(
-    row: ExperimentRow, where: Context, outcome: Outcome, verdict: Verdict | None, *, note: str
-) -> ExperimentAnswer:
-    """Return the answer for an experiment with an outcome."""
-    failed = outcome.kind is not OutcomeKind.FINISHED
-    return ExperimentAnswer(
-        experiment_id=row.id,
-        state=row.state,
-        description=row.description,
-        repeated=False,
-        seed=row.seed,
-        queue_position=None,
-        step=None,
-        percent=None,
-        loss=None,
-        eta_s=None,
-        poll_after_s=None,
-        outcome=outcome.kind,
-        reason=outcome.reason,
-        metric=where.metric,
-        metric_value=outcome.metric_value,
-        summary=dict(outcome.summary),
-        verdict=verdict.kind if verdict else None,
-        gain=verdict.gain if verdict else None,
-        noise_floor=verdict.noise_floor if verdict else None,
-        p_win=verdict.p_win if verdict else None,
-        decision=row.decision,
-        note=note,
-        next_step=verdict.next_step if verdict else "Nothing was measured; run it again.",
-        log_tail=outcome.log_tail if failed else "",
-        run_dir=row.run_dir,
-    )

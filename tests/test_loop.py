@@ -183,7 +183,10 @@ async def test_a_repeat_returns_the_earlier_outcome_and_a_replicate_runs_a_new_s
     second = await graph.run_experiment(replicate=True)
     assert (second.repeated, first.seed, second.seed) == (False, 42, 43)
     assert second.metric_value == pytest.approx(1.751)
+    chosen = await graph.run_experiment(seed=50)
+    assert (chosen.repeated, chosen.seed) == (False, 50)
     assert "2 times" in second.next_step
+    assert (await graph.run_experiment(seed=50)).experiment_id == chosen.experiment_id
 
 
 async def test_a_baseline_that_failed_is_run_again_when_asked_again(graph: LoopGraph, workspace: Path) -> None:

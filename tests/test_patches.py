@@ -84,4 +84,4 @@ def test_every_diff_of_two_files_applies_to_the_first(old_lines: list[str], new_
 
 @given(st.text(), st.text())
 def test_any_text_is_answered(source: str, patch: str) -> None:
-    apply_patch(source, patch)
+    assert isinstance(apply_patch(source, patch), Applied | Present | Refused)

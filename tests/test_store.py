@@ -146,7 +146,8 @@ def test_any_string_is_a_safe_query(tmp_path_factory: pytest.TempPathFactory, qu
     async def ask() -> None:
         async with Database.open(tmp_path_factory.getbasetemp() / "fuzz.db") as database:
             await methods.import_pack(database, PACK, now=1.0)
-            await methods.find_methods(database, query, limit=5)
+            found = await methods.find_methods(database, query, limit=5)
+            assert {method.id for method, _ in found} <= {"embedding-lr", "gqa"}
 
     asyncio.run(ask())
 

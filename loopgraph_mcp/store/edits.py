@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import sqlite3
 from dataclasses import asdict, dataclass
 
 from loopgraph_mcp.models import Context, Direction, KnobValues
@@ -57,7 +58,11 @@ async def context_id(db: Database, context: Context) -> str:
 async def get_context(db: Database, identity: str) -> Context:
     """Return a context by its id, which must exist."""
     rows = list(await db.reader.execute_fetchall("SELECT * FROM context WHERE id = :id", {"id": identity}))
-    row = rows[0]
+    return context_of(rows[0])
+
+
+def context_of(row: sqlite3.Row) -> Context:
+    """Return the context whose columns a row holds."""
     return Context(
         workspace_id=row["workspace_id"],
         device=row["device"],

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from loopgraph_mcp.models import Context, Direction, OutcomeKind
+from loopgraph_mcp.models import Context, OutcomeKind
 from loopgraph_mcp.store.database import Database
+from loopgraph_mcp.store.edits import context_of
 
 # A program is known by its syntax tree, so that comments and layout do not make another one; a run that was only told
 # of, by its own id. What it is compared with is its base, or for a run only told of, the incumbent of that time.
@@ -86,15 +87,7 @@ async def method_runs(db: Database) -> list[MethodRun]:
             method_id=row["method_id"],
             family=row["family"],
             context_id=row["context_id"],
-            context=Context(
-                workspace_id=row["workspace_id"],
-                device=row["device"],
-                budget_s=row["budget_s"],
-                dataset_hash=row["dataset_hash"],
-                harness_hash=row["harness_hash"],
-                metric=row["metric"],
-                direction=Direction(row["direction"]),
-            ),
+            context=context_of(row),
             kind=OutcomeKind(row["kind"]),
             tree=row["tree"],
             base_tree=row["base_tree"],

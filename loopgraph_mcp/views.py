@@ -1,0 +1,75 @@
+"""One experiment as an answer: how far it is, or what came of it."""
+
+from pathlib import Path
+
+from loopgraph_mcp import evidence, runs
+from loopgraph_mcp.answers import ExperimentAnswer
+from loopgraph_mcp.models import Outcome, OutcomeKind, State
+from loopgraph_mcp.store import edits, experiments
+from loopgraph_mcp.store.database import Database
+from loopgraph_mcp.store.experiments import ExperimentRow
+from loopgraph_mcp.trainlog import Progress, parse_progress
+
+_POLL_MIN_S, _POLL_MAX_S = 5.0, 60.0
+_EVALUATION_SHARE = 0.1  # start-up and evaluation take about a tenth of the budget on top of it
+
+
+async def view(db: Database, row: ExperimentRow, *, now: float) -> ExperimentAnswer:
+    """Return the answer for an experiment as it stands at this moment."""
+    context = await edits.get_context(db, row.context_id)
+    if row.state is State.DONE and row.outcome is not None:
+        return await _done(db, row, row.outcome, metric=context.metric)
+    position, progress, eta_s = None, None, None
+    if row.state is State.QUEUED:
+        live = [each.id for each in await experiments.live_experiments(db) if each.device_slot == row.device_slot]
+        position = live.index(row.id) if row.id in live else 0
+    else:
+        progress = parse_progress(runs.read_tail(Path(row.run_dir or "") / runs.LOG_NAME, limit=4_096))
+        eta_s = _eta_s(row, progress, now)
+    poll_after_s = _POLL_MIN_S if eta_s is None else min(max(eta_s, _POLL_MIN_S), _POLL_MAX_S)
+    return ExperimentAnswer(
+        experiment_id=row.id,
+        state=row.state,
+        description=row.description,
+        seed=row.seed,
+        metric=context.metric,
+        next_step=f'get_experiment(experiment_id="{row.id}") in {poll_after_s:.0f} s; the run goes on by itself.',
+        run_dir=row.run_dir,
+        queue_position=position,
+        step=progress.step if progress else None,
+        percent=progress.percent if progress else None,
+        loss=progress.loss if progress else None,
+        eta_s=eta_s,
+        poll_after_s=poll_after_s,
+    )
+
+
+def _eta_s(row: ExperimentRow, progress: Progress | None, now: float) -> float:
+    spent = now - (row.started_at or now)
+    told = None if progress is None else progress.remaining_s
+    left = row.budget_s - spent if told is None else told
+    return round(max(left, 0.0) + _EVALUATION_SHARE * row.budget_s, 1)
+
+
+async def _done(db: Database, row: ExperimentRow, outcome: Outcome, *, metric: str) -> ExperimentAnswer:
+    verdict = await evidence.judge_experiment(db, row) if outcome.kind.says_something else None
+    return ExperimentAnswer(
+        experiment_id=row.id,
+        state=row.state,
+        description=row.description,
+        seed=row.seed,
+        metric=metric,
+        next_step=verdict.next_step if verdict else "Nothing was measured; run it again.",
+        run_dir=row.run_dir,
+        outcome=outcome.kind,
+        reason=outcome.reason,
+        metric_value=outcome.metric_value,
+        summary=dict(outcome.summary),
+        verdict=verdict.kind if verdict else None,
+        gain=verdict.gain if verdict else None,
+        noise_floor=verdict.noise_floor if verdict else None,
+        p_win=verdict.p_win if verdict else None,
+        decision=row.decision,
+        note=await experiments.last_note(db, row.id),
+        log_tail="" if outcome.kind is OutcomeKind.FINISHED else outcome.log_tail,
+    )
