@@ -22,5 +22,5 @@ def _drop_docstrings(tree: ast.Module) -> None:
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             match node.body:
-                case [ast.Expr(value=ast.Constant(value=str())), *rest] if rest:
+                case [ast.Expr(value=ast.Constant(value=str())), *rest]:
                     node.body = rest
