@@ -2,7 +2,6 @@
 
 import ast
 import difflib
-import math
 import operator
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -324,7 +323,7 @@ def _calculated(op: ast.operator, a: float, b: float) -> float | None:
     try:
         match op:
             case ast.Pow():
-                power: complex = a**b if small and abs(a) <= _MAX_EXPONENT else math.nan
+                power: complex | None = a**b if small and abs(a) <= _MAX_EXPONENT else None
                 return power if isinstance(power, int | float) else None
             case ast.LShift():
                 if isinstance(a, int) and isinstance(b, int) and small and abs(a) < 2**_MAX_EXPONENT:
