@@ -9,26 +9,8 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
 
-from loopgraph_mcp import syntax
-from loopgraph_mcp.models import (
-    AddMethod,
-    Applied,
-    EditResult,
-    InsertAfter,
-    Knob,
-    KnobValue,
-    KnobValues,
-    Method,
-    Presence,
-    Present,
-    RecipeOp,
-    Refused,
-    ReplaceStmt,
-    SetConst,
-    SetDefault,
-    SetKwarg,
-    SetLocal,
-)
+from loopgraph_mcp import duplicates, models, syntax
+from loopgraph_mcp.models import Applied, Knob, KnobValue, KnobValues, Method, Presence, Present, RecipeOp, Refused
 from loopgraph_mcp.syntax import CURRENT, HOLE, Run, Scope, Source, Span, Swaps, Unparsable
 
 _PLACEHOLDER = re.compile(r"\{([a-z][a-z0-9_]*)\}")
@@ -57,7 +39,7 @@ class _Change:
     rewrites: bool = False
 
 
-def apply_method(method: Method, source: str, knobs: KnobValues) -> EditResult:
+def apply_method(method: Method, source: str, knobs: KnobValues) -> models.EditResult:
     """Apply a method's recipe with some knob values (the others at their defaults).
 
     Ops that are satisfied already are passed over, so a half-made change is completed. After every op the text is
@@ -100,7 +82,7 @@ def _as_of(source: str, op: RecipeOp, knobs: Mapping[str, KnobValue], refused: R
 def _carried_out(source: Source, change: _Change) -> str:
     text = source.spliced(change.span, change.text)
     try:
-        fits = syntax.alike(source.tree, _parsed(text).tree, swaps=change.swaps)
+        fits = source.becomes(_parsed(text), change.swaps)
     except Unparsable as error:
         raise _Mismatch(Refused(change.summary, f"the text would not parse after it ({error})")) from error
     if not fits:
@@ -183,20 +165,20 @@ def _parsed(text: str) -> Source:
 def _change(source: Source, op: RecipeOp, knobs: Mapping[str, KnobValue]) -> _Change | None:
     """Return what an op changes, or None where it is satisfied already."""
     match op:
-        case SetConst(name=name, value=value):
+        case models.SetConst(name=name, value=value):
             return _set_value(source, _one_assignment(source, "", name), f"{name} = ", value, knobs)
-        case SetLocal(scope=scope, name=name, value=value):
+        case models.SetLocal(scope=scope, name=name, value=value):
             return _set_value(source, _one_assignment(source, scope, name), f"{scope}: {name} = ", value, knobs)
-        case SetDefault(scope=scope, name=name, value=value):
+        case models.SetDefault(scope=scope, name=name, value=value):
             return _set_value(source, _default(source, scope, name), f"{scope}: default {name}=", value, knobs)
-        case SetKwarg(scope=scope, call=call, name=name, value=value):
+        case models.SetKwarg(scope=scope, call=call, name=name, value=value):
             place = _keyword(source, scope, call, name)
             return _set_value(source, place, f"{scope}: {call} {name}=", value, knobs)
-        case ReplaceStmt(scope=scope, old=old, new=new):
+        case models.ReplaceStmt(scope=scope, old=old, new=new):
             return _replace(source, scope, _Code(old, knobs), _Code(new, knobs))
-        case InsertAfter(scope=scope, anchor=anchor, code=code):
+        case models.InsertAfter(scope=scope, anchor=anchor, code=code):
             return _insert(source, scope, _Code(anchor, knobs), _Code(code, knobs))
-        case AddMethod(scope=scope, code=code):
+        case models.AddMethod(scope=scope, code=code):
             return _add_method(source, scope, _Code(code, knobs))
 
 
@@ -223,7 +205,7 @@ def _set_value(
         values[CURRENT] = _operand(source, base, alone=template.strip() == "{current}")
     value = _filled(template, values)
     tree = _expression(value)
-    if syntax.same(tree, place):
+    if syntax.alike(tree, place) or duplicates.equal_numbers(tree, place):
         return None
     was = " ".join(source.slice(source.span(place)).split())
     summary = f"{label}{' '.join(value.split())} (was {was})"
@@ -247,8 +229,7 @@ def _replace(source: Source, dotted: str, old: _Code, new: _Code) -> _Change | N
     found = [run for run in syntax.runs_of(scope, old.body) if not any(made.holds(run) for made in there)]
     if there and not found:
         return None
-    others = syntax.runs_of(scope, new.pattern) if not found else []
-    if len(others) == 1:
+    if not found and len(others := syntax.runs_of(scope, new.pattern)) == 1:
         return _put(source, dotted, others[0], new, rewrites=True)
     return _put(source, dotted, _only(source, dotted, found, old), new)
 
@@ -288,13 +269,12 @@ def _add_method(source: Source, dotted: str, code: _Code) -> _Change | None:
 def _put(source: Source, dotted: str, run: Run, new: _Code, *, rewrites: bool = False) -> _Change:
     """Put code in the place of some statements; comments between them go above it."""
     old = run.statements
-    was = _first_line(source.slice(Span(source.start(old[0]), source.span(old[-1]).end)))
+    span = Span(source.start(old[0]), source.span(old[-1]).end)
+    was = _first_line(source.slice(span))
     indent = _own_indent(source, old[0], old[-1], f"`{was}` in {dotted}")
     comments = [each for one, other in pairwise(old) for each in source.comments_between(one, other)]
-    text = source.newline.join([*(indent + comment for comment in comments), _indented(new.text, indent, source)])
-    swaps: dict[int, Sequence[ast.stmt]] = {id(statement): () for statement in old}
-    swaps[id(old[0])] = new.body
-    span = Span(source.start(old[0]), source.span(old[-1]).end)
+    text = source.newline.join([*(indent + comment for comment in comments), source.indented(new.text, indent)])
+    swaps: Swaps = {id(old[0]): new.body, **{id(statement): () for statement in old[1:]}}
     return _Change(span, text.removeprefix(indent), swaps, f"{dotted}: {was} -> {new.head}", rewrites)
 
 
@@ -303,7 +283,7 @@ def _behind(source: Source, last: ast.stmt, code: _Code, gap: str, where: str, s
     indent = _own_indent(source, last, last, where)
     end = source.line_end(last.end_lineno or last.lineno)
     swaps = {id(last): (last, *code.body)}
-    return _Change(Span(end, end), gap + _indented(code.text, indent, source), swaps, summary)
+    return _Change(Span(end, end), gap + source.indented(code.text, indent), swaps, summary)
 
 
 def _own_indent(source: Source, first: ast.stmt, last: ast.stmt, where: str) -> str:
@@ -321,23 +301,21 @@ def _one_scope(source: Source, dotted: str) -> Scope:
     if len(found) == 1:
         return found[0]
     last = dotted.rsplit(".", 1)[-1]
-    where = ", ".join(str(node.lineno) for node in found if not isinstance(node, ast.Module))
-    reason = f"it is defined {len(found)} times (lines {where})" if found else "nothing has this name"
+    lines = [node.lineno for node in found if not isinstance(node, ast.Module)]
+    reason = _times("is defined", lines) if found else "nothing has this name"
     raise _mismatch(source, f"`{dotted}`", reason, f"class {last}" if last[:1].isupper() else f"def {last}(")
 
 
 def _one_assignment(source: Source, dotted: str, name: str) -> ast.expr:
     scope = _one_scope(source, dotted)
     found, lines = syntax.assignments(scope, name), syntax.bindings(scope, name)
+    if not dotted and b"global" in source.data:
+        lines = sorted([*lines, *syntax.global_bindings(source.tree, name)])
     if len(found) == len(lines) == 1:
         return found[0]
     place = f"in {dotted}" if dotted else "at module level"
-    reason = f"nothing assigns it {place}"
-    if lines:
-        where = ", ".join(map(str, lines))
-        reason = (
-            f"it is bound {len(lines)} times (lines {where})" if len(lines) > 1 else f"line {where} is no such form"
-        )
+    form = _times("is bound", lines) if len(lines) > 1 else f"line {lines[0]} is no such form" if lines else ""
+    reason = form or f"nothing assigns it {place}"
     raise _mismatch(source, f"`{name} = …` {place}", reason, f"{name} = ")
 
 
@@ -352,8 +330,7 @@ def _default(source: Source, dotted: str, name: str) -> ast.expr:
 def _keyword(source: Source, dotted: str, call: str, name: str) -> ast.expr:
     found = syntax.calls(_one_scope(source, dotted), call)
     if len(found) != 1:
-        where = ", ".join(str(node.lineno) for node in found)
-        reason = f"it is called {len(found)} times (lines {where})" if found else "nothing calls it"
+        reason = _times("is called", [node.lineno for node in found]) if found else "nothing calls it"
         raise _mismatch(source, f"one call of `{call}` in `{dotted}`", reason, f"{call}(")
     for keyword in found[0].keywords:
         if keyword.arg == name:
@@ -365,9 +342,13 @@ def _keyword(source: Source, dotted: str, call: str, name: str) -> ast.expr:
 def _only(source: Source, dotted: str, found: Sequence[Run], code: _Code) -> Run:
     if len(found) == 1:
         return found[0]
-    where = ", ".join(str(run.statements[0].lineno) for run in found)
-    reason = f"it stands there {len(found)} times (lines {where})" if found else "no statement there equals it"
+    lines = [run.statements[0].lineno for run in found]
+    reason = _times("stands there", lines) if found else "no statement there equals it"
     raise _mismatch(source, f"`{code.head}` in {dotted}", reason, code.text)
+
+
+def _times(verb: str, lines: Sequence[int]) -> str:
+    return f"it {verb} {len(lines)} times (lines {', '.join(map(str, lines))})"
 
 
 def _mismatch(source: Source, looked_for: str, reason: str, like: str) -> _Mismatch:
@@ -383,7 +364,7 @@ def _filled(template: str, texts: Mapping[str, str]) -> str:
     def text(match: re.Match[str]) -> str:
         filling = texts.get(match.group(1), match.group())
         binds_tighter = re.match(r" *(\*\*|[.\[(])", template[match.end() :])
-        return f"({filling})" if filling.startswith("-") and binds_tighter else filling
+        return f"({filling})" if binds_tighter and not filling.isidentifier() else filling
 
     return _PLACEHOLDER.sub(text, template)
 
@@ -398,9 +379,7 @@ def _statements(code: str) -> list[ast.stmt]:
     try:
         body = ast.parse(code).body
     except (SyntaxError, ValueError) as error:
-        raise _Mismatch(
-            Refused(f"code in the recipe: `{_first_line(code)}`", f"it does not parse ({error})")
-        ) from error
+        raise _Mismatch(Refused(f"code: `{_first_line(code)}`", f"it does not parse ({error})")) from error
     if not body:
         raise _Mismatch(Refused("code in the recipe", "it holds no statement"))
     return body
@@ -412,26 +391,6 @@ def _expression(code: str) -> ast.expr:
         return ast.parse(code, mode="eval").body
     except (SyntaxError, ValueError) as error:
         raise _Mismatch(Refused(f"a value: `{_first_line(code)}`", f"it is no expression ({error})")) from error
-
-
-def _indented(code: str, indent: str, source: Source) -> str:
-    """Return code at a depth, in the text's newlines, and in tabs where the place is indented with tabs.
-
-    Lines that begin inside a string stay as they are: to indent them would change the string.
-    """
-    inside = {
-        line
-        for node in ast.walk(ast.parse(code))
-        if isinstance(node, ast.Constant | ast.JoinedStr)
-        for line in range(node.lineno + 1, (node.end_lineno or node.lineno) + 1)
-    }
-    lines = []
-    for number, line in enumerate(re.split(r"\r\n|\r|\n", code), start=1):
-        depth = re.match(r" *", line)
-        deeper = len(depth.group()) // 4 if depth and "\t" in indent else 0
-        moved = indent + "\t" * deeper + line[4 * deeper :] if line.strip() else ""
-        lines.append(line if number in inside else moved)
-    return source.newline.join(lines)
 
 
 def _first_line(code: str) -> str:

@@ -2,16 +2,14 @@
 
 import ast
 import difflib
-import operator
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 _NEWLINE = re.compile(rb"\r\n|\r|\n")
 _BOM = "\ufeff"
 Scope = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 _SCOPES = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-_MAX_EXPONENT = 64
 
 
 class Unparsable(ValueError):  # noqa: N818 - a state of the text
@@ -99,6 +97,38 @@ class Source:
         data = self.data[: span.start] + replacement.encode("utf-8") + self.data[span.end :]
         return self.bom + data.decode("utf-8")
 
+    def indented(self, code: str, indent: str) -> str:
+        """Return code at a depth, in this text's newlines, and in tabs where the depth is in tabs.
+
+        Lines that begin inside a string stay as they are: to indent them would change the string.
+        """
+        inside = {
+            line
+            for node in ast.walk(ast.parse(code))
+            if isinstance(node, ast.Constant | ast.JoinedStr)
+            for line in range(node.lineno + 1, (node.end_lineno or node.lineno) + 1)
+        }
+        lines = []
+        for number, line in enumerate(re.split(r"\r\n|\r|\n", code), start=1):
+            depth = re.match(r" *", line)
+            deeper = len(depth.group()) // 4 if depth and "\t" in indent else 0
+            moved = indent + "\t" * deeper + line[4 * deeper :] if line.strip() else ""
+            lines.append(line if number in inside else moved)
+        return self.newline.join(lines)
+
+    def becomes(self, other: "Source", swaps: "Swaps") -> bool:
+        """Return whether another text is the program that this one is with some nodes swapped, and no other."""
+        own = {id(statement) for statement in self.tree.body}
+        wanted = [each for item in self.tree.body for each in _swapped(item, swaps)]
+        return len(wanted) == len(other.tree.body) and all(
+            (id(one) in own and self.text_of(one) == other.text_of(two)) or alike(one, two, swaps=swaps)
+            for one, two in zip(wanted, other.tree.body, strict=True)
+        )
+
+    def text_of(self, statement: ast.stmt) -> bytes:
+        """Return the bytes of a statement, its decorators included."""
+        return self.data[self.start(statement) : self.span(statement).end]
+
     def nearest(self, wanted: str, count: int = 3) -> tuple[str, ...]:
         """Return the lines most like some code, each with its number."""
         first = next((line.strip() for line in wanted.splitlines() if line.strip()), "")
@@ -168,7 +198,6 @@ def bindings(scope: Scope, name: str) -> list[int]:
             continue
         if isinstance(statement, _SCOPES):
             lines += [statement.lineno] if statement.name == name else []
-            lines += _bound_as_global(statement, name) if isinstance(scope, ast.Module) else []
             continue
         lines += [node.lineno for node in _own_nodes(statement) if _binds(node, name)]
     return sorted(lines)
@@ -196,10 +225,10 @@ def _own_nodes(statement: ast.stmt) -> Iterator[ast.expr | ast.alias | ast.Excep
             pending.extend(child for child in ast.iter_child_nodes(node) if not isinstance(child, ast.stmt))
 
 
-def _bound_as_global(outer: Scope, name: str) -> list[int]:
-    """Return where functions that say `global name` give it a value."""
+def global_bindings(tree: ast.Module, name: str) -> list[int]:
+    """Return the lines in which functions that say `global name` give it a value."""
     lines = []
-    for node in ast.walk(outer):
+    for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             inner = list(statements(node))
             if any(isinstance(statement, ast.Global) and name in statement.names for statement in inner):
@@ -273,7 +302,7 @@ def alike(one: object, other: object, *, swaps: Swaps | None = None, holes: dict
     return True
 
 
-def _swapped(item: object, swaps: Swaps) -> Sequence[object]:
+def _swapped(item: ast.stmt, swaps: Swaps) -> Sequence[ast.stmt]:
     there = swaps.get(id(item))
     return there if isinstance(there, Sequence) else (item,)
 
@@ -283,56 +312,6 @@ def _fills(name: str, node: ast.expr, holes: dict[str, ast.expr]) -> bool:
     if name != CURRENT and not isinstance(plain, ast.Constant):
         return False
     return alike(holes.setdefault(name, node), node)
-
-
-def same(one: ast.AST, other: ast.AST) -> bool:
-    """Return whether two trees mean the same: equal but for layout, or numbers of equal value (2**18, 262144)."""
-    if alike(one, other):
-        return True
-    left, right = number(one), number(other)
-    return left is not None and left == right
-
-
-_ARITHMETIC: dict[type[ast.operator], Callable[[float, float], float]] = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Div: operator.truediv,
-    ast.FloorDiv: operator.floordiv,
-}
-
-
-def number(node: ast.AST) -> float | None:
-    """Return the value of a number or of arithmetic on numbers, without running any code; None for all else."""
-    match node:
-        case ast.Constant(value=bool()):
-            return None
-        case ast.Constant(value=int() | float() as value):
-            return value
-        case ast.UnaryOp(op=ast.USub(), operand=operand):
-            inner = number(operand)
-            return None if inner is None else -inner
-        case ast.BinOp(left=left, op=op, right=right):
-            a, b = number(left), number(right)
-            return None if a is None or b is None else _calculated(op, a, b)
-    return None
-
-
-def _calculated(op: ast.operator, a: float, b: float) -> float | None:
-    small = 0 <= b <= _MAX_EXPONENT
-    try:
-        match op:
-            case ast.Pow():
-                power: complex | None = a**b if small and abs(a) <= _MAX_EXPONENT else None
-                return power if isinstance(power, int | float) else None
-            case ast.LShift():
-                if isinstance(a, int) and isinstance(b, int) and small and abs(a) < 2**_MAX_EXPONENT:
-                    return a << b
-                return None
-            case _:
-                return _ARITHMETIC[type(op)](a, b)
-    except (KeyError, ArithmeticError):
-        return None
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loopgraph_mcp.duplicates import program_hash
+from loopgraph_mcp.duplicates import number, program_hash
 
 SOURCE = '"""Train."""\n\nLR = 0.8  # fast\n\n\ndef f(x):\n    """Say."""\n    return (x, LR)\n'
 
@@ -72,3 +72,30 @@ def test_a_program_written_anew_is_the_same(lines: list[str]) -> None:
     except SyntaxError:
         return
     assert program_hash(again) == program_hash(source)
+
+
+@pytest.mark.parametrize(
+    ("code", "value"),
+    [
+        ("2**18", 262144),
+        ("1 << 18", 262144),
+        ("-3", -3),
+        ("(1 + 2) * 4 // 5 - 6 / 4", 0.5),
+        (".8", 0.8),
+        ("True", None),
+        ("'1'", None),
+        ("x + 1", None),
+        ("1 % 2", None),
+        ("1 / 0", None),
+        ("1 << -1", None),
+        ("1 << 1000", None),
+        ("1.0 << 2", None),
+        ("(2**64)**2", None),
+        ("(-8)**0.5", None),
+        ("((-8)**0.5)**2", None),
+    ],
+)
+def test_numbers_are_calculated_without_running_code(code: str, value: float | None) -> None:
+    found = number(ast.parse(code, mode="eval").body)
+    assert found == value
+    assert type(found) is type(value)
