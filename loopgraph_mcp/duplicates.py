@@ -32,7 +32,10 @@ def _drop_docstrings(tree: ast.Module) -> None:
 
 def equal_numbers(one: ast.AST, other: ast.AST) -> bool:
     """Return whether two expressions are numbers, or arithmetic on numbers, of equal value: 2**18 and 262144."""
-    left, right = number(one), number(other)
+    try:
+        left, right = number(one), number(other)
+    except RecursionError:  # a sum of thousands
+        return False
     return left is not None and left == right
 
 

@@ -387,7 +387,6 @@ def _statements(code: str) -> list[ast.stmt]:
 
 def _expression(code: str) -> ast.expr:
     try:
-        ast.parse(f"({code})", mode="eval")  # a comment would swallow what follows it on its line
         return ast.parse(code, mode="eval").body
     except (SyntaxError, ValueError) as error:
         raise _Mismatch(Refused(f"a value: `{_first_line(code)}`", f"it is no expression ({error})")) from error
