@@ -1,7 +1,11 @@
-"""Tells whether two texts are the same program."""
+"""Tells whether two texts are the same program, and whether two expressions are the same number."""
 
 import ast
 import hashlib
+import operator
+from collections.abc import Callable
+
+_MAX_EXPONENT = 64
 
 
 def program_hash(source: str) -> str:
@@ -22,5 +26,56 @@ def _drop_docstrings(tree: ast.Module) -> None:
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             match node.body:
-                case [ast.Expr(value=ast.Constant(value=str())), *rest] if rest:
+                case [ast.Expr(value=ast.Constant(value=str())), *rest]:
                     node.body = rest
+
+
+def equal_numbers(one: ast.AST, other: ast.AST) -> bool:
+    """Return whether two expressions are numbers, or arithmetic on numbers, of equal value: 2**18 and 262144."""
+    try:
+        left, right = number(one), number(other)
+    except RecursionError:  # a sum of thousands
+        return False
+    return left is not None and left == right
+
+
+_ARITHMETIC: dict[type[ast.operator], Callable[[float, float], float]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv,
+}
+
+
+def number(node: ast.AST) -> float | None:
+    """Return the value of a number or of arithmetic on numbers, without running any code; None for all else."""
+    match node:
+        case ast.Constant(value=bool()):
+            return None
+        case ast.Constant(value=int() | float() as value):
+            return value
+        case ast.UnaryOp(op=ast.USub(), operand=operand):
+            inner = number(operand)
+            return None if inner is None else -inner
+        case ast.BinOp(left=left, op=op, right=right):
+            a, b = number(left), number(right)
+            return None if a is None or b is None else _calculated(op, a, b)
+    return None
+
+
+def _calculated(op: ast.operator, a: float, b: float) -> float | None:
+    small = 0 <= b <= _MAX_EXPONENT
+    try:
+        match op:
+            case ast.Pow():
+                power: complex | None = a**b if small and abs(a) <= _MAX_EXPONENT else None
+                return power if isinstance(power, int | float) else None
+            case ast.LShift():
+                if isinstance(a, int) and isinstance(b, int) and small and abs(a) < 2**_MAX_EXPONENT:
+                    return a << b
+                return None
+            case _:
+                return _ARITHMETIC[type(op)](a, b)
+    except (KeyError, ArithmeticError):
+        return None

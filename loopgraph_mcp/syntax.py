@@ -2,16 +2,14 @@
 
 import ast
 import difflib
-import operator
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 _NEWLINE = re.compile(rb"\r\n|\r|\n")
 _BOM = "\ufeff"
 Scope = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 _SCOPES = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-_MAX_EXPONENT = 64
 
 
 class Unparsable(ValueError):  # noqa: N818 - a state of the text
@@ -41,7 +39,8 @@ class Source:
             self.data = self.text.encode("utf-8")
             self.tree = ast.parse(self.text)
         except SyntaxError as error:
-            raise Unparsable(f"line {error.lineno}: {error.msg}") from error
+            where = f"line {error.lineno}: " if error.lineno else ""
+            raise Unparsable(f"{where}{error.msg}") from error
         except (ValueError, RecursionError, MemoryError) as error:
             raise Unparsable(str(error) or type(error).__name__) from error
         self._starts = [0, *(match.end() for match in _NEWLINE.finditer(self.data))]
@@ -56,13 +55,14 @@ class Source:
             self._starts[node.lineno - 1] + node.col_offset, self._starts[node.end_lineno - 1] + node.end_col_offset
         )
 
+    def start(self, node: ast.stmt) -> int:
+        """Return the byte where a statement begins, its decorators included."""
+        decorators = getattr(node, "decorator_list", [])
+        return self.data.rindex(b"@", 0, self.span(decorators[0]).start) if decorators else self.span(node).start
+
     def slice(self, span: Span) -> str:
         """Return the text of a span."""
         return self.data[span.start : span.end].decode("utf-8")
-
-    def line_start(self, lineno: int) -> int:
-        """Return where a line begins (1-based)."""
-        return self._starts[lineno - 1]
 
     def line_end(self, lineno: int) -> int:
         """Return where a line ends, its newline not included."""
@@ -77,8 +77,9 @@ class Source:
 
     def indent_of(self, node: ast.stmt) -> str | None:
         """Return the white space before a statement, or None where something else stands before it on its line."""
-        start = self.line_start(node.lineno)
-        before = self.data[start : start + node.col_offset].decode("utf-8")
+        start = self.start(node)
+        line = max(self.data.rfind(newline, 0, start) for newline in (b"\n", b"\r")) + 1
+        before = self.data[line:start].decode("utf-8")
         return before if not before.strip() else None
 
     def alone_until_line_end(self, node: ast.stmt) -> bool:
@@ -86,10 +87,47 @@ class Source:
         rest = self.data[self.span(node).end : self.line_end(node.end_lineno or node.lineno)].decode("utf-8").strip()
         return not rest or rest.startswith("#")
 
+    def comments_between(self, one: ast.stmt, other: ast.stmt) -> list[str]:
+        """Return the comments that stand between two neighbouring statements."""
+        gap = self.data[self.span(one).end : self.start(other)].decode("utf-8")
+        return [match.group().rstrip() for match in re.finditer(r"#[^\r\n]*", gap)]
+
     def spliced(self, span: Span, replacement: str) -> str:
         """Return the whole text with a span replaced."""
         data = self.data[: span.start] + replacement.encode("utf-8") + self.data[span.end :]
         return self.bom + data.decode("utf-8")
+
+    def indented(self, code: str, indent: str) -> str:
+        """Return code at a depth, in this text's newlines, and in tabs where the depth is in tabs.
+
+        Lines that begin inside a string stay as they are: to indent them would change the string.
+        """
+        inside = {
+            line
+            for node in ast.walk(ast.parse(code))
+            if isinstance(node, ast.Constant | ast.JoinedStr)
+            for line in range(node.lineno + 1, (node.end_lineno or node.lineno) + 1)
+        }
+        lines = []
+        for number, line in enumerate(re.split(r"\r\n|\r|\n", code), start=1):
+            depth = re.match(r" *", line)
+            deeper = len(depth.group()) // 4 if depth and "\t" in indent else 0
+            moved = indent + "\t" * deeper + line[4 * deeper :] if line.strip() else ""
+            lines.append(line if number in inside else moved)
+        return self.newline.join(lines)
+
+    def becomes(self, other: "Source", swaps: "Swaps") -> bool:
+        """Return whether another text is the program that this one is with some nodes swapped, and no other."""
+        own = {id(statement) for statement in self.tree.body}
+        wanted = [each for item in self.tree.body for each in _swapped(item, swaps)]
+        return len(wanted) == len(other.tree.body) and all(
+            (id(one) in own and self.text_of(one) == other.text_of(two)) or alike(one, two, swaps=swaps)
+            for one, two in zip(wanted, other.tree.body, strict=True)
+        )
+
+    def text_of(self, statement: ast.stmt) -> bytes:
+        """Return the bytes of a statement, its decorators included."""
+        return self.data[self.start(statement) : self.span(statement).end]
 
     def nearest(self, wanted: str, count: int = 3) -> tuple[str, ...]:
         """Return the lines most like some code, each with its number."""
@@ -141,7 +179,7 @@ def _blocks(statement: ast.stmt) -> Iterator[Sequence[ast.stmt]]:
 
 
 def assignments(scope: Scope, name: str) -> list[ast.expr]:
-    """Return the values that a scope assigns to one plain name."""
+    """Return the values that a scope assigns to one plain name by `name = …` or `name: type = …`."""
     found = []
     for statement in statements(scope):
         match statement:
@@ -150,6 +188,52 @@ def assignments(scope: Scope, name: str) -> list[ast.expr]:
             case ast.AnnAssign(target=ast.Name(id=target), value=ast.expr() as value) if target == name:
                 found.append(value)
     return sorted(found, key=lambda value: value.lineno)
+
+
+def bindings(scope: Scope, name: str) -> list[int]:
+    """Return the lines in which a scope gives a name a value in any way: `=`, `+=`, `for`, `with`, `import`, `def`."""
+    lines = []
+    for statement in statements(scope):
+        if isinstance(statement, ast.AnnAssign) and statement.value is None:
+            continue
+        if isinstance(statement, _SCOPES):
+            lines += [statement.lineno] if statement.name == name else []
+            continue
+        lines += [node.lineno for node in _own_nodes(statement) if _binds(node, name)]
+    return sorted(lines)
+
+
+def _binds(node: ast.AST, name: str) -> bool:
+    match node:
+        case ast.Name(id=bound, ctx=ast.Store() | ast.Del()):
+            return bound == name
+        case ast.alias(name=imported, asname=alias):
+            return (alias or imported.split(".")[0]) == name
+        case ast.ExceptHandler(name=caught):
+            return caught == name
+    return False
+
+
+def _own_nodes(statement: ast.stmt) -> Iterator[ast.expr | ast.alias | ast.ExceptHandler]:
+    """Yield the expressions, imports and handlers of one statement, not those of statements inside it."""
+    pending: list[ast.AST] = [statement]
+    while pending:
+        node = pending.pop()
+        if isinstance(node, ast.expr | ast.alias | ast.ExceptHandler):
+            yield node
+        if not isinstance(node, ast.Lambda):
+            pending.extend(child for child in ast.iter_child_nodes(node) if not isinstance(child, ast.stmt))
+
+
+def global_bindings(tree: ast.Module, name: str) -> list[int]:
+    """Return the lines in which functions that say `global name` give it a value."""
+    lines = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            inner = list(statements(node))
+            if any(isinstance(statement, ast.Global) and name in statement.names for statement in inner):
+                lines += bindings(node, name)
+    return lines
 
 
 def default_of(function: Scope, name: str) -> ast.expr | None:
@@ -178,52 +262,86 @@ def calls(scope: Scope, name: str) -> list[ast.Call]:
     return list({id(node): node for node in found}.values())  # a call in a nested block is met once for each block
 
 
-def same(one: ast.AST, other: ast.AST) -> bool:
-    """Return whether two trees mean the same: equal but for layout, or numbers of equal value (2**18, 262144)."""
-    if ast.dump(one) == ast.dump(other):
-        return True
-    left, right = number(one), number(other)
-    return left is not None and left == right
+HOLE = "__hole_"  # a pattern's name for "any constant here"; HOLE + "current" stands for any expression
+CURRENT = "current"
+_LAYOUT = {"ctx", "kind", "type_comment"}  # what a tree says beside its meaning
+Swaps = Mapping[int, ast.expr | Sequence[ast.stmt]]
 
 
-_ARITHMETIC: dict[type[ast.operator], Callable[[float, float], float]] = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Div: operator.truediv,
-    ast.FloorDiv: operator.floordiv,
-}
+def alike(one: object, other: object, *, swaps: Swaps | None = None, holes: dict[str, ast.expr] | None = None) -> bool:
+    """Return whether two trees (or lists of statements) are equal but for layout.
+
+    Args:
+        one: The first tree; it may hold names that begin with `HOLE`.
+        other: The second.
+        swaps: What stands in place of some of the first tree's nodes, by id: an expression, or a list of statements.
+        holes: Takes, by name, what stands in the second tree where the first one has a hole.
+    """
+    swaps = swaps or {}
+    pending = [(one, other)]
+    while pending:
+        a, b = pending.pop()
+        if isinstance(a, list) and isinstance(b, list):
+            wanted = [each for item in a for each in _swapped(item, swaps)] if swaps else a
+            if len(wanted) != len(b):
+                return False
+            pending.extend(zip(wanted, b, strict=True))
+            continue
+        a = swaps.get(id(a), a) if isinstance(a, ast.expr) else a
+        if holes is not None and isinstance(a, ast.Name) and a.id.startswith(HOLE):
+            if not isinstance(b, ast.expr) or not _fills(a.id.removeprefix(HOLE), b, holes):
+                return False
+        elif type(a) is not type(b):
+            return False
+        elif isinstance(a, ast.AST):
+            pending.extend(
+                (getattr(a, name, None), getattr(b, name, None)) for name in a._fields if name not in _LAYOUT
+            )
+        elif a != b:
+            return False
+    return True
 
 
-def number(node: ast.AST) -> float | None:
-    """Return the value of a number or of arithmetic on numbers, without running any code; None for all else."""
-    match node:
-        case ast.Constant(value=bool()):
-            return None
-        case ast.Constant(value=int() | float() as value):
-            return value
-        case ast.UnaryOp(op=ast.USub(), operand=operand):
-            inner = number(operand)
-            return None if inner is None else -inner
-        case ast.BinOp(left=left, op=op, right=right):
-            a, b = number(left), number(right)
-            if a is None or b is None:
-                return None
-            if isinstance(op, ast.Pow):
-                return a**b if abs(a) <= _MAX_EXPONENT and 0 <= b <= _MAX_EXPONENT else None
-            try:
-                return _ARITHMETIC[type(op)](a, b)
-            except (KeyError, ArithmeticError):
-                return None
-    return None
+def _swapped(item: ast.stmt, swaps: Swaps) -> Sequence[ast.stmt]:
+    there = swaps.get(id(item))
+    return there if isinstance(there, Sequence) else (item,)
 
 
-def runs_of(scope: Scope, wanted: Sequence[ast.stmt]) -> list[Sequence[ast.stmt]]:
-    """Return where some statements stand one behind the other in a scope."""
-    dumps = [ast.dump(statement) for statement in wanted]
-    return [
-        body[start : start + len(wanted)]
+def _fills(name: str, node: ast.expr, holes: dict[str, ast.expr]) -> bool:
+    plain = node.operand if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub) else node
+    if name != CURRENT and not isinstance(plain, ast.Constant):
+        return False
+    return alike(holes.setdefault(name, node), node)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Neighbouring statements in one list of statements."""
+
+    body: Sequence[ast.stmt]
+    start: int
+    stop: int
+
+    @property
+    def statements(self) -> Sequence[ast.stmt]:
+        """The statements themselves."""
+        return self.body[self.start : self.stop]
+
+    def holds(self, other: "Run") -> bool:
+        """Whether another run is part of this one."""
+        return self.body is other.body and self.start <= other.start and other.stop <= self.stop
+
+    def is_behind(self, other: "Run") -> bool:
+        """Whether this run comes later in the same list."""
+        return self.body is other.body and self.start >= other.stop
+
+
+def runs_of(scope: Scope, wanted: Sequence[ast.stmt]) -> list[Run]:
+    """Return where some statements stand one behind the other in a scope; they may have holes."""
+    found = [
+        Run(body, start, start + len(wanted))
         for body in bodies(scope)
-        for start in range(len(body) - len(wanted) + 1)
-        if [ast.dump(statement) for statement in body[start : start + len(wanted)]] == dumps
+        for start in range(len(body) - len(wanted) + 1 if wanted else 0)
+        if alike(list(wanted), list(body[start : start + len(wanted)]), holes={})
     ]
+    return sorted(found, key=lambda run: run.statements[0].lineno)

@@ -4,7 +4,6 @@ import ast
 import hashlib
 import re
 import tomllib
-from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeVar
@@ -33,6 +32,18 @@ _T = TypeVar("_T", bound=BaseModel)
 MANIFEST = "pack.toml"
 _MAX_FILE_BYTES = 2**20
 _MAX_FILES = 2_000
+_MAX_KEY = 100
+_OPS = ("set_const", "set_local", "set_default", "set_kwarg", "replace_stmt", "insert_after", "add_method")
+_BRANCHES = {
+    *_OPS,
+    "int",
+    "float",
+    "str",
+    "constrained-int",
+    "constrained-float",
+    "constrained-str",
+}  # pydantic's words
+CURRENT = "current"
 FAMILIES = (
     "activation",
     "architecture",
@@ -51,8 +62,12 @@ FAMILIES = (
 )
 _PLACEHOLDER = re.compile(r"\{([a-z][a-z0-9_]*)\}")
 
-Line = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\r\n]*$")]
-Text = Annotated[str, Field(min_length=1, max_length=4_000)]
+# A pack is somebody else's text that ends up in terminals and prompts: nothing in it may move the cursor or hide.
+_UNSEEN = r"\p{Cc}\p{Zl}\p{Zp}\u202a-\u202e\u2066-\u2069"
+_ONE_LINE = rf"^[^{_UNSEEN}]*$"
+Line = Annotated[str, Field(min_length=1, max_length=200, pattern=_ONE_LINE)]
+Text = Annotated[str, Field(min_length=1, max_length=4_000, pattern=rf"^([^{_UNSEEN}]|[\n\t])*$")]
+Number = Annotated[int, Field(ge=-(2**63), lt=2**63)] | Annotated[float, Field(allow_inf_nan=False)]
 Identifier = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 Dotted = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*$")]
 KnobName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
@@ -78,15 +93,32 @@ class _Published(_Table):
     claim: Line
     setting: Line
     source: Line
-    gain: float | None = None
+    gain: Annotated[float, Field(allow_inf_nan=False)] | None = None
 
 
 class _Knob(_Table):
-    default: int | float | str
+    default: Number | Line
     description: Line
-    low: int | float | None = None
-    high: int | float | None = None
-    choices: list[int | float | str] = Field(default_factory=list)
+    low: Number | None = None
+    high: Number | None = None
+    choices: list[Number | Line] = Field(default_factory=list, max_length=100)
+
+    def misfit(self) -> str | None:
+        """Return what is wrong with the knob as a whole, or None."""
+        if isinstance(self.default, str) and not (self.low is None and self.high is None):
+            return "low and high are for numbers"
+        if any(isinstance(choice, str) is not isinstance(self.default, str) for choice in self.choices):
+            return "the default and the choices must be of one kind"
+        if isinstance(self.default, int) and any(isinstance(choice, float) for choice in self.choices):
+            return "the default and the choices must be of one kind"
+        for value in (self.default, *self.choices):
+            below = not isinstance(value, str) and self.low is not None and value < self.low
+            above = not isinstance(value, str) and self.high is not None and value > self.high
+            if below or above:
+                return f"{value!r} is out of its range"
+        if self.choices and self.default not in self.choices:
+            return f"the default {self.default!r} is none of its choices"
+        return None
 
 
 class _SetConst(_Table):
@@ -174,7 +206,7 @@ class _Method(_Table):
     name: Line
     family: Literal[FAMILIES]  # type: ignore[valid-type]  # a Literal of the tuple's items
     aliases: list[Line] = Field(default_factory=list, max_length=50)
-    summary: Annotated[str, Field(min_length=1, max_length=120, pattern=r"^[^\r\n]*$")]
+    summary: Annotated[str, Field(min_length=1, max_length=120, pattern=_ONE_LINE)]
     description: Text
     sources: list[_Source] = Field(default_factory=list)
     published: list[_Published] = Field(default_factory=list)
@@ -184,12 +216,10 @@ class _Method(_Table):
     @model_validator(mode="after")
     def _knobs_fit(self) -> Self:
         for name, knob in self.knobs.items():
-            if knob.choices and knob.default not in knob.choices:
-                raise ValueError(f"knobs.{name}: the default {knob.default!r} is none of its choices")
-            if isinstance(knob.default, int | float):
-                low, high = knob.low, knob.high
-                if (low is not None and knob.default < low) or (high is not None and knob.default > high):
-                    raise ValueError(f"knobs.{name}: the default {knob.default!r} is out of its range")
+            if name == CURRENT:
+                raise ValueError(f"knobs.{name}: {{{CURRENT}}} is the expression that stands there; take another name")
+            if misfit := knob.misfit():
+                raise ValueError(f"knobs.{name}: {misfit}")
         return self
 
     @model_validator(mode="after")
@@ -198,6 +228,8 @@ class _Method(_Table):
         for number, op in enumerate(self.recipe.ops if self.recipe else [], start=1):
             for key, code in op.model_dump(exclude={"op", "scope", "name", "call"}).items():
                 used |= self._check_code(f"recipe.ops[{number}].{key}", code)
+            if isinstance(op, _AddMethod) and not _is_function(op.code):
+                raise ValueError(f"recipe.ops[{number}].code: it must be one function")
         if unused := sorted(set(self.knobs) - used):
             raise ValueError(f"knobs.{unused[0]}: no op uses it")
         return self
@@ -205,17 +237,21 @@ class _Method(_Table):
     def _check_code(self, place: str, code: str) -> set[str]:
         """Check that an op's code parses with its placeholders filled; return the knobs it uses."""
         names = set(_PLACEHOLDER.findall(code))
+        known = {*self.knobs, CURRENT} if place.endswith(".value") else set(self.knobs)
+        if unknown := sorted(names - known):
+            why = "stands for the old value, which only `value` has" if unknown[0] == CURRENT else "is no declared knob"
+            raise ValueError(f"{place}: {{{unknown[0]}}} {why}")
+        filled = _PLACEHOLDER.sub(r"\1", code)
         try:
-            ast.parse(_PLACEHOLDER.sub(lambda match: match.group(1) if match.group(1) in self._known else "0", code))
+            if place.endswith(".value"):
+                ast.parse(filled, mode="eval")
+                ast.parse(f"({filled})", mode="eval")  # a comment would swallow what follows it on its line
+            body = ast.parse(filled).body
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             raise ValueError(f"{place}: the code does not parse ({error})") from error
-        if unknown := sorted(names - self._known):
-            raise ValueError(f"{place}: {{{unknown[0]}}} is no declared knob")
-        return names & set(self.knobs)
-
-    @property
-    def _known(self) -> set[str]:
-        return {*self.knobs, "current"}
+        if not body:
+            raise ValueError(f"{place}: it holds no statement")
+        return names - {CURRENT}
 
     def made(self) -> Method:
         """Return the method as the rest of LoopGraph knows it."""
@@ -240,6 +276,11 @@ class _Method(_Table):
         )
 
 
+def _is_function(code: str) -> bool:
+    body = ast.parse(_PLACEHOLDER.sub(r"\1", code)).body
+    return len(body) == 1 and isinstance(body[0], ast.FunctionDef | ast.AsyncFunctionDef)
+
+
 def read_pack(folder: Path) -> Pack:
     """Read and check a pack.
 
@@ -247,9 +288,14 @@ def read_pack(folder: Path) -> Pack:
         PackError: A file is missing, too large, a link, or does not follow the format; the message names file and key.
     """
     manifest = folder / MANIFEST
-    if not manifest.is_file():
-        raise PackError(f"{folder}: no {MANIFEST}; a pack is a folder with {MANIFEST} and one TOML file per method")
-    files = sorted(file for file in folder.iterdir() if file.suffix == ".toml" and file.name != MANIFEST)
+    try:
+        files = sorted(file for file in folder.iterdir() if file.suffix == ".toml" and file.name != MANIFEST)
+        if not manifest.is_file():
+            raise PackError(f"{folder}: no {MANIFEST}; a pack is a folder with {MANIFEST} and one TOML file per method")
+    except OSError as error:
+        raise PackError(
+            f"{folder}: {error}; a pack is a folder with {MANIFEST} and one TOML file per method"
+        ) from error
     if len(files) > _MAX_FILES:
         raise PackError(f"{folder}: {len(files):,} methods; at most {_MAX_FILES:,} in one pack")
     digest = hashlib.sha256()
@@ -270,6 +316,8 @@ def read_pack(folder: Path) -> Pack:
 def _read(file: Path) -> bytes:
     if file.is_symlink():
         raise PackError(f"{file}: a link; a pack holds plain files")
+    if not file.is_file():  # to open a pipe would wait for its other end
+        raise PackError(f"{file}: not a plain file")
     try:
         with file.open("rb") as opened:
             data = opened.read(_MAX_FILE_BYTES + 1)
@@ -290,23 +338,33 @@ def _method(file: Path, text: str) -> Method:
 def _parse(kind: type[_T], file: Path, text: str) -> _T:
     try:
         return kind.model_validate(tomllib.loads(text))
-    except tomllib.TOMLDecodeError as error:
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = _key(first["loc"])
+        raise PackError(f"{file}: {f'{key}: ' if key else ''}{first['msg'].removeprefix('Value error, ')}") from error
+    except ValueError as error:  # TOMLDecodeError, or an integer too long to read
         raise PackError(f"{file}: not TOML: {error}") from error
     except RecursionError as error:
         raise PackError(f"{file}: nested too deeply") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise PackError(f"{file}: {f'{key}: ' if key else ''}{first['msg'].removeprefix('Value error, ')}") from error
+
+
+def _key(place: Iterable[int | str]) -> str:
+    """Return a place as `recipe.ops[1].value`, counted from one; a key may be anything, so it is cut and escaped."""
+    key = "".join(f"[{part + 1}]" if isinstance(part, int) else f".{part}" for part in place if part not in _BRANCHES)
+    key = key.removeprefix(".")
+    shown = key if key.isprintable() else ascii(key)
+    return shown if len(shown) <= _MAX_KEY else f"{shown[:_MAX_KEY]}…"
 
 
 def _check_together(folder: Path, methods: Iterable[Method]) -> None:
     """Check what no single file can tell: aliases name one method each, conflicts name methods."""
     ids = {method.id for method in methods}
-    names = Counter(alias.casefold() for method in methods for alias in {method.name, *method.aliases})
-    for name, count in names.items():
-        if count > 1:
-            raise PackError(f"{folder}: the alias {name!r} names {count} methods; drop it from all but one")
+    owners: dict[str, str] = {}
+    for method in methods:
+        for name in sorted({name.casefold() for name in (method.id, method.name, *method.aliases)}):
+            if (owner := owners.setdefault(name, method.id)) != method.id:
+                file = folder / f"{method.id}.toml"
+                raise PackError(f"{file}: aliases: {name!r} names {owner} too; drop it from one of them")
     for method in methods:
         for conflict in method.recipe.conflicts if method.recipe else ():
             if conflict not in ids:
