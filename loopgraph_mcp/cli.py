@@ -5,6 +5,7 @@ import dataclasses
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -39,6 +40,7 @@ WorkspaceOption = Annotated[
 
 def main() -> None:
     """Run the command line; our own errors end it with one line and status 1."""
+    warnings.simplefilter("ignore", SyntaxWarning)  # Python's remarks on programs that we only read
     try:
         app()
     except (LoopGraphError, ExceptionGroup) as error:

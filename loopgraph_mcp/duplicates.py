@@ -6,6 +6,7 @@ import operator
 from collections.abc import Callable
 
 _MAX_EXPONENT = 64
+_UNSAID = frozenset({"ctx", "kind", "type_comment"})  # told by the place, or without effect
 
 
 def program_hash(source: str) -> str:
@@ -16,10 +17,19 @@ def program_hash(source: str) -> str:
     try:
         tree = ast.parse(source.removeprefix("\ufeff"))
         _drop_docstrings(tree)
-        content = ast.dump(tree)
+        content = _written(tree)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         content = " ".join(source.split())
     return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _written(node: object) -> str:
+    """Write a tree down alike in every version of Python: `ast.dump` differs in what empty fields it shows."""
+    if isinstance(node, ast.AST):
+        fields = ((name, value) for name, value in ast.iter_fields(node) if name not in _UNSAID)
+        parts = ", ".join(f"{name}={_written(value)}" for name, value in fields if value is not None and value != [])
+        return f"{type(node).__name__}({parts})"
+    return f"[{', '.join(map(_written, node))}]" if isinstance(node, list) else repr(node)
 
 
 def _drop_docstrings(tree: ast.Module) -> None:

@@ -4,6 +4,7 @@ import argparse
 import logging
 import os
 import sys
+import warnings
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -54,6 +55,7 @@ def main() -> None:
     )
     parser.add_argument("--version", action="version", version=f"loopgraph-mcp {__version__}")
     parser.parse_args()
+    warnings.simplefilter("ignore", SyntaxWarning)  # Python's remarks on programs that we only read
     try:
         settings = read_settings(os.environ, Path.cwd())
         logging.basicConfig(level=settings.log_level, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
