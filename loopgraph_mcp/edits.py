@@ -57,6 +57,7 @@ def apply_method(method: Method, source: str, knobs: KnobValues) -> models.EditR
             except _Mismatch as mismatch:
                 return _as_of(source, op, values, mismatch.refused)
             if change is not None:
+                _check_names(_parsed(text), change)
                 text = _carried_out(_parsed(text), change)
                 changes.append(change.summary)
     except _Mismatch as mismatch:
@@ -77,6 +78,16 @@ def _as_of(source: str, op: RecipeOp, knobs: Mapping[str, KnobValue], refused: R
     except _Mismatch as mismatch:
         return mismatch.refused
     return replace(refused, reason=f"{refused.reason}, once the recipe's other steps are made", nearest=())
+
+
+def _check_names(source: Source, change: _Change) -> None:
+    there = change.swaps.values()
+    code = [
+        node for new in there for node in (new if isinstance(new, Sequence) else [new]) if id(node) not in change.swaps
+    ]
+    if unknown := syntax.unknown_names(source.tree, code):
+        reason = f"it needs `{unknown[0]}`, which stands nowhere in the file"
+        raise _Mismatch(Refused(change.summary, reason, source.nearest(unknown[0])))
 
 
 def _carried_out(source: Source, change: _Change) -> str:

@@ -1,13 +1,15 @@
 """Finds places in a Python text by name in its syntax tree, as byte spans: the rest of it stays as it is."""
 
 import ast
+import builtins
 import difflib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 _NEWLINE = re.compile(rb"\r\n|\r|\n")
 _BOM = "\ufeff"
+_MAX_CHARS = 2**20
 Scope = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 _SCOPES = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
@@ -35,6 +37,8 @@ class Source:
         """
         self.bom = _BOM if text.startswith(_BOM) else ""
         self.text = text.removeprefix(_BOM)
+        if len(self.text) > _MAX_CHARS:
+            raise Unparsable(f"it has {len(self.text):,} characters, more than a program that people edit")
         try:
             self.data = self.text.encode("utf-8")
             self.tree = ast.parse(self.text)
@@ -192,7 +196,7 @@ def assignments(scope: Scope, name: str) -> list[ast.expr]:
 
 def bindings(scope: Scope, name: str) -> list[int]:
     """Return the lines in which a scope gives a name a value in any way: `=`, `+=`, `for`, `with`, `import`, `def`."""
-    lines = []
+    lines = [arg.lineno for arg in _parameters(scope) if arg.arg == name]
     for statement in statements(scope):
         if isinstance(statement, ast.AnnAssign) and statement.value is None:
             continue
@@ -201,6 +205,14 @@ def bindings(scope: Scope, name: str) -> list[int]:
             continue
         lines += [node.lineno for node in _own_nodes(statement) if _binds(node, name)]
     return sorted(lines)
+
+
+def _parameters(scope: Scope) -> list[ast.arg]:
+    if not isinstance(scope, ast.FunctionDef | ast.AsyncFunctionDef):
+        return []
+    given = scope.args
+    rest = [arg for arg in (given.vararg, given.kwarg) if arg is not None]
+    return [*given.posonlyargs, *given.args, *given.kwonlyargs, *rest]
 
 
 def _binds(node: ast.AST, name: str) -> bool:
@@ -251,15 +263,34 @@ def default_of(function: Scope, name: str) -> ast.expr | None:
 
 
 def calls(scope: Scope, name: str) -> list[ast.Call]:
-    """Return a scope's calls of a name, `module.name` included."""
+    """Return a scope's own calls of a name, `module.name` included."""
     found = []
     for statement in statements(scope):
-        for node in ast.walk(statement):
-            if isinstance(node, ast.Call):
-                match node.func:
-                    case ast.Name(id=called) | ast.Attribute(attr=called) if called == name:
-                        found.append(node)
-    return list({id(node): node for node in found}.values())  # a call in a nested block is met once for each block
+        for node in () if isinstance(statement, _SCOPES) else _own_nodes(statement):
+            match node:
+                case ast.Call(func=ast.Name(id=called) | ast.Attribute(attr=called)) if called == name:
+                    found.append(node)
+    return found
+
+
+def unknown_names(tree: ast.Module, code: Iterable[ast.AST]) -> list[str]:
+    """Return the names that some code would read and that stand nowhere in a file: running it would fail."""
+    inside = [node for each in code for node in ast.walk(each)]
+    given = {name for node in [*ast.walk(tree), *inside] for name in _names_in(node)} | set(dir(builtins))
+    known = {name for node in ast.walk(tree) if isinstance(node, ast.Name) for name in [node.id]}
+    read = [node.id for node in inside if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)]
+    return [] if "*" in given else [name for name in dict.fromkeys(read) if name not in given | known]
+
+
+def _names_in(node: ast.AST) -> Iterator[str]:
+    """Yield the names to which a node gives a value."""
+    match node:
+        case ast.Name(id=name, ctx=ast.Store()) | ast.arg(arg=name) | ast.ClassDef(name=name):
+            yield name
+        case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
+            yield name
+        case ast.alias(name=imported, asname=alias):
+            yield alias or imported.split(".")[0]
 
 
 HOLE = "__hole_"  # a pattern's name for "any constant here"; HOLE + "current" stands for any expression

@@ -259,13 +259,14 @@ def test_a_half_made_change_is_partial_and_gets_completed() -> None:
     swiglu = METHODS["swiglu"]
     assert swiglu.recipe is not None
     whole = applied(swiglu, UPSTREAM_LIKE)
-    for op in swiglu.recipe.ops:
-        half = applied(replace(swiglu, recipe=Recipe((op,))), UPSTREAM_LIKE)
+    ops = swiglu.recipe.ops
+    for part in (ops[:1], ops[:2], ops[2:3], ops[3:]):  # the second needs a name that the first one makes
+        half = applied(replace(swiglu, recipe=Recipe(part)), UPSTREAM_LIKE)
         assert detect(swiglu, half) is Presence.PARTIAL
         made = apply_method(swiglu, half, {})
         assert isinstance(made, Applied)
         assert made.text == whole
-        assert len(made.changes) == len(swiglu.recipe.ops) - 1
+        assert len(made.changes) == len(ops) - len(part)
 
 
 def test_code_that_is_there_with_another_knob_value_is_rewritten() -> None:
@@ -554,8 +555,8 @@ def test_arithmetic_that_has_no_small_real_value_is_just_replaced(value: str) ->
 
 def test_a_replacement_that_holds_what_it_replaces_is_made_once() -> None:
     method = method_of(ReplaceStmt("f", "x = g(x)", "x = g(x)\nx = h(x)"))
-    once = applied(method, "def f(x):\n    x = g(x)\n")
-    assert once == "def f(x):\n    x = g(x)\n    x = h(x)\n"
+    once = applied(method, "import h\ndef f(x):\n    x = g(x)\n")
+    assert once == "import h\ndef f(x):\n    x = g(x)\n    x = h(x)\n"
     assert isinstance(apply_method(method, once, {}), Present)
 
 
@@ -570,7 +571,7 @@ def test_equal_code_elsewhere_does_not_count_as_inserted() -> None:
 
 def test_two_insertions_at_one_place_are_both_present() -> None:
     one, other = (method_of(InsertAfter("f", "x = g(x)", code)) for code in ("x = a(x)", "x = b(x)"))
-    both = applied(other, applied(one, "def f(x):\n    x = g(x)\n"))
+    both = applied(other, applied(one, "from n import a, b\ndef f(x):\n    x = g(x)\n"))
     assert detect(one, both) is detect(other, both) is Presence.PRESENT
 
 
@@ -583,8 +584,8 @@ def test_inserted_code_with_another_knob_value_is_rewritten() -> None:
 
 def test_a_decorated_statement_is_replaced_with_its_decorators() -> None:
     method = method_of(ReplaceStmt("C", "@a\n@b(1)\ndef f(self): pass", "@c\ndef f(self): pass"))
-    source = "class C:\n    # a@b\n    @a\n    @b(1)\n    def f(self): pass\n"
-    assert applied(method, source) == "class C:\n    # a@b\n    @c\n    def f(self): pass\n"
+    source = "c = 1\nclass C:\n    # a@b\n    @a\n    @b(1)\n    def f(self): pass\n"
+    assert applied(method, source) == "c = 1\nclass C:\n    # a@b\n    @c\n    def f(self): pass\n"
 
 
 def test_a_method_is_added_once_at_the_end_of_its_class() -> None:
@@ -715,3 +716,31 @@ def test_a_diff_counts_lines_as_git_does() -> None:
         "--- a/train.py\n+++ b/train.py\n@@ -1,2 +1,2 @@\n a\f\rb\u2028\n-X = 1\n+X = 2\n\\ No newline at end of file\n"
     )
     assert unified_diff(old, old, "train.py") == ""
+
+
+SHADOWED = "def f(cap):\n    cap = 2\n    return cap\n"
+NESTED = "def f():\n    def g():\n        return C(n=1)\n    return g\n"
+RENAMED = "def build_model_config(depth):\n    heads = 4\n    return GPTConfig(n_kv_head=heads)\n"
+
+
+@pytest.mark.parametrize(
+    ("op", "source", "told"),
+    [
+        (SetLocal("f", "cap", "3"), SHADOWED, "2 times"),
+        (SetKwarg("f", "C", "n", "2"), NESTED, "nothing calls it"),
+        (SetKwarg("build_model_config", "GPTConfig", "n_kv_head", "num_heads // 2"), RENAMED, "num_heads"),
+        (SetConst("A", "silu(1)"), "A = 1\n", "silu"),
+    ],
+)
+def test_an_edit_that_would_mean_something_else_or_nothing_is_refused(op: RecipeOp, source: str, told: str) -> None:
+    method = Method("m", "M", "output", "s", "d", recipe=Recipe((op,)))
+    made = apply_method(method, source, {})
+    assert isinstance(made, Refused), made
+    assert told in made.reason
+
+
+def test_a_text_that_nobody_edits_is_refused_at_once() -> None:
+    method = Method("m", "M", "output", "s", "d", recipe=Recipe((SetConst("A", "2"),)))
+    made = apply_method(method, "A = 1\n" * 400_000, {})
+    assert isinstance(made, Refused)
+    assert "characters" in made.reason

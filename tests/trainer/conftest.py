@@ -41,7 +41,7 @@ def run_script(cache):
 
     def run(folder, *argv, preexec_fn=None, **settings):
         settings = {"PROFILE": "smoke", "CACHE": cache} | settings
-        clean = {name: value for name, value in os.environ.items() if not name.startswith("LOOPGRAPH_")}
+        clean = {name: value for name, value in os.environ.items() if not name.startswith(("LOOPGRAPH_", "COVERAGE_"))}
         threads = {"OMP_NUM_THREADS": "1"}  # two busy runs of two threads each would wait for one another
         env = clean | threads | {f"LOOPGRAPH_{name}": str(value) for name, value in settings.items()}
         command = [sys.executable, *map(str, argv)]
