@@ -32,6 +32,7 @@ class Settings:
         db_path: The SQLite file.
         workspace: Folder to work on when a call names none.
         device: Device to run on (`cpu`, `mps`, `cuda:1`) when not the first one found.
+        visible_gpus: Indices of the GPUs that may be used (CUDA_VISIBLE_DEVICES); None for all.
         packs: Folder of method packs to load at start.
         log_level: Level of the log on stderr.
     """
@@ -40,6 +41,7 @@ class Settings:
     db_path: Path
     workspace: Path
     device: str | None = None
+    visible_gpus: tuple[int, ...] | None = None
     packs: Path = field(default_factory=lambda: bundled("methodpacks"))
     log_level: LogLevel = "WARNING"
 
@@ -80,6 +82,19 @@ def read_settings(environment: Mapping[str, str], cwd: Path) -> Settings:
         db_path=db_path,
         workspace=path(value) if (value := get("WORKSPACE")) else cwd.resolve(),
         device=get("DEVICE"),
+        visible_gpus=_visible_gpus(environment.get("CUDA_VISIBLE_DEVICES")),
         packs=path(value) if (value := get("PACKS")) else bundled("methodpacks"),
         log_level=level,
     )
+
+
+def _visible_gpus(listed: str | None) -> tuple[int, ...] | None:
+    """Read CUDA_VISIBLE_DEVICES as CUDA does, up to the first thing that is no index; UUIDs are left to CUDA."""
+    if listed is None or listed.strip().startswith(("GPU-", "MIG-")):
+        return None
+    indices = []
+    for part in listed.split(","):
+        if not part.strip().isdigit():
+            break
+        indices.append(int(part))
+    return tuple(indices)

@@ -66,7 +66,7 @@ def _platform() -> Check:
 
 def _device(settings: Settings) -> Check:
     try:
-        device = choose_device(settings.device)
+        device = choose_device(settings.device, settings.visible_gpus)
     except LoopGraphError as error:
         return Check("device", Level.FAIL, str(error), "unset LOOPGRAPH_DEVICE")
     if device.kind == "cpu":

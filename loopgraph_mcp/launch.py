@@ -1,6 +1,7 @@
 """Turns an edit, a patch or the present file into one exact program, queues it, and starts its supervisor."""
 
 import ast
+import asyncio
 import dataclasses
 import shutil
 from dataclasses import dataclass
@@ -161,12 +162,19 @@ def check_budget(workspace: Workspace, budget_s: float | None) -> None:
         )
 
 
-def choose_seed(wanted: int | None, used: set[int]) -> int:
-    """Return the wanted seed, or the first from 42 on that is not used."""
-    if wanted is not None:
-        return wanted
-    seed = DEFAULT_SEED
-    while seed in used:
+def choose_seed(workspace: Workspace, wanted: int | None, used: set[int]) -> int:
+    """Return the wanted seed, or the first from 42 on that is not used; 42 where the trainer has a seed of its own.
+
+    Raises:
+        RunError: A seed is wanted and the trainer would not hear of it.
+    """
+    told = reads_variable(workspace, "LOOPGRAPH_SEED")
+    if wanted is not None and not told:
+        raise RunError(
+            f"the trainer in {workspace.path} does not read LOOPGRAPH_SEED and has a seed of its own; leave seed out"
+        )
+    seed = DEFAULT_SEED if wanted is None else wanted
+    while wanted is None and told and seed in used:
         seed += 1
     return seed
 
@@ -210,7 +218,7 @@ async def start(
     """
     run_dir = settings.runs_dir / experiment_id
     try:
-        snapshot(workspace, run_dir / CODE_DIR, text)
+        await asyncio.to_thread(snapshot, workspace, run_dir / CODE_DIR, text)
         await experiments.set_run_dir(db, experiment_id, str(run_dir))
         processes.start_supervisor(experiment_id, settings.db_path, settings.home, run_dir / SUPERVISOR_LOG_NAME)
     except (OSError, shutil.Error, WorkspaceError) as error:

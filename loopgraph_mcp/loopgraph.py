@@ -243,6 +243,7 @@ class LoopGraph:
         if not replicate and (repeat := launch.worth_returning(plan, earlier, seed=seed)) is not None:
             answer = await self.get_experiment(repeat.id, wait_s=wait_s, on_progress=on_progress)
             return dataclasses.replace(answer, repeated=True)
+        chosen_seed = launch.choose_seed(where, seed, {run.seed for run in earlier} if replicate else set())
         plan = await launch.as_edit(
             self.db, where, plan, workspace=await self._here.workspace_id(where), now=self._now()
         )
@@ -253,7 +254,7 @@ class LoopGraph:
                 context_id=context_id,
                 device_slot=(await self._here.device()).slot,
                 description=wording.description(description, plan.method_ids, plan.base_text),
-                seed=launch.choose_seed(seed, {run.seed for run in earlier} if replicate else set()),
+                seed=chosen_seed,
                 timeout_s=max(where.timeout_s, default_timeout_s(budget)) if budget_s else where.timeout_s,
                 silence_s=where.silence_s,
                 edit_id=plan.edit_id,

@@ -49,6 +49,7 @@ logger = logging.getLogger("loopgraph.supervisor")
 async def supervise(settings: Settings, experiment_id: str) -> None:
     """Take a queued experiment to its outcome; do nothing if another process already has it."""
     async with Database.open(settings.db_path) as db:
+        await db.sync_every_commit()  # minutes of training stand behind an outcome
         with ExitStack() as held:
             if not await _hold(settings, experiment_id, held):
                 return

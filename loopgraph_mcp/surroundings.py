@@ -44,7 +44,7 @@ class Surroundings:
 
     async def device(self) -> Device:
         """Return the device that runs are made on."""
-        return await asyncio.to_thread(choose_device, self._settings.device)
+        return await asyncio.to_thread(choose_device, self._settings.device, self._settings.visible_gpus)
 
     async def context(self, where: Workspace, budget_s: float) -> Context:
         """Return what makes outcomes of a workspace comparable, at a budget."""

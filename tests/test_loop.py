@@ -388,6 +388,8 @@ async def test_a_trainer_with_its_own_budget_is_not_asked_for_another(graph: Loo
     (workspace / "prepare.py").write_text("def evaluate(rate):\n    return 2.0\n")
     with pytest.raises(RunError, match="LOOPGRAPH_BUDGET_S"):
         await graph.run_experiment(budget_s=10)
+    with pytest.raises(RunError, match="LOOPGRAPH_SEED"):
+        await graph.run_experiment(seed=10)
 
 
 async def test_the_budget_and_seed_reach_the_trainer_and_secrets_do_not(

@@ -4,6 +4,7 @@ import os
 import platform
 import re
 import subprocess
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -43,13 +44,21 @@ def find_devices() -> tuple[Device, ...]:
     return tuple(found)
 
 
-def choose_device(wanted: str | None) -> Device:
+def choose_device(wanted: str | None, visible_gpus: Collection[int] | None = None) -> Device:
     """Return the device named by `cpu`, `mps`, `cuda` or `cuda:N`, or the first one where none is named.
+
+    Args:
+        wanted: The name.
+        visible_gpus: Indices of the GPUs that may be used; None for all.
 
     Raises:
         ConfigError: This machine has no such device.
     """
-    devices = find_devices()
+    devices = [
+        device
+        for device in find_devices()
+        if device.kind != "cuda" or visible_gpus is None or device.index in visible_gpus
+    ]
     if wanted is None:
         return devices[0]
     kind, _, index = wanted.strip().lower().partition(":")
