@@ -14,7 +14,7 @@ import typer
 from rich.console import Group
 from rich.live import Live
 
-from loopgraph_mcp import __version__, clients, doctor, screen, server
+from loopgraph_mcp import __version__, clients, doctor, screen
 from loopgraph_mcp.answers import ExperimentAnswer
 from loopgraph_mcp.config import Settings, bundled, read_settings
 from loopgraph_mcp.errors import LoopGraphError, first_of
@@ -117,6 +117,8 @@ def _prepare(path: Path) -> None:
 @app.command()
 def serve() -> None:
     """Serve MCP over stdio, as `loopgraph-mcp` does."""
+    from loopgraph_mcp import server  # noqa: PLC0415 - the MCP SDK takes longer to import than most commands to run
+
     server.build_server(_settings()).run("stdio")
 
 

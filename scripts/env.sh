@@ -37,7 +37,9 @@ prepare_venv() {
         "$(find_python)" -m venv "$venv" || die "could not make $venv (on Debian: apt install python3-venv)"
     fi
     echo "installing what constraints.txt pins (torch is large: a few minutes the first time)"
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
-        --constraint "$root/constraints.txt" --editable "$root[$1]" || die "the installation failed; see above"
+    # The build's own tools first, then without isolation: so these are pinned as well.
+    local pip=("$venv/bin/python" -m pip install --quiet --disable-pip-version-check --constraint "$root/constraints.txt")
+    "${pip[@]}" hatchling editables && "${pip[@]}" --no-build-isolation --editable "$root[$1]" ||
+        die "the installation failed; see above"
     printf '%s' "$wanted" >"$stamp"
 }

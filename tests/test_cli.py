@@ -228,8 +228,9 @@ def test_settings_come_from_the_environment_and_say_what_is_wrong(tmp_path: Path
         read_settings({"LOOPGRAPH_DB": str(tmp_path)}, tmp_path)
 
 
-def test_the_server_imports_no_torch(environment: dict[str, str]) -> None:
-    code = "import sys, loopgraph_mcp.server; print(sorted(m for m in sys.modules if m in ('torch', 'numpy', 'typer')))"
+@pytest.mark.parametrize(("module", "heavy"), [("server", "torch numpy typer"), ("cli", "torch numpy mcp")])
+def test_nothing_heavy_is_imported_before_it_is_needed(environment: dict[str, str], module: str, heavy: str) -> None:
+    code = f"import sys, loopgraph_mcp.{module}; print([name for name in {heavy.split()} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
