@@ -9,9 +9,9 @@ import signal
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 
+np = pytest.importorskip("numpy", reason="the trainer needs numpy")
 torch = pytest.importorskip("torch", reason="the trainer needs torch")
 
 
