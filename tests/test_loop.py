@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -32,6 +33,11 @@ SLOW = "@@ @@\n-SLEEP_S = 0.05\n-STEPS = 3\n+SLEEP_S = 0.2\n+STEPS = 300\n"
 async def graph(settings: Settings) -> AsyncIterator[LoopGraph]:
     async with LoopGraph.open(settings) as opened:
         yield opened
+
+
+async def run(graph: LoopGraph, *, wait_s: float = 50.0, **asked: Any) -> ExperimentAnswer:
+    """Run an experiment and wait for it as long as a busy machine needs."""
+    return await graph.run_experiment(wait_s=wait_s, **asked)
 
 
 def mishap(code: str) -> str:
@@ -67,11 +73,11 @@ def pids_mentioning(marker: str) -> list[int]:
 
 
 async def test_a_win_is_applied_remembered_and_traced(graph: LoopGraph, workspace: Path) -> None:
-    first = await graph.run_experiment(description="start here")
+    first = await run(graph, description="start here")
     assert (first.outcome, first.verdict, first.metric_value) == (OutcomeKind.FINISHED, VerdictKind.BASELINE, 1.75)
     assert first.summary["peak_vram_mb"] == 2048.0
 
-    won = await graph.run_experiment(patch=HIGHER_RATE, method_id="embedding-lr", description="more rate")
+    won = await run(graph, patch=HIGHER_RATE, method_id="embedding-lr", description="more rate")
     assert (won.verdict, won.decision) == (VerdictKind.WIN, Decision.KEEP)
     assert won.gain == pytest.approx(0.2)
     assert "LEARNING_RATE = 0.9" in (workspace / "train.py").read_text()
@@ -101,20 +107,20 @@ async def test_an_edit_is_traced_from_paper_to_outcome(graph: LoopGraph, workspa
     assert edit.edit_id is not None
     assert "-MATRIX_LR = 0.04\n+MATRIX_LR = 0.02\n" in edit.diff
     assert "MATRIX_LR = 0.04" in (workspace / "train.py").read_text()
-    run = await graph.run_experiment(edit_id=edit.edit_id)
-    assert run.description == "muon-lr"
-    links = {link.stage: link for link in await graph.trace(run.experiment_id)}
+    tried = await run(graph, edit_id=edit.edit_id)
+    assert tried.description == "muon-lr"
+    links = {link.stage: link for link in await graph.trace(tried.experiment_id)}
     assert links["paper"].id == "arxiv:2502.16982"
     assert links["retrieval"].id == found.retrieval_id
     assert links["edit"].id == edit.edit_id
     again = await graph.get_code_edit("muon-lr", knobs={"rate": 0.02})
-    assert [earlier.experiment_id for earlier in again.earlier] == [run.experiment_id]
+    assert [earlier.experiment_id for earlier in again.earlier] == [tried.experiment_id]
 
 
 async def test_a_loss_leaves_the_file_as_it_was(graph: LoopGraph, workspace: Path) -> None:
     before = files_of(workspace)
-    await graph.run_experiment()
-    lost = await graph.run_experiment(patch=LOWER_RATE, method_id="embedding-lr")
+    await run(graph)
+    lost = await run(graph, patch=LOWER_RATE, method_id="embedding-lr")
     assert (lost.verdict, lost.decision) == (VerdictKind.LOSS, Decision.DISCARD)
     assert files_of(workspace) == before
     assert (workspace / "results.tsv").read_text().splitlines()[-1].split("\t")[3] == "discard"
@@ -144,7 +150,7 @@ async def test_each_failure_is_its_own_outcome_and_touches_nothing(
     code, kind, told = FAILURES[name]
     set_config(workspace, silence_s=1.0 if name == "hang" else 20, timeout_s=2.0 if name == "endless" else 60)
     before = files_of(workspace)
-    answer = await graph.run_experiment(patch=mishap(code), description=f"try {name}", method_id="swiglu")
+    answer = await run(graph, patch=mishap(code), description=f"try {name}", method_id="swiglu")
     assert answer.outcome is kind, answer
     assert told in answer.reason + answer.log_tail
     assert (answer.verdict, answer.decision, answer.metric_value) == (VerdictKind.CRASH, Decision.DISCARD, None)
@@ -159,49 +165,49 @@ async def test_each_failure_is_its_own_outcome_and_touches_nothing(
 
 async def test_a_protected_file_may_be_made_by_the_first_run_and_then_stays(graph: LoopGraph, workspace: Path) -> None:
     set_config(workspace, protected=["prepare.py", "corpus.json"])
-    made = await graph.run_experiment(patch=mishap("open('corpus.json', 'w').write('x')"))
+    made = await run(graph, patch=mishap("open('corpus.json', 'w').write('x')"))
     assert made.outcome is OutcomeKind.FINISHED
     (workspace / "corpus.json").write_text("prepared")
-    changed = await graph.run_experiment(patch=mishap("open('corpus.json', 'w').write('y')"), replicate=True)
+    changed = await run(graph, patch=mishap("open('corpus.json', 'w').write('y')"), replicate=True)
     assert changed.outcome is OutcomeKind.VOID
     assert "corpus.json" in changed.reason
 
 
 async def test_a_command_that_cannot_start_is_a_crash(graph: LoopGraph, workspace: Path) -> None:
     set_config(workspace, command=["no-such-program-here"])
-    answer = await graph.run_experiment()
+    answer = await run(graph)
     assert answer.outcome is OutcomeKind.CRASHED
     assert "no-such-program-here" in answer.reason
 
 
 async def test_a_repeat_returns_the_earlier_outcome_and_a_replicate_runs_a_new_seed(graph: LoopGraph) -> None:
-    first = await graph.run_experiment()
-    repeat = await graph.run_experiment(description="the same again")
+    first = await run(graph)
+    repeat = await run(graph, description="the same again")
     assert (repeat.experiment_id, repeat.repeated) == (first.experiment_id, True)
-    commented = await graph.run_experiment(patch="@@ @@\n-STEPS = 3\n+STEPS = 3  # only a comment\n")
+    commented = await run(graph, patch="@@ @@\n-STEPS = 3\n+STEPS = 3  # only a comment\n")
     assert commented.repeated
-    second = await graph.run_experiment(replicate=True)
+    second = await run(graph, replicate=True)
     assert (second.repeated, first.seed, second.seed) == (False, 42, 43)
     assert second.metric_value == pytest.approx(1.751)
-    chosen = await graph.run_experiment(seed=50)
+    chosen = await run(graph, seed=50)
     assert (chosen.repeated, chosen.seed) == (False, 50)
     assert "2 times" in second.next_step
-    assert (await graph.run_experiment(seed=50)).experiment_id == chosen.experiment_id
+    assert (await run(graph, seed=50)).experiment_id == chosen.experiment_id
 
 
 async def test_a_baseline_that_failed_is_run_again_when_asked_again(graph: LoopGraph, workspace: Path) -> None:
     helper = "import helper\n" + (workspace / "train.py").read_text()
     (workspace / "train.py").write_text(helper)
-    assert (await graph.run_experiment()).outcome is OutcomeKind.CRASHED
+    assert (await run(graph)).outcome is OutcomeKind.CRASHED
     (workspace / "helper.py").write_text("")
-    mended = await graph.run_experiment()
+    mended = await run(graph)
     assert (mended.outcome, mended.repeated) == (OutcomeKind.FINISHED, False)
 
 
 async def test_a_replicate_of_a_kept_change_is_judged_against_its_parent(graph: LoopGraph) -> None:
-    await graph.run_experiment()
-    await graph.run_experiment(patch=HIGHER_RATE, method_id="embedding-lr")
-    again = await graph.run_experiment(replicate=True)
+    await run(graph)
+    await run(graph, patch=HIGHER_RATE, method_id="embedding-lr")
+    again = await run(graph, replicate=True)
     assert again.verdict is VerdictKind.WIN
     assert again.gain == pytest.approx(0.1995)
     hits = (await graph.search_methods("embedding")).hits
@@ -209,40 +215,40 @@ async def test_a_replicate_of_a_kept_change_is_judged_against_its_parent(graph: 
 
 
 async def test_a_hand_edit_is_compared_with_the_incumbent_and_left_alone(graph: LoopGraph, workspace: Path) -> None:
-    await graph.run_experiment()
+    await run(graph)
     edited = (workspace / "train.py").read_text().replace("LEARNING_RATE = 0.5", "LEARNING_RATE = 0.3")
     (workspace / "train.py").write_text(edited)
-    answer = await graph.run_experiment(description="by hand", method_id="muon-lr")
+    answer = await run(graph, description="by hand", method_id="muon-lr")
     assert (answer.verdict, answer.gain) == (VerdictKind.LOSS, pytest.approx(-0.1))
     assert (workspace / "train.py").read_text() == edited
 
 
 async def test_an_idempotency_key_starts_one_run(graph: LoopGraph) -> None:
-    one = await graph.run_experiment(patch=HIGHER_RATE, idempotency_key="k1", wait_s=0)
-    two = await graph.run_experiment(patch=HIGHER_RATE, idempotency_key="k1")
+    one = await run(graph, patch=HIGHER_RATE, idempotency_key="k1", wait_s=0)
+    two = await run(graph, patch=HIGHER_RATE, idempotency_key="k1")
     assert one.experiment_id == two.experiment_id
     assert two.outcome is OutcomeKind.FINISHED
     assert len(await graph.list_experiments()) == 1
 
 
 async def test_two_runs_take_turns_on_one_device(graph: LoopGraph) -> None:
-    first = await graph.run_experiment(patch=SLOW, wait_s=0)
+    first = await run(graph, patch=SLOW, wait_s=0)
     await until_running(graph, first.experiment_id)
-    second = await graph.run_experiment(patch=HIGHER_RATE, wait_s=1.0)
+    second = await run(graph, patch=HIGHER_RATE, wait_s=1.0)
     assert (second.state, second.queue_position) == (State.QUEUED, 1)
     assert await graph.cancel_experiment(first.experiment_id)
-    done = await graph.get_experiment(second.experiment_id)
+    done = await graph.get_experiment(second.experiment_id, wait_s=50)
     assert done.outcome is OutcomeKind.FINISHED
 
 
 async def test_a_queued_run_can_be_cancelled(graph: LoopGraph, settings: Settings) -> None:
     with try_lock(settings.locks_dir, "cpu-0") as held:
         assert held
-        queued = await graph.run_experiment(wait_s=0.5)
+        queued = await run(graph, wait_s=0.5)
         assert queued.state is State.QUEUED
         cancelled = await graph.cancel_experiment(queued.experiment_id)
     assert cancelled.outcome is OutcomeKind.CANCELLED
-    rerun = await graph.run_experiment()
+    rerun = await run(graph)
     assert (rerun.outcome, rerun.repeated) == (OutcomeKind.FINISHED, False)
 
 
@@ -256,7 +262,7 @@ async def test_cancelling_the_call_leaves_the_run_and_cancelling_the_run_ends_al
         f"for own in (False, True): subprocess.Popen([sys.executable, '-c', {nested!r}], start_new_session=own)\n"
         "for step in range(4000): print(f'step {step:05d}', flush=True); time.sleep(0.1)"
     )
-    call = asyncio.create_task(graph.run_experiment(patch=mishap(code), idempotency_key="k", wait_s=30))
+    call = asyncio.create_task(run(graph, patch=mishap(code), idempotency_key="k", wait_s=30))
     for _ in range(200):
         await asyncio.sleep(0.1)
         if len(pids_mentioning(marker)) == 2:
@@ -274,7 +280,7 @@ async def test_cancelling_the_call_leaves_the_run_and_cancelling_the_run_ends_al
 
 async def test_a_killed_supervisor_leaves_an_interrupted_run_and_no_orphan(settings: Settings) -> None:
     async with LoopGraph.open(settings) as graph:
-        started = await graph.run_experiment(patch=SLOW, wait_s=0)
+        started = await run(graph, patch=SLOW, wait_s=0)
         await until_running(graph, started.experiment_id)
     with sqlite3.connect(settings.db_path) as conn:
         supervisor, child = conn.execute("SELECT supervisor_pid, child_pid FROM experiment").fetchone()
@@ -287,12 +293,12 @@ async def test_a_killed_supervisor_leaves_an_interrupted_run_and_no_orphan(setti
         assert answer.outcome is OutcomeKind.INTERRUPTED
         assert "step" in answer.log_tail
         assert child not in pids_mentioning("train.py")
-        rerun = await graph.run_experiment(patch=HIGHER_RATE)
+        rerun = await run(graph, patch=HIGHER_RATE)
         assert rerun.outcome is OutcomeKind.FINISHED
 
 
 async def test_a_supervisor_killed_after_the_outcome_loses_no_outcome(graph: LoopGraph, settings: Settings) -> None:
-    done = await graph.run_experiment()
+    done = await run(graph)
     with sqlite3.connect(settings.db_path) as conn:
         conn.execute("UPDATE experiment SET state = 'running', finished_at = NULL")
     conn.close()
@@ -305,7 +311,7 @@ async def test_a_supervisor_that_never_came_is_given_up_with_its_last_words(
 ) -> None:
     async with LoopGraph.open(settings) as graph:
         monkeypatch.setattr(sys, "executable", "/bin/false-python")
-        started = await graph.run_experiment(wait_s=0)
+        started = await run(graph, wait_s=0)
         monkeypatch.undo()
         assert started.state is State.QUEUED
         with sqlite3.connect(settings.db_path) as conn:
@@ -314,29 +320,29 @@ async def test_a_supervisor_that_never_came_is_given_up_with_its_last_words(
         answer = await graph.get_experiment(started.experiment_id, wait_s=0)
         assert answer.outcome is OutcomeKind.INTERRUPTED
         assert "false-python" in answer.log_tail
-        assert (await graph.run_experiment()).outcome is OutcomeKind.FINISHED
+        assert (await run(graph)).outcome is OutcomeKind.FINISHED
 
 
 async def test_a_supervisor_that_is_told_to_end_ends_its_run(graph: LoopGraph, settings: Settings) -> None:
-    started = await graph.run_experiment(patch=SLOW, wait_s=0)
+    started = await run(graph, patch=SLOW, wait_s=0)
     await until_running(graph, started.experiment_id)
     with sqlite3.connect(settings.db_path) as conn:
         supervisor, child = conn.execute("SELECT supervisor_pid, child_pid FROM experiment").fetchone()
     conn.close()
     os.kill(supervisor, signal.SIGTERM)
-    answer = await graph.get_experiment(started.experiment_id)
+    answer = await graph.get_experiment(started.experiment_id, wait_s=50)
     assert answer.outcome is OutcomeKind.INTERRUPTED
     assert child not in pids_mentioning("train.py")
 
 
 async def test_a_file_that_changed_during_the_run_is_not_overwritten(graph: LoopGraph, workspace: Path) -> None:
-    await graph.run_experiment()
+    await run(graph)
     slower = HIGHER_RATE.replace("+LEARN", "+WAIT = 1\n+LEARN") + SLOW.replace("STEPS = 300", "STEPS = 10")
-    started = await graph.run_experiment(patch=slower, wait_s=0)
+    started = await run(graph, patch=slower, wait_s=0)
     await until_running(graph, started.experiment_id)
     mine = (workspace / "train.py").read_text() + "# mine\n"
     (workspace / "train.py").write_text(mine)
-    done = await graph.get_experiment(started.experiment_id)
+    done = await graph.get_experiment(started.experiment_id, wait_s=50)
     assert done.decision is Decision.KEEP
     assert "changed meanwhile" in done.note
     assert (workspace / "train.py").read_text() == mine
@@ -352,8 +358,8 @@ async def test_a_win_is_committed_where_the_workspace_says_so(graph: LoopGraph, 
     ):
         subprocess.run(["git", *command], cwd=workspace, check=True)
     set_config(workspace, on_win="commit")
-    await graph.run_experiment()
-    won = await graph.run_experiment(patch=HIGHER_RATE, description="more rate")
+    await run(graph)
+    won = await run(graph, patch=HIGHER_RATE, description="more rate")
     log = subprocess.run(["git", "log", "--format=%h %s"], cwd=workspace, check=True, capture_output=True, text=True)
     commit, _, subject = log.stdout.splitlines()[0].partition(" ")
     assert subject == "more rate (val_bpb 1.550000)"
@@ -363,33 +369,33 @@ async def test_a_win_is_committed_where_the_workspace_says_so(graph: LoopGraph, 
 
 async def test_programs_that_cannot_run_are_refused_before_they_run(graph: LoopGraph, workspace: Path) -> None:
     with pytest.raises(RunError, match="line 4"):
-        await graph.run_experiment(patch="@@ @@\n-LEARNING_RATE = 0.5\n+LEARNING_RATE = = 0.5\n")
+        await run(graph, patch="@@ @@\n-LEARNING_RATE = 0.5\n+LEARNING_RATE = = 0.5\n")
     with pytest.raises(RunError, match="does not fit"):
-        await graph.run_experiment(patch="@@ @@\n-NO_SUCH = 1\n+NO_SUCH = 2\n")
+        await run(graph, patch="@@ @@\n-NO_SUCH = 1\n+NO_SUCH = 2\n")
     with pytest.raises(RunError, match="not both"):
-        await graph.run_experiment(patch=HIGHER_RATE, edit_id="edit_x")
+        await run(graph, patch=HIGHER_RATE, edit_id="edit_x")
     with pytest.raises(RunError, match="budget_s"):
-        await graph.run_experiment(budget_s=10**9)
+        await run(graph, budget_s=10**9)
     with pytest.raises(NotFoundError, match="get_code_edit"):
-        await graph.run_experiment(edit_id="edit_nope")
+        await run(graph, edit_id="edit_nope")
     with pytest.raises(NotFoundError, match="did you mean swiglu"):
-        await graph.run_experiment(method_id="swigluu")
+        await run(graph, method_id="swigluu")
     with pytest.raises(WorkspaceError, match="not a folder"):
-        await graph.run_experiment(workspace=str(workspace / "nowhere"))
+        await run(graph, workspace=str(workspace / "nowhere"))
     (workspace / "train.py").write_text("MATRIX_LR = 0.04\n" + (workspace / "train.py").read_text())
     edit = await graph.get_code_edit("muon-lr")
     (workspace / "train.py").write_text("MATRIX_LR = 0.05\n")
     with pytest.raises(RunError, match="get_code_edit for muon-lr again"):
-        await graph.run_experiment(edit_id=edit.edit_id)
+        await run(graph, edit_id=edit.edit_id)
     assert await graph.list_experiments() == []
 
 
 async def test_a_trainer_with_its_own_budget_is_not_asked_for_another(graph: LoopGraph, workspace: Path) -> None:
     (workspace / "prepare.py").write_text("def evaluate(rate):\n    return 2.0\n")
     with pytest.raises(RunError, match="LOOPGRAPH_BUDGET_S"):
-        await graph.run_experiment(budget_s=10)
+        await run(graph, budget_s=10)
     with pytest.raises(RunError, match="LOOPGRAPH_SEED"):
-        await graph.run_experiment(seed=10)
+        await run(graph, seed=10)
 
 
 async def test_the_budget_and_seed_reach_the_trainer_and_secrets_do_not(
@@ -398,7 +404,7 @@ async def test_the_budget_and_seed_reach_the_trainer_and_secrets_do_not(
     monkeypatch.setenv("OPENAI_API_KEY", "sk-planted")
     monkeypatch.setenv("HF_TOKEN", "hf-planted")
     show = mishap("print('env', sorted(os.environ)); print('told', prepare.SEED, prepare.BUDGET_S)")
-    answer = await graph.run_experiment(patch=show, seed=7, budget_s=2)
+    answer = await run(graph, patch=show, seed=7, budget_s=2)
     log = (Path(answer.run_dir or "") / "run.log").read_text()
     assert "told 7 2.0" in log
     assert "LOOPGRAPH_SEED" in log
@@ -410,13 +416,13 @@ async def test_a_run_that_cannot_be_copied_is_interrupted_and_says_why(settings:
         settings.runs_dir.parent.mkdir(exist_ok=True)
         settings.runs_dir.write_text("a file stands where the runs should lie")
         with pytest.raises(RunError, match="could not be started"):
-            await graph.run_experiment()
+            await run(graph)
         (answer,) = await graph.list_experiments()
         assert answer.outcome is OutcomeKind.INTERRUPTED
 
 
 async def test_decisions_costs_and_outside_runs_are_recorded(graph: LoopGraph, settings: Settings) -> None:
-    measured = await graph.run_experiment()
+    measured = await run(graph)
     noted = await graph.record_outcome(
         experiment_id=measured.experiment_id, description="fine", tokens=1200, cost_usd=0.02, commit="abc1234"
     )
@@ -441,9 +447,9 @@ async def test_decisions_costs_and_outside_runs_are_recorded(graph: LoopGraph, s
 
 
 async def test_evidence_of_another_budget_counts_but_is_not_compared(graph: LoopGraph) -> None:
-    await graph.run_experiment()
-    await graph.run_experiment(patch=HIGHER_RATE, method_id="gqa")
-    other = await graph.run_experiment(budget_s=5)
+    await run(graph)
+    await run(graph, patch=HIGHER_RATE, method_id="gqa")
+    other = await run(graph, budget_s=5)
     assert other.verdict is VerdictKind.BASELINE
     hits = {hit.method_id: hit for hit in (await graph.search_methods("attention")).hits}
     assert hits["gqa"].score > hits["mqa"].score
@@ -451,8 +457,8 @@ async def test_evidence_of_another_budget_counts_but_is_not_compared(graph: Loop
 
 async def test_the_same_question_gets_the_same_answer_in_any_process(settings: Settings) -> None:
     async with LoopGraph.open(settings) as graph:
-        await graph.run_experiment()
-        await graph.run_experiment(patch=HIGHER_RATE, method_id="gqa")
+        await run(graph)
+        await run(graph, patch=HIGHER_RATE, method_id="gqa")
     script = (
         "import asyncio, dataclasses, json, os\n"
         "from pathlib import Path\n"
@@ -491,7 +497,7 @@ async def test_progress_is_told_while_waiting(graph: LoopGraph) -> None:
         seen.append(answer)
 
     began = time.monotonic()
-    answer = await graph.run_experiment(patch=SLOW, wait_s=3, on_progress=note)
+    answer = await run(graph, patch=SLOW, wait_s=3, on_progress=note)
     assert time.monotonic() - began < 10
     assert answer.state is State.RUNNING
     assert answer.eta_s is not None
