@@ -370,8 +370,9 @@ class LoopGraph:
         verdict = await evidence.judge_experiment(self.db, row)
         decided = decision or row.decision or verdict.decision
         note = " ".join(description.encode("utf-8", "replace").decode("utf-8").split())[:500]
+        made_by = "loopgraph" if decision is None else "agent"
         await experiments.add_decision(
-            self.db, row.id, decided, made_by="agent", commit=commit, note=note, now=self._now()
+            self.db, row.id, decided, made_by=made_by, commit=commit, note=note, now=self._now()
         )
         if tokens is not None or cost_usd is not None:
             await self.add_cost("agent", subject_id=row.id, tokens=tokens, cost_usd=cost_usd)

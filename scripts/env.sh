@@ -26,11 +26,12 @@ prepare_venv() {
         Linux | Darwin) ;;
         *) die "LoopGraph runs on Linux and macOS; on Windows use WSL" ;;
     esac
-    local wanted stamp
-    wanted="$1 $(cksum <"$root/constraints.txt") $(cksum <"$root/pyproject.toml")"
+    local pinned stamp installed=
+    pinned="$(cksum <"$root/constraints.txt") $(cksum <"$root/pyproject.toml")"
     stamp=$venv/.loopgraph-installed
-    if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then
-        return
+    if [ -f "$stamp" ] && [ "$(tail -n +2 "$stamp")" = "$pinned" ]; then
+        installed=$(head -n 1 "$stamp")
+        case ,$installed, in *,$1,*) return ;; esac
     fi
     if [ ! -x "$venv/bin/python" ]; then
         echo "making $venv"
@@ -41,5 +42,5 @@ prepare_venv() {
     local pip=("$venv/bin/python" -m pip install --quiet --disable-pip-version-check --constraint "$root/constraints.txt")
     "${pip[@]}" hatchling editables && "${pip[@]}" --no-build-isolation --editable "$root[$1]" ||
         die "the installation failed; see above"
-    printf '%s' "$wanted" >"$stamp"
+    printf '%s\n%s\n' "$1" "$pinned" >"$stamp"
 }
