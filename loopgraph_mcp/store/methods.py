@@ -6,6 +6,7 @@ import sqlite3
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import lru_cache
 from typing import Any
 
 from loopgraph_mcp.models import (
@@ -164,6 +165,7 @@ def _encode(method: Method) -> str:
     return json.dumps(card, ensure_ascii=False, sort_keys=True)
 
 
+@lru_cache(maxsize=4_096)
 def _decode(card_json: str) -> Method:
     card = json.loads(card_json)
     recipe = card.pop("recipe")
