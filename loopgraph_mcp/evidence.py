@@ -105,13 +105,6 @@ class Memory:
         return Evidence(tuple(observations), record.crashes, tuple(shown_ages))
 
 
-async def noise_floor(db: Database, context_id: str) -> float:
-    """Return the sd of one run in a context, from its replicates and the device's default."""
-    context = await edits.get_context(db, context_id)
-    values = await outcomes.finished_values(db, [context_id])
-    return _noise_floor(context, list(values.values()))
-
-
 def _noise_floor(context: Context, groups: Sequence[Sequence[float]]) -> float:
     typical = fmean(groups[0]) if groups else 1.0
     default = verdicts.default_noise(context.metric, context.device, typical)

@@ -16,7 +16,7 @@ from loopgraph_mcp.store import edits as edit_store
 from loopgraph_mcp.store import experiments
 from loopgraph_mcp.store.database import Database, text_hash
 from loopgraph_mcp.store.experiments import ExperimentRow
-from loopgraph_mcp.workspace import Workspace, reads_variable, snapshot
+from loopgraph_mcp.workspace import MAX_BUDGET_S, Workspace, reads_variable, snapshot
 
 DEFAULT_SEED = 42
 
@@ -153,7 +153,7 @@ def check_budget(workspace: Workspace, budget_s: float | None) -> None:
     """
     if budget_s is None or budget_s == workspace.budget_s:
         return
-    if not 0 < budget_s <= 7 * 86_400:
+    if not 0 < budget_s <= MAX_BUDGET_S:
         raise RunError(f"budget_s is {budget_s:g}; use seconds above 0 and at most a week")
     if not reads_variable(workspace, "LOOPGRAPH_BUDGET_S"):
         raise RunError(

@@ -76,11 +76,10 @@ class LoopGraph:
         """
         where = await self._here.workspace_or_none(workspace)
         context = None if where is None else await self._here.context(where, where.budget_s)
-        every = await methods.all_methods(self.db)
         found = (
             await methods.find_methods(self.db, query, limit=_CANDIDATES)
             if query.strip()
-            else [(method, 1.0) for method in every]
+            else [(method, 1.0) for method in await methods.all_methods(self.db)]
         )
         memory = await evidence.recall(self.db, context)
         ages = await retrievals.ages_since_shown(self.db, [method.id for method, _ in found])
@@ -105,7 +104,7 @@ class LoopGraph:
             retrieval_id=retrieval_id,
             query=query,
             context=wording.context(context),
-            methods_known=len(every),
+            methods_known=await methods.count_methods(self.db),
             hits=hits,
             next_step=wording.after_search(hits, retrieval_id),
         )
@@ -157,16 +156,16 @@ class LoopGraph:
         if not isinstance(made, Applied):
             return wording.no_edit(method, where.editable, made)
         context_id = await self._here.context_id(where, where.budget_s)
-        base_hash = await launch.keep_program(self.db, program)
+        diff = edits.unified_diff(program, made.text, where.editable)
         edit_id = await edit_store.add_edit(
             self.db,
             workspace=await self._here.workspace_id(where),
             method_id=method.id,
             retrieval_id=retrieval_id,
-            base_hash=base_hash,
+            base_hash=await launch.keep_program(self.db, program),
             new_hash=await launch.keep_program(self.db, made.text),
             knobs=dict(knobs or {}),
-            diff=edits.unified_diff(program, made.text, where.editable),
+            diff=diff,
             now=self._now(),
         )
         if apply and not write_program(where, made.text, expected=program):
@@ -181,7 +180,7 @@ class LoopGraph:
             method_id=method.id,
             file=where.editable,
             edit_id=edit_id,
-            diff=edits.unified_diff(program, made.text, where.editable),
+            diff=diff,
             changes=list(made.changes),
             reason=wording.replaced([each.id for each in in_the_way]),
             nearest=[],
@@ -282,12 +281,12 @@ class LoopGraph:
         told = None
         while True:
             row = await lookups.the_experiment(self.db, experiment_id)
-            if row.state is State.DONE:
-                return await views.view(self.db, row, now=self._now())
-            if runs.is_abandoned(self.settings, row):
+            if row.state is not State.DONE and runs.is_abandoned(self.settings, row):
                 await runs.recover(self.db, self.settings)
                 continue
             answer = await views.view(self.db, row, now=self._now())
+            if answer.state is State.DONE:
+                return answer
             if on_progress is not None and (answer.state, answer.step) != told:
                 told = (answer.state, answer.step)
                 await on_progress(answer)
@@ -369,7 +368,7 @@ class LoopGraph:
                 raise RunError(f"{experiment_id} is still {row.state.value}; wait with get_experiment, then record")
         verdict = await evidence.judge_experiment(self.db, row)
         decided = decision or row.decision or verdict.decision
-        note = " ".join(description.encode("utf-8", "replace").decode("utf-8").split())[:500]
+        note = wording.one_line(description, limit=500)
         made_by = "loopgraph" if decision is None else "agent"
         await experiments.add_decision(
             self.db, row.id, decided, made_by=made_by, commit=commit, note=note, now=self._now()

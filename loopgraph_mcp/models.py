@@ -13,23 +13,9 @@ class Direction(StrEnum):
     LOWER = "lower"
     HIGHER = "higher"
 
-
-@dataclass(frozen=True, slots=True)
-class Metric:
-    """One measured value with its name and the direction in which it improves."""
-
-    name: str
-    value: float
-    direction: Direction = Direction.LOWER
-
-    def gain_over(self, other: "Metric") -> float:
-        """Improvement over another value in the metric's own unit; positive is better."""
-        difference = other.value - self.value
-        return difference if self.direction is Direction.LOWER else -difference
-
-    def better_than(self, other: "Metric") -> bool:
-        """Whether this value improves on another."""
-        return self.gain_over(other) > 0
+    def gain(self, before: float, after: float) -> float:
+        """Return how far a value improved, in the metric's own unit; positive is better."""
+        return before - after if self is Direction.LOWER else after - before
 
 
 # --------------------------------------------------------------------------------------------- methods

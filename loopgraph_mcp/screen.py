@@ -14,13 +14,13 @@ from rich.table import Table
 
 from loopgraph_mcp.answers import EditAnswer, ExperimentAnswer, SearchAnswer
 from loopgraph_mcp.doctor import Check, Level
+from loopgraph_mcp.launch import DEFAULT_SEED
 from loopgraph_mcp.models import Decision, OutcomeKind, Presence, State, VerdictKind
 from loopgraph_mcp.store.lineage import Link
 
 console = Console()
 errors = Console(stderr=True)
 
-_USUAL_SEED = 42
 _VERDICT_STYLE = {
     VerdictKind.WIN: "bold green",
     VerdictKind.LOSS: "red",
@@ -107,7 +107,7 @@ def results_table(answers: Sequence[ExperimentAnswer]) -> Table:
     table.add_column("verdict", no_wrap=True)
     table.add_column("decision", no_wrap=True)
     for answer in answers:
-        seed = "" if answer.seed == _USUAL_SEED else f" (seed {answer.seed})"
+        seed = "" if answer.seed == DEFAULT_SEED else f" (seed {answer.seed})"
         table.add_row(
             answer.experiment_id,
             escape(answer.description + seed),

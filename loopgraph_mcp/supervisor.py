@@ -76,13 +76,19 @@ async def _hold(settings: Settings, experiment_id: str, held: ExitStack) -> bool
     """Take the experiment's own lock; somebody who asks whether it is held may be in the way for a moment."""
     deadline = time.monotonic() + _LOCK_PATIENCE_S
     while time.monotonic() < deadline:
-        attempt = ExitStack()
-        if attempt.enter_context(try_lock(settings.locks_dir, experiment_id)):
-            held.push(attempt)
+        if _take(settings, experiment_id, held):
             return True
-        attempt.close()
         await asyncio.sleep(0.05)
     return False
+
+
+def _take(settings: Settings, lock: str, held: ExitStack) -> bool:
+    """Take a lock until `held` is closed, if it is free."""
+    with ExitStack() as attempt:
+        taken = attempt.enter_context(try_lock(settings.locks_dir, lock))
+        if taken:
+            held.push(attempt.pop_all())
+    return taken
 
 
 async def _write(db: Database, experiment: ExperimentRow, outcome: Outcome) -> bool:
@@ -123,12 +129,8 @@ async def _wait_for_turn(db: Database, settings: Settings, experiment: Experimen
             for other in takewhile(lambda each: each.id != experiment.id, await experiments.live_experiments(db))
             if other.device_slot == experiment.device_slot and not is_abandoned(settings, other)
         ]
-        if not ahead:
-            attempt = ExitStack()
-            if attempt.enter_context(try_lock(settings.locks_dir, experiment.device_slot)):
-                held.push(attempt)
-                return True
-            attempt.close()
+        if not ahead and _take(settings, experiment.device_slot, held):
+            return True
         await asyncio.sleep(POLL_S)
 
 

@@ -56,9 +56,7 @@ def judge(parent: Sequence[float], child: Sequence[float], *, direction: Directi
     if not parent:
         next_step = "Run the unchanged program (run_experiment without edit and patch) to have something to compare."
         return Verdict(VerdictKind.NO_BASELINE, None, sigma, None, Decision.DISCARD, next_step)
-    gain = fmean(parent) - fmean(child)
-    if direction is Direction.HIGHER:
-        gain = -gain
+    gain = direction.gain(fmean(parent), fmean(child))
     belief = posterior([Observation(gain / sigma, n_parent=len(parent), n_child=len(child))])
     decision = Decision.KEEP if gain > 0 else Decision.DISCARD
     if belief.p_win >= WIN_P:

@@ -118,5 +118,9 @@ def after_edit(edit_id: str, earlier: Sequence[EarlierRun]) -> str:
 def description(given: str, method_ids: Sequence[str], base: str | None) -> str:
     """Return an experiment's description, one line of at most 200 characters."""
     fallback = " + ".join(method_ids) or ("baseline" if base is None else "edited by hand")
-    clean = " ".join(given.encode("utf-8", "replace").decode("utf-8").split())
-    return (clean or fallback)[:200]
+    return one_line(given, limit=200) or fallback[:200]
+
+
+def one_line(text: str, *, limit: int) -> str:
+    """Return a caller's words as one line that can be stored: lone surrogates replaced, and not too long."""
+    return " ".join(text.encode("utf-8", "replace").decode("utf-8").split())[:limit]

@@ -26,7 +26,7 @@ _LINK_ABOVE_BYTES = 16 * 2**20  # bigger files are linked into a run's copy, not
 _MAX_FILES = 20_000
 _SKIPPED_DIRS = frozenset({".git", ".hg", ".venv", "venv", "node_modules", "__pycache__", ".loopgraph"})
 _GIT_TIMEOUT_S = 20
-_MAX_BUDGET_S = 7 * 86_400
+MAX_BUDGET_S = 7 * 86_400
 _TRAINER_FILES = ("train.py", "prepare.py", "program.md", CONFIG_NAME)
 
 
@@ -41,7 +41,7 @@ class _Declared(BaseModel):
     command: list[str] = Field(min_length=1)
     metric: str = "val_bpb"
     direction: Literal["lower", "higher"] = "lower"
-    budget_s: float = Field(default=300, gt=0, le=_MAX_BUDGET_S)
+    budget_s: float = Field(default=300, gt=0, le=MAX_BUDGET_S)
     timeout_s: float | None = Field(default=None, gt=0)
     silence_s: float = Field(default=300, gt=0)
     on_win: Literal["apply", "commit", "leave"] = "apply"
@@ -151,7 +151,7 @@ def create_workspace(directory: Path, trainer: Path, *, budget_s: float | None) 
         WorkspaceError: The folder holds something else, or the budget cannot be used.
     """
     directory = directory.expanduser().resolve()
-    if budget_s is not None and not 0 < budget_s <= _MAX_BUDGET_S:
+    if budget_s is not None and not 0 < budget_s <= MAX_BUDGET_S:
         raise WorkspaceError(f"a budget of {budget_s:g} s; use seconds above 0 and at most a week")
     if (directory / CONFIG_NAME).exists() or (directory / "train.py").exists():
         where = load_workspace(directory)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mcp import Client, StdioServerParameters
+from mcp_types import CallToolResult
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -94,7 +95,10 @@ async def _loop(client: Client, methods: int) -> None:
 
 
 async def _call(client: Client, tool: str, **arguments: Any) -> dict[str, Any]:
-    result = await client.call_tool(tool, arguments)
+    return _content(await client.call_tool(tool, arguments))
+
+
+def _content(result: CallToolResult) -> dict[str, Any]:
     if result.is_error or result.structured_content is None:
         raise ToolFailedError(getattr(result.content[0], "text", str(result.content)))
     return result.structured_content
@@ -121,11 +125,9 @@ async def _run(client: Client, **arguments: Any) -> dict[str, Any]:
 async def _follow(
     client: Client, tool: str, arguments: dict[str, Any], told: Any, bar: Progress, task: TaskID
 ) -> dict[str, Any]:
-    result = await client.call_tool(tool, arguments, progress_callback=told)
-    if result.is_error or result.structured_content is None:
-        raise ToolFailedError(getattr(result.content[0], "text", str(result.content)))
-    bar.update(task, completed=result.structured_content["percent"] or 0)
-    return result.structured_content
+    answer = _content(await client.call_tool(tool, arguments, progress_callback=told))
+    bar.update(task, completed=answer["percent"] or 0)
+    return answer
 
 
 def _show_ranking(answer: dict[str, Any], before: dict[str, int]) -> None:

@@ -96,6 +96,12 @@ async def all_methods(db: Database) -> list[Method]:
     return [_decode(row["card"]) for row in rows]
 
 
+async def count_methods(db: Database) -> int:
+    """Return how many methods the packs hold."""
+    rows = await db.reader.execute_fetchall("SELECT count(*) AS n FROM method WHERE retired_at IS NULL")
+    return int(next(iter(rows))["n"])
+
+
 async def find_methods(db: Database, query: str, *, limit: int) -> list[tuple[Method, float]]:
     """Return methods whose text matches, with their relevance in (0, 1], best first, ties by id.
 
