@@ -27,7 +27,7 @@ _MAX_FILES = 20_000
 _SKIPPED_DIRS = frozenset({".git", ".hg", ".venv", "venv", "node_modules", "__pycache__", ".loopgraph"})
 _GIT_TIMEOUT_S = 20
 MAX_BUDGET_S = 7 * 86_400
-_TRAINER_FILES = ("train.py", "prepare.py", "program.md", CONFIG_NAME)
+_TRAINER_FILES = ("train.py", "harness.py", "prepare.py", "program.md", CONFIG_NAME)
 
 
 class _Declared(BaseModel):
@@ -163,7 +163,7 @@ def create_workspace(directory: Path, trainer: Path, *, budget_s: float | None) 
     directory.mkdir(parents=True, exist_ok=True)
     for name in _TRAINER_FILES:
         shutil.copy2(trainer / name, directory / name)
-    (directory / ".gitignore").write_text("corpus.json\nresults.tsv\nrun.log\n__pycache__/\n", encoding="utf-8")
+    (directory / ".gitignore").write_text("corpus.json\nmetrics.jsonl\nresults.tsv\nrun.log\nstate.pt\n__pycache__/\n", encoding="utf-8")
     if budget_s is not None:
         config = directory / CONFIG_NAME
         text = re.sub(r"(?m)^budget_s = \S+", f"budget_s = {budget_s:g}", config.read_text(encoding="utf-8"))

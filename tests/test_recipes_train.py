@@ -34,7 +34,8 @@ def test_the_trainer_trains_with_a_method(method: Method, tmp_path: Path, cache:
     assert isinstance(made, Applied), made
     assert detect(method, made.text) is Presence.PRESENT
     (tmp_path / "train.py").write_text(made.text, encoding="utf-8")
-    shutil.copy(ROOT / "trainer" / "prepare.py", tmp_path)
+    for name in ("harness.py", "prepare.py"):
+        shutil.copy(ROOT / "trainer" / name, tmp_path)
     environment = {
         **os.environ,
         "LOOPGRAPH_PROFILE": "smoke",

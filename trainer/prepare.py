@@ -27,6 +27,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 # ----------------------------------------------------------------------------------------------------------
 # The environment, read once
@@ -59,16 +60,18 @@ def within(kind, least, below):
     return parse
 
 
-PROFILES = ["cpu", "smoke"]  # ahead of them comes the device that torch sees
-PROFILES[:0] = ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available()
+PROFILES = ("cuda", "mps", "cpu", "smoke")
+DEVICES = ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available() + ["cpu"]
 USER_CACHE = Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache")
 
 TIME_BUDGET = read_env("LOOPGRAPH_BUDGET_S", 300.0, within(float, 1e-3, math.inf), "seconds above 0")
 SEED = read_env("LOOPGRAPH_SEED", 42, within(int, 0, 2**63), "a whole number from 0")
 MAX_STEPS = read_env("LOOPGRAPH_MAX_STEPS", None, within(int, 1, 2**63), "a whole number from 1")
-PROFILE = PROFILES[read_env("LOOPGRAPH_PROFILE", 0, PROFILES.index, f"on this machine {', '.join(PROFILES)}")]
+PROFILE = PROFILES[read_env("LOOPGRAPH_PROFILE", PROFILES.index(DEVICES[0]), PROFILES.index, ", ".join(PROFILES))]
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or USER_CACHE, "loopgraph")
 CACHE = read_env("LOOPGRAPH_CACHE", CACHE, Path, "a folder").expanduser().absolute()
+# What torch.compile made for one run is there for the next, also for one in another folder.
+os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(CACHE / "compiled"))
 
 
 def on(*, cuda, mps, cpu, smoke):
@@ -79,7 +82,7 @@ def on(*, cuda, mps, cpu, smoke):
 # ----------------------------------------------------------------------------------------------------------
 # Constants: what stays equal for two runs to be comparable
 
-DEVICE = on(cuda="cuda", mps="mps", cpu="cpu", smoke="cpu")
+DEVICE = PROFILE if PROFILE in DEVICES else "cpu"  # a GPU's profile on a CPU shows that it runs, no more
 MAX_SEQ_LEN = on(cuda=2048, mps=512, cpu=256, smoke=64)  # context length in training and evaluation
 VOCAB_SIZE = on(cuda=8192, mps=4096, cpu=2048, smoke=512)  # including the BOS token
 EVAL_TOKENS = on(cuda=2**21, mps=2**18, cpu=2**16, smoke=2**12)  # at most; a small corpus may hold fewer
@@ -462,13 +465,25 @@ def make_dataloader(split, batch_size, seq_len, seed, device):
 # The metric
 
 
+def check_causality(model, x, logits):
+    """Raise ValueError if the logits of the first half of `x` change with the tokens of the second."""
+    half = x.size(1) // 2
+    other = x.clone()
+    other[:, half:] = (x[:, half:] + 1) % BOS_ID
+    moved = (model(other)[:, :half] - logits[:, :half]).abs().mean(dim=-1).max().item()
+    if moved >= 0.1:  # rounding moves a logit by hundredths, the next token by whole numbers
+        raise ValueError(f"the model sees tokens that it should predict: logits move by {moved:.2g} with later ones")
+
+
 @torch.no_grad()
 def evaluate_bpb(model, batch_size):
     """Bits per byte of held-out text: comparable between vocabularies, independent of the batch size.
 
-    The same windows are read in every case, spread evenly over the held-out text. The last batch is filled
-    up with rows that do not count, so that a compiled model sees one shape. Tokens that stand for no byte
-    (BOS) count in neither sum.
+    The model is asked for logits, (rows, tokens, vocabulary), and the loss is taken here: label smoothing or
+    an auxiliary loss in the model's own loss does not count. The same windows are read in every case, spread
+    evenly over the held-out text. The last batch is filled up with rows that do not count, so that a
+    compiled model sees one shape. Tokens that stand for no byte (BOS) count in neither sum. A model that
+    looks ahead is refused with a ValueError.
     """
     corpus = open_corpus()
     tokens = corpus.tokens["val"]
@@ -481,12 +496,15 @@ def evaluate_bpb(model, batch_size):
         chosen = starts[first : first + batch_size]
         filled = np.pad(chosen, (0, batch_size - len(chosen)), mode="edge")
         x, y = gather(tokens, filled, MAX_SEQ_LEN, device)
-        nats = model(x, y, reduction="none")
-        if nats.numel() != y.numel():
-            raise ValueError(f'reduction="none" gave {nats.numel()} losses for {y.numel()} targets')
-        nats = nats.view(batch_size, -1)[: len(chosen)].cpu().double()
+        logits = model(x)
+        if logits.shape[:2] != x.shape or logits.size(-1) < VOCAB_SIZE:
+            raise ValueError(f"model(x) gave {tuple(logits.shape)}, not logits of {(*x.shape, VOCAB_SIZE)}")
+        if first == 0:
+            check_causality(model, x, logits)
+        rows = zip(logits[: len(chosen)], y, strict=False)  # row by row: the batch in fp32 may not fit again
+        nats = torch.stack([F.cross_entropy(row.float(), target, reduction="none") for row, target in rows])
         n_bytes = corpus.token_bytes[y[: len(chosen)].cpu()]
-        total_nats += nats[n_bytes > 0].sum().item()
+        total_nats += nats.cpu().double()[n_bytes > 0].sum().item()
         total_bytes += int(n_bytes.sum())
     return total_nats / (math.log(2) * total_bytes)
 

@@ -1,34 +1,32 @@
 """Pretrain a small GPT for a fixed time, then print its bits per byte on held-out text.
 
-    python train.py
+    python train.py                train, evaluate, print the summary
+    python train.py --sample 200   and then let the model write 200 tokens
+    python train.py --dry-run      print the plan: parameters, FLOPs, memory, tokens in the budget
+    python train.py --evaluate     evaluate the state.pt that an interrupted evaluation left behind
 
 Everything in this file is an agent's to change: the architecture, the optimizer, the batch, the schedules.
-What must stay comparable (text, tokens, context length, time budget, metric) is imported from prepare.py.
+What must stay comparable (text, tokens, context length, metric) is in prepare.py, and the frame of a run
+(clock, budget, evaluation, summary) in harness.py. Each step adds a line to metrics.jsonl.
 """
 
-import gc
+# isort: off
+import harness  # before torch: the clock of a run starts here
+# isort: on
+
+import importlib.util
 import math
-import resource
-import sys
-import time
-from dataclasses import asdict, dataclass
+import os
+import shutil
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 # isort: split
-from prepare import (
-    DEVICE,
-    MAX_SEQ_LEN,
-    MAX_STEPS,
-    SEED,
-    TIME_BUDGET,
-    VOCAB_SIZE,
-    evaluate_bpb,
-    make_dataloader,
-    on,
-)
+from prepare import DEVICE, MAX_SEQ_LEN, PROFILE, SEED, VOCAB_SIZE, make_dataloader, on
 
 # ----------------------------------------------------------------------------------------------------------
 # Knobs. `on` picks the value of the present profile.
@@ -42,6 +40,7 @@ WINDOW_PATTERN = on(cuda="SSSL", mps="SSL", cpu="SL", smoke="SL")  # S = half th
 # Batch
 TOTAL_BATCH_SIZE = on(cuda=2**19, mps=2**14, cpu=2**11, smoke=2**9)  # tokens a step; small = more steps
 DEVICE_BATCH_SIZE = on(cuda=128, mps=16, cpu=8, smoke=8)  # rows at once; lower it if memory runs out
+EVAL_BATCH_SIZE = on(cuda=32, mps=16, cpu=8, smoke=8)  # rows at once in the evaluation, which holds all logits
 
 # Optimizer. Adam's rates are for width 768 and grow with 1/sqrt(width); Muon's need no scaling.
 EMBEDDING_LR = 0.6  # token and value embeddings: each row sees few gradients, so steps are large
@@ -56,7 +55,7 @@ WARMUP_RATIO = 0.0  # normalised updates and zero-init projections start safely 
 WARMDOWN_RATIO = 0.5  # linear decay over the last half
 FINAL_LR_FRAC = 0.0  # of the initial rate, at the very end
 
-UNTIMED_STEPS = on(cuda=10, mps=1, cpu=1, smoke=1)  # compilation and first touches stay out of the budget
+UNTIMED_STEPS = on(cuda=3, mps=1, cpu=2, smoke=1)  # compilation and first touches stay out of the budget
 
 # ----------------------------------------------------------------------------------------------------------
 # Device
@@ -68,23 +67,44 @@ def has_fast_bf16():
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
+def has_compiler():
+    """Whether torch.compile can build C++ here."""
+    return any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++")))
+
+
 ON_CUDA = DEVICE == "cuda"
-AUTOCAST = ON_CUDA or (DEVICE == "cpu" and has_fast_bf16())  # bf16 matmuls over fp32 weights
-PEAK_FLOPS = {  # dense bf16, by a part of the device's name; first match wins
-    "H100 PCIe": 756e12, "H100": 989.5e12, "H200": 989.5e12, "B200": 2250e12,
-    "A100": 312e12, "L40S": 362e12, "RTX 4090": 165.2e12, "RTX 3090": 71e12,
-}  # fmt: skip
+# bf16 matmuls over fp32 weights. Not on MPS: from no gain to a sixth slower on an M1 and an M4 (nanochat #244, #685).
+AUTOCAST = ON_CUDA or (DEVICE == "cpu" and has_fast_bf16())
+# On two CPU cores a compiled model takes 1.5 times as many steps; MPS runs eagerly, as do runs of ten steps.
+COMPILE = ON_CUDA or (PROFILE == "cpu" and has_compiler())
 
 
-def peak_flops():
-    """The device's peak in FLOP/s, or 0.0 where it is unknown."""
-    name = torch.cuda.get_device_name() if ON_CUDA else ""
-    return next((peak for part, peak in PEAK_FLOPS.items() if part in name), 0.0)
+def find_attention():
+    """The kernel that wastes least on sliding windows: FlashAttention 3, FlexAttention or SDPA."""
+    if not ON_CUDA or torch.cuda.get_device_capability() < (8, 0):
+        return "sdpa"
+    hopper = torch.cuda.get_device_capability()[0] == 9
+    return "flash3" if hopper and importlib.util.find_spec("flash_attn_interface") else "flex"
 
 
-def compiled(function):
-    """Compile on CUDA, where it pays within a run; elsewhere a run is shorter than its compilation."""
+ATTENTION = find_attention()
+if ATTENTION == "flash3":
+    from flash_attn_interface import flash_attn_func
+
+if COMPILE:
+    dynamo = importlib.import_module("torch._dynamo.config")
+    dynamo.recompile_limit = 64  # one optimizer step function serves parameters of many shapes
+    dynamo.suppress_errors = not ON_CUDA  # a CPU without a working toolchain runs eagerly
+
+
+def compiled_on_cuda(function):
+    """Compile an optimizer step where it runs often enough to pay; on a CPU it gains nothing."""
     return torch.compile(function, dynamic=False, fullgraph=True) if ON_CUDA else function
+
+
+def scalar(value):
+    """A float; for compiled code a tensor, so that a changed value is no reason to compile again."""
+    return torch.tensor(float(value)) if ON_CUDA else float(value)
 
 
 # ----------------------------------------------------------------------------------------------------------
@@ -100,6 +120,7 @@ class GPTConfig:
     n_kv_head: int = 4  # any divisor of n_head: fewer is grouped-query attention, one is multi-query
     n_embd: int = 512
     window_pattern: str = "SSSL"
+    attention: str = "sdpa"  # or flex, flash3
 
 
 def norm(x):
@@ -117,11 +138,32 @@ def apply_rotary(x, cos, sin):
     return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
 
 
-def window_mask(seq_len, window, device=None):
-    """(T, T), true where a query sees a key: itself and the `window` tokens before it."""
+def window_mask(attention, seq_len, window, device):
+    """What `attention` needs to know to let a query see itself and the `window` tokens before it."""
+
+    def seen(_batch, _head, query, key):
+        return (query >= key) & (query - key <= window)
+
+    if attention == "flash3":
+        return window
+    if attention == "flex":
+        return create_block_mask(seen, None, None, seq_len, seq_len, device=device)
     position = torch.arange(seq_len, device=device)
-    distance = position[:, None] - position[None, :]
-    return (distance >= 0) & (distance <= window)
+    return None if window >= seq_len else seen(None, None, position[:, None], position)
+
+
+def attend(q, k, v, mask, attention):
+    """Causal attention over (B, T, H, D); k and v may have fewer heads, each for a group of q's."""
+    if attention == "flash3":
+        y = flash_attn_func(q, k, v, causal=True, window_size=(mask, 0))
+        return y[0] if isinstance(y, tuple) else y
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    groups = q.size(1) // k.size(1)
+    if attention == "flex":
+        return flex_attention(q, k, v, block_mask=mask, enable_gqa=groups > 1).transpose(1, 2)
+    if groups > 1:  # repeated rather than enable_gqa, which not every kernel takes together with a mask
+        k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None).transpose(1, 2)
 
 
 class CausalSelfAttention(nn.Module):
@@ -136,6 +178,7 @@ class CausalSelfAttention(nn.Module):
         self.c_k = nn.Linear(config.n_embd, self.n_kv_head * self.head_dim, bias=False)
         self.c_v = nn.Linear(config.n_embd, self.n_kv_head * self.head_dim, bias=False)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=False)
+        self.attention = config.attention
         self.gate_width = min(32, config.n_embd)  # a gate per head needs only a glance at the input
         gated = has_value_embedding(layer, config.n_layer)
         self.ve_gate = nn.Linear(self.gate_width, self.n_kv_head, bias=False) if gated else None
@@ -148,19 +191,11 @@ class CausalSelfAttention(nn.Module):
         if ve is not None:  # the token's own value, as much of it as the gate lets through
             gate = 2 * torch.sigmoid(self.ve_gate(x[..., : self.gate_width]))
             v = v + gate.unsqueeze(-1) * ve.view(B, T, self.n_kv_head, self.head_dim)
+        dtype = q.dtype  # what autocast made of it
         q = norm(apply_rotary(q, *cos_sin))
         k = norm(apply_rotary(k, *cos_sin))
-        y = attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask)
-        return self.c_proj(y.transpose(1, 2).reshape(B, T, C))
-
-
-def attend(q, k, v, mask):
-    """Causal attention over (B, H, T, D); `mask` is None where the window is the whole context."""
-    groups = q.size(1) // k.size(1)
-    if groups > 1:  # repeated rather than enable_gqa, which not every kernel takes together with a mask
-        k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
-    v = v.to(q.dtype)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+        y = attend(q.to(dtype), k.to(dtype), v.to(dtype), mask, self.attention)
+        return self.c_proj(y.reshape(B, T, C))
 
 
 class MLP(nn.Module):
@@ -206,8 +241,13 @@ class GPT(nn.Module):
         cos, sin = self._precompute_rotary_embeddings(config.sequence_len, head_dim)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
-        for window in sorted(set(self.windows) - {config.sequence_len}):
-            self.register_buffer(f"mask_{window}", window_mask(config.sequence_len, window), persistent=False)
+        self.masks = {}
+        self.add_masks(config.sequence_len)
+
+    def add_masks(self, seq_len):
+        """Make the masks for inputs of `seq_len` tokens; forward has those for the whole context."""
+        for window in set(self.windows):
+            self.masks[seq_len, window] = window_mask(self.config.attention, seq_len, window, DEVICE)
 
     @torch.no_grad()
     def init_weights(self):
@@ -248,11 +288,6 @@ class GPT(nn.Module):
         windows = [sizes[pattern[layer % len(pattern)]] for layer in range(config.n_layer)]
         return [*windows[:-1], config.sequence_len]
 
-    def _mask(self, layer, seq_len):
-        if self.windows[layer] >= seq_len:
-            return None
-        return getattr(self, f"mask_{self.windows[layer]}")[:seq_len, :seq_len]
-
     def estimate_flops(self):
         """Per token, forward and backward: 6 for each weight that multiplies, 12 for each key and channel."""
         looked_up = {self.transformer.wte, *self.value_embeds.values()}
@@ -290,7 +325,7 @@ class GPT(nn.Module):
         for layer, block in enumerate(self.transformer.h):
             x = self.resid_lambdas[layer] * x + self.x0_lambdas[layer] * x0
             ve = self.value_embeds[str(layer)](idx) if str(layer) in self.value_embeds else None
-            x = block(x, ve, cos_sin, self._mask(layer, T))
+            x = block(x, ve, cos_sin, self.masks[T, self.windows[layer]])
         x = norm(x)
 
         softcap = 15
@@ -340,7 +375,7 @@ def orthogonalize(stack, steps):
     return X.mT if tall else X
 
 
-@compiled
+@compiled_on_cuda
 def adamw_update(p, grad, mean, square, step, lr, beta1, beta2, eps, decay):
     p.mul_(1 - lr * decay)
     mean.mul_(beta1).add_(grad * (1 - beta1))
@@ -349,7 +384,7 @@ def adamw_update(p, grad, mean, square, step, lr, beta1, beta2, eps, decay):
     p.sub_(lr / (1 - beta1**step) * mean / spread)
 
 
-@compiled
+@compiled_on_cuda
 def muon_update(stack, grads, momentum, energy_mean, lr, mu, beta2, decay, ns_steps, dim):
     """Move a stack of matrices of one shape.
 
@@ -390,9 +425,8 @@ class MuonAdamW(torch.optim.Optimizer):
         if not state:
             state.update(step=0, mean=torch.zeros_like(p), square=torch.zeros_like(p))
         state["step"] += 1
-        # Tensors on the CPU, so that a changed value is no reason to compile again.
         hyper = (state["step"], group["lr"], *group["betas"], group["eps"], group["weight_decay"])
-        adamw_update(p, p.grad, state["mean"], state["square"], *map(torch.tensor, map(float, hyper)))
+        adamw_update(p, p.grad, state["mean"], state["square"], *map(scalar, hyper))
 
     def _step_muon(self, group):
         params = group["params"]
@@ -405,7 +439,7 @@ class MuonAdamW(torch.optim.Optimizer):
             state["energy_mean"] = torch.zeros_like(stack.mean(dim, keepdim=True))
         lr = group["lr"] * max(1.0, rows / columns) ** 0.5
         hyper = (lr, group["momentum"], group["beta2"], group["weight_decay"])
-        hyper = map(torch.tensor, map(float, hyper))
+        hyper = map(scalar, hyper)
         muon_update(stack, grads, state["momentum"], state["energy_mean"], *hyper, group["ns_steps"], dim)
         torch._foreach_copy_(params, list(stack.unbind()))  # one launch for all of them
 
@@ -447,120 +481,54 @@ def split_batch():
     return rows, TOTAL_BATCH_SIZE // (rows * MAX_SEQ_LEN)
 
 
-def fail(reason):
-    print(f"\n{reason}\nFAIL", flush=True)
-    sys.exit(1)
+def autocast():
+    return torch.autocast(DEVICE, dtype=torch.bfloat16, enabled=AUTOCAST)
 
 
-def synchronize():
-    if ON_CUDA:
-        torch.cuda.synchronize()
-    elif DEVICE == "mps":
-        torch.mps.synchronize()
-
-
-def peak_memory_mb():
-    """Of the GPU on CUDA; elsewhere the resident memory of this process."""
-    if ON_CUDA:
-        return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-
-
-def run():
-    started = time.perf_counter()
+def build(attention=ATTENTION):
+    """A new model, on the CPU so that a seed gives the same weights on every device."""
     torch.manual_seed(SEED)
+    model = GPT(replace(build_model_config(DEPTH), attention=attention))
+    model.init_weights()
+    return model
+
+
+def train(run):
+    """Train a new model until the run's budget is spent."""
     torch.set_float32_matmul_precision("high")
-    autocast = torch.autocast(DEVICE, dtype=torch.bfloat16, enabled=AUTOCAST)
-
     rows, passes = split_batch()
-    loader = make_dataloader("train", rows, MAX_SEQ_LEN, SEED, DEVICE)
-    config = build_model_config(DEPTH)
-    print(f"Model: {asdict(config)}")
-    model = GPT(config)
-    model.init_weights()  # on the CPU, so that a seed gives the same weights on every device
-    model = model.to(DEVICE)
-    num_params = sum(p.numel() for p in model.parameters())
-    flops_per_step = model.estimate_flops() * TOTAL_BATCH_SIZE
-    peak = peak_flops()
+    model = build().to(DEVICE)
     optimizer = model.setup_optimizer()
-    model = torch.compile(model, dynamic=False) if ON_CUDA else model
-    print(f"Parameters: {num_params:,}; device: {DEVICE}; budget: {TIME_BUDGET:g} s; passes a step: {passes}")
-
-    step, training_time, smooth_loss = 0, 0.0, 0.0
+    call = torch.compile(model, dynamic=False) if COMPILE else model
+    loader = make_dataloader("train", rows, MAX_SEQ_LEN, SEED, DEVICE)
     x, y, epoch = next(loader)
-    while True:
-        synchronize()
-        t0 = time.perf_counter()
+    run.begin(model, tokens_per_step=TOTAL_BATCH_SIZE, untimed_steps=UNTIMED_STEPS)
+    while run.goes_on():
         for _ in range(passes):
-            with autocast:
-                loss = model(x, y)
+            with autocast():
+                loss = call(x, y)
             (loss / passes).backward()
             x, y, epoch = next(loader)  # read ahead while the GPU works
 
-        # A run bounded in steps is scheduled by steps, and so can be repeated exactly.
-        progress = max(training_time / TIME_BUDGET, step / MAX_STEPS if MAX_STEPS else 0.0)
-        lrm = get_lr_multiplier(progress)
+        lrm = get_lr_multiplier(run.progress)
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * lrm
             if group["kind"] == "muon":
-                group["momentum"] = get_muon_momentum(step)
-                group["weight_decay"] = get_weight_decay(progress)
+                group["momentum"] = get_muon_momentum(run.step)
+                group["weight_decay"] = get_weight_decay(run.progress)
         optimizer.step()
-        model.zero_grad(set_to_none=True)
-
-        train_loss = loss.item()
-        if math.isnan(train_loss) or train_loss > 100:
-            fail(f"the loss is {train_loss} at step {step}")
-        synchronize()
-        dt = time.perf_counter() - t0
-        step += 1
-        if step > UNTIMED_STEPS:
-            training_time += dt
-
-        smooth_loss = 0.9 * smooth_loss + 0.1 * train_loss
-        mfu = 100 * flops_per_step / dt / peak if peak else 0.0
-        tok_per_sec = int(TOTAL_BATCH_SIZE / dt)
-        remaining = max(0.0, TIME_BUDGET - training_time)
-        print(
-            f"\rstep {step - 1:05d} ({100 * progress:.1f}%) | loss: {smooth_loss / (1 - 0.9**step):.6f} | "
-            f"lrm: {lrm:.2f} | dt: {dt * 1000:.0f}ms | tok/sec: {tok_per_sec:,} | mfu: {mfu:.1f}% | "
-            f"epoch: {epoch} | remaining: {remaining:.0f}s    ",
-            end="",
-            flush=True,
-        )
-        if step == 1:  # a collection in mid-run would stall the GPU, and there is little to collect
-            gc.collect()
-            gc.freeze()
-            gc.disable()
-        if training_time >= TIME_BUDGET or step == MAX_STEPS:
-            break
-    print()
-
-    model.eval()
-    with autocast:
-        val_bpb = evaluate_bpb(model, rows)
-    if math.isnan(val_bpb):
-        fail("val_bpb is nan")
-    timed = (step - UNTIMED_STEPS) * flops_per_step
-    mfu = 100 * timed / training_time / peak if peak and training_time else 0.0
-    print("---")
-    print(f"val_bpb:          {val_bpb:.6f}")
-    print(f"training_seconds: {training_time:.1f}")
-    print(f"total_seconds:    {time.perf_counter() - started:.1f}")
-    print(f"peak_vram_mb:     {peak_memory_mb():.1f}")
-    print(f"mfu_percent:      {mfu:.2f}")
-    print(f"total_tokens_M:   {step * TOTAL_BATCH_SIZE / 1e6:.1f}")
-    print(f"num_steps:        {step}")
-    print(f"num_params_M:     {num_params / 1e6:.1f}")
-    print(f"depth:            {DEPTH}")
-
-
-def main():
-    try:
-        run()
-    except torch.OutOfMemoryError as error:
-        fail(f"out of memory: lower DEVICE_BATCH_SIZE={DEVICE_BATCH_SIZE}, or the model ({error})")
+        optimizer.zero_grad(set_to_none=True)
+        run.record(loss.item(), lr_multiplier=lrm, epoch=epoch)  # item() alone waits for the device
+    return model
 
 
 if __name__ == "__main__":
-    main()
+    harness.main(
+        build,
+        train,
+        autocast=autocast,
+        compiled=COMPILE,
+        rows=split_batch()[0],
+        eval_rows=EVAL_BATCH_SIZE,
+        tokens_per_step=TOTAL_BATCH_SIZE,
+    )

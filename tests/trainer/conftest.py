@@ -22,7 +22,7 @@ def make_workspace(tmp_path_factory):
 
     def make():
         folder = tmp_path_factory.mktemp("workspace")
-        for name in ("prepare.py", "train.py"):
+        for name in ("prepare.py", "harness.py", "train.py"):
             shutil.copy(TRAINER / name, folder)
         return folder
 
@@ -73,7 +73,7 @@ def train(make_workspace, cache):
         module.torch.set_num_threads(1)  # as in run_script
         yield module
         module.torch.set_num_threads(threads)
-    del sys.modules["prepare"], sys.modules["train"]
+    del sys.modules["prepare"], sys.modules["harness"], sys.modules["train"]
 
 
 @pytest.fixture(scope="session")
