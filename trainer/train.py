@@ -522,7 +522,7 @@ def train(run):
     return model
 
 
-if __name__ == "__main__":
+def main():
     harness.main(
         build,
         train,
@@ -532,3 +532,7 @@ if __name__ == "__main__":
         eval_rows=EVAL_BATCH_SIZE,
         tokens_per_step=TOTAL_BATCH_SIZE,
     )
+
+
+if __name__ == "__main__":
+    main()
