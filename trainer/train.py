@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+from torch.optim.adamw import adamw
 
 # isort: split
 from prepare import DEVICE, MAX_SEQ_LEN, PROFILE, SEED, VOCAB_SIZE, make_dataloader, on
@@ -376,15 +377,6 @@ def orthogonalize(stack, steps):
 
 
 @compiled_on_cuda
-def adamw_update(p, grad, mean, square, step, lr, beta1, beta2, eps, decay):
-    p.mul_(1 - lr * decay)
-    mean.mul_(beta1).add_(grad * (1 - beta1))
-    square.mul_(beta2).add_(grad.square() * (1 - beta2))
-    spread = (square / (1 - beta2**step)).sqrt() + eps
-    p.sub_(lr / (1 - beta1**step) * mean / spread)
-
-
-@compiled_on_cuda
 def muon_update(stack, grads, momentum, energy_mean, lr, mu, beta2, decay, ns_steps, dim):
     """Move a stack of matrices of one shape.
 
@@ -415,18 +407,32 @@ class MuonAdamW(torch.optim.Optimizer):
     def step(self):
         for group in self.param_groups:
             if group["kind"] == "adamw":
-                for p in group["params"]:
-                    self._step_adamw(p, group)
+                self._step_adamw(group)
             else:
                 self._step_muon(group)
 
-    def _step_adamw(self, p, group):
-        state = self.state[p]
-        if not state:
-            state.update(step=0, mean=torch.zeros_like(p), square=torch.zeros_like(p))
-        state["step"] += 1
-        hyper = (state["step"], group["lr"], *group["betas"], group["eps"], group["weight_decay"])
-        adamw_update(p, p.grad, state["mean"], state["square"], *map(scalar, hyper))
+    def _step_adamw(self, group):
+        params, states = group["params"], [self.state[p] for p in group["params"]]
+        for p, state in zip(params, states, strict=True):
+            if not state:
+                state.update(step=p.new_zeros((), dtype=torch.float32))
+                state.update(mean=torch.zeros_like(p), square=torch.zeros_like(p))
+        adamw(  # torch's kernel, one launch for the group
+            params,
+            [p.grad for p in params],
+            [state["mean"] for state in states],
+            [state["square"] for state in states],
+            [],
+            [state["step"] for state in states],
+            fused=True,
+            amsgrad=False,
+            maximize=False,
+            lr=group["lr"],
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            eps=group["eps"],
+            weight_decay=group["weight_decay"],
+        )
 
     def _step_muon(self, group):
         params = group["params"]
