@@ -509,6 +509,8 @@ def train(run):
     loader = make_dataloader("train", rows, MAX_SEQ_LEN, SEED, DEVICE)
     x, y, epoch = next(loader)
     run.begin(model, tokens_per_step=TOTAL_BATCH_SIZE, untimed_steps=UNTIMED_STEPS)
+    if COMPILE:
+        print("Compiling: a minute for a model of a new shape, seconds for one seen before", flush=True)
     while run.goes_on():
         for _ in range(passes):
             with autocast():
