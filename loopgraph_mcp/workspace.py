@@ -27,7 +27,7 @@ _MAX_FILES = 20_000
 _SKIPPED_DIRS = frozenset({".git", ".hg", ".venv", "venv", "node_modules", "__pycache__", ".loopgraph"})
 _GIT_TIMEOUT_S = 20
 MAX_BUDGET_S = 7 * 86_400
-_TRAINER_FILES = ("train.py", "harness.py", "prepare.py", "program.md", CONFIG_NAME)
+_TRAINER_FILES = ("train.py", "harness.py", "prepare.py", "climbmix.py", "program.md", CONFIG_NAME)
 
 
 class _Declared(BaseModel):

@@ -159,7 +159,8 @@ def test_a_new_workspace_holds_the_bundled_trainer(tmp_path: Path) -> None:
     assert where.budget_s == 30
     assert "prepare.py" in where.protected
     names = {path.name for path in where.path.iterdir()}
-    assert {"train.py", "harness.py", "prepare.py", "program.md", "loopgraph.toml", ".gitignore"} == names
+    trainer = {"train.py", "harness.py", "prepare.py", "climbmix.py", "program.md", "loopgraph.toml"}
+    assert trainer | {".gitignore"} == names
     again, new = create_workspace(where.path, bundled("trainer"), budget_s=None)
     assert not new
     assert again == where

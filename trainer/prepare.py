@@ -1,11 +1,14 @@
 """The fixed half of the workspace: corpus, tokenizer, dataloader and metric. Agents do not edit it.
 
     python prepare.py                  prepare the default corpus, the Python source on this machine
-    python prepare.py --corpus PATH    use a file or a folder of .txt, .md, .py or .jsonl ("text") instead
+    python prepare.py --corpus PATH    use a file or a folder of .txt, .md, .py, .jsonl or .parquet instead
+    python prepare.py --corpus climbmix --shards 10
+                                       use web text: shards of karpathy/climbmix-400b-shuffle, downloaded once
     python prepare.py --force          prepare again from what the source holds now
 
-Needs no network. Token files go to the cache, one folder per content hash; `corpus.json`, beside this file,
-says which of them is this workspace's.
+A line of .jsonl and a row of .parquet is a document; its text stands under "text". Only climbmix needs a network,
+and that once. Token files go to the cache, one folder per content hash; `corpus.json`, beside this file, says which
+of them is this workspace's.
 """
 
 import argparse
@@ -21,7 +24,8 @@ import sys
 import sysconfig
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, deque
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,7 +99,7 @@ MANIFEST = Path(__file__).with_name("corpus.json")
 CORPORA = CACHE / "corpora"
 TOKENIZER_SAMPLE_BYTES = 64 * 2**20  # more text hardly moves the merges and costs minutes
 LONE_FILE_BLOCK = 2**14  # bytes; a corpus of one text file is cut into these, or it could not be split
-SUFFIXES = (".jsonl", ".md", ".py", ".txt")
+SUFFIXES = (".jsonl", ".md", ".parquet", ".py", ".txt")
 
 # The standard library's tests are two thirds of its text, and much of that is tables, generated cases and
 # files broken on purpose; `encodings` is one table a hundred times over, which would leak across the split.
@@ -105,6 +109,14 @@ SMOKE_FOLDERS = ("asyncio", "email")  # enough to train on for ten steps
 
 # ----------------------------------------------------------------------------------------------------------
 # Corpus: files, then documents, then one stream of tokens per split
+
+CLIMBMIX = "climbmix"  # as --corpus and in the manifest; a folder of that name is ./climbmix
+CLIMBMIX_URL = "https://huggingface.co/datasets/karpathy/climbmix-400b-shuffle"  # a mirror's shards are these too
+MAX_SHARDS = 6542  # to train on; one more is pinned as the held-out text
+DEFAULT_SHARDS = 10
+PARQUET_BATCH = 1024  # rows
+ENCODED_AHEAD = 4  # batches of 256 documents: two are encoded, on all cores, while others are read and written
+PROGRESS_EVERY_S = 10
 
 
 def python_source():
@@ -124,10 +136,65 @@ def python_source():
                 yield f"{label}/{name.as_posix()}", path
 
 
-def list_files(source):
-    """Sorted (name, path) of a corpus; `source` is None for the default, else a file or a folder."""
+def climbmix_files(shards):
+    """(name, path) of the pinned validation shard, then of the training shards; downloads what is missing.
+
+    The validation shard comes first: a document that is repeated elsewhere stays held out. No file in a folder can
+    have such a name, so the same shards given as a path are another corpus, with another split.
+    """
+    try:
+        import climbmix  # noqa: PLC0415 - no other corpus takes its packages
+    except ModuleNotFoundError as error:
+        stop_for_package(error.name, "--corpus climbmix")
+    hub = climbmix.Hub(
+        endpoint=os.environ.get("HF_ENDPOINT", "").strip() or climbmix.ENDPOINT,
+        token=os.environ.get("HF_TOKEN", "").strip() or None,
+    )
+    try:
+        with progress("Download") as show:
+            paths = climbmix.fetch(CACHE / CLIMBMIX, shards, hub=hub, show=show)
+    except climbmix.DownloadError as error:
+        stop(error)
+    return [(f"{CLIMBMIX_URL}/{path.name}", path) for path in paths]
+
+
+def stop_for_package(package, wanted_by):
+    stop(f"{wanted_by} takes the package {package}, which is missing: pip install 'loopgraph-mcp[data]'")
+
+
+@contextlib.contextmanager
+def progress(label):
+    """Yield show(done, total), in bytes: a bar on a terminal, else a line about every ten seconds."""
+    try:
+        from rich import progress as rich  # noqa: PLC0415 - the trainer runs without it
+    except ImportError:
+        rich = None
+    if rich and sys.stdout.isatty():
+        numbers = (rich.TaskProgressColumn(), rich.DownloadColumn(), rich.TransferSpeedColumn())
+        with rich.Progress(label, rich.BarColumn(), *numbers, rich.TimeRemainingColumn()) as bar:
+            task = bar.add_task(label, total=None, visible=False)  # often there is nothing to do
+            yield lambda done, total: bar.update(task, completed=done, total=total, visible=True)
+        return
+    first, began, shown = None, time.perf_counter(), time.perf_counter()
+
+    def show(done, total):
+        nonlocal first, shown
+        first = done if first is None else first  # what an earlier process did is not this one's speed
+        now = time.perf_counter()
+        if total and done > first and now - shown >= PROGRESS_EVERY_S:
+            shown, rate = now, (done - first) / (now - began)
+            pace = f"{rate / 1e6:.1f} MB/s, {max(total - done, 0) / rate:.0f} s left"
+            print(f"{label}: {done / 1e6:,.0f} of {total / 1e6:,.0f} MB ({done / total:.0%}), {pace}", flush=True)
+
+    yield show
+
+
+def list_files(source, shards=None):
+    """(name, path) of a corpus, sorted; `source` is None for the default, else climbmix, a file or a folder."""
     if source is None:
         return sorted(python_source())
+    if source == CLIMBMIX:
+        return climbmix_files(shards)
     source = Path(source)
     if source.is_file():
         return [(source.name, source)]
@@ -149,9 +216,46 @@ def content_hash(files):
     return total.hexdigest()
 
 
+@contextlib.contextmanager
+def parquet_file(path):
+    """Open a parquet file that holds a column of text; whatever is wrong with it ends the program by name."""
+    try:
+        import pyarrow as pa  # noqa: PLC0415 - no other format takes it
+        from pyarrow import parquet  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        stop_for_package(error.name, path)
+    try:
+        with parquet.ParquetFile(path) as file:
+            types = {field.name: field.type for field in file.schema_arrow}
+            kind = types.get("text", pa.null())
+            if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
+                held = ", ".join(f"{column} ({type_})" for column, type_ in types.items())
+                stop(f"{path}: needs a column text of strings, and holds {held}; rename or convert the one you mean")
+            yield file
+    except (pa.ArrowException, OSError) as error:
+        stop(f"{path}: cannot be read as parquet ({str(error).partition(chr(10))[0]}); get it anew or take it out")
+
+
+def text_size(path):
+    """About how many bytes of text a file holds, for the progress shown."""
+    if path.suffix != ".parquet":
+        return path.stat().st_size
+    with parquet_file(path) as file:
+        groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
+        columns = [group.column(number) for group in groups for number in range(group.num_columns)]
+        return sum(column.total_uncompressed_size for column in columns if column.path_in_schema == "text")
+
+
 def split_file(name, path, *, lone):
-    """Yield (key, bytes or None) of a file's documents: the lines of .jsonl, else the file as it is."""
-    if path.suffix == ".jsonl":
+    """Yield (key, bytes or None) of a file's documents: lines of .jsonl, rows of .parquet, else it as it is."""
+    if path.suffix == ".parquet":
+        with parquet_file(path) as file:
+            row = 0
+            for batch in file.iter_batches(batch_size=PARQUET_BATCH, columns=["text"]):
+                for data in batch.column(0).cast("large_binary").to_pylist():  # strings may hold what is not UTF-8
+                    yield f"{name}:{row}", data or b""
+                    row += 1
+    elif path.suffix == ".jsonl":
         with path.open("rb") as file:
             for number, line in enumerate(file):
                 try:
@@ -178,7 +282,7 @@ def read_documents(files, left_out):
             if data is None:
                 left_out["lines without JSON text"] += 1
                 continue
-            digest = hashlib.sha256(data).digest()
+            digest = int.from_bytes(hashlib.sha256(data).digest()[:8], "big")  # big corpora have millions of these
             if not data or digest in seen:
                 left_out["empty or repeated"] += 1
                 continue
@@ -195,11 +299,27 @@ def split_rank(key):
 
 
 def val_limit(files):
-    """The rank up to which a document is held out: VAL_FRACTION, or more if that held out none."""
-    ranks = sorted(split_rank(key) for key, _ in read_documents(files, Counter()))
-    if len(ranks) < 2:
+    """The rank up to which a document is held out: VAL_FRACTION, or more if that held out none.
+
+    None for climbmix, whose validation shard is the held-out text. Reads no further than to the first document
+    below VAL_FRACTION, or to the end where there is none.
+    """
+    if files[0][0].startswith(CLIMBMIX_URL):
+        return None
+    lowest = []
+    for key, _ in read_documents(files, Counter()):
+        lowest = sorted([*lowest, split_rank(key)])[:2]
+        if len(lowest) == 2 and lowest[0] <= VAL_FRACTION:
+            break
+    if len(lowest) < 2:
         stop("the corpus holds fewer than two documents, so none can be held out; add files or lines to it")
-    return max(VAL_FRACTION, ranks[0])
+    return max(VAL_FRACTION, lowest[0])
+
+
+def is_held_out(key, limit):
+    if limit is None:
+        return key.startswith(f"{CLIMBMIX_URL}/shard_{MAX_SHARDS:05}.")
+    return split_rank(key) <= limit
 
 
 # ----------------------------------------------------------------------------------------------------------
@@ -299,25 +419,44 @@ def encode_splits(files, limit, tokenizer, folder):
     token_bytes = tokenizer.token_bytes()
     left_out, counts = Counter(), Counter()
     pending = {split: [] for split in SPLITS}
-    with (folder / "train.bin").open("wb") as train, (folder / "val.bin").open("wb") as val:
+    ahead = deque()  # (split, encodings to come), in order
+    encode = functools.partial(tokenizer.bpe.encode_batch_fast, add_special_tokens=False)
+    total = sum(text_size(path) for _, path in files)
+    with contextlib.ExitStack() as stack:
+        out = {split: stack.enter_context((folder / f"{split}.bin").open("wb")) for split in SPLITS}
+        encoders = ThreadPoolExecutor(ENCODED_AHEAD // 2)
+        stack.callback(encoders.shutdown, cancel_futures=True)  # at Ctrl-C, what waits is not worth waiting for
+        show = stack.enter_context(progress("Encoding"))
+        show(0, total)
 
-        def flush(split, out):
-            for encoding in tokenizer.bpe.encode_batch_fast(pending[split], add_special_tokens=False):
-                ids = np.array([BOS_ID, *encoding.ids], dtype=np.uint16)
-                out.write(ids.tobytes())
+        def flush(split):
+            counts[f"{split}_tokens"] += 0
+            ahead.append((split, encoders.submit(encode, pending[split])))
+            pending[split] = []
+
+        def write():
+            split, encodings = ahead.popleft()
+            for encoding in encodings.result():
+                ids = np.fromiter((BOS_ID, *encoding.ids), dtype=np.uint16)
+                out[split].write(ids.tobytes())
                 counts[f"{split}_tokens"] += len(ids)
                 counts["covered"] += int(token_bytes[ids].sum())
-            pending[split].clear()
+            show(counts["train_bytes"] + counts["val_bytes"], total)
 
         for key, text in read_documents(files, left_out):
-            split, out = ("val", val) if split_rank(key) <= limit else ("train", train)
+            split = "val" if is_held_out(key, limit) else "train"
             counts["documents"] += 1
             counts[f"{split}_bytes"] += len(text.encode())
             pending[split].append(text)
             if len(pending[split]) == 256:
-                flush(split, out)
-        flush("train", train)
-        flush("val", val)
+                flush(split)
+            if len(ahead) > ENCODED_AHEAD:
+                write()
+        flush("train")
+        flush("val")
+        while ahead:
+            write()
+        show(total, total)
     if counts.pop("covered") != counts["train_bytes"] + counts["val_bytes"]:
         raise AssertionError("the tokens do not stand for the corpus's bytes, so the metric would lie")
     return dict(counts) | {"left_out": dict(left_out)}
@@ -332,15 +471,20 @@ def write_corpus(files, source, digest, folder):
     def sample():
         room = TOKENIZER_SAMPLE_BYTES
         for key, text in read_documents(files, Counter()):
-            if split_rank(key) > limit and room > 0:
+            if not is_held_out(key, limit):
                 room -= len(text)
                 yield text
+            if room <= 0:
+                return
 
     tokenizer = Tokenizer.train(sample())
     print(f"Corpus: encoding, {time.perf_counter() - started:.1f} s so far", flush=True)
     name = Path(source).name if source else f"python-{sys.version_info.major}.{sys.version_info.minor}"
     manifest = {"format": FORMAT, "name": name, "hash": digest, "profile": PROFILE, "vocab_size": VOCAB_SIZE}
-    manifest |= {"source": source, "files": len(files)} | encode_splits(files, limit, tokenizer, folder)
+    manifest |= {"source": source, "files": len(files)}
+    if source == CLIMBMIX:
+        manifest |= {"shards": len(files) - 1, "url": CLIMBMIX_URL}
+    manifest |= encode_splits(files, limit, tokenizer, folder)
     for split in SPLITS:
         if (found := manifest[f"{split}_tokens"]) <= MAX_SEQ_LEN:
             stop(f"{found} tokens for {split} do not fill a window of {MAX_SEQ_LEN}; take a larger corpus")
@@ -403,7 +547,7 @@ def open_corpus():
     if known and is_ready(known):
         return Corpus.open(known)
     source = known and known["source"]
-    files = list_files(source)
+    files = list_files(source, known and known.get("shards"))
     digest = content_hash(files)
     if known and is_for_this_profile(known) and known["hash"] != digest:
         stop(
@@ -512,19 +656,40 @@ def evaluate_bpb(model, batch_size):
 # ----------------------------------------------------------------------------------------------------------
 
 
+def wanted_source(args, known):
+    """(source, shards or None) that the command line asks for; what it leaves open is as in the manifest."""
+    source = known and known["source"]
+    if args.corpus:
+        source = CLIMBMIX if args.corpus == CLIMBMIX else str(Path(args.corpus).resolve())
+    if source != CLIMBMIX:
+        return (source, None) if args.shards is None else stop("--shards goes with --corpus climbmix")
+    kept = known["shards"] if known and known["source"] == CLIMBMIX and not args.corpus else DEFAULT_SHARDS
+    shards = kept if args.shards is None else args.shards
+    return (source, shards) if 1 <= shards <= MAX_SHARDS else stop(f"--shards {shards}: takes 1 to {MAX_SHARDS}")
+
+
 def main():
     parser = argparse.ArgumentParser(description="Prepare the corpus and tokenizer that train.py reads.")
-    parser.add_argument("--corpus", metavar="PATH", help="a file or a folder of .txt, .md, .py or .jsonl")
+    parser.add_argument(
+        "--corpus", metavar="PATH", help="climbmix, or a file or folder of .txt, .md, .py, .jsonl or .parquet"
+    )
+    parser.add_argument(
+        "--shards",
+        metavar="N",
+        type=int,
+        help=f"of climbmix to train on, 1 to {MAX_SHARDS}, {DEFAULT_SHARDS} unless set",
+    )
     parser.add_argument("--force", action="store_true", help="prepare again from what the source holds now")
     args = parser.parse_args()
     known = read_manifest(MANIFEST)
-    source = str(Path(args.corpus).resolve()) if args.corpus else (known and known["source"])
-    if not args.force and known and known["source"] == source and is_ready(known):
+    source, shards = wanted_source(args, known)
+    same = known and (known["source"], known.get("shards")) == (source, shards)
+    if not args.force and same and is_ready(known):
         manifest = known
         print("Already prepared")
     else:
         print(f"Reading {source or 'the Python source on this machine'}", flush=True)
-        files = list_files(source)
+        files = list_files(source, shards)
         digest = content_hash(files)
         if args.force:
             shutil.rmtree(CORPORA / digest, ignore_errors=True)
@@ -541,4 +706,8 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("prepare.py: interrupted; run it again to go on", file=sys.stderr)
+        raise SystemExit(130) from None

@@ -22,7 +22,7 @@ def make_workspace(tmp_path_factory):
 
     def make():
         folder = tmp_path_factory.mktemp("workspace")
-        for name in ("prepare.py", "harness.py", "train.py"):
+        for name in ("climbmix.py", "prepare.py", "harness.py", "train.py"):
             shutil.copy(TRAINER / name, folder)
         return folder
 
@@ -84,6 +84,7 @@ def prepare(train):
 @pytest.fixture
 def fresh(prepare, tmp_path, monkeypatch):
     """prepare.py with an empty cache and no corpus.json; returns a function that runs its command line."""
+    monkeypatch.setattr(prepare, "CACHE", tmp_path / "cache")
     monkeypatch.setattr(prepare, "CORPORA", tmp_path / "cache" / "corpora")
     monkeypatch.setattr(prepare, "MANIFEST", tmp_path / "corpus.json")
     prepare.open_corpus.cache_clear()

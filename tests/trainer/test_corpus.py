@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections import Counter
 
 import pytest
 
@@ -92,6 +93,85 @@ def test_jsonl_gives_a_document_a_line(fresh, prepare, tmp_path):
     assert corpus.manifest["documents"] == 50
     both = documents(prepare, corpus, "train") | documents(prepare, corpus, "val")
     assert both == {f"Dokument {number} über Ä " * 20 for number in range(50)}
+
+
+@pytest.fixture
+def write_parquet():
+    pa = pytest.importorskip("pyarrow", reason="parquet is read through pyarrow")
+    pq = pytest.importorskip("pyarrow.parquet")
+
+    def write(path, **columns):
+        pq.write_table(pa.table({name: pa.array(*column) for name, column in columns.items()}), path, row_group_size=7)
+
+    return write
+
+
+@pytest.mark.parametrize("kind", ["string", "large_string"])
+def test_parquet_gives_a_document_a_row(fresh, prepare, tmp_path, write_parquet, kind):
+    texts = [f"Dokument {number} über Ä " * 20 for number in range(50)]
+    path = tmp_path / "corpus.parquet"
+    write_parquet(path, row=[range(52)], text=[[*texts, None, texts[0]], kind])
+    corpus = fresh("--corpus", path)
+    assert corpus.manifest["left_out"] == {"empty or repeated": 2}
+    both = documents(prepare, corpus, "train") | documents(prepare, corpus, "val")
+    assert both == set(texts)
+    keys = [key for key, _ in prepare.read_documents([("corpus.parquet", path)], Counter())]
+    assert keys == [f"corpus.parquet:{row}" for row in range(50)]
+
+
+def test_parquet_in_a_folder_joins_the_other_files(fresh, texts, write_parquet):
+    write_parquet(texts / "more.parquet", text=[[f"Reihe {row} " * 30 for row in range(10)]])
+    manifest = fresh("--corpus", texts).manifest
+    assert (manifest["files"], manifest["documents"]) == (61, 70)
+
+
+def test_a_parquet_row_that_is_not_utf_8_is_left_out(fresh, texts, write_parquet):
+    pa = pytest.importorskip("pyarrow")
+    rows = pa.array([b"\xff\xfe", b"gut " * 9]).view(pa.string())
+    write_parquet(texts / "more.parquet", text=[rows])
+    manifest = fresh("--corpus", texts).manifest
+    assert manifest["left_out"] == {"not UTF-8": 1}
+    assert manifest["documents"] == 61
+
+
+def test_parquet_without_a_column_of_text_is_refused_with_those_it_has(fresh, tmp_path, write_parquet, capsys):
+    write_parquet(tmp_path / "a.parquet", text=[range(5)], content=[["a"] * 5])
+    with pytest.raises(SystemExit) as stopped:
+        fresh("--corpus", tmp_path)
+    assert stopped.value.code == 2
+    said = capsys.readouterr().err
+    assert f"{tmp_path}/a.parquet: needs a column text of strings, and holds text (int64), content (string)" in said
+
+
+@pytest.mark.parametrize("keep", [slice(0, 0), slice(0, -5), slice(40, None)], ids=["empty", "no end", "no start"])
+def test_broken_parquet_is_refused_by_name(fresh, tmp_path, write_parquet, capsys, keep):
+    path = tmp_path / "a.parquet"
+    write_parquet(path, text=[[f"Reihe {row} " * 30 for row in range(30)]])
+    path.write_bytes(path.read_bytes()[keep])
+    with pytest.raises(SystemExit) as stopped:
+        fresh("--corpus", path)
+    assert stopped.value.code == 2
+    said = capsys.readouterr().err
+    assert f"{path}: cannot be read as parquet" in said
+    assert said.count("\n") == 1
+
+
+def test_the_split_is_found_without_reading_all_of_a_big_corpus(prepare, texts):
+    files = prepare.list_files(texts)
+    assert prepare.val_limit([*files, ("zz.txt", texts / "absent.txt")]) == prepare.VAL_FRACTION
+
+
+def test_the_document_of_lowest_rank_is_held_out_where_none_is_below_the_fraction(prepare, texts):
+    files = [(name, path) for name, path in prepare.list_files(texts) if prepare.split_rank(name) > 0.2]
+    assert prepare.val_limit(files) == min(prepare.split_rank(name) for name, _ in files)
+
+
+def test_the_tokenizer_reads_no_more_than_its_sample(prepare, texts, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(prepare, "TOKENIZER_SAMPLE_BYTES", 3000)
+    files = [*prepare.list_files(texts), ("zz.txt", texts / "absent.txt")]
+    with pytest.raises(FileNotFoundError):
+        prepare.write_corpus(files, str(texts), "0" * 64, tmp_path)
+    assert "Corpus: encoding" in capsys.readouterr().out  # so the tokenizer was done before the end was missed
 
 
 def test_one_text_file_is_cut_into_documents_without_losing_a_byte(fresh, tmp_path):
