@@ -163,7 +163,9 @@ def create_workspace(directory: Path, trainer: Path, *, budget_s: float | None) 
     directory.mkdir(parents=True, exist_ok=True)
     for name in _TRAINER_FILES:
         shutil.copy2(trainer / name, directory / name)
-    (directory / ".gitignore").write_text("corpus.json\nmetrics.jsonl\nresults.tsv\nrun.log\nstate.pt\n__pycache__/\n", encoding="utf-8")
+    (directory / ".gitignore").write_text(
+        "corpus.json\nmetrics.jsonl\nresults.tsv\nrun.log\nstate.pt\n__pycache__/\n", encoding="utf-8"
+    )
     if budget_s is not None:
         config = directory / CONFIG_NAME
         text = re.sub(r"(?m)^budget_s = \S+", f"budget_s = {budget_s:g}", config.read_text(encoding="utf-8"))

@@ -201,7 +201,7 @@ def main() -> None:
     parser.add_argument("--profile", help="cuda, mps, cpu or smoke; otherwise that of the device at hand")
     parser.add_argument("--corpus", metavar="PATH", help="as prepare.py takes it; otherwise the Python source here")
     parser.add_argument(
-        "--adamw-lr", type=float, default=0.003, metavar="LR", help="of the AdamW (%(default)g); 0: none"
+        "--adamw-lr", type=float, default=0.008, metavar="LR", help="of the AdamW (%(default)g); 0: none"
     )
     parser.add_argument(
         "--upstream", type=Path, metavar="PATH", help="a checkout of karpathy/autoresearch to compare with"
