@@ -73,3 +73,14 @@ def test_every_module_is_in_its_layer_and_in_the_design() -> None:
     design = (ROOT / "docs" / "design.md").read_text()
     for name in " | ".join(layers).split(" | "):
         assert f"`{name}`" in design or f"`{name}/`" in design, name
+
+
+def test_the_trainers_page_names_its_options_settings_and_files() -> None:
+    page = (ROOT / "docs" / "trainer.md").read_text()
+    sources = {path.name: path.read_text() for path in (ROOT / "trainer").glob("*.py")}
+    assert set(re.findall(r"`(\w+\.py)`", page)) >= set(sources)
+    for option in re.findall(r'add_argument\(\s*"(--[\w-]+)"', sources["harness.py"]):
+        assert option in page
+    settings = set(re.findall(r'"(LOOPGRAPH_\w+)"', sources["prepare.py"]))
+    assert settings
+    assert settings <= set(re.findall(r"`(LOOPGRAPH_\w+)`", page))
