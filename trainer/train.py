@@ -372,7 +372,7 @@ def orthogonalize(stack, steps):
     X = X / (1.02 * X.norm(dim=(-2, -1), keepdim=True) + 1e-6)  # all singular values into [0, 1]
     for a, b, c in POLAR_EXPRESS[:steps]:
         A = X @ X.mT
-        X = a * X + (b * A + c * (A @ A)) @ X
+        X = torch.baddbmm(X, torch.baddbmm(A, A, A, beta=b, alpha=c), X, beta=a)
     return X.mT if tall else X
 
 
@@ -383,16 +383,16 @@ def muon_update(stack, grads, momentum, energy_mean, lr, mu, beta2, decay, ns_st
     Nesterov momentum is orthogonalized (Muon), evened out over its rows or columns at an unchanged norm
     (NorMuon, arXiv 2510.05491), and joined by decay only where both pull one way (arXiv 2510.12402).
     """
-    momentum.mul_(mu).add_(grads * (1 - mu))
-    update = orthogonalize(grads * (1 - mu) + momentum * mu, ns_steps).float()
+    momentum.lerp_(grads, 1 - mu)
+    update = orthogonalize(grads.lerp(momentum, mu), ns_steps).float()
     energy = update.square().mean(dim=dim, keepdim=True)
-    energy_mean.mul_(beta2).add_(energy * (1 - beta2))
+    energy_mean.lerp_(energy, 1 - beta2)
     scale = energy_mean.clamp_min(1e-10).rsqrt()
     before = energy.sum(dim=(-2, -1), keepdim=True)
     after = (energy * scale.square()).sum(dim=(-2, -1), keepdim=True)
-    update = update * scale * (before / after.clamp_min(1e-20)).sqrt()
+    update = update * (scale * (before / after.clamp_min(1e-20)).sqrt())
     agree = update * stack >= 0
-    stack.sub_(lr * update + lr * decay * stack * agree)
+    stack.mul_(1 - lr * decay * agree).sub_(lr * update)
 
 
 class MuonAdamW(torch.optim.Optimizer):
