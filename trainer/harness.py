@@ -12,6 +12,7 @@ os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # fewer
 
 import argparse
 import contextlib
+import ctypes
 import gc
 import json
 import math
@@ -34,6 +35,13 @@ from prepare import (
     evaluate_bpb,
     open_corpus,
 )
+
+if sys.platform == "linux":  # glibc would give large tensors back at every step and get zeroed pages for the next
+    with contextlib.suppress(AttributeError):  # on a CPU that is a tenth of the step; musl has no mallopt
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(-3, 2**25)  # M_MMAP_THRESHOLD, at its maximum
+        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+        mallopt(-2, 2**26)  # M_TOP_PAD
 
 METRICS = Path("metrics.jsonl")
 STATE = Path("state.pt")  # what was trained, until it is evaluated

@@ -35,7 +35,7 @@ from prepare import DEVICE, MAX_SEQ_LEN, PROFILE, SEED, VOCAB_SIZE, make_dataloa
 # Model
 DEPTH = on(cuda=8, mps=6, cpu=4, smoke=2)  # layers; the width follows from it
 ASPECT_RATIO = on(cuda=64, mps=64, cpu=32, smoke=32)  # width = DEPTH * ASPECT_RATIO, up to a whole head
-HEAD_DIM = on(cuda=128, mps=64, cpu=32, smoke=32)  # 128 fills a tensor core; narrow models need more heads
+HEAD_DIM = on(cuda=128, mps=64, cpu=64, smoke=32)  # 128 fills a tensor core; narrow models need more heads
 WINDOW_PATTERN = on(cuda="SSSL", mps="SSL", cpu="SL", smoke="SL")  # S = half the context, L = all of it
 
 # Batch
