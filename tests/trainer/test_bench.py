@@ -14,7 +14,7 @@ pytest.importorskip("tokenizers", reason="the trainer needs tokenizers")
 SCRIPT = Path(__file__).parents[2] / "scripts" / "bench_trainer.py"
 
 # As karpathy/autoresearch's: the same names, imports, knobs and summary around a model of one table.
-OTHER_TRAINER = '''
+OTHER_TRAINER = """
 import os
 import time
 import torch
@@ -63,7 +63,7 @@ print(f"val_bpb:          {val_bpb:.6f}")
 print(f"training_seconds: {time.time() - began:.1f}")
 for name in ("peak_vram_mb", "mfu_percent", "total_tokens_M", "num_steps", "num_params_M", "depth"):
     print(f"{name}: {DEPTH}")
-'''
+"""
 
 
 @pytest.fixture(scope="module")
@@ -79,8 +79,8 @@ def test_it_compares_three_trainers_on_one_corpus(cache, tmp_path, monkeypatch):
     monkeypatch.setenv("LOOPGRAPH_CACHE", str(cache))
     monkeypatch.setenv("LOOPGRAPH_SEED", "7")  # not handed on: each run has the seed that the table names
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    command = [sys.executable, SCRIPT, *"--profile smoke --budget 0.5 --seeds 1 --json --upstream".split(), tmp_path]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    options = ["--profile", "smoke", "--budget", "0.5", "--seeds", "1", "--json", "--upstream", tmp_path]
+    done = subprocess.run([sys.executable, SCRIPT, *options], capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout)
     assert found["device"] == "cpu"
