@@ -16,6 +16,7 @@ import ctypes
 import gc
 import json
 import math
+import pickle
 import resource
 import sys
 from pathlib import Path
@@ -103,18 +104,18 @@ class MetricsFile:
     """A line of JSON a step, for plots. A full disk ends the file, not the run."""
 
     def __init__(self):
-        self.file = None
+        self.writable = True
         with contextlib.suppress(OSError):
             METRICS.unlink(missing_ok=True)  # rather than write into what a link points to
-            self.file = METRICS.open("w", buffering=1, encoding="utf-8")
 
     def add(self, **values):
         try:
-            if self.file:
-                self.file.write(json.dumps(values) + "\n")
+            if self.writable:
+                with METRICS.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(values) + "\n")
         except OSError as error:
             print(f"\n{METRICS}: no more lines ({error.strerror})")
-            self.file = None
+            self.writable = False
 
 
 class Run:
@@ -236,8 +237,9 @@ def load_state(model):
         model.load_state_dict(state["model"])
     except FileNotFoundError:
         raise SystemExit(f"{STATE}: not here; it is left behind by an evaluation that did not end") from None
-    except RuntimeError as error:
-        raise SystemExit(f"{STATE}: cannot be used with this train.py ({error})") from None
+    except (RuntimeError, EOFError, KeyError, TypeError, ValueError, pickle.UnpicklingError) as error:
+        said = str(error).partition("\n")[0]
+        raise SystemExit(f"{STATE}: cannot be used with this train.py ({said})") from None
     return state["figures"]
 
 

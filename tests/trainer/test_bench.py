@@ -91,7 +91,7 @@ def test_it_compares_three_trainers_on_one_corpus(cache, tmp_path, monkeypatch):
         assert run["seed"] == 42
         assert figures["val_bpb"] == run["val_bpb"]
         assert figures["spread"] == 0
-        assert 1 < figures["val_bpb"] < 4.5, name
+        assert 1 < figures["val_bpb"] < 6, name
         assert 0 < figures["overhead_seconds"] < run["wall_seconds"]
     assert trainers["ours"]["runs"][0]["depth"] == trainers["upstream"]["runs"][0]["depth"] == 2
     assert set(trainers["ours"]["runs"][0]["phases"]) >= {"imports", "model", "first steps", "saving", "evaluation"}
