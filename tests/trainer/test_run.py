@@ -59,7 +59,7 @@ def test_a_run_learns_and_prints_progress_and_summary(make_workspace, run_script
     assert 2 <= result["training_seconds"] < result["total_seconds"] < 40
     assert result["peak_vram_mb"] > 100
     assert result["depth"] == 2
-    progress = [PROGRESS.fullmatch(part) for part in run.stdout.split("\n---\n")[0].split("\r")[1:]]
+    progress = [PROGRESS.fullmatch(part) for part in run.stdout.split("\noverhead_seconds")[0].split("\r")[1:]]
     assert all(progress)
     assert [int(match[1]) for match in progress] == [*range(int(result["num_steps"]))]
     assert 80 < float(progress[-1][2]) <= 100
@@ -142,14 +142,16 @@ def test_a_compiled_run_gives_what_an_eager_one_gives_and_leaves_its_code_for_th
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("EAGER", str(eager))
             patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(kept))
-            return run_script(folder, "train.py", PROFILE="cpu", MAX_STEPS=3)
+            ended = run_script(folder, "train.py", PROFILE="cpu", MAX_STEPS=2)
+        first_line = (folder / "metrics.jsonl").read_text().splitlines()[0]
+        return json.loads(first_line)["loss"], summary(ended)["val_bpb"]
 
     assert run_script(folder, "prepare.py", "--corpus", texts_of_the_library, PROFILE="cpu").returncode == 0
     eager, first = run(1), run(0)
     libraries = sorted(kept.rglob("*.so"))
-    second = run(0)
-    assert summary(first)["val_bpb"] == pytest.approx(summary(eager)["val_bpb"], rel=2e-3)
-    assert summary(second)["val_bpb"] == pytest.approx(summary(first)["val_bpb"], rel=1e-4)
+    assert first[0] == pytest.approx(eager[0], rel=1e-4)
+    assert first[1] == pytest.approx(eager[1], rel=0.05)  # Adam's first steps go by signs: rounding shows
+    assert run(0) == pytest.approx(first, rel=1e-4)
     assert libraries
     assert sorted(kept.rglob("*.so")) == libraries
 
