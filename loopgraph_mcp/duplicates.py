@@ -14,22 +14,31 @@ def program_hash(source: str) -> str:
 
     A text that does not parse is known by its words.
     """
+    tree = parsed(source)
     try:
-        tree = ast.parse(source.removeprefix("\ufeff"))
-        _drop_docstrings(tree)
-        content = _written(tree)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        content = " ".join(source.split()) if tree is None else written(tree)
+    except RecursionError:
         content = " ".join(source.split())
     return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _written(node: object) -> str:
+def parsed(source: str) -> ast.Module | None:
+    """Return a text's syntax tree without its docstrings, or None where Python cannot parse it."""
+    try:
+        tree = ast.parse(source.removeprefix("\ufeff"))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+    _drop_docstrings(tree)
+    return tree
+
+
+def written(node: object) -> str:
     """Write a tree down alike in every version of Python: `ast.dump` differs in what empty fields it shows."""
     if isinstance(node, ast.AST):
         fields = ((name, value) for name, value in ast.iter_fields(node) if name not in _UNSAID)
-        parts = ", ".join(f"{name}={_written(value)}" for name, value in fields if value is not None and value != [])
+        parts = ", ".join(f"{name}={written(value)}" for name, value in fields if value is not None and value != [])
         return f"{type(node).__name__}({parts})"
-    return f"[{', '.join(map(_written, node))}]" if isinstance(node, list) else repr(node)
+    return f"[{', '.join(map(written, node))}]" if isinstance(node, list) else repr(node)
 
 
 def _drop_docstrings(tree: ast.Module) -> None:
