@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from loopgraph_mcp.duplicates import number, parsed, written
+from loopgraph_mcp.knobs import FAMILIES
+from loopgraph_mcp.moves import Move, read_moves
 
 _MAX_TURNS_TOLD = 3
 _SEED_NAMES = frozenset({"seed", "manual_seed", "random_seed"})
@@ -98,31 +100,63 @@ def change_between(base: str, new: str) -> Change | None:
     before, after = parsed(base), parsed(new)
     if before is None or after is None:
         return None
+    compared = _Compared(base.splitlines(), new.splitlines())
     turns: list[Turn] = []
     rewrites: list[Rewrite] = []
-    for found in _compare("", before.body, after.body):
-        (turns if isinstance(found, Turn) else rewrites).append(found)  # type: ignore[arg-type]
+    try:
+        for found in compared.blocks("", before.body, after.body):
+            if isinstance(found, Turn):
+                turns.append(found)
+            else:
+                rewrites.append(found)
+    except RecursionError:  # an expression of thousands of parts
+        return None
     return Change(tuple(sorted(turns, key=_turn_order)), tuple(sorted(rewrites, key=_order)))
 
 
-def _compare(scope: str, before: Sequence[ast.stmt], after: Sequence[ast.stmt]) -> Iterator[Turn | Rewrite]:
-    """Yield what differs between two blocks: a pair of statements of one name is looked into."""
-    old, new = [written(each) for each in before], [written(each) for each in after]
-    matcher = difflib.SequenceMatcher(None, old, new, autojunk=False)
-    for kind, i1, i2, j1, j2 in matcher.get_opcodes():
-        if kind == "equal":
-            continue
-        removed, added = list(before[i1:i2]), list(after[j1:j2])
-        for one in list(removed):
-            name = _name(one)
-            other = next((each for each in added if name is not None and _name(each) == name), None)
-            inner = None if other is None else list(_inside(scope, one, other))
-            if other is not None and inner is not None and None not in inner:
-                yield from (each for each in inner if each is not None)
-                removed.remove(one)
-                added.remove(other)
-        if removed or added:
-            yield Rewrite(scope, _hash(removed), _hash(added))
+@dataclass(frozen=True, slots=True)
+class _Compared:
+    """The lines of two texts: statements of equal lines need no look into their trees."""
+
+    old_lines: Sequence[str]
+    new_lines: Sequence[str]
+
+    def blocks(self, scope: str, before: Sequence[ast.stmt], after: Sequence[ast.stmt]) -> Iterator[Turn | Rewrite]:
+        """Yield what differs between two blocks: a pair of statements of one name is looked into."""
+        old = [_text(each, self.old_lines) for each in before]
+        new = [_text(each, self.new_lines) for each in after]
+        for kind, i1, i2, j1, j2 in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
+            if kind == "equal":
+                continue
+            removed, added = list(before[i1:i2]), list(after[j1:j2])
+            for one in list(removed):
+                name = _name(one)
+                other = next((each for each in added if name is not None and _name(each) == name), None)
+                inner = None if other is None else list(self._inside(scope, one, other))
+                if other is not None and inner is not None and None not in inner:
+                    yield from (each for each in inner if each is not None)
+                    removed.remove(one)
+                    added.remove(other)
+            if (gone := _hash(removed)) != (come := _hash(added)):
+                yield Rewrite(scope, gone, come)
+
+    def _inside(self, scope: str, one: ast.stmt, other: ast.stmt) -> Iterator[Turn | Rewrite | None]:
+        """Yield how two statements of one name differ; None where they are too different to say."""
+        if isinstance(one, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            assert isinstance(other, type(one))  # noqa: S101 - they have one name
+            path = f"{scope}.{one.name}" if scope else one.name
+            yield from _leaves(path, _head(one), _head(other))
+            yield from self.blocks(path, one.body, other.body)
+        else:
+            yield from _leaves(scope, one, other)
+
+
+def _text(statement: ast.stmt, lines: Sequence[str]) -> str:
+    """Return a statement's lines, its decorators with them."""
+    decorators: list[ast.expr] = getattr(statement, "decorator_list", [])
+    first = min([statement.lineno, *(each.lineno for each in decorators)])
+    last = statement.end_lineno or statement.lineno
+    return "\n".join([lines[first - 1][statement.col_offset :], *lines[first:last]])
 
 
 def _name(statement: ast.stmt) -> str | None:
@@ -139,17 +173,6 @@ def _name(statement: ast.stmt) -> str | None:
     return None
 
 
-def _inside(scope: str, one: ast.stmt, other: ast.stmt) -> Iterator[Turn | Rewrite | None]:
-    """Yield how two statements of one name differ; None where they are too different to say."""
-    if isinstance(one, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-        assert isinstance(other, type(one))  # noqa: S101 - they have one name
-        path = f"{scope}.{one.name}" if scope else one.name
-        yield from _leaves(path, _head(one), _head(other))
-        yield from _compare(path, one.body, other.body)
-    else:
-        yield from _leaves(scope, one, other)
-
-
 def _head(definition: ast.stmt) -> list[object]:
     """Return all of a definition but its body."""
     return [value for field, value in ast.iter_fields(definition) if field not in {"body", "name"}]
@@ -158,11 +181,13 @@ def _head(definition: ast.stmt) -> list[object]:
 def _leaves(path: str, one: object, other: object) -> Iterator[Turn | None]:
     """Yield a turn for each named value in which two trees differ; None where the trees themselves differ."""
     match one, other:
-        case (ast.Assign(targets=[target]), ast.Assign()) | (ast.AnnAssign(target=target), ast.AnnAssign()):
-            assert isinstance(other, ast.Assign | ast.AnnAssign)  # noqa: S101
+        case (ast.Assign(targets=[target], value=left), ast.Assign(value=right)) | (
+            ast.AnnAssign(target=target, value=left),
+            ast.AnnAssign(value=right),
+        ):
             if isinstance(target, ast.Name | ast.Attribute):
                 path = f"{path}.{ast.unparse(target)}" if path else ast.unparse(target)
-            yield from _values(path, one.value, other.value)
+            yield from _values(path, left, right)
         case ast.keyword(arg=str() as name, value=left), ast.keyword(arg=also, value=right) if name == also:
             yield from _values(f"{path}.{name}" if path else name, left, right)
         case ast.arguments(), ast.arguments():
@@ -248,6 +273,62 @@ def _order(rewrite: Rewrite) -> tuple[str, str, str]:
 
 def _turn_order(turn: Turn) -> tuple[str, str, str]:
     return turn.knob, turn.old, turn.new
+
+
+# --------------------------------------------------------------------------------------- in the words of moves
+
+
+def named(change: Change) -> Change:
+    """Return a change with its knobs under the names that descriptions use as well: MATRIX_LR becomes matrix_lr."""
+    turns = (Turn(_knob_name(turn.knob), turn.old, turn.new) for turn in change.turns)
+    return Change(tuple(sorted(turns, key=_turn_order)), change.rewrites)
+
+
+def told(moves: Sequence[Move]) -> Change:
+    """Return the change that a description tells of, as far as it says."""
+    turns = []
+    for move in moves:
+        new = move.word or (f"{move.direction:+d}" if move.value is None else f"{move.value:g}")
+        turns.append(Turn(move.knob, "" if move.old is None else f"{move.old:g}", new))
+    return Change(tuple(sorted(turns, key=_turn_order)))
+
+
+def moves_of(change: Change, description: str = "") -> tuple[Move, ...]:
+    """Return what a change moves; where code is rewritten, what its description says, or else the code itself."""
+    found: dict[str, Move] = {}
+    loose: list[Move] = [Move("code", word=f"{each.scope} {each.added}") for each in change.rewrites]
+    for turn in change.turns:
+        knob = _knob_name(turn.knob)
+        if knob in FAMILIES:
+            found.update((move.knob, move) for move in _known_moves(knob, turn))
+        elif turn.values is not None:
+            found[knob] = Move(knob, turn.direction, turn.values[1], turn.values[0])
+        else:
+            loose.append(Move(knob, word=turn.new))
+    said = [move for move in read_moves(description) if move.knob != "other"] if loose else []
+    for move in said or loose:
+        found.setdefault(move.knob, move)
+    return tuple(found.values()) or (Move("other"),)
+
+
+def _known_moves(knob: str, turn: Turn) -> tuple[Move, ...]:
+    if turn.values is not None and knob != "window":
+        return (Move(knob, turn.direction, turn.values[1], turn.values[0]),)
+    return read_moves(f"{knob} from {_bare(turn.old)} to {_bare(turn.new)}")
+
+
+def _bare(expression: str) -> str:
+    return expression.strip("'\"")
+
+
+def _knob_name(path: str) -> str:
+    """Return the knob that a dotted path names, looking at its end first: `GPT.forward.softcap` is `softcap`."""
+    parts = path.split(".")
+    for end in range(len(parts), 0, -1):
+        known = [move.knob for move in read_moves(parts[end - 1]) if move.knob != "other"]
+        if len(known) == 1:
+            return known[0]
+    return path
 
 
 # ---------------------------------------------------------------------------------------- what was tried before

@@ -1,0 +1,333 @@
+"""Foretells which of some changes will be kept: from what such moves did elsewhere, and where they stand here.
+
+Three parts, each a log of observed over expected keeps, shrunken to nothing where little was seen:
+
+- elsewhere: the same knob moved the same way, in histories whose metric started and stood near to ours (a token-starved
+  laptop and a data-centre GPU want opposite things), each history's own keep rate taken out;
+- place: how the new value lies among those tried here (never tried, known to fail, beyond or short of a failure, on the
+  open side), and what such places were worth in all histories;
+- spent: what a knob has given here it does not give again.
+
+Which parts help, and by how much, is measured by `loopgraph backtest` and written down in docs/foresight.md.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean, pstdev
+
+from loopgraph_mcp.moves import Move
+
+PLACE_WEIGHT, SPENT_WEIGHT = 0.7, 0.4
+_ELSEWHERE_PRIOR, _PLACE_PRIOR, _SPENT_PRIOR = 4.0, 12.0, 3.0  # expected keeps that weigh as much as what was seen
+_LEVEL_WIDTH = 0.25  # in logs of the metric: 1.0 and 1.28 bpb are one width apart
+_TEMPER = 0.6  # scores order changes better than they tell odds: calibrated on the published histories
+_COMING = (8.0, 48.0)  # the same for what comes: keeps grow rarer, so that early ones promise less
+_RATE_PRIOR = (1.5, 8.0)  # keeps and tries before the first: about 19 %, as in published histories
+WINDOW, STEP, FEWEST = 20, 10, 10
+
+# Where karpathy/autoresearch's train.py starts, as far as a move's way is only told by its value.
+DEFAULTS: Mapping[str, float] = {
+    "adam_beta1": 0.8, "adam_beta2": 0.95, "depth": 8, "embed_lr": 0.6, "final_lr": 0, "head_dim": 128,
+    "matrix_lr": 0.04, "mlp_ratio": 4, "muon_ns": 5, "rope": 10_000, "scalar_lr": 0.5, "softcap": 15,
+    "unembed_lr": 0.004, "warmdown": 0.5, "warmup": 0, "weight_decay": 0.2, "width": 64, "window": 0.25,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Try:
+    """One change that was run.
+
+    Args:
+        moves: What it moved.
+        kept: Whether it stayed.
+        metric_value: What it reached; None where it failed.
+        gain: Its improvement over the best before it; None where it failed or nothing came before.
+        is_change: False for a baseline or a replicate: it moved nothing.
+    """
+
+    moves: tuple[Move, ...]
+    kept: bool
+    metric_value: float | None = None
+    gain: float | None = None
+    is_change: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """One move of one knob, as it was made."""
+
+    direction: int
+    value: float | None
+    kept: bool
+
+
+@dataclass(slots=True)
+class Past:
+    """What one history has taught so far; `learn` takes its tries in order.
+
+    Args:
+        higher_is_better: Which way its metric improves.
+    """
+
+    higher_is_better: bool = False
+    changes: int = 0
+    keeps: int = 0
+    first: float | None = None
+    best: float | None = None
+    knobs: dict[str, list[Tried]] = field(default_factory=lambda: defaultdict(list))
+    current: dict[str, float] = field(default_factory=dict)
+
+    def learn(self, done: Try) -> None:
+        """Take in one try."""
+        value = done.metric_value if done.metric_value is not None and math.isfinite(done.metric_value) else None
+        if value is not None and self.first is None:
+            self.first = self.best = value
+        if not done.is_change:
+            return
+        self.changes += 1
+        self.keeps += done.kept
+        for move in done.moves:
+            if move.old is not None:
+                self.current.setdefault(move.knob, move.old)
+            self.knobs[move.knob].append(Tried(self.direction(move), move.value, done.kept))
+            if done.kept and move.value is not None:
+                self.current[move.knob] = move.value
+        if done.kept and value is not None and self.best is not None:
+            self.best = max(self.best, value) if self.higher_is_better else min(self.best, value)
+
+    @property
+    def keep_rate(self) -> float:
+        """Share of changes kept so far, shrunken to what is usual."""
+        return (self.keeps + _RATE_PRIOR[0]) / (self.changes + _RATE_PRIOR[1])
+
+    @property
+    def level(self) -> tuple[float, float] | None:
+        """Logs of the metric at the start and now; None where there is none or it is not positive."""
+        if self.first is None or self.best is None or min(self.first, self.best) <= 0:
+            return None
+        return math.log(self.first), math.log(self.best)
+
+    def direction(self, move: Move) -> int:
+        """Return which way a move goes from where its knob stands now."""
+        at = self.current.get(move.knob, DEFAULTS.get(move.knob))
+        if move.value is None or at is None or move.value == at:
+            return move.direction
+        return 1 if move.value > at else -1
+
+    def place(self, move: Move) -> str:
+        """Return how a move's value lies among those that were tried."""
+        tried = self.knobs.get(move.knob, [])
+        said = "at a value" if move.value is not None else "without a value"
+        if not tried:
+            return f"new, {said}"
+        if move.value is None:
+            return f"after a {'keep' if tried[-1].kept else 'failure'}, {said}"
+        if any(each.value == move.value for each in tried):
+            return (
+                f"value {'kept' if any(each.value == move.value and each.kept for each in tried) else 'failed'} before"
+            )
+        at = self.current.get(move.knob)
+        if at is None or at == move.value:
+            return "no other value known"
+        return self._among(move.value, at, tried)
+
+    @staticmethod
+    def _among(value: float, at: float, tried: Sequence[Tried]) -> str:
+        way = 1 if value > at else -1
+        failed = [(each.value - at) * way for each in tried if each.value is not None and not each.kept]
+        reach = (value - at) * way
+        if any(0 < each < reach for each in failed):
+            side = "beyond a failure"
+        elif any(each > reach for each in failed):
+            side = "short of a failure"
+        else:
+            side = "open side"
+        other = ", other side failed" if any(each < 0 for each in failed) else ""
+        return side + other + (", moved before" if any(each.kept for each in tried) else "")
+
+    def spent(self, move: Move) -> float:
+        """Return the log of kept over expected, summed over both ways of a knob."""
+        way, tried = self.direction(move), self.knobs.get(move.knob, [])
+        total = 0.0
+        for side in {way, -way}:
+            here = [each for each in tried if each.direction == side]
+            kept = sum(each.kept for each in here)
+            total += math.log((kept + _SPENT_PRIOR) / (self.keep_rate * len(here) + _SPENT_PRIOR))
+        return total
+
+
+# ------------------------------------------------------------------------------------------- what others teach
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """What one history says of one thing: a move (`move:knob way word`) or a place (`place:...`).
+
+    Args:
+        owner: Whose history it is; lessons of one owner are left out of what foretells that owner's.
+        about: The move or the place.
+        level: Logs of the metric at the start and, on average, at the time; None where they are not known.
+        expected: Keeps to expect at the keep rate of the rows around.
+        kept: Keeps seen, each row counted by its share among the moves of its change.
+        tries: Rows that made such a move.
+        values: The least and the greatest value it was moved to, where it has values.
+        gains: Mean and spread of the gains over the best before, in metric units, of the rows that finished.
+    """
+
+    owner: str
+    about: str
+    level: tuple[float, float] | None
+    expected: float
+    kept: float
+    tries: int = 0
+    values: tuple[float, float] | None = None
+    gains: tuple[float, float] | None = None
+
+
+def about_move(move: Move, direction: int) -> str:
+    """Return the name under which moves are pooled."""
+    return f"move:{move.knob} {direction:+d} {move.word}".rstrip()
+
+
+def windows(tries: Sequence[Try]) -> Iterator[tuple[int, list[Try]]]:
+    """Yield at every tenth row the next twenty changes really made, where there are ten, some kept and some not.
+
+    A history starts from its baseline: what was run before the first change is known at its first window.
+    """
+    first = next((row for row, each in enumerate(tries) if each.is_change), 0)
+    for start in range(0, len(tries), STEP):
+        ahead = [each for each in tries[start:] if each.is_change][:WINDOW]
+        kept = sum(each.kept for each in ahead)
+        if len(ahead) >= FEWEST and 0 < kept < len(ahead):
+            yield max(start, first), ahead
+
+
+def lessons(tries: Sequence[Try], *, owner: str, higher_is_better: bool = False) -> list[Lesson]:
+    """Return what a whole history teaches others; each window counts half, for each row stands in two."""
+    past, learned = Past(higher_is_better), 0
+    sums: dict[str, _Sum] = defaultdict(_Sum)
+    for start, ahead in windows(tries):
+        for each in tries[learned:start]:
+            past.learn(each)
+        learned = start
+        rate = sum(each.kept for each in ahead) / len(ahead)
+        for row, each in enumerate(ahead):
+            for move in each.moves:
+                for about in (about_move(move, past.direction(move)), f"place:{past.place(move)}"):
+                    sums[about].add(each, move, past, rate, fresh=row < STEP)
+    return [found.lesson(owner, about) for about, found in sorted(sums.items())]
+
+
+@dataclass(slots=True)
+class _Sum:
+    """Gathers one lesson over the windows of a history."""
+
+    expected: float = 0.0
+    kept: float = 0.0
+    levels: list[tuple[float, float]] = field(default_factory=list)
+    tries: int = 0
+    values: list[float] = field(default_factory=list)
+    gains: list[float] = field(default_factory=list)
+
+    def add(self, done: Try, move: Move, past: Past, rate: float, *, fresh: bool) -> None:
+        """Take in one row of a window; what stands in two windows is fresh in the second alone."""
+        share = 0.5 / len(done.moves)
+        self.expected += share * rate
+        self.kept += share * done.kept
+        if past.level is not None:
+            self.levels.append(past.level)
+        if fresh:
+            self.tries += 1
+            self.values += [] if move.value is None else [move.value]
+            self.gains += [] if done.gain is None else [done.gain]
+
+    def lesson(self, owner: str, about: str) -> Lesson:
+        """Return what was gathered."""
+        level = None
+        if self.levels:
+            level = fmean(first for first, _ in self.levels), fmean(now for _, now in self.levels)
+        values = (min(self.values), max(self.values)) if self.values else None
+        gains = (fmean(self.gains), pstdev(self.gains)) if self.gains else None
+        return Lesson(owner, about, level, self.expected, self.kept, self.tries, values, gains)
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The parts of a score, in logs of observed over expected keeps."""
+
+    elsewhere: float = 0.0
+    place: float = 0.0
+    spent: float = 0.0
+
+    @property
+    def score(self) -> float:
+        """The parts together."""
+        return self.elsewhere + PLACE_WEIGHT * self.place - SPENT_WEIGHT * self.spent
+
+
+@dataclass(frozen=True, slots=True)
+class Foreseen:
+    """What is foreseen of one change.
+
+    Args:
+        parts: Of the score, averaged over its moves.
+        p_keep: Probability that it is kept.
+        place: How its first move lies among what was tried.
+    """
+
+    parts: Parts
+    p_keep: float
+    place: str
+
+    @property
+    def score(self) -> float:
+        """What changes are ordered by."""
+        return self.parts.score
+
+
+class Foresight:
+    """Foretells changes from other people's lessons and one history's past."""
+
+    def __init__(self, taught: Iterable[Lesson], *, without: str | None = None) -> None:
+        self._by_about: dict[str, list[Lesson]] = defaultdict(list)
+        for lesson in taught:
+            if lesson.owner != without:
+                self._by_about[lesson.about].append(lesson)
+
+    def elsewhere(self, about: str, level: tuple[float, float] | None) -> float:
+        """Return the log of kept over expected for a kind of move, where the metric stood near to ours."""
+        return self._log_ratio(about, _ELSEWHERE_PRIOR, level)
+
+    def foresee(self, moves: Sequence[Move], past: Past) -> Foreseen:
+        """Return what is foreseen of a change, given what was learned up to now."""
+        level = past.level
+        each = [
+            Parts(
+                self.elsewhere(about_move(move, past.direction(move)), level),
+                self._log_ratio(f"place:{past.place(move)}", _PLACE_PRIOR, None),
+                past.spent(move),
+            )
+            for move in moves
+        ]
+        count = max(len(each), 1)
+        parts = Parts(
+            math.fsum(part.elsewhere for part in each) / count,
+            math.fsum(part.place for part in each) / count,
+            math.fsum(part.spent for part in each) / count,
+        )
+        rate = (past.keeps + _COMING[0]) / (past.changes + _COMING[1])
+        odds = rate / (1 - rate) * math.exp(_TEMPER * parts.score)
+        return Foreseen(parts, odds / (1 + odds), past.place(moves[0]) if moves else "")
+
+    def _log_ratio(self, about: str, prior: float, level: tuple[float, float] | None) -> float:
+        expected = kept = 0.0
+        for lesson in self._by_about.get(about, ()):
+            weight = 1.0
+            if level is not None and lesson.level is not None:
+                apart = [(a - b) / _LEVEL_WIDTH for a, b in zip(level, lesson.level, strict=True)]
+                weight = math.exp(-0.5 * math.fsum(each * each for each in apart))
+            expected += weight * lesson.expected
+            kept += weight * lesson.kept
+        return math.log((kept + prior) / (expected + prior))
