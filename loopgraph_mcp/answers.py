@@ -51,12 +51,20 @@ class SearchAnswer:
 
 @dataclass(frozen=True)
 class EarlierRun:
-    """An earlier experiment with the same resulting program."""
+    """An earlier experiment that bears on a change.
+
+    Args:
+        kinship: `same_program`, or how its change stands to this one: `same`, `same_value`, `beyond_failed`,
+            `between_failed`, `same_direction`, `reverses_kept`, `seed_alone` (which names no experiment).
+        note: That in a few words, with what differs where it is a re-test.
+    """
 
     experiment_id: str
     description: str
     outcome: str
     decision: Decision | None
+    kinship: str = "same_program"
+    note: str = "the same program"
 
 
 @dataclass(frozen=True)
@@ -66,6 +74,9 @@ class EditAnswer:
     Args:
         status: `ready`, `applied` (the file holds it now), `present` (it already did), or `refused`.
         nearest: Where refused: the lines of the file nearest to what was looked for.
+        earlier: Earlier experiments that bear on it.
+        p_keep: Probability that the change will be kept, as far as others' and this workspace's runs tell.
+        foresight: Why, in one sentence.
     """
 
     status: str
@@ -78,6 +89,8 @@ class EditAnswer:
     nearest: list[str]
     earlier: list[EarlierRun]
     next_step: str
+    p_keep: float | None = None
+    foresight: str = ""
 
 
 @dataclass(frozen=True)
@@ -93,6 +106,7 @@ class ExperimentAnswer:
         noise_floor: Standard deviation of one run in this context, in metric units.
         log_tail: Where it failed: the log's last lines; untrusted text.
         run_dir: Folder with the log and the code that ran.
+        earlier: In run_experiment's answer: earlier experiments that bear on this one.
     """
 
     experiment_id: str
@@ -120,6 +134,7 @@ class ExperimentAnswer:
     decision: Decision | None = None
     note: str = ""
     log_tail: str = ""
+    earlier: list[EarlierRun] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

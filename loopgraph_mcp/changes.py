@@ -347,7 +347,7 @@ class Kinship(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Past:
+class Precedent:
     """An earlier change and what came of it.
 
     Args:
@@ -370,7 +370,7 @@ class Kin:
     keys: tuple[str, ...]
 
 
-def kin(change: Change, past: Iterable[Past]) -> list[Kin]:
+def kin(change: Change, past: Iterable[Precedent]) -> list[Kin]:
     """Return how earlier changes bear on a new one, the closest first; each earlier change is named once."""
     if change.is_seed_alone:
         return [Kin(Kinship.SEED_ALONE, ())]

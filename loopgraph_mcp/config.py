@@ -34,6 +34,7 @@ class Settings:
         device: Device to run on (`cpu`, `mps`, `cuda:1`) when not the first one found.
         visible_gpus: Indices of the GPUs that may be used (CUDA_VISIBLE_DEVICES); None for all.
         packs: Folder of method packs to load at start.
+        day_one: Whether what other people's published histories teach counts, for little.
         log_level: Level of the log on stderr.
     """
 
@@ -43,6 +44,7 @@ class Settings:
     device: str | None = None
     visible_gpus: tuple[int, ...] | None = None
     packs: Path = field(default_factory=lambda: bundled("methodpacks"))
+    day_one: bool = True
     log_level: LogLevel = "WARNING"
 
     @property
@@ -74,6 +76,9 @@ def read_settings(environment: Mapping[str, str], cwd: Path) -> Settings:
     level = next((known for known in _LOG_LEVELS if known == wanted), None)
     if level is None:
         raise ConfigError(f"LOOPGRAPH_LOG_LEVEL is {wanted!r}; use one of {', '.join(_LOG_LEVELS)}")
+    day_one = (get("DAY_ONE") or "on").lower()
+    if day_one not in {"on", "off"}:
+        raise ConfigError(f"LOOPGRAPH_DAY_ONE is {day_one!r}; use on or off")
     db_path = path(value) if (value := get("DB")) else home / "loopgraph.db"
     if db_path.is_dir():
         raise ConfigError(f"LOOPGRAPH_DB is {db_path}, a folder; name a file in it")
@@ -84,6 +89,7 @@ def read_settings(environment: Mapping[str, str], cwd: Path) -> Settings:
         device=get("DEVICE"),
         visible_gpus=_visible_gpus(environment.get("CUDA_VISIBLE_DEVICES")),
         packs=path(value) if (value := get("PACKS")) else bundled("methodpacks"),
+        day_one=day_one == "on",
         log_level=level,
     )
 

@@ -300,6 +300,12 @@ class Foresight:
         """Return the log of kept over expected for a kind of move, where the metric stood near to ours."""
         return self._log_ratio(about, _ELSEWHERE_PRIOR, level)
 
+    def seen(self, move: Move, past: Past) -> tuple[int, float] | None:
+        """Return how often others made a move this way, and how often they kept it over how often any change."""
+        taught = self._by_about.get(about_move(move, past.direction(move)), [])
+        tries, expected = sum(lesson.tries for lesson in taught), math.fsum(lesson.expected for lesson in taught)
+        return (tries, math.fsum(lesson.kept for lesson in taught) / expected) if tries and expected else None
+
     def foresee(self, moves: Sequence[Move], past: Past) -> Foreseen:
         """Return what is foreseen of a change, given what was learned up to now."""
         level = past.level

@@ -8,7 +8,7 @@ _TABLE: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("unembed_lr", "learning-rate", (
         r"(?:unembed(?:ding)?|lm ?head|output|head)[ -]?(?:lr|learning rate)s?", r"unembed(?=[ =]*[\d.])",
     )),
-    ("value_embed", "residual", (
+    ("value_embed", "embedding", (
         r"(?:value|v)[ -]?(?:embed(?:ding)?s?|residuals?)(?: lrs?| gate(?: channels)?| wd| init)?",
         r"\bve\b(?: gate(?: channels)?| lr| wd| init)?", r"\bves\b", r"resformer",
     )),
@@ -72,10 +72,10 @@ _TABLE: tuple[tuple[str, str, tuple[str, ...]], ...] = (
         r"(?:residual |attn |attention |mlp |embedding )?drop ?out", r"stochastic depth", r"drop ?path",
         r"layer ?drop",
     )),
-    ("label_smoothing", "regularization", (
+    ("label_smoothing", "objective", (
         r"label[ -]smoothing",
     )),
-    ("z_loss", "output", (
+    ("z_loss", "objective", (
         r"z[ -]?loss",
     )),
     ("device_batch", "batch-size", (
@@ -91,11 +91,11 @@ _TABLE: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("softcap", "output", (
         r"(?:logit[ -]?)?soft[ -]?cap(?:ping)?", r"logit[ -]?cap",
     )),
-    ("tying", "output", (
+    ("tying", "embedding", (
         r"(?:weight[ -])?tying", r"tied? (?:weights|embeddings?)", r"tie (?:wte|weights|embed\w*|lm\w*)\S*",
         r"shared? (?:wte|embed)\S*",
     )),
-    ("mtp", "output", (
+    ("mtp", "objective", (
         r"multi[ -]token prediction", r"\bmtp\b", r"auxiliary loss", r"aux loss",
     )),
     ("window_size", "attention", (
@@ -125,20 +125,20 @@ _TABLE: tuple[tuple[str, str, tuple[str, ...]], ...] = (
         r"rope(?: (?:base|theta|frequency))?", r"rotary(?: (?:base|theta|frequency))?",
         r"(?:learned )?position(?:al)? embed\w*", r"partial rope",
     )),
-    ("head_dim", "model-size", (
+    ("head_dim", "architecture", (
         r"head[ -]?dim(?:ension)?s?", r"(?:n|more|fewer|number of)[ -](?:attention )?heads?", r"\bheads\b",
     )),
-    ("mlp_ratio", "model-size", (
+    ("mlp_ratio", "architecture", (
         r"mlp(?: (?:expansion|ratio|multiplier|mult|hidden(?: dim)?|width|dim))+",
         r"(?:ffn?|feed[ -]?forward|swiglu)(?: (?:expansion|ratio|hidden|dim|width|mult))+", r"mlp(?= ?\d)",
         r"(?<=x )mlp", r"(?:mlp|expansion)(?= (?:from )?\d)", r"hidden (?:dim|size)",
         r"(?:ffn|mlp) (?:wider|narrower)", r"(?:wider|narrower) mlp",
     )),
-    ("depth", "model-size", (
+    ("depth", "architecture", (
         r"depth", r"n[ -]?layers?", r"(?<=\d )layers?\b", r"(?<=\d-)layers?\b", r"\blayers\b", r"deeper",
         r"shallower", r"more layers",
     )),
-    ("width", "model-size", (
+    ("width", "architecture", (
         r"aspect[ -]?ratio", r"\bar\b(?= ?[=\d])", r"(?:model )?width", r"model[ -]dim", r"n[ -]embd?", r"d[ -]model",
         r"\bdim\b", r"wider", r"narrower", r"thinner", r"embedding dim(?:ension)?",
     )),
@@ -147,11 +147,11 @@ _TABLE: tuple[tuple[str, str, tuple[str, ...]], ...] = (
         r"swiglu", r"geglu", r"reglu", r"mish", r"(?:gated|glu)(?: mlp| linear units?)?", r"squareplus",
         r"activation(?! checkp)(?: function)?", r"tanh mlp",
     )),
-    ("norm", "norm", (
+    ("norm", "normalization", (
         r"(?:rms|layer|batch|sandwich|post|pre|sub|peri|dyt|learnable)[ -]?norm\w*", r"dynamic tanh",
         r"norm(?:ali[sz]ation)? (?:layer|scal\w+)", r"normali[sz]ation", r"ln scaling",
     )),
-    ("resid_lambda", "residual", (
+    ("resid_lambda", "architecture", (
         r"(?:x0|resid(?:ual)?)[ -]?(?:lambda|lambdas|scal\w+|gate|weight|init)s?", r"x0", r"lambdas?",
         r"skip connections?", r"u-?net", r"hyper[ -]?connections?", r"re ?zero", r"layer ?scale",
     )),

@@ -6,15 +6,31 @@ import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
-from loopgraph_mcp import duplicates, edits, evidence, launch, lookups, ranking, recording, runs, views, wording
+from loopgraph_mcp import (
+    duplicates,
+    edits,
+    evidence,
+    launch,
+    lookups,
+    precedents,
+    ranking,
+    recording,
+    runs,
+    views,
+    wording,
+)
 from loopgraph_mcp.answers import EditAnswer, ExperimentAnswer, MethodHit, RecordAnswer, SearchAnswer
 from loopgraph_mcp.config import Settings, read_settings
 from loopgraph_mcp.errors import RunError, WorkspaceError
-from loopgraph_mcp.models import Applied, Decision, KnobValue, Method, OutcomeKind, Presence, State
+from loopgraph_mcp.foresight import Foresight, Past
+from loopgraph_mcp.models import Applied, Context, Decision, KnobValue, Method, OutcomeKind, Presence, State
+from loopgraph_mcp.moves import Move, read_moves
 from loopgraph_mcp.sources import packs
+from loopgraph_mcp.sources.day_one import read_day_one
+from loopgraph_mcp.store import changes as change_store
 from loopgraph_mcp.store import edits as edit_store
 from loopgraph_mcp.store import experiments, methods, retrievals
 from loopgraph_mcp.store.database import Database
@@ -35,6 +51,12 @@ def _presence(method: Method, program: str) -> Presence:
     return edits.detect(method, program)
 
 
+@lru_cache(maxsize=1024)
+def _moves(method: Method) -> tuple[Move, ...]:
+    """Return what a method moves with its knobs at their defaults."""
+    return read_moves(method.change or method.name)
+
+
 OnProgress = Callable[[ExperimentAnswer], Awaitable[None]]
 
 
@@ -50,6 +72,10 @@ class LoopGraph:
         self.settings = settings
         self._now = clock
         self._here = Surroundings(db, settings, clock)
+
+    @cached_property
+    def _foresight(self) -> Foresight:
+        return Foresight(read_day_one().lessons if self.settings.day_one else ())
 
     @classmethod
     @asynccontextmanager
@@ -82,17 +108,24 @@ class LoopGraph:
             else [(method, 1.0) for method in await methods.all_methods(self.db)]
         )
         memory = await evidence.recall(self.db, context)
+        past = await self._past(context)
         ages = await retrievals.ages_since_shown(self.db, [method.id for method, _ in found])
         ranked = ranking.rank(
             [
-                ranking.Candidate(method.id, method.family, relevance, memory.evidence(method, ages[method.id]))
+                ranking.Candidate(
+                    method.id,
+                    method.family,
+                    relevance,
+                    memory.evidence(method, ages[method.id]),
+                    self._foresight.foresee(_moves(method), past).score,
+                )
                 for method, relevance in found
             ],
             memory.by_family,
         )[:limit]
         by_id = {method.id: method for method, _ in found}
         program = None if where is None else where.read_program()
-        hits = [self._hit(by_id[method_id], score, memory, program) for method_id, score in ranked]
+        hits = [self._hit(by_id[method_id], score, memory, program, past) for method_id, score in ranked]
         retrieval_id = await retrievals.add_retrieval(
             self.db,
             query,
@@ -109,7 +142,16 @@ class LoopGraph:
             next_step=wording.after_search(hits, retrieval_id),
         )
 
-    def _hit(self, method: Method, score: ranking.Score, memory: evidence.Memory, program: str | None) -> MethodHit:
+    async def _past(self, context: Context | None) -> Past:
+        """Return what this workspace's runs have taught, or nothing where there is no workspace."""
+        if context is None:
+            return Past()
+        tried = await change_store.tried_changes(self.db, await edit_store.context_id(self.db, context))
+        return precedents.past_of(tried, context.direction)
+
+    def _hit(
+        self, method: Method, score: ranking.Score, memory: evidence.Memory, program: str | None, past: Past
+    ) -> MethodHit:
         record = memory.record(method.id)
         presence: Presence | None = None
         if program is not None and method.recipe is not None:
@@ -128,7 +170,7 @@ class LoopGraph:
             presence=presence,
             has_edit=method.recipe is not None,
             score=round(score.score, 4),
-            why=wording.why(method, record, presence),
+            why=wording.why(method, record, presence, self._foresight.seen(_moves(method)[0], past)),
             parts=score.parts(),
         )
 
@@ -157,13 +199,15 @@ class LoopGraph:
             return wording.no_edit(method, where.editable, made)
         context_id = await self._here.context_id(where, where.budget_s)
         diff = edits.unified_diff(program, made.text, where.editable)
+        base_hash = await launch.keep_program(self.db, program)
+        new_hash = await launch.keep_program(self.db, made.text)
         edit_id = await edit_store.add_edit(
             self.db,
             workspace=await self._here.workspace_id(where),
             method_id=method.id,
             retrieval_id=retrieval_id,
-            base_hash=await launch.keep_program(self.db, program),
-            new_hash=await launch.keep_program(self.db, made.text),
+            base_hash=base_hash,
+            new_hash=new_hash,
             knobs=dict(knobs or {}),
             diff=diff,
             now=self._now(),
@@ -173,8 +217,14 @@ class LoopGraph:
         conflicts = method.recipe.conflicts if method.recipe else ()
         known = [found for each in conflicts if (found := await methods.get_method(self.db, each)) is not None]
         in_the_way = [each for each in known if edits.detect(each, program) is Presence.PRESENT]
-        tree = duplicates.program_hash(made.text)
-        earlier = [wording.earlier_run(run) for run in await experiments.runs_of_program(self.db, context_id, tree)]
+        bearing = await precedents.find_precedents(
+            self.db,
+            context_id,
+            base_hash=base_hash,
+            new_hash=new_hash,
+            description=method.change or method.name,
+            foresight=self._foresight,
+        )
         return EditAnswer(
             status="applied" if apply else "ready",
             method_id=method.id,
@@ -184,8 +234,10 @@ class LoopGraph:
             changes=list(made.changes),
             reason=wording.replaced([each.id for each in in_the_way]),
             nearest=[],
-            earlier=earlier,
-            next_step=wording.after_edit(edit_id, earlier),
+            earlier=list(bearing.earlier),
+            next_step=wording.after_edit(edit_id, bearing.earlier),
+            p_keep=None if bearing.foreseen is None else round(bearing.foreseen.p_keep, 4),
+            foresight=wording.foresight(bearing.foreseen, self._foresight.seen(_moves(method)[0], Past())),
         )
 
     # ------------------------------------------------------------------------------------- experiments
@@ -246,6 +298,15 @@ class LoopGraph:
         plan = await launch.as_edit(
             self.db, where, plan, workspace=await self._here.workspace_id(where), now=self._now()
         )
+        program_hash = await launch.keep_program(self.db, plan.text)
+        bearing = await precedents.find_precedents(
+            self.db,
+            context_id,
+            base_hash=launch.base_hash(plan),
+            new_hash=program_hash,
+            description=description,
+            foresight=self._foresight,
+        )
         incumbent = await experiments.last_kept(self.db, context_id)
         experiment_id, new = await experiments.add_experiment(
             self.db,
@@ -258,7 +319,7 @@ class LoopGraph:
                 silence_s=where.silence_s,
                 edit_id=plan.edit_id,
                 base_hash=launch.base_hash(plan),
-                program_hash=await launch.keep_program(self.db, plan.text),
+                program_hash=program_hash,
                 parent_id=None if incumbent is None else incumbent.id,
                 method_ids=plan.method_ids,
                 idempotency_key=idempotency_key,
@@ -267,7 +328,8 @@ class LoopGraph:
         )
         if new:
             await launch.start(self.db, self.settings, where, experiment_id, plan.text, self._now())
-        return await self.get_experiment(experiment_id, wait_s=wait_s, on_progress=on_progress)
+        answer = await self.get_experiment(experiment_id, wait_s=wait_s, on_progress=on_progress)
+        return dataclasses.replace(answer, earlier=[] if replicate else list(bearing.earlier))
 
     async def get_experiment(
         self, experiment_id: str, *, wait_s: float = 20.0, on_progress: OnProgress | None = None

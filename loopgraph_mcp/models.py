@@ -145,6 +145,7 @@ class Method:
     published: tuple[PublishedResult, ...] = ()
     knobs: tuple[Knob, ...] = ()
     recipe: Recipe | None = None
+    change: str = ""  # what a run of it would be called: "embedding LR 0.6 to 0.8"
 
 
 @dataclass(frozen=True, slots=True)

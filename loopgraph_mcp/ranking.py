@@ -17,6 +17,7 @@ METHOD_SD = 2.0
 GAIN_CLIP = 8.0
 HALF_LIFE_EXPERIMENTS = 300
 HALF_LIFE_RETRIEVALS = 20
+FORESIGHT_BOUND = 2.0  # what others published of such moves is weak evidence
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +86,13 @@ class Posterior:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """A method's score and its parts: score = relevance * reward**0.7 * fatigue."""
+    """A method's score and its parts: score = relevance * reward**0.7 * fatigue * foresight."""
 
     score: float
     relevance: float
     reward: float
     fatigue: float
+    foresight: float
     posterior: Posterior
     p_ok: float
 
@@ -100,6 +102,7 @@ class Score:
             "relevance": self.relevance,
             "reward": self.reward,
             "fatigue": self.fatigue,
+            "foresight": self.foresight,
             "mean_gain_sigmas": self.posterior.mean,
             "sd_sigmas": self.posterior.sd,
             "p_win": self.posterior.p_win,
@@ -137,18 +140,23 @@ def fatigue(shown_ages: Sequence[int]) -> float:
     return max(0.3, 1 / (1 + 0.25 * shown))
 
 
-def score(relevance: float, evidence: Evidence, *, prior_mean: float = PRIOR_MEAN) -> Score:
-    """Score one method; relevance is in (0, 1]. An untried method in an untried family scores its relevance."""
+def score(relevance: float, evidence: Evidence, *, prior_mean: float = PRIOR_MEAN, foreseen: float = 0.0) -> Score:
+    """Score one method; relevance is in (0, 1]. An untried method in an untried family scores its relevance.
+
+    `foreseen`, the log of how often such changes are kept over how often any is, at most halves or doubles the score.
+    """
     belief = posterior(evidence.observations, prior_mean=prior_mean)
     ok = sum(1 for seen in evidence.observations if seen.kappa > LITERATURE_KAPPA)
     p_ok = (9 + ok) / (10 + ok + evidence.crashes)
     reward = min(max(belief.expected_improvement * p_ok / _PRIOR_REWARD, 1 / 8), 8.0)
     tired = fatigue(evidence.shown_ages)
+    foresight = min(max(math.exp(foreseen), 1 / FORESIGHT_BOUND), FORESIGHT_BOUND)
     return Score(
-        score=relevance * reward**0.7 * tired,
+        score=relevance * reward**0.7 * tired * foresight,
         relevance=relevance,
         reward=reward,
         fatigue=tired,
+        foresight=foresight,
         posterior=belief,
         p_ok=p_ok,
     )
@@ -165,6 +173,7 @@ class Candidate:
     family: str
     relevance: float
     evidence: Evidence = field(default_factory=Evidence)
+    foreseen: float = 0.0
 
 
 def rank(
@@ -178,7 +187,15 @@ def rank(
     """
     means = {family: family_mean(seen) for family, seen in family_observations.items()}
     scored = [
-        (each.method_id, score(each.relevance, each.evidence, prior_mean=means.get(each.family, PRIOR_MEAN)))
+        (
+            each.method_id,
+            score(
+                each.relevance,
+                each.evidence,
+                prior_mean=means.get(each.family, PRIOR_MEAN),
+                foreseen=each.foreseen,
+            ),
+        )
         for each in candidates
     ]
     return sorted(scored, key=lambda pair: (-pair[1].score, pair[0]))

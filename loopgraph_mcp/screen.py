@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.syntax import Syntax
 from rich.table import Table
 
-from loopgraph_mcp.answers import EditAnswer, ExperimentAnswer, SearchAnswer
+from loopgraph_mcp.answers import EarlierRun, EditAnswer, ExperimentAnswer, SearchAnswer
 from loopgraph_mcp.doctor import Check, Level
 from loopgraph_mcp.launch import DEFAULT_SEED
 from loopgraph_mcp.models import Decision, OutcomeKind, Presence, State, VerdictKind
@@ -64,10 +64,17 @@ def show_edit(answer: EditAnswer) -> None:
     else:
         console.print(Syntax(answer.diff, "diff", background_color="default", word_wrap=True))
         console.print(f"[bold]{answer.edit_id}[/] ({answer.status})")
-        for run in answer.earlier:
-            console.print(f"[yellow]run before:[/] {escape(f'{run.experiment_id} {run.description}: {run.outcome}')}")
+        if answer.foresight:
+            console.print(f"[dim]foresight:[/] {escape(answer.foresight)}", highlight=False)
+        _show_earlier(answer.earlier)
     made = None if answer.edit_id is None else f"loopgraph run --edit {answer.edit_id}"
     console.print(f"[dim]next:[/] {made or escape(answer.next_step)}", highlight=False)
+
+
+def _show_earlier(runs: Sequence[EarlierRun]) -> None:
+    for run in runs:
+        told = f"{run.experiment_id} {run.description}: {run.outcome} ({run.note})" if run.experiment_id else run.note
+        console.print(f"[yellow]before:[/] {escape(told)}", highlight=False)
 
 
 def show_experiment(answer: ExperimentAnswer) -> None:
@@ -86,6 +93,7 @@ def show_experiment(answer: ExperimentAnswer) -> None:
         noise = "" if answer.noise_floor is None else f" (noise floor {answer.noise_floor:.4f})"
         decided = "" if answer.decision is None else f", {_decision(answer.decision)}"
         console.print(f"verdict: {_verdict(answer)}{gain}{noise}{decided}", highlight=False)
+    _show_earlier(answer.earlier)
     if answer.note:
         console.print(escape(answer.note), highlight=False)
     if answer.run_dir:

@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 
 from loopgraph_mcp.answers import EarlierRun, EditAnswer, MethodHit
+from loopgraph_mcp.changes import Kinship
 from loopgraph_mcp.evidence import TrackRecord
+from loopgraph_mcp.foresight import Foreseen
 from loopgraph_mcp.models import (
     Context,
     Direction,
@@ -29,8 +31,10 @@ def signed(gain: float) -> str:
     return f"{gain:+.4f}"
 
 
-def why(method: Method, record: TrackRecord, presence: Presence | None) -> str:
-    """Return one sentence on what is known of a method."""
+def why(
+    method: Method, record: TrackRecord, presence: Presence | None, elsewhere: tuple[int, float] | None = None
+) -> str:
+    """Return one sentence on what is known of a method; `elsewhere` is others' tries and their relative keep rate."""
     parts = []
     if record.tries:
         times = "once" if record.tries == 1 else f"{record.tries} times"
@@ -44,6 +48,8 @@ def why(method: Method, record: TrackRecord, presence: Presence | None) -> str:
     else:
         parts.append("untried here")
         parts += _published(method)
+    if elsewhere is not None:
+        parts.append(_elsewhere(*elsewhere))
     if presence is Presence.PRESENT:
         parts.append("already in the file")
     elif presence is Presence.PARTIAL:
@@ -100,6 +106,37 @@ def earlier_run(run: ExperimentRow) -> EarlierRun:
     return EarlierRun(run.id, run.description, outcome, run.decision)
 
 
+_KINSHIP = {
+    Kinship.SAME: "the same change from another parent: a re-test",
+    Kinship.SAME_VALUE: "the same knob set to the same value, from another one",
+    Kinship.BEYOND_FAILED: "went this way, less far, and failed",
+    Kinship.BETWEEN_FAILED: "failed on one side of this value, as others did on its other side",
+    Kinship.SAME_DIRECTION: "went this way, further, and failed",
+    Kinship.REVERSES_KEPT: "was kept, and this takes it back",
+    Kinship.SEED_ALONE: "nothing but the seed changes: that is a replicate, not a method; use replicate=true",
+}
+
+
+def kinship(how: Kinship, since: str) -> str:
+    """Return how an earlier change stands to a new one, and how the parent has changed since."""
+    return _KINSHIP[how] + (f" (since then: {since})" if since else "")
+
+
+def foresight(seen: Foreseen | None, elsewhere: tuple[int, float] | None) -> str:
+    """Return why a change is thought likely or unlikely to be kept."""
+    if seen is None:
+        return ""
+    parts = [f"P(keep) {seen.p_keep:.2f}", f"here: {seen.place}"]
+    if elsewhere is not None:
+        parts.append(_elsewhere(*elsewhere))
+    return "; ".join(parts)
+
+
+def _elsewhere(tries: int, ratio: float) -> str:
+    times = "once" if tries == 1 else f"{tries} times"
+    return f"others tried it {times} and kept it {ratio:.1f} times as often as other changes"
+
+
 def replaced(method_ids: Sequence[str]) -> str:
     """Return a warning that an edit takes the place of methods that cannot stand beside it."""
     return f"{', '.join(method_ids)} is in the file now; this edit takes its place" if method_ids else ""
@@ -107,12 +144,14 @@ def replaced(method_ids: Sequence[str]) -> str:
 
 def after_edit(edit_id: str, earlier: Sequence[EarlierRun]) -> str:
     """Return what to do with an edit."""
-    if earlier:
+    run = f'run_experiment(edit_id="{edit_id}", description="…")'
+    same = [each for each in earlier if each.kinship == "same_program"]
+    if same:
         return (
-            f"This very program was run before ({earlier[-1].experiment_id}: {earlier[-1].outcome}); "
+            f"This very program was run before ({same[-1].experiment_id}: {same[-1].outcome}); "
             f'try another value or method, or run_experiment(edit_id="{edit_id}", replicate=true).'
         )
-    return f'run_experiment(edit_id="{edit_id}", description="…")'
+    return f"Read what came of its like before; then {run}" if earlier else run
 
 
 def description(given: str, method_ids: Sequence[str], base: str | None) -> str:

@@ -208,6 +208,7 @@ class _Method(_Table):
     aliases: list[Line] = Field(default_factory=list, max_length=50)
     summary: Annotated[str, Field(min_length=1, max_length=120, pattern=_ONE_LINE)]
     description: Text
+    change: Annotated[str, Field(max_length=200, pattern=_ONE_LINE)] = ""
     sources: list[_Source] = Field(default_factory=list)
     published: list[_Published] = Field(default_factory=list)
     knobs: dict[KnobName, _Knob] = Field(default_factory=dict)
@@ -273,6 +274,7 @@ class _Method(_Table):
             recipe=None
             if self.recipe is None
             else Recipe(tuple(op.made() for op in self.recipe.ops), tuple(self.recipe.conflicts)),
+            change=self.change,
         )
 
 

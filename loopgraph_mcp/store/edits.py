@@ -91,6 +91,12 @@ async def program_text(db: Database, program_hash: str) -> str:
     return str(next(iter(rows))["text"])
 
 
+async def tree_hash(db: Database, program_hash: str) -> str:
+    """Return the hash of a program's syntax tree; the program must exist."""
+    rows = await db.reader.execute_fetchall("SELECT tree_hash FROM program WHERE hash = :hash", {"hash": program_hash})
+    return str(next(iter(rows))["tree_hash"])
+
+
 async def add_edit(
     db: Database,
     *,

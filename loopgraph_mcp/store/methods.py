@@ -182,6 +182,7 @@ def _decode(card_json: str) -> Method:
         published=tuple(PublishedResult(**result) for result in card["published"]),
         knobs=tuple(Knob(**{**knob, "choices": tuple(knob["choices"])}) for knob in card["knobs"]),
         recipe=None if recipe is None else _decode_recipe(recipe),
+        change=card.get("change", ""),
     )
 
 
