@@ -14,7 +14,7 @@ import typer
 from rich.console import Group
 from rich.live import Live
 
-from loopgraph_mcp import __version__, clients, doctor, screen
+from loopgraph_mcp import __version__, backtesting, clients, doctor, screen
 from loopgraph_mcp.answers import ExperimentAnswer
 from loopgraph_mcp.config import Settings, bundled, read_settings
 from loopgraph_mcp.errors import LoopGraphError, first_of
@@ -42,7 +42,7 @@ def main() -> None:
     """Run the command line; our own errors end it with one line and status 1."""
     warnings.simplefilter("ignore", SyntaxWarning)  # Python's remarks on programs that we only read
     try:
-        app()
+        app(spread(sys.argv[1:], "--memory"))
     except (LoopGraphError, ExceptionGroup) as error:
         if (told := first_of(error)) is None:
             raise
@@ -50,6 +50,18 @@ def main() -> None:
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def spread(arguments: list[str], option: str) -> list[str]:
+    """Put an option before each of the values that follow it: `--memory a b` is `--memory a --memory b`."""
+    spread_out, inside = list[str](), False
+    for argument in arguments:
+        if argument == option:
+            inside = True
+            continue
+        inside = inside and not argument.startswith("-")
+        spread_out += [option, argument] if inside else [argument]
+    return spread_out
 
 
 def _settings() -> Settings:
@@ -279,6 +291,24 @@ def trace(
     """Show what led to an experiment, from paper and pack on, and what came of it."""
     links = _with_graph(lambda graph: graph.trace(experiment))
     screen.print_json(links) if as_json else screen.show_chain(links)
+
+
+@app.command()
+def backtest(
+    files: Annotated[list[Path], typer.Argument(help="Histories to replay: results.tsv and its kin.")],
+    *,
+    memory: Annotated[
+        list[Path] | None, typer.Option("--memory", "-m", help="Histories that the memory knows, behind the others.")
+    ] = None,
+    day_one: Annotated[
+        bool, typer.Option("--day-one/--no-day-one", help="Know what ships with LoopGraph as well.")
+    ] = True,
+    as_json: Json = False,
+) -> None:
+    """Judge how well the memory foretells which changes were kept; a history's owner never teaches it."""
+    with screen.errors.status("reading …") as shown:
+        report = backtesting.run(files, memory or [], day_one=day_one, progress=shown.update)
+    screen.print_json(report) if as_json else screen.show_backtest(report)
 
 
 @app.command()

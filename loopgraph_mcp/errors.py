@@ -4,6 +4,7 @@
     ├── ConfigError        settings or loopgraph.toml say something that cannot be
     ├── WorkspaceError     the user's folder is not one we can work on, or changed under us
     ├── PackError          a method pack does not follow the format
+    ├── HistoryError       a file holds no experiments that can be read
     ├── NotFoundError      an id names no method, edit, retrieval or experiment
     ├── StoreError         the database cannot be opened, or is newer than this version
     └── RunError           an experiment cannot be started
@@ -26,6 +27,10 @@ class WorkspaceError(LoopGraphError):
 
 class PackError(LoopGraphError):
     """A method pack does not follow the format."""
+
+
+class HistoryError(LoopGraphError):
+    """A file holds no experiments that can be read."""
 
 
 class NotFoundError(LoopGraphError):

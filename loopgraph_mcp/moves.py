@@ -96,7 +96,7 @@ _PREFIX = re.compile(
 
 def is_baseline(description: str) -> bool:
     """Return whether a description names an unchanged program."""
-    text = _plain(description)
+    text = _PREFIX.sub("", _plain(description))
     return bool(re.match(r"^\W*(?:\w+ )?baseline\b", text)) or text in {"", "initial", "no change", "no modifications"}
 
 

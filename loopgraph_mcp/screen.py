@@ -13,6 +13,7 @@ from rich.syntax import Syntax
 from rich.table import Table
 
 from loopgraph_mcp.answers import EarlierRun, EditAnswer, ExperimentAnswer, SearchAnswer
+from loopgraph_mcp.backtest import Report
 from loopgraph_mcp.doctor import Check, Level
 from loopgraph_mcp.launch import DEFAULT_SEED
 from loopgraph_mcp.models import Decision, OutcomeKind, Presence, State, VerdictKind
@@ -191,3 +192,37 @@ def _verdict(answer: ExperimentAnswer) -> str:
 
 def _decision(decision: Decision) -> str:
     return "[green]keep[/]" if decision is Decision.KEEP else decision.value
+
+
+def show_backtest(report: Report) -> None:
+    """Show who foretold best which changes were kept."""
+    table = Table(title="order-balanced AUC on frozen pools (0.5 is the agent's own order)", title_justify="left")
+    table.add_column("ranking")
+    table.add_column("AUC", justify="right")
+    rows = {"LoopGraph": report.order_balanced_auc, **report.ablation, **report.baselines}
+    for name, auc in rows.items():
+        shown = "-" if auc is None else f"{auc:.3f}"
+        table.add_row(f"[bold]{name}[/]" if name == "LoopGraph" else escape(name), shown)
+    console.print(table)
+    if report.ci95 is not None:
+        low, high = report.ci95
+        console.print(f"95 % interval over owners: {low:.3f} to {high:.3f}", highlight=False)
+    console.print(
+        f"{report.histories} histories with {report.pools} pools that hold both kinds of pairs", highlight=False
+    )
+    if report.first_win_rank is not None and report.top_lift is not None:
+        first, chance = report.first_win_rank
+        console.print(f"first keep at place {first:.1f} of a pool's order, by chance at {chance:.1f}", highlight=False)
+        console.print(f"keeps among the best five: {report.top_lift:.2f} times what chance gives", highlight=False)
+    saved, lost = report.runs_saved, report.gain_lost
+    console.print(
+        f"skipping the worst fifth saves {saved:.0%} of the runs and loses {lost:.0%} of the gain", highlight=False
+    )
+    repeats, caught, wrong = report.repeats
+    console.print(
+        f"{repeats} changes repeated a failed one word for word; {caught} of them were warned of; "
+        f"{wrong} changes warned of were kept",
+        highlight=False,
+    )
+    bins = ", ".join(f"{each.foretold:.2f} -> {each.kept:.2f} ({each.changes})" for each in report.calibration)
+    console.print(f"P(keep) foretold -> kept (changes): {bins}", highlight=False)

@@ -1,0 +1,74 @@
+"""Runs `loopgraph backtest`: files in, the report out."""
+
+import importlib
+import importlib.util
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from loopgraph_mcp import backtest
+from loopgraph_mcp.backtest import Ranker, Replay, Report
+from loopgraph_mcp.errors import HistoryError
+from loopgraph_mcp.histories import read_history
+from loopgraph_mcp.replays import replay_of
+from loopgraph_mcp.sources.day_one import read_day_one
+
+MAX_BYTES = 50 * 2**20
+
+
+def read_file(path: Path) -> str:
+    """Return a history's text.
+
+    Raises:
+        HistoryError: It cannot be read, is no text, or is too large.
+    """
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise HistoryError(f"{path}: larger than {MAX_BYTES // 2**20} MiB; split it")
+        content = path.read_bytes()
+    except OSError as error:
+        raise HistoryError(f"{path}: {error.strerror}; name a results.tsv or another history") from error
+    if b"\x00" in content[:1024] and not content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise HistoryError(f"{path}: a binary file; name a results.tsv or another table of experiments")
+    encoding = "utf-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8"
+    return content.decode(encoding, "replace")
+
+
+def read_replay(path: Path) -> Replay:
+    """Return the history in a file.
+
+    Raises:
+        HistoryError: It holds none.
+    """
+    return replay_of(read_history(read_file(path), name=path.name))
+
+
+def expand(paths: Sequence[Path]) -> list[Path]:
+    """Return files as they are, and of folders the histories in them, in the order of their names."""
+    endings = {".tsv", ".csv"}
+    found = [
+        [path] if not path.is_dir() else sorted(p for p in path.iterdir() if p.suffix in endings) for path in paths
+    ]
+    return [path for each in found for path in each]
+
+
+def run(
+    files: Sequence[Path], memory: Sequence[Path], *, day_one: bool, progress: Callable[[str], None] = lambda _: None
+) -> Report:
+    """Replay the histories in files against what others teach.
+
+    An owner's shipped lessons give way to the owner's own files where they are given, and lessons of a history's owner
+    never count for it.
+
+    Raises:
+        HistoryError: A file cannot be read.
+    """
+    histories = [read_replay(path) for path in expand(files)]
+    others = [read_replay(path) for path in expand(memory)]
+    given = {each.owner for each in others}
+    shipped = [lesson for lesson in read_day_one().lessons if lesson.owner not in given] if day_one else []
+    extra: dict[str, Ranker] = {}
+    if importlib.util.find_spec("auto_steer") is not None:  # its categories are all it says of a change
+        classify = importlib.import_module("auto_steer").classify_experiment
+        extra["autosteer: category win rate here"] = backtest.by_category(lambda text: classify(text, ""))
+    taught = [*shipped, *backtest.taught_by(others)]
+    return backtest.run(histories, taught, others=others, extra=extra, progress=progress)

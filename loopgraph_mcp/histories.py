@@ -1,0 +1,438 @@
+"""Reads other people's experiment histories as they are: results.tsv and its kin, run logs, tracker exports.
+
+Understood are tab- or comma-separated and Markdown tables, several in one file, with or without a header; JSON lines as
+pi-autoresearch writes them; and the CSV or JSON exports of MLflow and W&B. Each row says what of it was not understood:
+nothing is guessed in silence.
+"""
+
+import csv
+import io
+import json
+import math
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import Any
+
+from loopgraph_mcp.errors import HistoryError
+from loopgraph_mcp.models import Direction
+from loopgraph_mcp.moves import is_baseline, is_rerun
+
+MAX_ROWS = 100_000
+_MAX_TEXT = 2_000
+_OTHER_MACHINE = 0.05  # a later baseline that differs by more than this share was measured elsewhere
+
+
+class RowStatus(StrEnum):
+    """What came of a row, in its author's decision."""
+
+    KEEP = "keep"
+    DISCARD = "discard"
+    CRASH = "crash"
+    OTHER = "other"
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryRow:
+    """One experiment of a history.
+
+    Args:
+        line: Where it stands in the file, from 1.
+        metric_value: None for a crash, or where it cannot be read.
+        segment: Which table, or machine, of the file it belongs to, from 0.
+        notes: What was not understood, or how something was taken.
+    """
+
+    line: int
+    commit: str
+    metric_value: float | None
+    memory_gb: float | None
+    status: RowStatus
+    description: str
+    segment: int = 0
+    is_baseline: bool = False
+    is_rerun: bool = False
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A line that is no experiment, and why."""
+
+    line: int
+    reason: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """A whole history, in the order of its file."""
+
+    name: str
+    metric: str
+    direction: Direction
+    rows: tuple[HistoryRow, ...]
+    left_out: tuple[LeftOut, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+# ------------------------------------------------------------------------------------------------- columns
+
+# fmt: off
+_COLUMNS: Mapping[str, frozenset[str]] = {
+    "commit": frozenset({"commit", "commit_hash", "git_commit", "git_sha", "hash", "revision", "sha"}),
+    "status": frozenset({"decision", "keep", "kept", "outcome", "result", "state", "status", "verdict"}),
+    "description": frozenset({
+        "change", "desc", "description", "experiment", "hypothesis", "idea", "message", "modification", "name", "note",
+        "notes", "run_name", "summary", "tags.mlflow.runname", "what",
+    }),
+    "memory_gb": frozenset({"mem", "mem_gb", "memory", "memory_gb", "peak_memory_gb", "peak_vram_gb", "vram_gb"}),
+    "memory_mb": frozenset({"memory_mb", "peak_memory_mb", "peak_vram_mb", "vram_mb"}),
+}
+# fmt: on
+_METRICS = (
+    "val_bpb",
+    "bpb",
+    "val/bpb",
+    "val_loss",
+    "val/loss",
+    "eval_loss",
+    "loss",
+    "metric",
+    "score",
+    "accuracy",
+    "acc",
+)  # fmt: skip
+_HIGHER = re.compile(r"acc|score|reward|f1|auc|throughput|tok|speed|mfu|bleu|rouge|pass")
+_STATUSES: tuple[tuple[RowStatus, str], ...] = (
+    (RowStatus.CRASH, r"crash|fail|oom|out.?of.?memory|error|nan|timeout|timed|killed|diverged|invalid|checks_failed"),
+    (RowStatus.DISCARD, r"discard|reject|revert|no|worse|drop|false|bad|lose|loss|regress|neutral|skip"),
+    (RowStatus.KEEP, r"keep|kept|best|baseline|accept|improv|win|won|yes|true|good|success|new.?best"),
+)
+
+
+def read_history(text: str, *, name: str, metric: str | None = None, direction: Direction | None = None) -> History:
+    """Return the experiments of a history.
+
+    Args:
+        text: The whole file.
+        name: What to call it in errors.
+        metric: The column that holds the metric, where it is not the usual one.
+        direction: Which way it improves; by default told by its name.
+
+    Raises:
+        HistoryError: No experiment was found in it.
+    """
+    text = text.removeprefix("\ufeff").replace("\x00", "")
+    found = _Reading(metric)
+    first = text.lstrip()[:1]
+    if first == "{" or (first == "[" and text.lstrip()[1:2] != "]"):
+        found.read_json(text)
+    else:
+        found.read_tables(text)
+    if not found.rows:
+        why = f"; {found.left_out[0].reason} (line {found.left_out[0].line})" if found.left_out else ""
+        raise HistoryError(
+            f"{name}: no experiments found{why}. A history has a header such as `commit val_bpb memory_gb status "
+            "description`, tab-separated; name another metric column with --metric"
+        )
+    way = direction or found.direction or (Direction.HIGHER if _HIGHER.search(found.metric) else Direction.LOWER)
+    rows = _segmented(tuple(_failed(row, way) for row in found.rows))
+    return History(name, found.metric or "metric", way, rows, tuple(found.left_out), tuple(found.notes))
+
+
+def _failed(row: HistoryRow, way: Direction) -> HistoryRow:
+    """Take a crash's, or a loss's, value of zero for the absence of one."""
+    crashed = row.status is RowStatus.CRASH
+    if row.metric_value is None or (not crashed and (row.metric_value or way is Direction.HIGHER)):
+        return row
+    notes = row.notes if crashed else (*row.notes, "a metric of 0 counts as none")
+    return replace(row, metric_value=None, notes=notes)
+
+
+def _segmented(rows: Sequence[HistoryRow]) -> tuple[HistoryRow, ...]:
+    """Begin another segment at a baseline that is far from the first: it was measured on another machine."""
+    made: list[HistoryRow] = []
+    base: float | None = None
+    table, extra = rows[0].segment, 0
+    for row in rows:
+        if row.segment != table:
+            table, base = row.segment, None
+        notes = row.notes
+        if row.is_baseline and row.metric_value is not None:
+            if base is not None and abs(row.metric_value - base) > _OTHER_MACHINE * abs(base):
+                extra += 1
+                notes = (*notes, "a baseline far from the one before: another machine or budget")
+            base = row.metric_value
+        made.append(replace(row, segment=row.segment + extra, notes=notes))
+    return tuple(made)
+
+
+@dataclass(slots=True)
+class _Reading:
+    """Gathers rows while a file is read."""
+
+    wanted: str | None
+    metric: str = ""
+    direction: Direction | None = None
+    rows: list[HistoryRow] = field(default_factory=list)
+    left_out: list[LeftOut] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    # ------------------------------------------------------------------------------------------ tables
+
+    def read_tables(self, text: str) -> None:
+        """Read all tables of a text, each under its header."""
+        header: list[str] | None = None
+        segment, gap = -1, True
+        for line, cells in _cells(text):
+            if cells is None:
+                gap = True
+                continue
+            as_header = self._header(cells)
+            if as_header is not None:
+                if header != as_header or gap:
+                    segment += 1
+                header, gap = as_header, False
+                continue
+            gap = False
+            if header is None:
+                header = self._headless(line, cells)
+                segment = 0
+            if header is not None:
+                self._add(line, cells, header, max(segment, 0))
+            else:
+                self.left_out.append(LeftOut(line, "stands before any header that names a metric", _short(cells)))
+
+    def _header(self, cells: Sequence[str]) -> list[str] | None:
+        """Return the columns' meanings where a line is a header: it names a metric and something else."""
+        names = [_column(cell) for cell in cells]
+        metric = self._metric_column(names)
+        if metric is None or len(names) < 2 or any(_number(cell) is not None for cell in cells):
+            return None
+        self.metric = self.metric or names[metric]
+        meanings = [next((key for key, known in _COLUMNS.items() if name in known), name) for name in names]
+        meanings[metric] = "metric"
+        for key in ("status", "description", "commit"):  # the first column of a meaning has it
+            for again in [at for at, meaning in enumerate(meanings) if meaning == key][1:]:
+                meanings[again] = names[again] + " "
+        return meanings
+
+    def _metric_column(self, names: Sequence[str]) -> int | None:
+        if self.wanted is not None:
+            return names.index(self.wanted.casefold()) if self.wanted.casefold() in names else None
+        for known in _METRICS:
+            for form in (known, f"metrics.{known}", f"summary.{known}", f"val_{known}"):
+                if form in names:
+                    return names.index(form)
+        return None
+
+    def _headless(self, line: int, cells: Sequence[str]) -> list[str] | None:
+        usual = ["commit", "metric", "memory_gb", "status", "description"]
+        if self.wanted is None and len(cells) == len(usual) and _number(cells[1]) is not None and _status(cells[3])[0]:
+            self.metric = "val_bpb"
+            self.notes.append(f"line {line}: no header; taken as commit, val_bpb, memory_gb, status, description")
+            return usual
+        return None
+
+    def _add(self, line: int, cells: Sequence[str], header: Sequence[str], segment: int) -> None:
+        cells = [cell.strip() for cell in cells]
+        notes = []
+        if len(cells) > len(header):
+            cells = [*cells[: len(header) - 1], " ".join(cells[len(header) - 1 :])]
+            notes.append("more cells than columns; the last ones taken as one")
+        named = dict(zip(header, cells, strict=False))
+        if "metric" not in named:
+            self.left_out.append(LeftOut(line, "has no cell for the metric", _short(cells)))
+            return
+        self._row(line, named, segment, notes)
+
+    def _row(self, line: int, named: Mapping[str, str], segment: int, notes: list[str]) -> None:
+        if len(self.rows) >= MAX_ROWS:
+            raise HistoryError(f"line {line}: more than {MAX_ROWS} rows; split the file")
+        value = _number(named.get("metric", ""))
+        said, unclear = _status(named.get("status", ""))
+        description = _clean(named.get("description", ""))
+        if said is None:
+            said = RowStatus.OTHER
+            notes.append(f"status {unclear!r} is not understood" if unclear else "no status")
+        if value is None and said is not RowStatus.CRASH:
+            notes.append(f"metric {named.get('metric', '')[:40]!r} is no number")
+        if not description:
+            notes.append("no description")
+        if value is None and said is RowStatus.OTHER and not description:
+            self.left_out.append(LeftOut(line, "neither metric, status nor description", _short(list(named.values()))))
+            return
+        memory = _number(named.get("memory_gb", ""))
+        if memory is None and (in_mb := _number(named.get("memory_mb", ""))) is not None:
+            memory = in_mb / 1024
+        self.rows.append(
+            HistoryRow(
+                line=line,
+                commit=_commit(named.get("commit", "")),
+                metric_value=value,
+                memory_gb=memory,
+                status=said,
+                description=description,
+                segment=segment,
+                is_baseline=is_baseline(description) or named.get("status", "").strip().casefold() == "baseline",
+                is_rerun=is_rerun(description),
+                notes=tuple(notes),
+            )
+        )
+
+    # -------------------------------------------------------------------------------------------- JSON
+
+    def read_json(self, text: str) -> None:
+        """Read JSON lines, or one list of runs."""
+        segment = 0
+        for line, entry in _entries(text):
+            if not isinstance(entry, dict):
+                self.left_out.append(LeftOut(line, "is no JSON object", str(entry)[:80]))
+            elif entry.get("type") == "config" or "metricName" in entry:
+                segment += bool(self.rows)
+                self._config(entry)
+            else:
+                self._entry(line, entry, int(_number(str(entry.get("segment", segment))) or segment))
+
+    def _config(self, entry: Mapping[str, Any]) -> None:
+        name = str(entry.get("metricName") or self.metric)[:100]
+        if self.metric and name != self.metric:
+            self.notes.append(f"the metric changes from {self.metric} to {name}")
+        self.metric = self.metric or name
+        way = str(entry.get("bestDirection", "")).casefold()
+        if way in {"lower", "higher"}:
+            self.direction = Direction(way)
+
+    def _entry(self, line: int, entry: Mapping[str, Any], segment: int) -> None:
+        flat = {_column(key): _text(value) for key, value in _flat(entry)}
+        names = list(flat)
+        at = self._metric_column(names)
+        if at is None and self.metric.casefold() in flat:
+            at = names.index(self.metric.casefold())
+        if at is None:
+            self.left_out.append(LeftOut(line, "names no metric", str(dict(entry))[:80]))
+            return
+        self.metric = self.metric or names[at].removeprefix("summary.").removeprefix("metrics.")
+        named = {"metric": flat[names[at]]}
+        for key, known in _COLUMNS.items():
+            cell = next((flat[name] for name in names if name in known and name != names[at]), "")
+            named[key] = cell
+        self._row(line, named, segment, [])
+
+
+def _cells(text: str) -> Iterator[tuple[int, list[str] | None]]:
+    """Yield each line's number and cells; None for what separates tables: blank lines, comments, prose, rules."""
+    lines = text.splitlines()
+    if _is_csv(lines):
+        yield from _csv_cells(text)
+        return
+    for line, content in enumerate(lines, start=1):
+        bare = content.strip()
+        if not bare or bare.startswith("#") or re.fullmatch(r"[-=|:+\s]+", bare):
+            if not bare.startswith("|"):  # the rule below a Markdown table's header separates nothing
+                yield line, None
+        elif bare.startswith("|"):
+            yield line, [cell.strip().strip("`*") for cell in bare.strip("|").split("|")]
+        elif "\t" in content:
+            yield line, content.rstrip("\r\n").split("\t")
+        elif len(spaced := re.split(r" {2,}", bare)) > 2:  # tabs that became spaces
+            yield line, spaced
+        else:
+            yield line, None
+
+
+def _is_csv(lines: Sequence[str]) -> bool:
+    head = next((line for line in lines if line.strip() and not line.startswith("#")), "")
+    return "\t" not in head and "|" not in head[:1] and head.count(",") >= 2
+
+
+def _csv_cells(text: str) -> Iterator[tuple[int, list[str] | None]]:
+    reader = csv.reader(io.StringIO(text))
+    csv.field_size_limit(2**20)
+    while True:
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error:
+            yield reader.line_num, None
+            continue
+        blank = not any(cell.strip() for cell in cells) or cells[0].startswith("#")
+        yield reader.line_num, None if blank else cells
+
+
+def _entries(text: str) -> Iterator[tuple[int, Any]]:
+    """Yield JSON values with their lines: of one document that is a list, or of one line each."""
+    try:
+        whole = json.loads(text)
+    except (ValueError, RecursionError):
+        whole = None
+    if isinstance(whole, list):
+        yield from enumerate(whole, start=1)
+        return
+    for line, content in enumerate(text.splitlines(), start=1):
+        if content.strip():
+            try:
+                yield line, json.loads(content)
+            except (ValueError, RecursionError):
+                yield line, content[:80]
+
+
+def _flat(entry: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
+    """Yield an entry's values, those of inner objects under `outer.inner` as tracker exports name their columns."""
+    for key, value in entry.items():
+        if isinstance(value, dict):
+            yield from ((f"{key}.{inner}", each) for inner, each in value.items())
+        else:
+            yield str(key), value
+
+
+def _text(value: object) -> str:
+    return "" if value is None else str(value)
+
+
+def _column(cell: str) -> str:
+    return re.sub(r"[\s-]+", "_", cell.strip().strip("`*\"'").casefold())
+
+
+_NUMBER = re.compile(r"^[~≈<>=]*\s*([-+]?(?:\d+(?:[.,]\d+)?|\.\d+)(?:e[-+]?\d+)?)(?![\w.])", re.IGNORECASE)
+
+
+def _number(cell: str) -> float | None:
+    """Return the number that a cell begins with; a decimal comma is one, a note behind it is left."""
+    match = _NUMBER.match(unicodedata.normalize("NFKC", cell[:100]).replace("\u2212", "-").strip().strip("*`"))
+    if match is None:
+        return None
+    value = float(match[1].replace(",", "."))
+    return value if math.isfinite(value) else None
+
+
+def _status(cell: str) -> tuple[RowStatus | None, str]:
+    """Return what a status says, and its words where that is not understood."""
+    words = cell.strip().strip("*`[]()").casefold()[:60]
+    for sign, status in (("✓", "keep"), ("✔", "keep"), ("✅", "keep"), ("✗", "discard"), ("❌", "discard")):
+        words = words.replace(sign, f" {status} ")
+    words = words.strip()
+    for status, pattern in _STATUSES:
+        if re.match(rf"(?:{pattern})", words):
+            return status, words
+    return None, words
+
+
+def _commit(cell: str) -> str:
+    found = re.match(r"[0-9a-fA-F]{5,40}\b", cell.strip().strip("`"))
+    return found[0].lower() if found else ""
+
+
+def _clean(text: str) -> str:
+    """Return a description as one line without what moves a cursor or hides."""
+    hidden = {"Cc", "Cf", "Cs"}
+    kept = "".join(char for char in text[:_MAX_TEXT] if char == "\t" or unicodedata.category(char) not in hidden)
+    return " ".join(kept.split())
+
+
+def _short(cells: Sequence[str]) -> str:
+    return _clean(" ".join(cells))[:80]

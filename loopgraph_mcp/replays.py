@@ -1,0 +1,34 @@
+"""Turns a history that was read into one that can be replayed, and into lessons for others."""
+
+from loopgraph_mcp.backtest import Replay
+from loopgraph_mcp.foresight import Try
+from loopgraph_mcp.histories import History, RowStatus
+from loopgraph_mcp.models import Direction
+from loopgraph_mcp.moves import read_moves, stripped
+
+
+def owner_of(name: str) -> str:
+    """Return whose history a file is: what stands before `__` in its name, or else the name without its ending."""
+    stem = name.rsplit("/", 1)[-1].removesuffix(".tsv").removesuffix(".csv").removesuffix(".jsonl")
+    return stem.split("__", 1)[0]
+
+
+def replay_of(history: History, *, owner: str | None = None) -> Replay:
+    """Return a history's replay; gains are taken over the best before in the same segment."""
+    tries: list[Try] = []
+    best: float | None = None
+    segment = 0
+    for row in history.rows:
+        if row.segment != segment:
+            segment, best = row.segment, None
+        kept = row.status is RowStatus.KEEP
+        gain = None
+        if best is not None and row.metric_value is not None:
+            gain = history.direction.gain(best, row.metric_value)
+        is_change = not (row.is_baseline or row.is_rerun)
+        tries.append(Try(read_moves(row.description), kept, row.metric_value, gain, is_change))
+        if best is None or (kept and gain is not None and gain > 0):
+            best = row.metric_value
+    texts = tuple(stripped(row.description) for row in history.rows)
+    whose = owner_of(history.name) if owner is None else owner
+    return Replay(history.name, whose, tuple(tries), texts, history.direction is Direction.HIGHER)
