@@ -1,5 +1,6 @@
 """Runs `loopgraph backtest`: files in, the report out."""
 
+import dataclasses
 import importlib
 import importlib.util
 from collections.abc import Callable, Sequence
@@ -9,7 +10,7 @@ from loopgraph_mcp import backtest
 from loopgraph_mcp.backtest import Ranker, Replay, Report
 from loopgraph_mcp.errors import HistoryError
 from loopgraph_mcp.histories import read_history
-from loopgraph_mcp.replays import replay_of
+from loopgraph_mcp.replays import fingerprint, replay_of
 from loopgraph_mcp.sources.day_one import read_day_one
 
 MAX_BYTES = 50 * 2**20
@@ -39,7 +40,9 @@ def read_replay(path: Path) -> Replay:
     Raises:
         HistoryError: It holds none.
     """
-    return replay_of(read_history(read_file(path), name=path.name))
+    replay = replay_of(read_history(read_file(path), name=path.name))
+    published = {each.fingerprint: each.owner for each in read_day_one().histories}
+    return dataclasses.replace(replay, owner=published.get(fingerprint(replay.tries), replay.owner))
 
 
 def expand(paths: Sequence[Path]) -> list[Path]:

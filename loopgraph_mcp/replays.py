@@ -1,5 +1,8 @@
 """Turns a history that was read into one that can be replayed, and into lessons for others."""
 
+import hashlib
+from collections.abc import Sequence
+
 from loopgraph_mcp.backtest import Replay
 from loopgraph_mcp.foresight import Try
 from loopgraph_mcp.histories import History, RowStatus
@@ -11,6 +14,12 @@ def owner_of(name: str) -> str:
     """Return whose history a file is: what stands before `__` in its name, or else the name without its ending."""
     stem = name.rsplit("/", 1)[-1].removesuffix(".tsv").removesuffix(".csv").removesuffix(".jsonl")
     return stem.split("__", 1)[0]
+
+
+def fingerprint(tries: Sequence[Try]) -> str:
+    """Return what tells a history from others whatever its file is called: a hash of its first five metric values."""
+    values = [each.metric_value for each in tries if each.metric_value is not None][:5]
+    return hashlib.sha256(" ".join(f"{value:.6f}" for value in values).encode()).hexdigest()[:16]
 
 
 def replay_of(history: History, *, owner: str | None = None) -> Replay:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from loopgraph_mcp.backtesting import read_replay
 from loopgraph_mcp.foresight import lessons
+from loopgraph_mcp.replays import fingerprint
 from loopgraph_mcp.sources.day_one import DAY_ONE, PublishedHistory, write_day_one
 
 
@@ -29,6 +30,7 @@ def main() -> None:
             platform=entry["platform"],
             licence=entry["licence"],
             rows=len(replay.tries),
+            fingerprint=fingerprint(replay.tries),
         )
         found.append((source, lessons(replay.tries, owner=replay.owner, higher_is_better=replay.higher_is_better)))
     write_day_one(found)

@@ -24,6 +24,7 @@ class PublishedHistory:
         platform: What it ran on, in its author's words.
         licence: Of its data.
         rows: How many rows it has.
+        fingerprint: Of its metric values; the history under another name is still its owner's.
     """
 
     owner: str
@@ -33,6 +34,7 @@ class PublishedHistory:
     platform: str
     licence: str
     rows: int
+    fingerprint: str
 
 
 @dataclass(frozen=True, slots=True)
