@@ -188,8 +188,10 @@ class _Reading:
         header: list[str] | None = None
         segment, gap = -1, True
         for line, cells in _cells(text):
-            if cells is None:
+            if cells is None or len(cells) == 1:
                 gap = True
+                if cells and header is not None:
+                    self.left_out.append(LeftOut(line, "is no row of a table", _short(cells)))
                 continue
             as_header = self._header(cells)
             if as_header is not None:
@@ -341,7 +343,7 @@ def _cells(text: str) -> Iterator[tuple[int, list[str] | None]]:
         elif len(spaced := re.split(r" {2,}", bare)) > 2:  # tabs that became spaces
             yield line, spaced
         else:
-            yield line, None
+            yield line, [bare]
 
 
 def _is_csv(lines: Sequence[str]) -> bool:

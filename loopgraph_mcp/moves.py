@@ -55,7 +55,7 @@ _PAIR = re.compile(rf"\(? ?({_NUMBER}) ?, ?({_NUMBER}) ?\)?")
 
 _UP = re.compile(
     r"\b(?:increas\w+|rais\w+|higher|larger|bigger|doubl\w+|longer|wider|deeper|more|add(?:s|ed|ing)?|enabl\w+|introduc\w+"
-    r"|extend\w*|stronger|grow\w*|up|expand\w*|quadrupl\w+|triple|apply|with|boost\w*)\b"
+    r"|extend\w*|stronger|grow\w*|up|expand\w*|quadrupl\w+|triple|boost\w*)\b"
 )
 _DOWN = re.compile(
     r"\b(?:decreas\w+|reduc\w+|lower\w*|smaller|halv\w+|half|shorter|narrower|shallower|fewer|less|remov\w+|disabl\w+|drop(?!out|path)\w*"
@@ -80,6 +80,7 @@ _ASIDE = re.compile(
     rf" (?:to|in order to) (?:more )?(?:{_VERBS}).*"
     r"|,? (?:while|given|because|since|based on|keeping|combined with the|following|after|which|that|as|where) .*"
     rf"|,? (?:with|using|on|for|at|in|under|of|from) (?:the )?(?:{_KEPT})\b.*"
+    r"|(?<!gelu)(?<!relu)(?<!silu)(?<!\^2)(?<!mlp)(?<!activation) with the .*"
     r"|;.*"
     r"| (?:worse|regress\w*|improve[ds]?|better|best|no help|hurts?|marginal\w*|neutral|failed|slower|faster)\b.*"
 )

@@ -1,0 +1,91 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from loopgraph_mcp.knobs import FAMILIES
+from loopgraph_mcp.moves import Move, is_baseline, is_rerun, read_moves, stripped
+from loopgraph_mcp.sources import packs
+
+
+@pytest.mark.parametrize(
+    ("description", "moves"),
+    [
+        ("embedding LR 0.8 to 0.9", [Move("embed_lr", 1, 0.9, 0.8)]),
+        ("embedding_lr 0.6->0.8 — val_bpb regressed 1.883->1.949", [Move("embed_lr", 1, 0.8, 0.6)]),
+        ("Embedding LR 0.6\u21920.8", [Move("embed_lr", 1, 0.8, 0.6)]),
+        ("Decrease EMBEDDING_LR from 0.74 to 0.60", [Move("embed_lr", -1, 0.6, 0.74)]),
+        ("unembedding LR 0.004 to 0.008", [Move("unembed_lr", 1, 0.008, 0.004)]),
+        ("matrix_lr 0.03", [Move("matrix_lr", 0, 0.03)]),
+        ("add 5% LR warmup", [Move("warmup", 1, 0.05)]),
+        ("reduce batch to 2^14 with device_batch=8", [Move("batch_size", -1, 2.0**14), Move("device_batch", 0, 8.0)]),
+        ("double batch size to 32K tokens", [Move("batch_size", 1, 32.0 * 1024)]),
+        ("halve the batch", [Move("batch_size", -1)]),
+        ("MLP 4x->3x", [Move("mlp_ratio", -1, 3.0, 4.0)]),
+        ("Reduce ADAM_BETAS beta2 from 0.95 to 0.90", [Move("adam_beta2", -1, 0.9, 0.95)]),
+        ("Change ADAM_BETAS from (0.85, 0.99) to (0.9, 0.99)", [Move("adam_beta1", 1, 0.9, 0.85)]),
+        ("replace ReLU^2 with GELU", [Move("activation", 0, word="gelu")]),
+        ("GELU instead of SiLU", [Move("activation", 0, word="gelu")]),
+        ("SwiGLU MLP (gated linear unit with SiLU)", [Move("activation", 0, word="silu")]),
+        ("window SSSL->SSLL", [Move("window", 1, 0.5, 0.25)]),
+        ("all full attention", [Move("window", 1, 1.0)]),
+        ("weight tying (shared wte/lm_head)", [Move("tying")]),
+        ("remove value embeddings", [Move("value_embed", -1)]),
+        (
+            "Set WARMUP_RATIO from 0.0 to 0.05 and FINAL_LR_FRAC from 0.0 to 0.1 for gentle warmup and cooldown",
+            [Move("warmup", 1, 0.05, 0.0), Move("final_lr", 1, 0.1, 0.0)],
+        ),
+        (
+            "Reduce MATRIX_LR from 0.029 to 0.027 with the SLSL window pattern to leverage the increased steps",
+            [Move("matrix_lr", -1, 0.027, 0.029)],
+        ),
+        ("agent1: Higher Matrix LR 0.04\u21920.08", [Move("matrix_lr", 1, 0.08, 0.04)]),
+        ("torch.compile", [Move("systems")]),
+        ("hybrid config averaging", [Move("other")]),
+    ],
+)
+def test_a_description_tells_its_moves(description: str, moves: list[Move]) -> None:
+    found = read_moves(description)
+    if len(moves) > 1:
+        found = found[: len(moves)]
+    assert list(found) == moves
+
+
+@pytest.mark.parametrize(
+    "outcome", ["worse", "NEW BEST", "regressed 1.883->1.949", "improved to 1.2", "no improvement"]
+)
+@pytest.mark.parametrize("done", ["matrix_lr 0.04->0.06", "softcap 15 to 20"])
+def test_what_came_of_it_is_left_out(done: str, outcome: str) -> None:
+    for told in (f"{done} — {outcome}", f"{done} - {outcome}", f"{done} ({outcome}, worse)", f"{done}; {outcome}"):
+        assert read_moves(told) == read_moves(done)
+        assert outcome.casefold().split()[0] not in stripped(told)
+
+
+def test_baselines_and_reruns_are_told_from_changes() -> None:
+    assert all(map(is_baseline, ("baseline", "Baseline (M5)", "baseline — depth=4", "agent1: Concurrent baseline", "")))
+    assert not any(map(is_baseline, ("depth 4 to 5, beats baseline", "warmup")))
+    assert all(map(is_rerun, ("seed 42->137", "change random seed to 1", "rerun best", "new seed")))
+    assert not any(map(is_rerun, ("warmup 0.1", "embedding LR 0.1")))
+
+
+@given(st.text(max_size=600))
+def test_any_text_is_read_and_read_alike_again(text: str) -> None:
+    moves = read_moves(text)
+    assert moves
+    assert moves == read_moves(text)
+    assert all(move.knob in FAMILIES and move.direction in {-1, 0, 1} for move in moves)
+
+
+@given(
+    st.sampled_from(["MATRIX_LR", "embedding LR", "weight_decay", "warmdown", "softcap", "adam beta2"]),
+    st.floats(0.001, 50).map(lambda value: float(f"{value:.3g}")),
+    st.floats(0.001, 50).map(lambda value: float(f"{value:.3g}")),
+    st.sampled_from(["{k} {a:g} to {b:g}", "{k} {a:g}->{b:g}", "Change {k} from {a:g} to {b:g}", "{k}: {a:g} → {b:g}"]),
+)
+def test_a_knob_from_one_value_to_another_is_read_in_any_form(knob: str, a: float, b: float, form: str) -> None:
+    (move,) = read_moves(form.format(k=knob, a=a, b=b))
+    assert (move.old, move.value) == (a, b)
+    assert a == b or move.direction == (1 if b > a else -1)
+
+
+def test_knobs_belong_to_the_families_of_packs() -> None:
+    assert set(FAMILIES.values()) - {"other", "systems"} <= set(packs.FAMILIES)
