@@ -5,7 +5,7 @@ Without slots: the MCP SDK reads a field's default off the class, and finds a sl
 
 from dataclasses import dataclass, field
 
-from loopgraph_mcp.models import Decision, OutcomeKind, Presence, Standing, State, VerdictKind
+from loopgraph_mcp.models import Decision, Direction, OutcomeKind, Presence, Standing, State, VerdictKind
 
 
 @dataclass(frozen=True)
@@ -150,4 +150,46 @@ class RecordAnswer:
     p_win: float | None
     decision: Decision
     standings: dict[str, Standing]
+    next_step: str
+
+
+@dataclass(frozen=True)
+class ImportedLine:
+    """One row of an imported history: what of it was understood.
+
+    Args:
+        understood: `whole`, `part`, or `left_out`.
+        moves: What the description says was moved.
+        method_id: The method that it tries, where there is just one.
+        has_diff: Whether its programs were found in the repository.
+        new: Whether this import added it.
+        notes: What was not understood, or why it was left out.
+    """
+
+    line: int
+    understood: str
+    description: str
+    metric_value: float | None
+    status: str
+    moves: list[str] = field(default_factory=list)
+    method_id: str | None = None
+    has_diff: bool = False
+    new: bool = False
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class ImportAnswer:
+    """What came of importing one history."""
+
+    file: str
+    metric: str
+    direction: Direction
+    device: str
+    added: int
+    known: int
+    left_out: int
+    lessons: int
+    rows: list[ImportedLine]
+    notes: list[str]
     next_step: str

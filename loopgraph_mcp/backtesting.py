@@ -8,30 +8,10 @@ from pathlib import Path
 
 from loopgraph_mcp import backtest
 from loopgraph_mcp.backtest import Ranker, Replay, Report
-from loopgraph_mcp.errors import HistoryError
 from loopgraph_mcp.histories import read_history
 from loopgraph_mcp.replays import fingerprint, replay_of
 from loopgraph_mcp.sources.day_one import read_day_one
-
-MAX_BYTES = 50 * 2**20
-
-
-def read_file(path: Path) -> str:
-    """Return a history's text.
-
-    Raises:
-        HistoryError: It cannot be read, is no text, or is too large.
-    """
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise HistoryError(f"{path}: larger than {MAX_BYTES // 2**20} MiB; split it")
-        content = path.read_bytes()
-    except OSError as error:
-        raise HistoryError(f"{path}: {error.strerror}; name a results.tsv or another history") from error
-    if b"\x00" in content[:1024] and not content.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise HistoryError(f"{path}: a binary file; name a results.tsv or another table of experiments")
-    encoding = "utf-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8"
-    return content.decode(encoding, "replace")
+from loopgraph_mcp.sources.files import expand, read_file
 
 
 def read_replay(path: Path) -> Replay:
@@ -43,15 +23,6 @@ def read_replay(path: Path) -> Replay:
     replay = replay_of(read_history(read_file(path), name=path.name))
     published = {each.fingerprint: each.owner for each in read_day_one().histories}
     return dataclasses.replace(replay, owner=published.get(fingerprint(replay.tries), replay.owner))
-
-
-def expand(paths: Sequence[Path]) -> list[Path]:
-    """Return files as they are, and of folders the histories in them, in the order of their names."""
-    endings = {".tsv", ".csv"}
-    found = [
-        [path] if not path.is_dir() else sorted(p for p in path.iterdir() if p.suffix in endings) for path in paths
-    ]
-    return [path for each in found for path in each]
 
 
 def run(

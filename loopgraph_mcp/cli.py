@@ -15,11 +15,12 @@ from rich.console import Group
 from rich.live import Live
 
 from loopgraph_mcp import __version__, backtesting, clients, doctor, screen
-from loopgraph_mcp.answers import ExperimentAnswer
+from loopgraph_mcp.answers import ExperimentAnswer, ImportAnswer
 from loopgraph_mcp.config import Settings, bundled, read_settings
 from loopgraph_mcp.errors import LoopGraphError, first_of
 from loopgraph_mcp.loopgraph import LoopGraph
-from loopgraph_mcp.models import KnobValue, OutcomeKind, State
+from loopgraph_mcp.models import Direction, KnobValue, OutcomeKind, State
+from loopgraph_mcp.sources.files import expand
 from loopgraph_mcp.workspace import create_workspace, prepare_command
 
 app = typer.Typer(
@@ -291,6 +292,44 @@ def trace(
     """Show what led to an experiment, from paper and pack on, and what came of it."""
     links = _with_graph(lambda graph: graph.trace(experiment))
     screen.print_json(links) if as_json else screen.show_chain(links)
+
+
+@app.command(name="import")
+def import_(
+    files: Annotated[list[Path], typer.Argument(help="results.tsv, log.jsonl, or an MLflow or W&B export.")],
+    *,
+    repo: Annotated[
+        Path | None, typer.Option(help="A checkout that holds the rows' commits, if not around the file.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="What it ran on, such as 'H100'.")] = None,
+    budget: Annotated[float, typer.Option(help="Training seconds of its runs.", min=0.001)] = 300.0,
+    metric: Annotated[str | None, typer.Option(help="The column of the metric, if not the usual one.")] = None,
+    direction: Annotated[Direction | None, typer.Option(help="Which way the metric improves.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what is understood.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Take other people's experiments into the memory; importing again adds only what is new."""
+
+    async def work(graph: LoopGraph) -> list[ImportAnswer]:
+        return [
+            await graph.import_history(
+                path,
+                repository=repo,
+                device=device,
+                budget_s=budget,
+                metric=metric,
+                direction=direction,
+                dry_run=dry_run,
+            )
+            for path in expand(files)
+        ]
+
+    answers = _with_graph(work)
+    if as_json:
+        screen.print_json(answers)
+    else:
+        for answer in answers:
+            screen.show_import(answer)
 
 
 @app.command()

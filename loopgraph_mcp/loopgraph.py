@@ -6,13 +6,14 @@ import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
 
 from loopgraph_mcp import (
     duplicates,
     edits,
     evidence,
+    importing,
     launch,
     lookups,
     precedents,
@@ -22,17 +23,19 @@ from loopgraph_mcp import (
     views,
     wording,
 )
-from loopgraph_mcp.answers import EditAnswer, ExperimentAnswer, MethodHit, RecordAnswer, SearchAnswer
+from loopgraph_mcp.answers import EditAnswer, ExperimentAnswer, ImportAnswer, MethodHit, RecordAnswer, SearchAnswer
 from loopgraph_mcp.config import Settings, read_settings
 from loopgraph_mcp.errors import RunError, WorkspaceError
 from loopgraph_mcp.foresight import Foresight, Past
-from loopgraph_mcp.models import Applied, Context, Decision, KnobValue, Method, OutcomeKind, Presence, State
+from loopgraph_mcp.histories import read_history
+from loopgraph_mcp.models import Applied, Context, Decision, Direction, KnobValue, Method, OutcomeKind, Presence, State
 from loopgraph_mcp.moves import Move, read_moves
 from loopgraph_mcp.sources import packs
 from loopgraph_mcp.sources.day_one import read_day_one
+from loopgraph_mcp.sources.files import read_file
 from loopgraph_mcp.store import changes as change_store
 from loopgraph_mcp.store import edits as edit_store
-from loopgraph_mcp.store import experiments, methods, retrievals
+from loopgraph_mcp.store import experiments, imports, methods, retrievals
 from loopgraph_mcp.store.database import Database
 from loopgraph_mcp.store.experiments import NewExperiment
 from loopgraph_mcp.store.lineage import Link, chain_of
@@ -57,6 +60,36 @@ def _moves(method: Method) -> tuple[Move, ...]:
     return read_moves(method.change or method.name)
 
 
+def _hit(
+    method: Method,
+    score: ranking.Score,
+    memory: evidence.Memory,
+    program: str | None,
+    elsewhere: tuple[int, float] | None,
+) -> MethodHit:
+    record = memory.record(method.id)
+    presence: Presence | None = None
+    if program is not None and method.recipe is not None:
+        presence = _presence(method, program)
+    return MethodHit(
+        method_id=method.id,
+        name=method.name,
+        family=method.family,
+        summary=method.summary,
+        standing=record.standing,
+        tries=record.tries,
+        wins=record.wins,
+        crashes=record.crashes,
+        mean_gain=record.mean_gain,
+        last_tried=record.last_age,
+        presence=presence,
+        has_edit=method.recipe is not None,
+        score=round(score.score, 4),
+        why=wording.why(method, record, presence, elsewhere),
+        parts=score.parts(),
+    )
+
+
 OnProgress = Callable[[ExperimentAnswer], Awaitable[None]]
 
 
@@ -72,10 +105,14 @@ class LoopGraph:
         self.settings = settings
         self._now = clock
         self._here = Surroundings(db, settings, clock)
+        self._sight: Foresight | None = None
 
-    @cached_property
-    def _foresight(self) -> Foresight:
-        return Foresight(read_day_one().lessons if self.settings.day_one else ())
+    async def _foresight(self) -> Foresight:
+        """Return what others' histories teach: those shipped, unless they are switched off, and those imported."""
+        if self._sight is None:
+            shipped = read_day_one().lessons if self.settings.day_one else ()
+            self._sight = Foresight([*shipped, *await imports.all_lessons(self.db)])
+        return self._sight
 
     @classmethod
     @asynccontextmanager
@@ -109,6 +146,7 @@ class LoopGraph:
         )
         memory = await evidence.recall(self.db, context)
         past = await self._past(context)
+        foresight = await self._foresight()
         ages = await retrievals.ages_since_shown(self.db, [method.id for method, _ in found])
         ranked = ranking.rank(
             [
@@ -117,7 +155,7 @@ class LoopGraph:
                     method.family,
                     relevance,
                     memory.evidence(method, ages[method.id]),
-                    self._foresight.foresee(_moves(method), past).score,
+                    foresight.foresee(_moves(method), past).score,
                 )
                 for method, relevance in found
             ],
@@ -125,7 +163,10 @@ class LoopGraph:
         )[:limit]
         by_id = {method.id: method for method, _ in found}
         program = None if where is None else where.read_program()
-        hits = [self._hit(by_id[method_id], score, memory, program, past) for method_id, score in ranked]
+        hits = [
+            _hit(by_id[method_id], score, memory, program, foresight.seen(_moves(by_id[method_id])[0], past))
+            for method_id, score in ranked
+        ]
         retrieval_id = await retrievals.add_retrieval(
             self.db,
             query,
@@ -148,31 +189,6 @@ class LoopGraph:
             return Past()
         tried = await change_store.tried_changes(self.db, await edit_store.context_id(self.db, context))
         return precedents.past_of(tried, context.direction)
-
-    def _hit(
-        self, method: Method, score: ranking.Score, memory: evidence.Memory, program: str | None, past: Past
-    ) -> MethodHit:
-        record = memory.record(method.id)
-        presence: Presence | None = None
-        if program is not None and method.recipe is not None:
-            presence = _presence(method, program)
-        return MethodHit(
-            method_id=method.id,
-            name=method.name,
-            family=method.family,
-            summary=method.summary,
-            standing=record.standing,
-            tries=record.tries,
-            wins=record.wins,
-            crashes=record.crashes,
-            mean_gain=record.mean_gain,
-            last_tried=record.last_age,
-            presence=presence,
-            has_edit=method.recipe is not None,
-            score=round(score.score, 4),
-            why=wording.why(method, record, presence, self._foresight.seen(_moves(method)[0], past)),
-            parts=score.parts(),
-        )
 
     # ------------------------------------------------------------------------------------------- edits
 
@@ -217,13 +233,14 @@ class LoopGraph:
         conflicts = method.recipe.conflicts if method.recipe else ()
         known = [found for each in conflicts if (found := await methods.get_method(self.db, each)) is not None]
         in_the_way = [each for each in known if edits.detect(each, program) is Presence.PRESENT]
+        foresight = await self._foresight()
         bearing = await precedents.find_precedents(
             self.db,
             context_id,
             base_hash=base_hash,
             new_hash=new_hash,
             description=method.change or method.name,
-            foresight=self._foresight,
+            foresight=foresight,
         )
         return EditAnswer(
             status="applied" if apply else "ready",
@@ -237,7 +254,7 @@ class LoopGraph:
             earlier=list(bearing.earlier),
             next_step=wording.after_edit(edit_id, bearing.earlier),
             p_keep=None if bearing.foreseen is None else round(bearing.foreseen.p_keep, 4),
-            foresight=wording.foresight(bearing.foreseen, self._foresight.seen(_moves(method)[0], Past())),
+            foresight=wording.foresight(bearing.foreseen, foresight.seen(_moves(method)[0], Past())),
         )
 
     # ------------------------------------------------------------------------------------- experiments
@@ -305,7 +322,7 @@ class LoopGraph:
             base_hash=launch.base_hash(plan),
             new_hash=program_hash,
             description=description,
-            foresight=self._foresight,
+            foresight=await self._foresight(),
         )
         incumbent = await experiments.last_kept(self.db, context_id)
         experiment_id, new = await experiments.add_experiment(
@@ -451,6 +468,45 @@ class LoopGraph:
             standings={each: memory.record(each).standing for each in row.method_ids},
             next_step=verdict.next_step,
         )
+
+    async def import_history(
+        self,
+        path: Path,
+        *,
+        repository: Path | None = None,
+        device: str | None = None,
+        budget_s: float = 300.0,
+        metric: str | None = None,
+        direction: Direction | None = None,
+        dry_run: bool = False,
+    ) -> ImportAnswer:
+        """Take somebody's results.tsv, run log or tracker export into the memory; again adds only what is new.
+
+        Args:
+            path: The file.
+            repository: A checkout that holds the rows' commits; by default the one that the file lies in.
+            device: What it ran on.
+            budget_s: Training seconds of its runs.
+            metric: The column of its metric, where it is not the usual one.
+            direction: Which way that improves.
+            dry_run: Only say what would be understood.
+
+        Raises:
+            HistoryError: It cannot be read, or holds no experiments.
+        """
+        text = await asyncio.to_thread(read_file, path)
+        history = await asyncio.to_thread(read_history, text, name=path.name, metric=metric, direction=direction)
+        answer = await importing.import_history(
+            self.db,
+            history,
+            folder=repository or path.parent,
+            device=device,
+            budget_s=budget_s,
+            dry_run=dry_run,
+            now=self._now(),
+        )
+        self._sight = None
+        return answer
 
     async def trace(self, experiment_id: str) -> list[Link]:
         """Return what led to an experiment, from pack and paper on, and what came of it.

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.syntax import Syntax
 from rich.table import Table
 
-from loopgraph_mcp.answers import EarlierRun, EditAnswer, ExperimentAnswer, SearchAnswer
+from loopgraph_mcp.answers import EarlierRun, EditAnswer, ExperimentAnswer, ImportAnswer, SearchAnswer
 from loopgraph_mcp.backtest import Report
 from loopgraph_mcp.doctor import Check, Level
 from loopgraph_mcp.launch import DEFAULT_SEED
@@ -192,6 +192,28 @@ def _verdict(answer: ExperimentAnswer) -> str:
 
 def _decision(decision: Decision) -> str:
     return "[green]keep[/]" if decision is Decision.KEEP else decision.value
+
+
+def show_import(answer: ImportAnswer) -> None:
+    """Show row by row what was understood of a history."""
+    table = Table()
+    for column in ("line", "status", answer.metric, "what was done", "understood"):
+        table.add_column(column, justify="right" if column in {"line", answer.metric} else "left")
+    for row in answer.rows:
+        value = "" if row.metric_value is None else f"{row.metric_value:.6f}"
+        said = ", ".join([*row.moves, *([f"method {row.method_id}"] if row.method_id else [])])
+        told = "; ".join([*([said] if said else []), *(["diff"] if row.has_diff else []), *row.notes])
+        colour = {"whole": "green", "part": "yellow"}.get(row.understood, "red")
+        table.add_row(str(row.line), row.status, value, escape(row.description), f"[{colour}]{escape(told)}[/]")
+    console.print(table)
+    for note in answer.notes:
+        console.print(f"[yellow]{escape(note)}[/]", highlight=False)
+    console.print(
+        f"{escape(answer.file)}: {answer.added} added, {answer.known} known already, {answer.left_out} left out; "
+        f"{answer.metric} ({answer.direction.value} is better), {escape(answer.device)}; {answer.lessons} lessons",
+        highlight=False,
+    )
+    console.print(f"[dim]next:[/] {answer.next_step}", highlight=False)
 
 
 def show_backtest(report: Report) -> None:

@@ -9,3 +9,19 @@ CREATE TABLE change (
 ) STRICT, WITHOUT ROWID;
 
 CREATE TRIGGER change_append_only BEFORE UPDATE ON change BEGIN SELECT RAISE(ABORT, 'append-only'); END;
+
+-- What imported histories teach, beside what ships with the package; made anew when a history grows.
+CREATE TABLE lesson (
+    source    TEXT NOT NULL,             -- whose history: the workspace it was imported as
+    about     TEXT NOT NULL,
+    first     REAL,                      -- logs of the metric at the start and at the time
+    now       REAL,
+    expected  REAL NOT NULL,
+    kept      REAL NOT NULL,
+    tries     INTEGER NOT NULL,
+    low       REAL,
+    high      REAL,
+    mean_gain REAL,
+    spread    REAL,
+    PRIMARY KEY (source, about)
+) STRICT, WITHOUT ROWID;
