@@ -10,8 +10,8 @@ from loopgraph_mcp.answers import ImportAnswer, ImportedLine
 from loopgraph_mcp.duplicates import program_hash
 from loopgraph_mcp.foresight import lessons
 from loopgraph_mcp.histories import History, HistoryRow, RowStatus
-from loopgraph_mcp.models import Context, Decision, Method, OutcomeKind
-from loopgraph_mcp.moves import Move, read_moves
+from loopgraph_mcp.models import Context, Decision, Method, Move, OutcomeKind
+from loopgraph_mcp.moves import read_moves
 from loopgraph_mcp.replays import replay_of
 from loopgraph_mcp.store import edits, imports, methods
 from loopgraph_mcp.store.database import Database
@@ -150,7 +150,7 @@ def _method(row: HistoryRow, known: Sequence[Method]) -> str | None:
     moves = read_moves(row.description)
     if len(moves) != 1:
         return None
-    fits = [method.id for method in known if _same_move(moves[0], read_moves(method.change or method.name))]
+    fits = [method.id for method in known if _same_move(moves[0], method.moves)]
     return fits[0] if len(fits) == 1 else None
 
 
