@@ -468,7 +468,7 @@ async def test_the_same_question_gets_the_same_answer_in_any_process(settings: S
         "async def main():\n"
         "    async with LoopGraph.open(read_settings(os.environ, Path.cwd())) as graph:\n"
         "        memory = await evidence.Ledger(graph.db).recall(None)\n"
-        "        print([(m, repr(memory.record(m))) for m in ('gqa', 'mqa')], memory.family_means())\n"
+        "        print([(m, repr(memory.record(m))) for m in ('gqa', 'mqa')], memory.ledger.family_means(None))\n"
         "asyncio.run(main())\n"
     )
     environment = {
