@@ -105,7 +105,14 @@ _METRICS = (
     "accuracy",
     "acc",
 )  # fmt: skip
-_HIGHER = re.compile(r"acc|score|reward|f1|auc|throughput|tok|speed|mfu|bleu|rouge|pass")
+# Columns that stand beside a metric; one that is none of these, and alone, is the metric.
+_BESIDE = re.compile(
+    r"#|id|idx|index|no|num|order|exp|run|iter\w*|step\w*|date|time|timestamp|created\w*|updated\w*|runtime|duration\w*"
+    r"|seed|lr|mfu\w*|params\w*|branch|agent|model|user|tags|sweep|delta\w*|gain|diff|change|best|confidence|segment|tokens(?:_m|_total)?"
+    r"|cost\w*|run_id|params\..*|tags\..*|config\..*"
+)
+_LOWER = re.compile(r"loss|bpb|ppl|perplex|err|latency|time|(?:^|(?<!per)_)(?:ms|us|ns|seconds|s)(?:_per|$)")
+_HIGHER = re.compile(r"acc|score|reward|f1|auc|throughput|tok|per_s|/s$|speed|mfu|bleu|rouge|pass")
 _STATUSES: tuple[tuple[RowStatus, str], ...] = (
     (RowStatus.CRASH, r"crash|fail|oom|out.?of.?memory|error|nan|timeout|timed|killed|diverged|invalid|checks_failed"),
     (RowStatus.DISCARD, r"discard|reject|revert|no|worse|drop|false|bad|lose|loss|regress|neutral|skip"),
@@ -133,14 +140,25 @@ def read_history(text: str, *, name: str, metric: str | None = None, direction: 
     else:
         found.read_tables(text)
     if not found.rows:
-        why = f"; {found.left_out[0].reason} (line {found.left_out[0].line})" if found.left_out else ""
-        raise HistoryError(
-            f"{name}: no experiments found{why}. A history has a header such as `commit val_bpb memory_gb status "
-            "description`, tab-separated; name another metric column with --metric"
-        )
-    way = direction or found.direction or (Direction.HIGHER if _HIGHER.search(found.metric) else Direction.LOWER)
+        raise HistoryError(_nothing_found(name, found))
+    way = direction or found.direction or _direction(found.metric)
     rows = _segmented(tuple(_failed(row, way) for row in found.rows))
     return History(name, found.metric or "metric", way, rows, tuple(found.left_out), tuple(found.notes))
+
+
+def _nothing_found(name: str, found: "_Reading") -> str:
+    if found.others and found.wanted is None:
+        return f"{name}: which column is the metric? Name it with --metric: {', '.join(found.others)[:400]}"
+    why = f"; {found.left_out[0].reason} (line {found.left_out[0].line})" if found.left_out else ""
+    return (
+        f"{name}: no experiments found{why}. A history has a header such as `commit val_bpb memory_gb status "
+        "description`, tab-separated; name another metric column with --metric"
+    )
+
+
+def _direction(metric: str) -> Direction:
+    """Return which way a metric of this name improves."""
+    return Direction.HIGHER if _HIGHER.search(metric) and not _LOWER.search(metric) else Direction.LOWER
 
 
 def _failed(row: HistoryRow, way: Direction) -> HistoryRow:
@@ -176,6 +194,7 @@ class _Reading:
 
     wanted: str | None
     metric: str = ""
+    others: tuple[str, ...] = ()
     direction: Direction | None = None
     rows: list[HistoryRow] = field(default_factory=list)
     left_out: list[LeftOut] = field(default_factory=list)
@@ -211,8 +230,12 @@ class _Reading:
     def _header(self, cells: Sequence[str]) -> list[str] | None:
         """Return the columns' meanings where a line is a header: it names a metric and something else."""
         names = [_column(cell) for cell in cells]
+        if len(names) < 2 or any(_number(cell) is not None for cell in cells):
+            return None
         metric = self._metric_column(names)
-        if metric is None or len(names) < 2 or any(_number(cell) is not None for cell in cells):
+        if metric is None and self.wanted is None:
+            metric = self._lone_column(names)
+        if metric is None:
             return None
         self.metric = self.metric or names[metric]
         meanings = [next((key for key, known in _COLUMNS.items() if name in known), name) for name in names]
@@ -231,9 +254,23 @@ class _Reading:
                     return names.index(form)
         return None
 
+    def _lone_column(self, names: Sequence[str]) -> int | None:
+        """Return the one column of a usual header that is none of the usual ones."""
+        usual = [name for name in names if any(name in known for known in _COLUMNS.values())]
+        others = [name for name in names if name and name not in usual and not _BESIDE.fullmatch(name)]
+        if len(usual) < 2 or not others:
+            return None
+        if len(others) > 1:
+            self.others = self.others or tuple(others)
+            return None
+        self.notes.append(f"the column {others[0][:60]!r} is taken as the metric")
+        return names.index(others[0])
+
     def _headless(self, line: int, cells: Sequence[str]) -> list[str] | None:
         usual = ["commit", "metric", "memory_gb", "status", "description"]
-        if self.wanted is None and len(cells) == len(usual) and _number(cells[1]) is not None and _status(cells[3])[0]:
+        if self.others or self.wanted is not None:
+            return None
+        if len(cells) == len(usual) and _number(cells[1]) is not None and _status(cells[3])[0]:
             self.metric = "val_bpb"
             self.notes.append(f"line {line}: no header; taken as commit, val_bpb, memory_gb, status, description")
             return usual
@@ -311,8 +348,9 @@ class _Reading:
     def _entry(self, line: int, entry: Mapping[str, Any], segment: int) -> None:
         flat = {_column(key): _text(value) for key, value in _flat(entry)}
         names = list(flat)
-        at = self._metric_column(names)
-        if at is None and self.metric.casefold() in flat:
+        plain = self.wanted is None and flat.get("metric")  # pi-autoresearch has secondary ones under `metrics`
+        at = names.index("metric") if plain else self._metric_column(names)
+        if at is None and self.wanted is None and self.metric.casefold() in flat:
             at = names.index(self.metric.casefold())
         if at is None:
             self.left_out.append(LeftOut(line, "names no metric", str(dict(entry))[:80]))
@@ -400,12 +438,14 @@ def _column(cell: str) -> str:
     return re.sub(r"[\s-]+", "_", cell.strip().strip("`*\"'").casefold())
 
 
+_THOUSANDS = re.compile(r"^[-+]?\d{1,3}(?:,\d{3}){2,}(?![\d,])|^[-+]?[1-9]\d{0,2}(?:,\d{3})+(?=\.\d)")
 _NUMBER = re.compile(r"^[~≈<>=]*\s*([-+]?(?:\d+(?:[.,]\d+)?|\.\d+)(?:e[-+]?\d+)?)(?![\w.])", re.IGNORECASE)
 
 
 def _number(cell: str) -> float | None:
     """Return the number that a cell begins with; a decimal comma is one, a note behind it is left."""
-    match = _NUMBER.match(unicodedata.normalize("NFKC", cell[:100]).replace("\u2212", "-").strip().strip("*`"))
+    text = unicodedata.normalize("NFKC", cell[:100]).replace("\u2212", "-").strip().strip("*`")
+    match = _NUMBER.match(_THOUSANDS.sub(lambda found: found[0].replace(",", ""), text))
     if match is None:
         return None
     value = float(match[1].replace(",", "."))

@@ -87,6 +87,42 @@ def test_another_metric_and_its_direction() -> None:
         read_history(text, name="x.tsv", metric="val_bpb")
 
 
+def test_a_metric_of_another_name_is_taken_only_where_it_stands_alone() -> None:
+    history = read_history("commit\ttokens_per_s\tstatus\tdescription\na1b2c3d\t9.5\tkeep\tfuse\n", name="x.tsv")
+    assert (history.metric, history.direction) == ("tokens_per_s", Direction.HIGHER)
+    assert history.notes == ("the column 'tokens_per_s' is taken as the metric",)
+    text = "commit\tfoo\tbar\tstatus\tdescription\na1b2c3d\t1.5\t1\tkeep\tfuse\n"
+    with pytest.raises(HistoryError, match="--metric: foo, bar"):
+        read_history(text, name="x.tsv")
+    assert [row.metric_value for row in rows(text, metric="bar")] == [1.0]
+
+
+@pytest.mark.parametrize(
+    ("metric", "direction"),
+    [
+        ("ms_per_token", "lower"),
+        ("images_per_s", "higher"),
+        ("step_time", "lower"),
+        ("val_acc", "higher"),
+        ("x", "lower"),
+    ],
+)
+def test_a_metrics_name_tells_its_direction(metric: str, direction: str) -> None:
+    assert read_history(f"{metric}\tstatus\tdescription\n1.5\tkeep\tx\n", name="x.tsv").direction == direction
+
+
+def test_thousands_are_no_decimals() -> None:
+    text = "commit\tval_bpb\tstatus\tdescription\n" + "".join(
+        f"\t{value}\tkeep\tx\n" for value in ("1,234.5", "1,234,567", "0,997", "nan", "-inf", "1.2.3")
+    )
+    assert [row.metric_value for row in rows(text)] == [1234.5, 1234567.0, 0.997, None, None, None]
+
+
+def test_secondary_metrics_do_not_stand_in_for_the_metric() -> None:
+    (row,) = rows('{"run": 1, "metric": 10, "metrics": {"loss": 3}, "status": "keep", "description": "x"}')
+    assert row.metric_value == 10
+
+
 def test_a_log_of_pi_autoresearch() -> None:
     lines = [
         {"type": "config", "name": "speed", "metricName": "tokens_s", "metricUnit": "t/s", "bestDirection": "higher"},
