@@ -27,12 +27,10 @@ from loopgraph_mcp.answers import EditAnswer, ExperimentAnswer, ImportAnswer, Me
 from loopgraph_mcp.config import Settings, read_settings
 from loopgraph_mcp.errors import RunError, WorkspaceError
 from loopgraph_mcp.foresight import Foresight, Past
-from loopgraph_mcp.histories import read_history
 from loopgraph_mcp.models import Applied, Context, Decision, Direction, KnobValue, Method, OutcomeKind, Presence, State
 from loopgraph_mcp.moves import Move, read_moves
 from loopgraph_mcp.sources import packs
 from loopgraph_mcp.sources.day_one import read_day_one
-from loopgraph_mcp.sources.files import read_file
 from loopgraph_mcp.store import changes as change_store
 from loopgraph_mcp.store import edits as edit_store
 from loopgraph_mcp.store import experiments, imports, methods, retrievals
@@ -475,10 +473,11 @@ class LoopGraph:
         *,
         repository: Path | None = None,
         device: str | None = None,
-        budget_s: float = 300.0,
+        budget_s: float | None = None,
         metric: str | None = None,
         direction: Direction | None = None,
         dry_run: bool = False,
+        on_progress: Callable[[str], None] = lambda _: None,
     ) -> ImportAnswer:
         """Take somebody's results.tsv, run log or tracker export into the memory; again adds only what is new.
 
@@ -490,20 +489,14 @@ class LoopGraph:
             metric: The column of its metric, where it is not the usual one.
             direction: Which way that improves.
             dry_run: Only say what would be understood.
+            on_progress: Called with what is being done, from any thread.
 
         Raises:
             HistoryError: It cannot be read, or holds no experiments.
         """
-        text = await asyncio.to_thread(read_file, path)
-        history = await asyncio.to_thread(read_history, text, name=path.name, metric=metric, direction=direction)
+        told = importing.Told(repository, device, budget_s, metric, direction)
         answer = await importing.import_history(
-            self.db,
-            history,
-            folder=repository or path.parent,
-            device=device,
-            budget_s=budget_s,
-            dry_run=dry_run,
-            now=self._now(),
+            self.db, path, told, dry_run=dry_run, now=self._now(), progress=on_progress
         )
         self._sight = None
         return answer

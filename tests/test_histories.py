@@ -102,7 +102,7 @@ def test_a_metric_of_another_name_is_taken_only_where_it_stands_alone() -> None:
     [
         ("ms_per_token", "lower"),
         ("images_per_s", "higher"),
-        ("step_time", "lower"),
+        ("latency", "lower"),
         ("val_acc", "higher"),
         ("x", "lower"),
     ],

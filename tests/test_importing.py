@@ -29,12 +29,15 @@ async def test_rows_become_experiments_and_evidence(settings: Settings, tmp_path
     path.write_text(HEADER + ROWS + "what is this\n", encoding="utf-8")
     answer = await imported(settings, path, device="H100")
     assert (answer.added, answer.known, answer.left_out) == (4, 0, 1)
-    assert [(row.status, row.moves, row.method_id) for row in answer.rows[:4]] == [
-        ("keep", [], None),
-        ("keep", ["batch_size down"], "smaller-batch"),
-        ("discard", ["matrix_lr down to 0.03"], "muon-lr"),
-        ("crash", ["activation to swiglu", "depth to 12"], None),  # two methods in one edit: neither is credited
+    assert [(row.status, row.moves, row.method_ids) for row in answer.rows[:4]] == [
+        ("keep", [], []),
+        ("keep", ["batch_size down"], ["smaller-batch"]),
+        ("discard", ["matrix_lr down to 0.03"], ["muon-lr"]),
+        ("crash", ["activation to swiglu", "depth to 12"], []),
     ]
+    assert answer.rows[3].notes == ["also changes depth to 12: not counted for swiglu"]
+    assert [row.understood for row in answer.rows] == ["whole", "whole", "whole", "part", "left_out"]
+    assert answer.understood == (3, 1)
     assert (answer.rows[4].understood, answer.rows[4].notes) == ("left_out", ["is no row of a table"])
     async with LoopGraph.open(settings) as graph:
         hits = {hit.method_id: hit for hit in (await graph.search_methods(limit=20)).hits}
@@ -62,7 +65,7 @@ async def test_a_dry_run_says_all_and_writes_nothing(settings: Settings, tmp_pat
     path = tmp_path / "results.tsv"
     path.write_text(HEADER + ROWS, encoding="utf-8")
     answer = await imported(settings, path, dry_run=True)
-    assert (answer.added, len(answer.rows)) == (0, 4)
+    assert (answer.added, len(answer.rows)) == (4, 4)
     async with LoopGraph.open(settings) as graph:
         assert (await graph.count())["experiments"] == 0
 
@@ -100,7 +103,8 @@ async def test_rows_get_their_diffs_from_the_repository_around_them(settings: Se
     path = tmp_path / "results.tsv"
     path.write_text("".join(lines), encoding="utf-8")
     answer = await imported(settings, path)
-    assert [row.has_diff for row in answer.rows] == [True, True, True, False]
+    assert [row.has_diff for row in answer.rows] == [False, True, True, False]
+    assert answer.rows[3].notes == ["its commit is not in the repository"]
     async with LoopGraph.open(settings) as graph:
         rows = list(
             await graph.db.reader.execute_fetchall("SELECT base_hash, program_hash FROM experiment ORDER BY row")

@@ -8,11 +8,13 @@ from loopgraph_mcp.store.database import Database
 from loopgraph_mcp.store.edits import context_of
 
 # A program is known by its syntax tree, so that comments and layout do not make another one; a run that was only told
-# of, by its own id. What it is compared with is its base, or for a run only told of, the incumbent of that time.
+# of, by its own id. What it is compared with is its base, or for a run only told of, the incumbent of that time: an
+# imported row may have its program where its parent's is not known, and the other way round.
 _TREE = "(SELECT tree_hash FROM program WHERE hash = {column})"
 _OWN_TREE = f"coalesce({_TREE.format(column='experiment.program_hash')}, experiment.id)"
 _BASE_TREE = f"""
-    CASE WHEN experiment.program_hash IS NOT NULL THEN {_TREE.format(column="experiment.base_hash")}
+    CASE WHEN experiment.program_hash IS NOT NULL AND experiment.device_slot <> 'imported'
+    THEN {_TREE.format(column="experiment.base_hash")}
     ELSE (SELECT coalesce({_TREE.format(column="parent.program_hash")}, parent.id)
           FROM experiment AS parent WHERE parent.id = experiment.parent_id) END
 """  # noqa: S608 - no input
@@ -25,7 +27,7 @@ class MethodRun:
     Args:
         tree: The program that ran, by syntax tree; the experiment's id where its text is not known.
         base_tree: What it is compared with, likewise; None where there is nothing.
-        age: Outcomes written since.
+        age: Outcomes of own runs written since.
         shared: Methods in the same edit.
     """
 
@@ -69,15 +71,22 @@ async def method_runs(db: Database) -> list[MethodRun]:
     """Return every run that says something of a method, oldest first."""
     rows = await db.reader.execute_fetchall(
         f"""
+        WITH own AS (  -- imported runs age nothing: the user's experience does not fade by other people's
+            SELECT outcome.experiment_id, outcome.created_at,
+                   sum(experiment.device_slot <> 'imported') OVER (
+                       ORDER BY outcome.created_at DESC RANGE UNBOUNDED PRECEDING EXCLUDE GROUP
+                   ) AS later
+            FROM outcome JOIN experiment ON experiment.id = outcome.experiment_id
+        )
         SELECT experiment_method.method_id, method.family, experiment.context_id, context.*, outcome.kind,
-               {_OWN_TREE} AS tree, {_BASE_TREE} AS base_tree,
-               (SELECT count(*) FROM outcome AS later WHERE later.created_at > outcome.created_at) AS age,
+               {_OWN_TREE} AS tree, {_BASE_TREE} AS base_tree, coalesce(own.later, 0) AS age,
                (SELECT count(*) FROM experiment_method AS other WHERE other.experiment_id = experiment.id) AS shared
         FROM experiment_method
         JOIN method ON method.id = experiment_method.method_id
         JOIN experiment ON experiment.id = experiment_method.experiment_id
         JOIN context ON context.id = experiment.context_id
         JOIN outcome ON outcome.experiment_id = experiment.id
+        JOIN own ON own.experiment_id = experiment.id
         WHERE outcome.kind NOT IN ('cancelled', 'interrupted')
         ORDER BY experiment.row, experiment_method.method_id
         """  # noqa: S608 - no input

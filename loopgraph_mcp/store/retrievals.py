@@ -59,7 +59,7 @@ async def ages_since_shown(db: Database, method_ids: Sequence[str]) -> dict[str,
             SELECT asked.method_id, coalesce(max(experiment.created_at), 0) AS at
             FROM asked
             LEFT JOIN experiment_method USING (method_id)
-            LEFT JOIN experiment ON experiment.id = experiment_method.experiment_id
+            LEFT JOIN experiment ON experiment.id = experiment_method.experiment_id AND device_slot <> 'imported'
             GROUP BY asked.method_id
         )
         SELECT tried.method_id,
