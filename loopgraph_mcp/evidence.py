@@ -22,6 +22,7 @@ class Trial:
     Args:
         gain: Mean improvement over the parent in metric units; None where it failed or has no parent.
         same_context: Whether it was measured where the question is asked.
+        imported: Whether somebody's history tells of it.
     """
 
     context: Context
@@ -29,6 +30,7 @@ class Trial:
     observation: Observation | None
     age: int
     same_context: bool
+    imported: bool = False
 
     @property
     def gain(self) -> float | None:
@@ -66,8 +68,8 @@ class TrackRecord:
 
     @property
     def last_age(self) -> int | None:
-        """Experiments made since the last trial."""
-        return min((trial.age for trial in self.trials), default=None)
+        """Experiments made since the last trial of one's own."""
+        return min((trial.age for trial in self.trials if not trial.imported), default=None)
 
     @property
     def standing(self) -> Standing:
@@ -172,7 +174,7 @@ def _trial(
             kappa=1.0 if comparable or here is None else _OTHER_SCALE_KAPPA,
             shared=run.shared,
         )
-    return Trial(run.context, verdict, observation, run.age, comparable)
+    return Trial(run.context, verdict, observation, run.age, comparable, run.imported)
 
 
 def _comparable(one: Context, other: Context) -> bool:

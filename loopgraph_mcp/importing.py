@@ -12,11 +12,11 @@ from loopgraph_mcp import checkouts, readings
 from loopgraph_mcp.answers import ImportAnswer, ImportedLine
 from loopgraph_mcp.checkouts import Programs
 from loopgraph_mcp.errors import HistoryError, LoopGraphError
-from loopgraph_mcp.foresight import lessons
+from loopgraph_mcp.foresight import Lesson, lessons
 from loopgraph_mcp.histories import History, read_history
 from loopgraph_mcp.models import Context, Direction
 from loopgraph_mcp.readings import Reading
-from loopgraph_mcp.replays import replay_of
+from loopgraph_mcp.replays import fingerprint, replay_of
 from loopgraph_mcp.sources.files import read_file
 from loopgraph_mcp.store import imports, methods
 from loopgraph_mcp.store.database import Database
@@ -54,11 +54,27 @@ class Told:
 
 
 async def import_history(
-    db: Database, path: Path, told: Told, *, dry_run: bool, now: float, progress: Callable[[str], None]
+    db: Database,
+    path: Path,
+    told: Told,
+    *,
+    shipped: Collection[str],
+    dry_run: bool,
+    now: float,
+    progress: Callable[[str], None],
 ) -> ImportAnswer:
     """Store a history's new rows, all or none, and what the whole of it teaches.
 
     Its outcomes count as those of another context, at a discount, whatever device it names.
+
+    Args:
+        db: The store.
+        path: The file.
+        told: What the caller says of it.
+        shipped: Fingerprints of the histories whose lessons are known already.
+        dry_run: Only say what would be understood.
+        now: The time, in epoch seconds.
+        progress: Called with what is being done, from any thread.
 
     Raises:
         HistoryError: The file cannot be read or holds no experiments; the repository is none.
@@ -79,8 +95,8 @@ async def import_history(
     taken = [index for index, each in enumerate(read) if each.kind is not None and index not in own]
     rows = _rows(history, read, taken)
     contexts = _contexts(history, source, told, known, where)
-    higher = history.direction is Direction.HIGHER
-    taught = [] if own else lessons(replay_of(history).tries, owner=source, higher_is_better=higher)
+    is_shipped, taught = await asyncio.to_thread(_lessons, history, source, shipped)
+    taught = [] if own else taught
     new = [row.key not in known.keys for row in rows]
     if not dry_run:
         progress(f"storing {len(rows)} rows of {path.name}")
@@ -88,14 +104,25 @@ async def import_history(
     is_new = dict(zip(taken, new, strict=True))
     lines = [_line(each, own=index in own, new=is_new.get(index, False)) for index, each in enumerate(read)]
     context = contexts[history.rows[0].segment]
+    notes = _notes(history, read, programs, context, told)
+    if is_shipped:
+        notes.append("what it teaches ships with LoopGraph already, and is not counted twice")
     return replace(
         _answer(history, lines, context),
         added=sum(new),
         known=len(new) - sum(new),
         lessons=len(taught),
-        notes=_notes(history, read, programs, context, told),
+        notes=notes,
         next_step="Leave out --dry-run to import it." if dry_run else "search_methods counts it, at a discount.",
     )
+
+
+def _lessons(history: History, source: str, shipped: Collection[str]) -> tuple[bool, list[Lesson]]:
+    """Return whether what a history teaches is known already, and else what it is."""
+    tries = replay_of(history).tries
+    if fingerprint(tries) in shipped:
+        return True, []
+    return False, lessons(tries, owner=source, higher_is_better=history.direction is Direction.HIGHER)
 
 
 def _answer(history: History, lines: Sequence[ImportedLine], context: Context) -> ImportAnswer:

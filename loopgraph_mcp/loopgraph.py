@@ -495,8 +495,15 @@ class LoopGraph:
             HistoryError: It cannot be read, or holds no experiments.
         """
         told = importing.Told(repository, device, budget_s, metric, direction)
+        published = read_day_one().histories if self.settings.day_one else ()
         answer = await importing.import_history(
-            self.db, path, told, dry_run=dry_run, now=self._now(), progress=on_progress
+            self.db,
+            path,
+            told,
+            shipped={each.fingerprint for each in published},
+            dry_run=dry_run,
+            now=self._now(),
+            progress=on_progress,
         )
         self._sight = None
         return answer

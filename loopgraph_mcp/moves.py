@@ -8,6 +8,7 @@ import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from loopgraph_mcp.knobs import FAMILIES, PATTERNS
 
@@ -109,6 +110,7 @@ def is_rerun(description: str) -> bool:
     ) or bool(re.match(r"^(?:change |new |different |another |random )*seed\b", text))
 
 
+@lru_cache(maxsize=32_768)
 def stripped(description: str) -> str:
     """Return what a description says was done, without what it says of the outcome or of the reason."""
     text = _PREFIX.sub("", _plain(description))
@@ -119,6 +121,7 @@ def stripped(description: str) -> str:
     return " ".join((shorter if _spans(shorter) else text).split())
 
 
+@lru_cache(maxsize=32_768)
 def read_moves(description: str) -> tuple[Move, ...]:
     """Return the moves that a description tells of, in its order; one `other` where it tells of none we know."""
     text = stripped(description)

@@ -29,6 +29,7 @@ class MethodRun:
         base_tree: What it is compared with, likewise; None where there is nothing.
         age: Outcomes of own runs written since.
         shared: Methods in the same edit.
+        imported: Whether somebody's history tells of it.
     """
 
     method_id: str
@@ -40,6 +41,7 @@ class MethodRun:
     base_tree: str | None
     age: int
     shared: int
+    imported: bool = False
 
 
 async def finished_values(db: Database, context_ids: Sequence[str]) -> dict[tuple[str, str], list[float]]:
@@ -73,13 +75,13 @@ async def method_runs(db: Database) -> list[MethodRun]:
         f"""
         WITH own AS (  -- imported runs age nothing: the user's experience does not fade by other people's
             SELECT outcome.experiment_id, outcome.created_at,
-                   sum(experiment.device_slot <> 'imported') OVER (
-                       ORDER BY outcome.created_at DESC RANGE UNBOUNDED PRECEDING EXCLUDE GROUP
-                   ) AS later
+                   sum(device_slot <> 'imported') OVER (ORDER BY outcome.created_at DESC)
+                   - sum(device_slot <> 'imported') OVER (PARTITION BY outcome.created_at) AS later
             FROM outcome JOIN experiment ON experiment.id = outcome.experiment_id
         )
         SELECT experiment_method.method_id, method.family, experiment.context_id, context.*, outcome.kind,
-               {_OWN_TREE} AS tree, {_BASE_TREE} AS base_tree, coalesce(own.later, 0) AS age,
+               {_OWN_TREE} AS tree, {_BASE_TREE} AS base_tree, own.later AS age,
+               experiment.device_slot = 'imported' AS imported,
                (SELECT count(*) FROM experiment_method AS other WHERE other.experiment_id = experiment.id) AS shared
         FROM experiment_method
         JOIN method ON method.id = experiment_method.method_id
@@ -102,6 +104,7 @@ async def method_runs(db: Database) -> list[MethodRun]:
             base_tree=row["base_tree"],
             age=row["age"],
             shared=row["shared"],
+            imported=bool(row["imported"]),
         )
         for row in rows
     ]
