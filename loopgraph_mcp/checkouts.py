@@ -12,7 +12,7 @@ _COMMITS_A_CALL = 200
 _MAX_PROGRAM_BYTES = 2**20
 _MAX_BYTES = 256 * 2**20
 # Blobs are read as they are: no filter, hook, pager or external diff, and nothing is fetched for a partial clone (what
-# its remote names would be run).
+# its remote names would be run; git before 2.44 heeds only that no protocol is allowed).
 _COMMAND = ("git", "-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null", "--no-pager", "--no-replace-objects")
 _ENVIRONMENT = {"GIT_NO_LAZY_FETCH": "1", "GIT_ALLOW_PROTOCOL": "", "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
 

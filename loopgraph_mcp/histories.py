@@ -142,7 +142,10 @@ def read_history(text: str, *, name: str, metric: str | None = None, direction: 
     if not found.rows:
         raise HistoryError(_nothing_found(name, found))
     way = direction or found.direction or _direction(found.metric)
-    rows = _segmented(tuple(_failed(row, way) for row in found.rows))
+    in_order = _oldest_first([_failed(row, way) for row in found.rows])
+    if in_order[0].line > in_order[-1].line:
+        found.notes.append("its baseline stands last: taken as newest first")
+    rows = _segmented(in_order)
     return History(name, found.metric or "metric", way, rows, tuple(found.left_out), tuple(found.notes))
 
 
@@ -168,6 +171,12 @@ def _failed(row: HistoryRow, way: Direction) -> HistoryRow:
         return row
     notes = row.notes if crashed else (*row.notes, "a metric of 0 counts as none")
     return replace(row, metric_value=None, notes=notes)
+
+
+def _oldest_first(rows: Sequence[HistoryRow]) -> Sequence[HistoryRow]:
+    """Turn a table around whose only baseline stands last, as in logs that grow at their head."""
+    baselines = [place for place, row in enumerate(rows) if row.is_baseline]
+    return rows[::-1] if rows[0].segment == rows[-1].segment and baselines == [len(rows) - 1] else rows
 
 
 def _segmented(rows: Sequence[HistoryRow]) -> tuple[HistoryRow, ...]:
@@ -316,7 +325,8 @@ class _Reading:
                 status=said,
                 description=description,
                 segment=segment,
-                is_baseline=is_baseline(description) or named.get("status", "").strip().casefold() == "baseline",
+                is_baseline=(bool(description) and is_baseline(description))
+                or named.get("status", "").strip().casefold() == "baseline",
                 is_rerun=is_rerun(description),
                 notes=tuple(notes),
             )
@@ -428,6 +438,10 @@ def _flat(entry: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
             yield from ((f"{key}.{inner}", each) for inner, each in value.items())
         else:
             yield str(key), value
+
+
+def _is(named: Mapping[str, str], column: str, word: str) -> bool:
+    return named.get(column, "").strip().casefold() == word
 
 
 def _text(value: object) -> str:

@@ -68,6 +68,12 @@ def test_a_baseline_far_from_the_first_begins_another_machine() -> None:
     assert "another machine" in found[2].notes[0]
 
 
+def test_a_log_that_grows_at_its_head_is_read_from_its_baseline_on() -> None:
+    history = read_history(f"{HEADER}\nb\t0.9\t1\tkeep\tLR up\na\t1.0\t1\tkeep\tbaseline\n", name="x.tsv")
+    assert [(row.line, row.is_baseline) for row in history.rows] == [(3, True), (2, False)]
+    assert history.notes == ("its baseline stands last: taken as newest first",)
+
+
 def test_what_is_not_understood_is_said_row_by_row() -> None:
     text = f"{HEADER}\na1b2c3d\tn/a\t1\tkeep\tLR up\nb1b2c3d\t1.0\t1\tperhaps\tLR down\nc1b2c3d\t0.0\t0\tdiscard\t\n"
     notes = [row.notes for row in rows(text)]

@@ -411,7 +411,8 @@ async def test_nothing_that_a_repository_configures_is_run(settings: Settings, t
     git(tmp_path, "config", "remote.origin.url", str(tmp_path))
     git(tmp_path, "config", "remote.origin.promisor", "true")
     git(tmp_path, "config", "extensions.partialClone", "origin")
-    rows = (f"{base}\t1.0\t1\tkeep\tbaseline", f"{better}\t0.9\t1\tkeep\tLR up", "abcdef0\t0.8\t1\tkeep\tlost")
+    git(tmp_path, "config", "core.repositoryFormatVersion", "1")
+    rows = (f"{base}\t1.0\t1\tkeep\tbaseline", f"{better}\t0.9\t1\tkeep\tLR up", f"{'ab' * 20}\t0.8\t1\tkeep\tlost")
     answer = await imported(settings, table(tmp_path / "results.tsv", *rows))
     assert [row.has_diff for row in answer.rows] == [False, True, False]
     assert not owned.exists()
