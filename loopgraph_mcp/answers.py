@@ -39,7 +39,7 @@ class MethodHit:
 
 @dataclass(frozen=True)
 class SearchAnswer:
-    """The methods for a query, best first."""
+    """The methods for a query, best first; `note` says when the last runs have led nowhere."""
 
     retrieval_id: str
     query: str
@@ -47,6 +47,7 @@ class SearchAnswer:
     methods_known: int
     hits: list[MethodHit]
     next_step: str
+    note: str = ""
 
 
 @dataclass(frozen=True)

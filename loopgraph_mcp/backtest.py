@@ -17,7 +17,8 @@ from statistics import fmean
 
 from loopgraph_mcp import foresight
 from loopgraph_mcp.foresight import Foreseen, Foresight, Lesson, Past, Try, lessons, windows
-from loopgraph_mcp.moves import Move
+from loopgraph_mcp.knobs import FAMILIES
+from loopgraph_mcp.models import Move
 
 RESAMPLES = 2_000
 _TOP = 5
@@ -147,10 +148,10 @@ def family_here(frozen: Frozen, pool: Sequence[tuple[Try, str]]) -> list[float]:
     seen: dict[str, list[int]] = defaultdict(lambda: [0, 0])
     for done, _ in frozen.before:
         for move in done.moves if done.is_change else ():
-            seen[move.family][0] += done.kept
-            seen[move.family][1] += 1
+            seen[FAMILIES.get(move.knob, "other")][0] += done.kept
+            seen[FAMILIES.get(move.knob, "other")][1] += 1
     rates = {family: (kept + 1) / (tries + 6) for family, (kept, tries) in seen.items()}
-    return [fmean(rates.get(move.family, 1 / 6) for move in each.moves) for each, _ in pool]
+    return [fmean(rates.get(FAMILIES.get(move.knob, "other"), 1 / 6) for move in each.moves) for each, _ in pool]
 
 
 def pooled_counts(histories: Iterable[Replay]) -> Ranker:

@@ -13,7 +13,8 @@ from enum import StrEnum
 
 from loopgraph_mcp.duplicates import number, parsed, written
 from loopgraph_mcp.knobs import FAMILIES
-from loopgraph_mcp.moves import Move, read_moves
+from loopgraph_mcp.models import Move
+from loopgraph_mcp.moves import read_moves
 
 _MAX_TURNS_TOLD = 3
 _SEED_NAMES = frozenset({"seed", "manual_seed", "random_seed"})

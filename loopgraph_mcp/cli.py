@@ -21,7 +21,7 @@ from loopgraph_mcp.answers import ExperimentAnswer, ImportAnswer
 from loopgraph_mcp.config import Settings, bundled, read_settings
 from loopgraph_mcp.errors import HistoryError, LoopGraphError, first_of
 from loopgraph_mcp.loopgraph import LoopGraph
-from loopgraph_mcp.models import Direction, KnobValue, OutcomeKind, State
+from loopgraph_mcp.models import Direction, KnobValue, OutcomeKind, Standing, State
 from loopgraph_mcp.sources.files import expand
 from loopgraph_mcp.workspace import create_workspace, prepare_command
 
@@ -143,10 +143,16 @@ def search(
     *,
     workspace: WorkspaceOption = None,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=20)] = 5,
+    family: Annotated[str | None, typer.Option(help="Methods of this family alone, such as optimizer.")] = None,
+    standing: Annotated[Standing | None, typer.Option(help="Methods of this standing alone.")] = None,
     as_json: Json = False,
 ) -> None:
     """Rank methods by text and by what they gained here."""
-    answer = _with_graph(lambda graph: graph.search_methods(" ".join(query or []), workspace=workspace, limit=limit))
+    answer = _with_graph(
+        lambda graph: graph.search_methods(
+            " ".join(query or []), workspace=workspace, limit=limit, family=family, standing=standing
+        )
+    )
     screen.print_json(answer) if as_json else screen.show_search(answer)
 
 

@@ -1,18 +1,23 @@
 """Brings stored outcomes before the pure judges: verdicts on experiments, evidence for ranking methods."""
 
+import asyncio
+from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from statistics import fmean
 
 from loopgraph_mcp import verdicts
 from loopgraph_mcp.models import Context, Method, Standing, Verdict, VerdictKind
-from loopgraph_mcp.ranking import LITERATURE_KAPPA, Evidence, Observation
-from loopgraph_mcp.store import edits, outcomes
+from loopgraph_mcp.ranking import LITERATURE_KAPPA, PRIOR_MEAN, Appraisal, Observation, appraise, family_mean
+from loopgraph_mcp.store import edits, methods, outcomes
 from loopgraph_mcp.store.database import Database
 from loopgraph_mcp.store.experiments import ExperimentRow
+from loopgraph_mcp.store.outcomes import Run
 
 _OTHER_SCALE_KAPPA = 0.5
+_PLATEAU_LOOK = 200  # newest runs of all contexts among which those of one are looked for
+_NO_CHANGES = frozenset({VerdictKind.BASELINE, VerdictKind.NO_BASELINE})
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,97 +89,190 @@ class TrackRecord:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """The evidence of every method, as one question needs it."""
+    """The evidence of every method, as one question needs it; worked out for the methods that are asked for."""
 
-    records: Mapping[str, TrackRecord]
-    by_family: Mapping[str, Sequence[Observation]] = field(default_factory=dict)
+    ledger: "Ledger"
+    here: Context | None
 
     def record(self, method_id: str) -> TrackRecord:
         """Return what is known of a method."""
-        return self.records.get(method_id, TrackRecord())
+        return self.ledger.record(method_id, self.here)
 
-    def evidence(self, method: Method, shown_ages: Sequence[int]) -> Evidence:
+    def appraisal(self, method: Method) -> Appraisal:
         """Return what ranks a method: its trials, and what others published of it, for little."""
-        record = self.record(method.id)
-        observations = [trial.observation for trial in record.trials if trial.observation is not None]
-        # Most published gains are of val_bpb on a data-centre GPU; in its noise floors they travel best.
-        unit = verdicts.default_noise("val_bpb", "cuda", 1.0)
-        observations += [
-            Observation(result.gain / unit, kappa=LITERATURE_KAPPA)
-            for result in method.published
-            if result.gain is not None
+        return self.ledger.appraisal(method, self.here)
+
+    def plateau_families(self, runs: int) -> frozenset[str]:
+        """Return the families that the last runs here tried, if none of those runs was a win; else none."""
+        return frozenset() if self.here is None else self.ledger.plateau_families(self.here, runs)
+
+
+class Ledger:
+    """All runs of a store: read once, then followed; what is judged of them is kept until a new run bears on it."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+        self._lock = asyncio.Lock()
+        self._seen = 0
+        self._imported: list[int] = []  # places of imported outcomes: one's own do not fade by them
+        self._contexts: dict[str, Context] = {}
+        self._values: dict[str, dict[str, list[float]]] = defaultdict(dict)
+        self._runs: dict[str, dict[tuple[str, str | None, str], Run]] = defaultdict(dict)
+        self._newest: list[Run] = []
+        self._families: dict[str, str] = {}
+        self._versions: dict[str, int] = defaultdict(int)
+        self._sigmas: dict[str, tuple[int, float]] = {}
+        self._verdicts: dict[tuple[str, str | None, str], tuple[int, Verdict]] = {}
+        self._known_for: tuple[int, Context | None] = (-1, None)
+        self._records: dict[str, TrackRecord] = {}
+        self._appraisals: dict[str, Appraisal] = {}
+        self._means: Mapping[str, float] | None = None
+
+    async def follow(self) -> None:
+        """Take in the outcomes that are new."""
+        async with self._lock:
+            if await outcomes.newest_row(self._db) == self._seen:
+                return
+            for run in await outcomes.runs_after(self._db, self._seen):
+                if run.context_id not in self._contexts:
+                    self._contexts[run.context_id] = await edits.get_context(self._db, run.context_id)
+                self._versions[run.context_id] += 1
+                (self._imported.append(run.row) if run.imported else self._newest.append(run))
+                if run.metric_value is not None:
+                    self._values[run.context_id].setdefault(run.tree, []).append(run.metric_value)
+                for method_id in run.method_ids:  # replicates of one change are one trial; the newest tells its age
+                    self._runs[method_id][run.context_id, run.base_tree, run.tree] = run
+            self._newest = self._newest[-_PLATEAU_LOOK:]
+            self._seen = await outcomes.newest_row(self._db)
+            if not self._runs.keys() <= self._families.keys():
+                self._families = await methods.families(self._db)
+
+    async def recall(self, here: Context | None) -> Memory:
+        """Return the evidence of every method that was ever run, seen from one context."""
+        await self.follow()
+        return Memory(self, here)
+
+    async def judge(self, experiment: ExperimentRow) -> Verdict:
+        """Judge a finished experiment with all runs of its program and of its parent's in its context."""
+        await self.follow()
+        tree, base_tree = await outcomes.compared_trees(self._db, experiment.id)
+        failed = experiment.outcome is not None and experiment.outcome.metric_value is None
+        if experiment.context_id not in self._contexts:
+            self._contexts[experiment.context_id] = await edits.get_context(self._db, experiment.context_id)
+        return self._judge(experiment.context_id, base_tree, tree, failed=failed)
+
+    def record(self, method_id: str, here: Context | None) -> TrackRecord:
+        """Return what is known of a method, seen from one context."""
+        self._forget_stale(here)
+        if method_id not in self._records:
+            self._records[method_id] = TrackRecord(tuple(self._trials(method_id, here)))
+        return self._records[method_id]
+
+    def appraisal(self, method: Method, here: Context | None) -> Appraisal:
+        """Return what a method's trials, and what others published of it, say of it."""
+        record = self.record(method.id, here)
+        if method.id not in self._appraisals:
+            seen = [trial.observation for trial in record.trials if trial.observation is not None]
+            # Most published gains are of val_bpb on a data-centre GPU; in its noise floors they travel best.
+            unit = verdicts.default_noise("val_bpb", "cuda", 1.0)
+            seen += [
+                Observation(result.gain / unit, kappa=LITERATURE_KAPPA)
+                for result in method.published
+                if result.gain is not None
+            ]
+            prior = self.family_means(here).get(method.family, PRIOR_MEAN)
+            self._appraisals[method.id] = appraise(seen, record.crashes, prior_mean=prior)
+        return self._appraisals[method.id]
+
+    def _forget_stale(self, here: Context | None) -> None:
+        """Drop what was worked out before the newest outcome, or for another context."""
+        if self._known_for != (self._seen, here):
+            self._known_for = (self._seen, here)
+            self._records.clear()
+            self._appraisals.clear()
+            self._means = None
+
+    def _trials(self, method_id: str, here: Context | None) -> Iterator[Trial]:
+        """Yield each change that a method made, with the verdict on all its runs, oldest first."""
+        for (context_id, base_tree, tree), run in self._runs.get(method_id, {}).items():
+            verdict = self._verdict(context_id, base_tree, tree)
+            if verdict.kind is VerdictKind.BASELINE:
+                continue
+            context = self._contexts[context_id]
+            comparable = here is not None and _comparable(context, here)
+            observation = None
+            if verdict.gain is not None:
+                values = self._values[context_id]
+                observation = Observation(
+                    verdict.gain / verdict.noise_floor,
+                    n_parent=len(values.get(base_tree or "", [])),
+                    n_child=len(values.get(tree, [])),
+                    age=self._age(run),
+                    kappa=1.0 if comparable or here is None else _OTHER_SCALE_KAPPA,
+                    shared=len(run.method_ids),
+                )
+            yield Trial(context, verdict, observation, self._age(run), comparable, run.imported)
+
+    def _age(self, run: Run) -> int:
+        """Return how many outcomes of one's own came after a run."""
+        imported_since = len(self._imported) - bisect_right(self._imported, run.row)
+        return self._seen - run.row - imported_since
+
+    def family_means(self, here: Context | None) -> Mapping[str, float]:
+        """Return the gain to expect of each family's next method, in noise floors, where it has any trial."""
+        self._forget_stale(here)
+        if self._means is None:
+            found: dict[str, list[Observation]] = defaultdict(list)
+            for method_id in self._runs:
+                seen = (trial.observation for trial in self.record(method_id, here).trials)
+                found[self._families.get(method_id, "")] += [each for each in seen if each is not None]
+            self._means = {family: family_mean(seen) for family, seen in found.items()}
+        return self._means
+
+    def plateau_families(self, here: Context, runs: int) -> frozenset[str]:
+        """Return the families that a context's last runs tried, if there are so many and none of them was a win."""
+        verdicts_of = [
+            (run, self._verdict(run.context_id, run.base_tree, run.tree))
+            for run in self._newest[-_PLATEAU_LOOK:]
+            if _comparable(self._contexts[run.context_id], here)
         ]
-        return Evidence(tuple(observations), record.crashes, tuple(shown_ages))
+        changes = [(run, verdict) for run, verdict in verdicts_of if verdict.kind not in _NO_CHANGES][-runs:]
+        if len(changes) < runs or any(verdict.kind is VerdictKind.WIN for _, verdict in changes):
+            return frozenset()
+        tried = {self._families.get(method_id, "") for run, _ in changes for method_id in run.method_ids}
+        return frozenset(tried or {"edits by hand"})
+
+    def _verdict(self, context_id: str, base_tree: str | None, tree: str) -> Verdict:
+        key, version = (context_id, base_tree, tree), self._versions[context_id]
+        known = self._verdicts.get(key)
+        if known is None or known[0] != version:
+            known = self._verdicts[key] = version, self._judge(context_id, base_tree, tree)
+        return known[1]
+
+    def _judge(self, context_id: str, base_tree: str | None, tree: str, *, failed: bool = False) -> Verdict:
+        """Judge a change; a run that failed has no values, whatever others of the same program did."""
+        sigma, values = self._sigma(context_id), self._values[context_id]
+        child = [] if failed else values.get(tree, [])
+        if child and base_tree in {None, tree}:
+            return verdicts.baseline(child, sigma=sigma)
+        direction = self._contexts[context_id].direction
+        return verdicts.judge(values.get(base_tree or "", []), child, direction=direction, sigma=sigma)
+
+    def _sigma(self, context_id: str) -> float:
+        version = self._versions[context_id]
+        known = self._sigmas.get(context_id)
+        if known is None or known[0] != version:
+            known = self._sigmas[context_id] = (
+                version,
+                _noise_floor(self._contexts[context_id], list(self._values[context_id].values())),
+            )
+        return known[1]
 
 
 def _noise_floor(context: Context, groups: Sequence[Sequence[float]]) -> float:
     typical = fmean(groups[0]) if groups else 1.0
     default = verdicts.default_noise(context.metric, context.device, typical)
     return verdicts.noise_floor(default, [group for group in groups if len(group) > 1])
-
-
-async def judge_experiment(db: Database, experiment: ExperimentRow) -> Verdict:
-    """Judge a finished experiment with all runs of its program and of its parent's in its context."""
-    context = await edits.get_context(db, experiment.context_id)
-    values = await outcomes.finished_values(db, [experiment.context_id])
-    tree, base_tree = await outcomes.compared_trees(db, experiment.id)
-    sigma = _noise_floor(context, list(values.values()))
-    child = values.get((experiment.context_id, tree), [])
-    if experiment.outcome is not None and experiment.outcome.metric_value is None:
-        child = []  # this run failed, whatever others of the same program did
-    if child and base_tree in {None, tree}:
-        return verdicts.baseline(child, sigma=sigma)
-    parent = values.get((experiment.context_id, base_tree or ""), [])
-    return verdicts.judge(parent, child, direction=context.direction, sigma=sigma)
-
-
-async def recall(db: Database, here: Context | None) -> Memory:
-    """Return the evidence of every method that was ever run, seen from one context."""
-    runs = await outcomes.method_runs(db)
-    contexts = {run.context_id: run.context for run in runs}
-    values = await outcomes.finished_values(db, list(contexts))
-    groups: dict[str, list[list[float]]] = defaultdict(list)
-    for (context_id, _), found in values.items():
-        groups[context_id].append(found)
-    sigmas = {identity: _noise_floor(context, groups[identity]) for identity, context in contexts.items()}
-
-    trials: dict[tuple[str, str, str | None, str], tuple[outcomes.MethodRun, Trial]] = {}
-    for run in runs:  # replicates of one change are one trial; the newest run tells its age
-        key = (run.method_id, run.context_id, run.base_tree, run.tree)
-        trials[key] = run, _trial(run, values, sigmas[run.context_id], here)
-
-    records: dict[str, list[Trial]] = defaultdict(list)
-    by_family: dict[str, list[Observation]] = defaultdict(list)
-    for run, trial in trials.values():
-        if trial.verdict.kind is VerdictKind.BASELINE:
-            continue
-        records[run.method_id].append(trial)
-        if trial.observation is not None:
-            by_family[run.family].append(trial.observation)
-    return Memory({method: TrackRecord(tuple(found)) for method, found in records.items()}, by_family)
-
-
-def _trial(
-    run: outcomes.MethodRun, values: Mapping[tuple[str, str], list[float]], sigma: float, here: Context | None
-) -> Trial:
-    child = values.get((run.context_id, run.tree), [])
-    parent = values.get((run.context_id, run.base_tree or ""), [])
-    comparable = here is not None and _comparable(run.context, here)
-    if run.base_tree == run.tree and child:
-        verdict = verdicts.baseline(child, sigma=sigma)
-    else:
-        verdict = verdicts.judge(parent, child, direction=run.context.direction, sigma=sigma)
-    observation = None
-    if verdict.gain is not None:
-        observation = Observation(
-            verdict.gain / sigma,
-            n_parent=len(parent),
-            n_child=len(child),
-            age=run.age,
-            kappa=1.0 if comparable or here is None else _OTHER_SCALE_KAPPA,
-            shared=run.shared,
-        )
-    return Trial(run.context, verdict, observation, run.age, comparable, run.imported)
 
 
 def _comparable(one: Context, other: Context) -> bool:

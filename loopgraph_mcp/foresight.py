@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, pstdev
 
-from loopgraph_mcp.moves import Move
+from loopgraph_mcp.models import Move
 
 PLACE_WEIGHT, SPENT_WEIGHT = 0.7, 0.4
 _ELSEWHERE_PRIOR, _PLACE_PRIOR, _SPENT_PRIOR = 4.0, 12.0, 3.0  # expected keeps that weigh as much as what was seen
@@ -295,16 +295,26 @@ class Foresight:
         for lesson in taught:
             if lesson.owner != without:
                 self._by_about[lesson.about].append(lesson)
+        self._scores_of: Past | None = None
+        self._scores: dict[tuple[Move, ...], float] = {}
 
     def elsewhere(self, about: str, level: tuple[float, float] | None) -> float:
         """Return the log of kept over expected for a kind of move, where the metric stood near to ours."""
         return self._log_ratio(about, _ELSEWHERE_PRIOR, level)
 
-    def seen(self, move: Move, past: Past) -> tuple[int, float] | None:
-        """Return how often others made a move this way, and how often they kept it over how often any change."""
-        taught = self._by_about.get(about_move(move, past.direction(move)), [])
+    def seen(self, moves: Sequence[Move], past: Past) -> tuple[int, float] | None:
+        """Return how often others made the first of some moves, and how often they kept it over how often any."""
+        taught = self._by_about.get(about_move(moves[0], past.direction(moves[0])), []) if moves else []
         tries, expected = sum(lesson.tries for lesson in taught), math.fsum(lesson.expected for lesson in taught)
         return (tries, math.fsum(lesson.kept for lesson in taught) / expected) if tries and expected else None
+
+    def score(self, moves: tuple[Move, ...], past: Past) -> float:
+        """Return the score of a change, worked out once as long as the same past is asked about."""
+        if self._scores_of is not past:
+            self._scores_of, self._scores = past, {}
+        if moves not in self._scores:
+            self._scores[moves] = self.foresee(moves, past).score
+        return self._scores[moves]
 
     def foresee(self, moves: Sequence[Move], past: Past) -> Foreseen:
         """Return what is foreseen of a change, given what was learned up to now."""

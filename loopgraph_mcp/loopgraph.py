@@ -6,7 +6,6 @@ import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from functools import lru_cache
 from pathlib import Path
 
 from loopgraph_mcp import (
@@ -17,75 +16,44 @@ from loopgraph_mcp import (
     launch,
     lookups,
     precedents,
-    ranking,
     recording,
     runs,
+    searching,
     views,
     wording,
 )
-from loopgraph_mcp.answers import EditAnswer, ExperimentAnswer, ImportAnswer, MethodHit, RecordAnswer, SearchAnswer
+from loopgraph_mcp.answers import EditAnswer, ExperimentAnswer, ImportAnswer, RecordAnswer, SearchAnswer
 from loopgraph_mcp.config import Settings, read_settings
 from loopgraph_mcp.errors import RunError, WorkspaceError
 from loopgraph_mcp.foresight import Foresight, Past
-from loopgraph_mcp.models import Applied, Context, Decision, Direction, KnobValue, Method, OutcomeKind, Presence, State
-from loopgraph_mcp.moves import Move, read_moves
+from loopgraph_mcp.models import (
+    Applied,
+    Context,
+    Decision,
+    Direction,
+    KnobValue,
+    OutcomeKind,
+    Presence,
+    Standing,
+    State,
+)
 from loopgraph_mcp.sources import packs
 from loopgraph_mcp.sources.day_one import read_day_one
 from loopgraph_mcp.store import changes as change_store
 from loopgraph_mcp.store import edits as edit_store
-from loopgraph_mcp.store import experiments, imports, methods, retrievals
+from loopgraph_mcp.store import experiments, imports, methods, outcomes, retrievals
 from loopgraph_mcp.store.database import Database
 from loopgraph_mcp.store.experiments import NewExperiment
 from loopgraph_mcp.store.lineage import Link, chain_of
+from loopgraph_mcp.store.search import TextSearch
 from loopgraph_mcp.surroundings import Surroundings
 from loopgraph_mcp.workspace import default_timeout_s, write_program
 
 MAX_WAIT_S = 50.0  # most clients give up on a call after 60 s
 _CANDIDATES = 50
 _POLL_S = 0.25
+_NO_PAST = Past()
 _CANCEL_WAIT_S = 15.0
-
-
-@lru_cache(maxsize=1024)
-def _presence(method: Method, program: str) -> Presence:
-    """Look for a method in a program once: the file changes far less often than it is asked about."""
-    return edits.detect(method, program)
-
-
-@lru_cache(maxsize=1024)
-def _moves(method: Method) -> tuple[Move, ...]:
-    """Return what a method moves with its knobs at their defaults."""
-    return read_moves(method.change or method.name)
-
-
-def _hit(
-    method: Method,
-    score: ranking.Score,
-    memory: evidence.Memory,
-    program: str | None,
-    elsewhere: tuple[int, float] | None,
-) -> MethodHit:
-    record = memory.record(method.id)
-    presence: Presence | None = None
-    if program is not None and method.recipe is not None:
-        presence = _presence(method, program)
-    return MethodHit(
-        method_id=method.id,
-        name=method.name,
-        family=method.family,
-        summary=method.summary,
-        standing=record.standing,
-        tries=record.tries,
-        wins=record.wins,
-        crashes=record.crashes,
-        mean_gain=record.mean_gain,
-        last_tried=record.last_age,
-        presence=presence,
-        has_edit=method.recipe is not None,
-        score=round(score.score, 4),
-        why=wording.why(method, record, presence, elsewhere),
-        parts=score.parts(),
-    )
 
 
 OnProgress = Callable[[ExperimentAnswer], Awaitable[None]]
@@ -104,6 +72,9 @@ class LoopGraph:
         self._now = clock
         self._here = Surroundings(db, settings, clock)
         self._sight: Foresight | None = None
+        self._text = TextSearch(db)
+        self._ledger = evidence.Ledger(db)
+        self._learned: tuple[int, Context, Past] | None = None
 
     async def _foresight(self) -> Foresight:
         """Return what others' histories teach: those shipped, unless they are switched off, and those imported."""
@@ -127,44 +98,42 @@ class LoopGraph:
 
     # ------------------------------------------------------------------------------------------ search
 
-    async def search_methods(self, query: str = "", *, workspace: str | None = None, limit: int = 5) -> SearchAnswer:
+    async def search_methods(
+        self,
+        query: str = "",
+        *,
+        workspace: str | None = None,
+        limit: int = 5,
+        family: str | None = None,
+        standing: Standing | None = None,
+    ) -> SearchAnswer:
         """Rank methods for a query, or all of them where it is empty, and record what was shown.
 
         Args:
             query: Words in any language of the field; any string is safe.
             workspace: Folder whose context and present code count.
             limit: How many methods to show.
+            family: Show methods of this family alone.
+            standing: Show methods of this standing alone.
         """
         where = await self._here.workspace_or_none(workspace)
         context = None if where is None else await self._here.context(where, where.budget_s)
         found = (
-            await methods.find_methods(self.db, query, limit=_CANDIDATES)
+            await methods.find_methods(self._text, query, limit=_CANDIDATES)
             if query.strip()
             else [(method, 1.0) for method in await methods.all_methods(self.db)]
         )
-        memory = await evidence.recall(self.db, context)
-        past = await self._past(context)
-        foresight = await self._foresight()
-        ages = await retrievals.ages_since_shown(self.db, [method.id for method, _ in found])
-        ranked = ranking.rank(
-            [
-                ranking.Candidate(
-                    method.id,
-                    method.family,
-                    relevance,
-                    memory.evidence(method, ages[method.id]),
-                    foresight.foresee(_moves(method), past).score,
-                )
-                for method, relevance in found
-            ],
-            memory.by_family,
-        )[:limit]
-        by_id = {method.id: method for method, _ in found}
-        program = None if where is None else where.read_program()
-        hits = [
-            _hit(by_id[method_id], score, memory, program, foresight.seen(_moves(by_id[method_id])[0], past))
-            for method_id, score in ranked
-        ]
+        memory = await self._ledger.recall(context)
+        hits, note = searching.choose(
+            [pair for pair in found if family in {None, pair[0].family}],
+            memory,
+            await self._foresight(),
+            await self._past(context),
+            shown_ages=await retrievals.ages_since_shown(self.db),
+            program=None if where is None else where.read_program(),
+            limit=limit,
+            standing=standing,
+        )
         retrieval_id = await retrievals.add_retrieval(
             self.db,
             query,
@@ -179,14 +148,18 @@ class LoopGraph:
             methods_known=await methods.count_methods(self.db),
             hits=hits,
             next_step=wording.after_search(hits, retrieval_id),
+            note=note,
         )
 
     async def _past(self, context: Context | None) -> Past:
         """Return what this workspace's runs have taught, or nothing where there is no workspace."""
         if context is None:
-            return Past()
-        tried = await change_store.tried_changes(self.db, await edit_store.context_id(self.db, context))
-        return precedents.past_of(tried, context.direction)
+            return _NO_PAST
+        newest = await outcomes.newest_row(self.db)
+        if self._learned is None or self._learned[:2] != (newest, context):
+            tried = await change_store.tried_changes(self.db, await edit_store.context_id(self.db, context))
+            self._learned = (newest, context, precedents.past_of(tried, context.direction))
+        return self._learned[2]
 
     # ------------------------------------------------------------------------------------------- edits
 
@@ -237,7 +210,7 @@ class LoopGraph:
             context_id,
             base_hash=base_hash,
             new_hash=new_hash,
-            description=method.change or method.name,
+            description=method.name,
             foresight=foresight,
         )
         return EditAnswer(
@@ -252,7 +225,7 @@ class LoopGraph:
             earlier=list(bearing.earlier),
             next_step=wording.after_edit(edit_id, bearing.earlier),
             p_keep=None if bearing.foreseen is None else round(bearing.foreseen.p_keep, 4),
-            foresight=wording.foresight(bearing.foreseen, foresight.seen(_moves(method)[0], Past())),
+            foresight=wording.foresight(bearing.foreseen, foresight.seen(method.moves, Past())),
         )
 
     # ------------------------------------------------------------------------------------- experiments
@@ -361,7 +334,7 @@ class LoopGraph:
             if row.state is not State.DONE and runs.is_abandoned(self.settings, row):
                 await runs.recover(self.db, self.settings)
                 continue
-            answer = await views.view(self.db, row, now=self._now())
+            answer = await views.view(self.db, self._ledger, row, now=self._now())
             if answer.state is State.DONE:
                 return answer
             if on_progress is not None and (answer.state, answer.step) != told:
@@ -387,7 +360,7 @@ class LoopGraph:
         """Return a workspace's newest experiments, newest first."""
         where = await self._here.workspace(workspace)
         rows = await experiments.list_experiments(self.db, await self._here.workspace_id(where), limit=limit)
-        return [await views.view(self.db, row, now=self._now()) for row in rows]
+        return [await views.view(self.db, self._ledger, row, now=self._now()) for row in rows]
 
     # -------------------------------------------------------------------------------------------- record
 
@@ -443,7 +416,7 @@ class LoopGraph:
             row = await lookups.the_experiment(self.db, experiment_id)
             if row.outcome is None:
                 raise RunError(f"{experiment_id} is still {row.state.value}; wait with get_experiment, then record")
-        verdict = await evidence.judge_experiment(self.db, row)
+        verdict = await self._ledger.judge(row)
         decided = decision or row.decision or verdict.decision
         note = wording.one_line(description, limit=500)
         made_by = "loopgraph" if decision is None else "agent"
@@ -453,7 +426,7 @@ class LoopGraph:
         if tokens is not None or cost_usd is not None:
             await self.add_cost("agent", subject_id=row.id, tokens=tokens, cost_usd=cost_usd)
         context = await edit_store.get_context(self.db, row.context_id)
-        memory = await evidence.recall(self.db, context)
+        memory = await self._ledger.recall(context)
         return RecordAnswer(
             experiment_id=row.id,
             metric=context.metric,
@@ -505,7 +478,7 @@ class LoopGraph:
             now=self._now(),
             progress=on_progress,
         )
-        self._sight = None
+        self._sight, self._ledger = None, evidence.Ledger(self.db)  # known rows may have moved to another context
         return answer
 
     async def trace(self, experiment_id: str) -> list[Link]:

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from loopgraph_mcp.models import Method, SetConst, SetDefault, SetKwarg, SetLocal
-from loopgraph_mcp.moves import Move, read_moves, stripped
+from loopgraph_mcp.models import Method, Move, SetConst, SetDefault, SetKwarg, SetLocal
+from loopgraph_mcp.moves import read_moves, stripped
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ def methods_tried(description: str, methods: Sequence[Method]) -> Tried:
     named = _named(stripped(description), methods)
     if [move.knob for move in moves] == ["other"]:
         return _only(named, "names")
-    whole = [each.id for each in methods if len(method_moves(each)) > 1 and _knobs(method_moves(each)) == _knobs(moves)]
+    whole = [each.id for each in methods if len(each.moves) > 1 and _knobs(each.moves) == _knobs(moves)]
     if whole:
         return _only(whole, "may be")
     if "batch_size" in _knobs(moves):  # how a batch is split among steps of accumulation changes no result
@@ -45,7 +45,7 @@ def methods_tried(description: str, methods: Sequence[Method]) -> Tried:
 def _claim(move: Move, named: Sequence[str], methods: Sequence[Method]) -> Tried:
     fits, unsure = list[str](), list[str]()
     for method in methods:
-        made = method_moves(method)
+        made = method.moves
         if len(made) != 1 or (made[0].knob, made[0].word) != (move.knob, move.word) or move.knob == "other":
             continue
         if move.direction in {made[0].direction, 0}:
@@ -66,12 +66,6 @@ def _only(method_ids: Sequence[str], word: str) -> Tried:
     if len(method_ids) > 1:
         return Tried(doubt=f"{word} {' or '.join(method_ids)}: counted for none")
     return Tried(tuple(method_ids))
-
-
-@lru_cache(maxsize=1024)
-def method_moves(method: Method) -> tuple[Move, ...]:
-    """Return what a method moves with its knobs at their defaults."""
-    return read_moves(method.change or method.name)
 
 
 def _named(text: str, methods: Sequence[Method]) -> list[str]:

@@ -132,8 +132,36 @@ class Recipe:
 
 
 @dataclass(frozen=True, slots=True)
+class Move:
+    """One knob moved.
+
+    Args:
+        knob: A name of `knobs.FAMILIES`, or `other`.
+        direction: 1 up or added, -1 down or removed, 0 where the words do not say.
+        value: Where it was moved to, as far as that is a number.
+        old: Where it was moved from, likewise.
+        word: What a knob without numbers was set to, such as `gelu`.
+    """
+
+    knob: str
+    direction: int = 0
+    value: float | None = None
+    old: float | None = None
+    word: str = ""
+
+    def __str__(self) -> str:
+        """Return the move in a few words."""
+        told = self.word or ("" if self.value is None else f"{self.value:g}")
+        way = {1: "up", -1: "down", 0: ""}[self.direction]
+        return " ".join(part for part in (self.knob, way, told and f"to {told}") if part)
+
+
+@dataclass(frozen=True, slots=True)
 class Method:
-    """An idea that can be tried: what it is, who reported what of it, and, if known, how to make the edit."""
+    """An idea that can be tried: what it is, who reported what of it, and, if known, how to make the edit.
+
+    `moves` is what it does with its knobs at their defaults, in the words in which runs are described.
+    """
 
     id: str
     name: str
@@ -145,7 +173,7 @@ class Method:
     published: tuple[PublishedResult, ...] = ()
     knobs: tuple[Knob, ...] = ()
     recipe: Recipe | None = None
-    change: str = ""  # what a run of it would be called: "embedding LR 0.6 to 0.8"
+    moves: tuple[Move, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

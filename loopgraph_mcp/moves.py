@@ -7,44 +7,15 @@ beta2 from 0.95 to 0.9 for ..."). What a description says of the outcome ("worse
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 
-from loopgraph_mcp.knobs import FAMILIES, PATTERNS
+from loopgraph_mcp.knobs import PATTERNS
+from loopgraph_mcp.models import Move
 
 _MAX_CHARS = 400
 
 
-@dataclass(frozen=True, slots=True)
-class Move:
-    """One knob moved.
-
-    Args:
-        knob: A name of `FAMILIES`, or `other`.
-        direction: 1 up or added, -1 down or removed, 0 where the words do not say.
-        value: Where it was moved to, as far as that is a number.
-        old: Where it was moved from, likewise.
-        word: What a knob without numbers was set to, such as `gelu`.
-    """
-
-    knob: str
-    direction: int = 0
-    value: float | None = None
-    old: float | None = None
-    word: str = ""
-
-    @property
-    def family(self) -> str:
-        """The family of methods that the knob belongs to."""
-        return FAMILIES.get(self.knob, "other")
-
-    def __str__(self) -> str:
-        """Return the move in a few words."""
-        told = self.word or ("" if self.value is None else f"{self.value:g}")
-        way = {1: "up", -1: "down", 0: ""}[self.direction]
-        return " ".join(part for part in (self.knob, way, told and f"to {told}") if part)
-
-
+_ANY_KNOB = re.compile("|".join(PATTERNS.values()))
 _PATTERNS = tuple((knob, re.compile(pattern)) for knob, pattern in PATTERNS.items())
 
 _NUMBER = r"(?:2 ?(?:\^|\*\*) ?\d+|\d+/\d+|\d[\d,]*\d{3}(?![\d.])|\d*\.?\d+(?:e[-+]?\d+)?)(?: ?(?:%|k\b|m\b|x\b))?"
@@ -147,6 +118,8 @@ def _plain(description: str) -> str:
 def _spans(text: str) -> list[tuple[int, int, str]]:
     """Return where knobs are named, in order; a place belongs to the first knob of the table that names it."""
     taken: list[tuple[int, int, str]] = []
+    if _ANY_KNOB.search(text) is None:  # most texts that are no description of a change
+        return taken
     for knob, pattern in _PATTERNS:
         for match in pattern.finditer(text):
             if all(match.end() <= start or match.start() >= end for start, end, _ in taken):

@@ -100,4 +100,4 @@ async def _since(db: Database, run: TriedChange, base_hash: str) -> str:
         return ""
     texts = [await edits.program_text(db, each) for each in (run.base_hash, base_hash)]
     differs = change_between(*texts)
-    return "" if differs is None else str(named(differs))
+    return "" if differs is None else str(differs)

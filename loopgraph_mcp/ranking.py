@@ -5,8 +5,8 @@ thousandths and a laptop's hundredths mean the same. Each function is pure; ever
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from statistics import NormalDist
 
 _NORMAL = NormalDist()
@@ -140,25 +140,43 @@ def fatigue(shown_ages: Sequence[int]) -> float:
     return max(0.3, 1 / (1 + 0.25 * shown))
 
 
+@dataclass(frozen=True, slots=True)
+class Appraisal:
+    """What a method's evidence says of it, whatever was asked."""
+
+    posterior: Posterior
+    p_ok: float
+    reward: float
+
+
+def appraise(observations: Sequence[Observation], crashes: int, *, prior_mean: float = PRIOR_MEAN) -> Appraisal:
+    """Weigh a method's gains and crashes."""
+    belief = posterior(observations, prior_mean=prior_mean)
+    ok = sum(1 for seen in observations if seen.kappa > LITERATURE_KAPPA)
+    p_ok = (9 + ok) / (10 + ok + crashes)
+    return Appraisal(belief, p_ok, min(max(belief.expected_improvement * p_ok / _PRIOR_REWARD, 1 / 8), 8.0))
+
+
 def score(relevance: float, evidence: Evidence, *, prior_mean: float = PRIOR_MEAN, foreseen: float = 0.0) -> Score:
     """Score one method; relevance is in (0, 1]. An untried method in an untried family scores its relevance.
 
     `foreseen`, the log of how often such changes are kept over how often any is, at most halves or doubles the score.
     """
-    belief = posterior(evidence.observations, prior_mean=prior_mean)
-    ok = sum(1 for seen in evidence.observations if seen.kappa > LITERATURE_KAPPA)
-    p_ok = (9 + ok) / (10 + ok + evidence.crashes)
-    reward = min(max(belief.expected_improvement * p_ok / _PRIOR_REWARD, 1 / 8), 8.0)
-    tired = fatigue(evidence.shown_ages)
+    appraisal = appraise(evidence.observations, evidence.crashes, prior_mean=prior_mean)
+    return _score(relevance, appraisal, evidence.shown_ages, foreseen)
+
+
+def _score(relevance: float, appraisal: Appraisal, shown_ages: Sequence[int], foreseen: float) -> Score:
+    tired = fatigue(shown_ages)
     foresight = min(max(math.exp(foreseen), 1 / FORESIGHT_BOUND), FORESIGHT_BOUND)
     return Score(
-        score=relevance * reward**0.7 * tired * foresight,
+        score=relevance * appraisal.reward**0.7 * tired * foresight,
         relevance=relevance,
-        reward=reward,
+        reward=appraisal.reward,
         fatigue=tired,
         foresight=foresight,
-        posterior=belief,
-        p_ok=p_ok,
+        posterior=appraisal.posterior,
+        p_ok=appraisal.p_ok,
     )
 
 
@@ -167,35 +185,18 @@ LITERATURE_KAPPA = 0.25
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A method to be ranked."""
+    """A method to be ranked, with what its evidence says of it."""
 
     method_id: str
-    family: str
     relevance: float
-    evidence: Evidence = field(default_factory=Evidence)
+    appraisal: Appraisal
+    shown_ages: tuple[int, ...] = ()
     foreseen: float = 0.0
 
 
-def rank(
-    candidates: Sequence[Candidate], family_observations: Mapping[str, Sequence[Observation]]
-) -> list[tuple[str, Score]]:
-    """Return method ids with their scores, best first, ties by id.
-
-    Args:
-        candidates: The methods that the query found.
-        family_observations: What all methods of each family gained, found or not.
-    """
-    means = {family: family_mean(seen) for family, seen in family_observations.items()}
+def rank(candidates: Sequence[Candidate]) -> list[tuple[str, Score]]:
+    """Return method ids with their scores, best first, ties by id."""
     scored = [
-        (
-            each.method_id,
-            score(
-                each.relevance,
-                each.evidence,
-                prior_mean=means.get(each.family, PRIOR_MEAN),
-                foreseen=each.foreseen,
-            ),
-        )
-        for each in candidates
+        (each.method_id, _score(each.relevance, each.appraisal, each.shown_ages, each.foreseen)) for each in candidates
     ]
     return sorted(scored, key=lambda pair: (-pair[1].score, pair[0]))

@@ -7,8 +7,8 @@ from loopgraph_mcp.duplicates import program_hash
 from loopgraph_mcp.edits import unified_diff
 from loopgraph_mcp.histories import History, HistoryRow, RowStatus
 from loopgraph_mcp.mentions import methods_tried
-from loopgraph_mcp.models import Decision, Method, OutcomeKind
-from loopgraph_mcp.moves import Move, read_moves
+from loopgraph_mcp.models import Decision, Method, Move, OutcomeKind
+from loopgraph_mcp.moves import read_moves
 
 _ENOUGH_KEEPS = 4
 

@@ -53,6 +53,8 @@ def show_search(answer: SearchAnswer) -> None:
         told = f"{escape(hit.summary)}\n[dim]{escape(hit.why)}{recipe}[/]"
         table.add_row(str(rank), f"[bold]{escape(hit.method_id)}[/]", hit.standing.value, f"{hit.score:.2f}", told)
     console.print(table)
+    if answer.note:
+        console.print(f"[yellow]{escape(answer.note)}[/]", highlight=False)
     ready = next((hit.method_id for hit in answer.hits if hit.has_edit and hit.presence is not Presence.PRESENT), None)
     console.print(f"[dim]next:[/] {f'loopgraph edit {ready}' if ready else escape(answer.next_step)}", highlight=False)
 

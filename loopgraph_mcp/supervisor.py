@@ -239,7 +239,7 @@ async def _conclude(db: Database, experiment: ExperimentRow, workspace: Workspac
 async def _decide(db: Database, experiment: ExperimentRow, workspace: Workspace, outcome: Outcome) -> None:
     row = await experiments.get_experiment(db, experiment.id)
     assert row is not None  # noqa: S101 - it was there a moment ago and rows are never deleted
-    verdict = await evidence.judge_experiment(db, row)
+    verdict = await evidence.Ledger(db).judge(row)
     commit, note = None, ""
     if verdict.decision is Decision.KEEP and verdict.kind is not VerdictKind.BASELINE:
         commit, note = await _keep(db, experiment, workspace, outcome)

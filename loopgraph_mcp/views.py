@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from loopgraph_mcp import evidence, runs
+from loopgraph_mcp import runs
 from loopgraph_mcp.answers import ExperimentAnswer
+from loopgraph_mcp.evidence import Ledger
 from loopgraph_mcp.models import Outcome, OutcomeKind, State
 from loopgraph_mcp.store import edits, experiments
 from loopgraph_mcp.store.database import Database
@@ -14,11 +15,11 @@ _POLL_MIN_S, _POLL_MAX_S = 5.0, 60.0
 _EVALUATION_SHARE = 0.1  # start-up and evaluation take about a tenth of the budget on top of it
 
 
-async def view(db: Database, row: ExperimentRow, *, now: float) -> ExperimentAnswer:
+async def view(db: Database, ledger: Ledger, row: ExperimentRow, *, now: float) -> ExperimentAnswer:
     """Return the answer for an experiment as it stands at this moment."""
     context = await edits.get_context(db, row.context_id)
     if row.state is State.DONE and row.outcome is not None:
-        return await _done(db, row, row.outcome, metric=context.metric)
+        return await _done(db, ledger, row, row.outcome, metric=context.metric)
     position, progress, eta_s = None, None, None
     if row.state is State.QUEUED:
         live = [each.id for each in await experiments.live_experiments(db) if each.device_slot == row.device_slot]
@@ -51,8 +52,8 @@ def _eta_s(row: ExperimentRow, progress: Progress | None, now: float) -> float:
     return round(max(left, 0.0) + _EVALUATION_SHARE * row.budget_s, 1)
 
 
-async def _done(db: Database, row: ExperimentRow, outcome: Outcome, *, metric: str) -> ExperimentAnswer:
-    verdict = await evidence.judge_experiment(db, row) if outcome.kind.says_something else None
+async def _done(db: Database, ledger: Ledger, row: ExperimentRow, outcome: Outcome, *, metric: str) -> ExperimentAnswer:
+    verdict = await ledger.judge(row) if outcome.kind.says_something else None
     return ExperimentAnswer(
         experiment_id=row.id,
         state=row.state,

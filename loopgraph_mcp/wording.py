@@ -1,6 +1,6 @@
 """The sentences of the answers: why a method ranks where it does, what happened, what to do next."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from loopgraph_mcp.answers import EarlierRun, EditAnswer, MethodHit
 from loopgraph_mcp.changes import Kinship
@@ -68,6 +68,16 @@ def _published(method: Method) -> list[str]:
         return []
     gains = dict.fromkeys(signed(each.gain or 0.0) for each in (told[0], told[-1]))
     return [f"published {' to '.join(gains)} ({told[-1].setting})"]
+
+
+def plateau(runs: int, families: Collection[str]) -> str:
+    """Return that the last runs led nowhere, or nothing where they did not."""
+    if not families:
+        return ""
+    return (
+        f"Plateau: none of the last {runs} changes here gained more than the noise ({', '.join(sorted(families))}); "
+        "other families are put first. A larger change, or a replicate of the best, tells more than another small step."
+    )
 
 
 def after_search(hits: Sequence[MethodHit], retrieval_id: str) -> str:

@@ -18,7 +18,8 @@ from loopgraph_mcp.changes import (
     named,
     told,
 )
-from loopgraph_mcp.moves import Move, read_moves
+from loopgraph_mcp.models import Move
+from loopgraph_mcp.moves import read_moves
 
 SOURCE = textwrap.dedent('''
     """Train."""

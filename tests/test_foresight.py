@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loopgraph_mcp.foresight import Foresight, Lesson, Past, Try, lessons, windows
-from loopgraph_mcp.moves import Move
+from loopgraph_mcp.models import Move
 from loopgraph_mcp.sources.day_one import PublishedHistory, read_day_one, write_day_one
 
 knobs = st.sampled_from(["matrix_lr", "embed_lr", "warmdown", "softcap"])
@@ -86,7 +86,7 @@ def test_lessons_of_an_owner_are_left_out_for_that_owner() -> None:
     up = (Move("matrix_lr", 1),)
     taught = [lesson("a", 9.0), lesson("b", 0.0)]
     assert Foresight(taught, without="a").foresee(up, Past()) == Foresight([lesson("b", 0.0)]).foresee(up, Past())
-    assert Foresight(taught, without="a").seen(up[0], Past()) == (10, 0.0)
+    assert Foresight(taught, without="a").seen(up, Past()) == (10, 0.0)
 
 
 @given(histories, st.lists(moves, min_size=1, max_size=3))

@@ -464,11 +464,11 @@ async def test_the_same_question_gets_the_same_answer_in_any_process(settings: S
         "from pathlib import Path\n"
         "from loopgraph_mcp.config import read_settings\n"
         "from loopgraph_mcp.loopgraph import LoopGraph\n"
-        "from loopgraph_mcp import ranking, evidence\n"
+        "from loopgraph_mcp import evidence\n"
         "async def main():\n"
         "    async with LoopGraph.open(read_settings(os.environ, Path.cwd())) as graph:\n"
-        "        memory = await evidence.recall(graph.db, None)\n"
-        "        print(sorted((k, repr(v)) for k, v in memory.records.items()))\n"
+        "        memory = await evidence.Ledger(graph.db).recall(None)\n"
+        "        print([(m, repr(memory.record(m))) for m in ('gqa', 'mqa')], memory.family_means())\n"
         "asyncio.run(main())\n"
     )
     environment = {

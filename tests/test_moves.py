@@ -3,7 +3,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loopgraph_mcp.knobs import FAMILIES
-from loopgraph_mcp.moves import Move, is_baseline, is_rerun, read_moves, stripped
+from loopgraph_mcp.models import Move
+from loopgraph_mcp.moves import is_baseline, is_rerun, read_moves, stripped
 from loopgraph_mcp.sources import packs
 
 

@@ -128,5 +128,5 @@ def test_every_score_is_the_product_of_its_parts() -> None:
 
 def test_a_proven_family_lifts_its_untried_member() -> None:
     candidates = [Candidate("in-good-family", "good", 0.5), Candidate("alone", "other", 0.5)]
-    ranked = rank(candidates, {"good": [Observation(6.0), Observation(5.0)]})
+    ranked = rank(candidates, {"good": family_mean([Observation(6.0), Observation(5.0)])})
     assert ranked[0][0] == "in-good-family"

@@ -29,6 +29,7 @@ from loopgraph_mcp.models import (
 from loopgraph_mcp.store import edits, experiments, methods, outcomes, retrievals
 from loopgraph_mcp.store.database import Database, migration_files, split_statements
 from loopgraph_mcp.store.experiments import NewExperiment, ProcessId
+from loopgraph_mcp.store.search import TextSearch
 
 EMBEDDING = Method(
     id="embedding-lr",
@@ -93,10 +94,10 @@ async def test_methods_survive_the_store_unchanged(db: Database) -> None:
 async def test_a_method_that_left_its_pack_is_not_found_but_still_known(db: Database) -> None:
     await methods.import_pack(db, PACK, now=1.0)
     await methods.import_pack(db, Pack("base", "2", "hash-2", (EMBEDDING,)), now=2.0)
-    assert await methods.find_methods(db, "attention", limit=5) == []
+    assert await methods.find_methods(TextSearch(db), "attention", limit=5) == []
     assert await methods.get_method(db, "gqa") == ATTENTION
     await methods.import_pack(db, Pack("base", "3", "hash-3", (EMBEDDING, ATTENTION)), now=3.0)
-    assert [found.id for found, _ in await methods.find_methods(db, "attention", limit=5)] == ["gqa"]
+    assert [found.id for found, _ in await methods.find_methods(TextSearch(db), "attention", limit=5)] == ["gqa"]
 
 
 @pytest.mark.parametrize(
@@ -113,7 +114,7 @@ async def test_a_method_that_left_its_pack_is_not_found_but_still_known(db: Data
 )
 async def test_methods_are_found_by_name_alias_identifier_and_stem(db: Database, query: str, first: str) -> None:
     await methods.import_pack(db, PACK, now=1.0)
-    found = await methods.find_methods(db, query, limit=5)
+    found = await methods.find_methods(TextSearch(db), query, limit=5)
     assert found[0][0].id == first
     assert all(0 < relevance <= 1 for _, relevance in found)
 
@@ -135,7 +136,7 @@ HOSTILE = [
 @pytest.mark.parametrize("query", HOSTILE, ids=range(len(HOSTILE)))
 async def test_hostile_queries_find_something_or_nothing(db: Database, query: str) -> None:
     await methods.import_pack(db, PACK, now=1.0)
-    assert len(await methods.find_methods(db, query, limit=5)) <= 2
+    assert len(await methods.find_methods(TextSearch(db), query, limit=5)) <= 2
     assert (await retrievals.add_retrieval(db, query, [], context_id=None, now=1.0)).startswith("ret_")
     assert len(await methods.all_methods(db)) == 2
 
@@ -146,7 +147,7 @@ def test_any_string_is_a_safe_query(tmp_path_factory: pytest.TempPathFactory, qu
     async def ask() -> None:
         async with Database.open(tmp_path_factory.getbasetemp() / "fuzz.db") as database:
             await methods.import_pack(database, PACK, now=1.0)
-            found = await methods.find_methods(database, query, limit=5)
+            found = await methods.find_methods(TextSearch(database), query, limit=5)
             assert {method.id for method, _ in found} <= {"embedding-lr", "gqa"}
 
     asyncio.run(ask())
@@ -212,13 +213,13 @@ async def test_replicates_pool_under_their_syntax_tree(db: Database) -> None:
     for value in (1.0, 1.2):
         experiment = await an_experiment(db, context, program="x = 2", base="x = 1", methods_=("gqa",))
         await experiments.finish(db, experiment, Outcome(OutcomeKind.FINISHED, value, "done", {}), now=value)
-    values = await outcomes.finished_values(db, [context])
-    assert values == {(context, "tree of x = 2"): [1.0, 1.2]}
-    runs = await outcomes.method_runs(db)
-    assert [(run.method_id, run.tree, run.base_tree, run.age) for run in runs] == [
-        ("gqa", "tree of x = 2", "tree of x = 1", 1),
-        ("gqa", "tree of x = 2", "tree of x = 1", 0),
+    runs = await outcomes.runs_after(db, 0)
+    assert [(run.tree, run.base_tree, run.metric_value, run.method_ids) for run in runs] == [
+        ("tree of x = 2", "tree of x = 1", 1.0, ("gqa",)),
+        ("tree of x = 2", "tree of x = 1", 1.2, ("gqa",)),
     ]
+    assert await outcomes.runs_after(db, runs[0].row) == runs[1:]
+    assert await outcomes.newest_row(db) == runs[1].row
 
 
 async def test_fatigue_counts_what_was_shown_since_it_was_tried(db: Database) -> None:
@@ -226,10 +227,10 @@ async def test_fatigue_counts_what_was_shown_since_it_was_tried(db: Database) ->
     shown = [retrievals.ShownMethod("gqa", 1.0, {"relevance": 1.0})]
     for now in (1.0, 1.5):
         await retrievals.add_retrieval(db, "q", shown, context_id=None, now=now)
-    assert await retrievals.ages_since_shown(db, ["gqa", "embedding-lr"]) == {"gqa": [1, 0], "embedding-lr": []}
+    assert await retrievals.ages_since_shown(db) == {"gqa": [1, 0]}
     await an_experiment(db, await a_context(db), methods_=("gqa",))  # created at 2.0
     await retrievals.add_retrieval(db, "q", shown, context_id=None, now=3.0)
-    assert (await retrievals.ages_since_shown(db, ["gqa"]))["gqa"] == [0]
+    assert await retrievals.ages_since_shown(db) == {"gqa": [0]}
 
 
 async def test_a_cancelled_task_leaves_no_transaction_open(db: Database) -> None:

@@ -27,6 +27,7 @@ from loopgraph_mcp.models import (
     SetLocal,
     Source,
 )
+from loopgraph_mcp.moves import read_moves
 
 _T = TypeVar("_T", bound=BaseModel)
 MANIFEST = "pack.toml"
@@ -274,7 +275,7 @@ class _Method(_Table):
             recipe=None
             if self.recipe is None
             else Recipe(tuple(op.made() for op in self.recipe.ops), tuple(self.recipe.conflicts)),
-            change=self.change,
+            moves=read_moves(self.change or self.name),
         )
 
 

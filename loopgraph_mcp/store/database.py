@@ -5,7 +5,8 @@ import hashlib
 import re
 import secrets
 import sqlite3
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from loopgraph_mcp.errors import StoreError
 
 MIGRATIONS_DIR = Path(__file__).parent / "migrations"
 _BUSY_TIMEOUT_S = 30.0
+_PROGRESS_STEPS = 1_000  # of SQLite's virtual machine between two looks at the clock
 _NEXT_STEP = "Free disk space, or end the process that holds the database, and try again"
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32: nothing that reads like something else
 
@@ -36,10 +38,15 @@ class Database:
     writes go through `transaction()`, which holds a lock and BEGIN IMMEDIATE, and reads have their own connection.
     """
 
-    def __init__(self, writer: aiosqlite.Connection, reader: aiosqlite.Connection, path: Path) -> None:
+    def __init__(
+        self, writer: aiosqlite.Connection, reader: aiosqlite.Connection, searcher: aiosqlite.Connection, path: Path
+    ) -> None:
         self._writer = writer
         self._reader = reader
+        self._searcher = searcher
         self._lock = asyncio.Lock()
+        self._search_lock = asyncio.Lock()
+        self._search_ends = 0.0
         self.path = path
 
     @classmethod
@@ -66,8 +73,15 @@ class Database:
                     "Move it aside, or set LOOPGRAPH_DB to another file"
                 ) from error
             try:
-                await reader.execute("PRAGMA query_only = ON")
-                yield cls(writer, reader, path)
+                searcher = await _connect(path)
+                try:
+                    for each in (reader, searcher):
+                        await each.execute("PRAGMA query_only = ON")
+                    database = cls(writer, reader, searcher, path)
+                    await searcher.set_progress_handler(database._is_late, _PROGRESS_STEPS)
+                    yield database
+                finally:
+                    await searcher.close()
             finally:
                 await reader.close()
         finally:
@@ -104,6 +118,20 @@ class Database:
         Without this, SQLite in WAL mode keeps the file sound but may lose the last commits.
         """
         await self._writer.execute("PRAGMA synchronous = FULL")
+
+    async def search(self, statement: str, values: Mapping[str, object], deadline_s: float) -> list[sqlite3.Row]:
+        """Return the rows of a read on a connection of its own, or none where it takes too long."""
+        async with self._search_lock:
+            self._search_ends = time.monotonic() + deadline_s
+            try:
+                return list(await self._searcher.execute_fetchall(statement, values))
+            except sqlite3.OperationalError as error:
+                if "interrupted" not in str(error):
+                    raise
+                return []
+
+    def _is_late(self) -> int:
+        return int(time.monotonic() > self._search_ends)
 
     @property
     def reader(self) -> aiosqlite.Connection:

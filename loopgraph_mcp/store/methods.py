@@ -1,11 +1,8 @@
 """Packs and methods: imported whole, found by full text."""
 
 import json
-import re
-import sqlite3
-import unicodedata
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -14,6 +11,7 @@ from loopgraph_mcp.models import (
     InsertAfter,
     Knob,
     Method,
+    Move,
     Pack,
     PublishedResult,
     Recipe,
@@ -26,23 +24,21 @@ from loopgraph_mcp.models import (
     Source,
 )
 from loopgraph_mcp.store.database import Database
+from loopgraph_mcp.store.search import (
+    CHUNKS,
+    EXPERIMENTS,
+    MAX_NAME_WORDS,
+    METHODS,
+    TextSearch,
+    query_words,
+    tokens_of,
+)
 
 _OPS: dict[str, type[RecipeOp]] = {
     kind.__name__: kind for kind in (SetConst, SetLocal, SetDefault, SetKwarg, ReplaceStmt, InsertAfter, AddMethod)
 }
-_MAX_QUERY_TOKENS = 12
-_MAX_QUERY_CHARS = 2_000
-_SOME_WORDS = 0.3  # relevance of a method with some of the words, where another has them all
-_LEAST_RELEVANCE = 0.05
-# fmt: off
-# Words that say nothing of a method; dropped unless they are all there is.
-_STOP_WORDS = frozenset({
-    "a", "an", "and", "are", "as", "at", "be", "by", "can", "could", "do", "does", "for", "from", "how", "i", "if",
-    "in", "into", "is", "it", "its", "make", "me", "of", "on", "or", "our", "should", "so", "some", "than", "that",
-    "the", "then", "there", "these", "this", "to", "try", "use", "using", "want", "was", "we", "what", "when",
-    "which", "with", "would", "you",
-})
-# fmt: on
+_THROUGH_OTHERS = 0.5
+_MAX_OTHER_NAMES = 6
 
 
 async def import_pack(db: Database, pack: Pack, *, now: float) -> bool:
@@ -92,55 +88,80 @@ async def get_method(db: Database, method_id: str) -> Method | None:
 
 async def all_methods(db: Database) -> list[Method]:
     """Return every method that a pack still holds, ordered by id."""
-    rows = await db.reader.execute_fetchall("SELECT card FROM method WHERE retired_at IS NULL ORDER BY id")
-    return [_decode(row["card"]) for row in rows]
+    return list((await _library(db)).methods)
+
+
+async def families(db: Database) -> dict[str, str]:
+    """Return the family of each method, retired or not."""
+    rows = await db.reader.execute_fetchall("SELECT id, family FROM method")
+    return {str(row["id"]): str(row["family"]) for row in rows}
 
 
 async def count_methods(db: Database) -> int:
     """Return how many methods the packs hold."""
-    rows = await db.reader.execute_fetchall("SELECT count(*) AS n FROM method WHERE retired_at IS NULL")
-    return int(next(iter(rows))["n"])
+    return len((await _library(db)).methods)
 
 
-async def find_methods(db: Database, query: str, *, limit: int) -> list[tuple[Method, float]]:
-    """Return methods whose text matches, with their relevance in (0, 1], best first, ties by id.
+async def find_methods(text: TextSearch, query: str, *, limit: int) -> list[tuple[Method, float]]:
+    """Return methods that a query finds, with their relevance in (0, 1], best first, ties by id.
 
-    Methods that match every word come first to be asked for; only if they are too few is any word enough.
+    A method is found by its own text, and for half as much by passages linked to it and by what was said of its runs.
     """
-    tokens = query_tokens(query)
-    if not tokens:
-        return []
-    quoted = [f'"{token}"' for token in tokens]
-    found: dict[str, tuple[sqlite3.Row, float]] = {}
-    for operator, share in ((" AND ", 1.0), (" OR ", _SOME_WORDS)):
-        rows = await db.reader.execute_fetchall(
-            "SELECT method.id, method.card, -bm25(method_fts, 8.0, 8.0, 3.0, 1.0, 4.0) AS score "
-            "FROM method_fts JOIN method ON method.row = method_fts.rowid "
-            "WHERE method_fts MATCH :match AND method.retired_at IS NULL ORDER BY score DESC, method.id LIMIT :limit",
-            {"match": operator.join(quoted), "limit": limit},
-        )
-        any_in_full = bool(found)
-        for row in rows:
-            found.setdefault(row["id"], (row, share if any_in_full else 1.0))
-        if len(found) >= limit or len(quoted) == 1:
-            break
-    # bm25 gives a word that stands in most rows nothing or less: relevance stays above zero all the same.
-    best = max((row["score"] for row, _ in found.values()), default=0.0)
-    ranked = [
-        (_decode(row["card"]), share * max(_LEAST_RELEVANCE, row["score"] / best if best > 0 else 1.0))
-        for row, share in found.values()
-    ]
-    ranked.sort(key=lambda pair: (-pair[1], pair[0].id))
-    return ranked[:limit]
+    words = query_words(query, (await _library(text.db)).names)
+    relevance = await text.find(METHODS, words, limit=limit)
+    for index, statement in (
+        (CHUNKS, "SELECT method.row, chunk_row AS found FROM method_chunk JOIN method ON method.id = method_id "
+                 "WHERE chunk_row IN (SELECT value FROM json_each(:rows)) AND retired_at IS NULL"),
+        (EXPERIMENTS, "SELECT method.row, experiment.row AS found FROM experiment "
+                      "JOIN experiment_method ON experiment_method.experiment_id = experiment.id "
+                      "JOIN method ON method.id = experiment_method.method_id "
+                      "WHERE experiment.row IN (SELECT value FROM json_each(:rows)) AND retired_at IS NULL"),
+    ):  # fmt: skip
+        found = await text.find(index, words, limit=limit)
+        if found:
+            for row in await text.db.reader.execute_fetchall(statement, {"rows": json.dumps(list(found))}):
+                through = _THROUGH_OTHERS * found[row["found"]]
+                relevance[row["row"]] = max(relevance.get(row["row"], 0.0), through)
+    cards = await text.db.reader.execute_fetchall(
+        "SELECT row, card FROM method WHERE row IN (SELECT value FROM json_each(:rows))",
+        {"rows": json.dumps(list(relevance))},
+    )
+    ranked = [(_decode(card["card"]), relevance[card["row"]]) for card in cards]
+    return sorted(ranked, key=lambda pair: (-pair[1], pair[0].id))[:limit]
 
 
-def query_tokens(query: str) -> list[str]:
-    """Return the words of any string that are safe to quote for FTS5, common words dropped, the first twelve."""
-    text = query[:_MAX_QUERY_CHARS].encode("utf-8", "ignore").decode("utf-8")
-    words = re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold())
-    unique = list(dict.fromkeys(words))
-    telling = [word for word in unique if word not in _STOP_WORDS]
-    return (telling or unique)[:_MAX_QUERY_TOKENS]
+@dataclass(frozen=True, slots=True)
+class _Library:
+    """The methods of a store's packs, by id, and for each name of one its other names."""
+
+    methods: tuple[Method, ...]
+    names: Mapping[tuple[str, ...], tuple[str, ...]]
+
+
+_LIBRARIES: dict[str, _Library] = {}
+
+
+async def _library(db: Database) -> _Library:
+    """Return what a store's packs hold, read again only when a pack changes."""
+    rows = await db.reader.execute_fetchall("SELECT group_concat(name || content_hash) AS held FROM pack")
+    held = f"{db.path} {next(iter(rows))['held']}"
+    if held not in _LIBRARIES:
+        cards = await db.reader.execute_fetchall("SELECT card FROM method WHERE retired_at IS NULL ORDER BY id")
+        known = tuple(_decode(card["card"]) for card in cards)
+        _LIBRARIES.clear()
+        _LIBRARIES[held] = _Library(known, other_names(known))
+    return _LIBRARIES[held]
+
+
+def other_names(known: Sequence[Method]) -> dict[tuple[str, ...], tuple[str, ...]]:
+    """Return for each short name of each method, as words, the method's other short names."""
+    names: dict[tuple[str, ...], dict[str, None]] = {}
+    for method in known:
+        said = [tuple(tokens_of(name)) for name in (method.name, *method.aliases)]
+        short = [words for words in dict.fromkeys(said) if 0 < len(words) <= MAX_NAME_WORDS]
+        for words in short:
+            names.setdefault(words, {}).update((" ".join(other), None) for other in short if other != words)
+    return {words: tuple(others)[:_MAX_OTHER_NAMES] for words, others in names.items() if others}
 
 
 def _method_row(method: Method, pack_name: str) -> dict[str, Any]:
@@ -182,7 +203,7 @@ def _decode(card_json: str) -> Method:
         published=tuple(PublishedResult(**result) for result in card["published"]),
         knobs=tuple(Knob(**{**knob, "choices": tuple(knob["choices"])}) for knob in card["knobs"]),
         recipe=None if recipe is None else _decode_recipe(recipe),
-        change=card.get("change", ""),
+        moves=tuple(Move(**move) for move in card.get("moves", ())),
     )
 
 

@@ -1,11 +1,10 @@
 """Outcomes as evidence: what programs measured in a context, and what the runs of each method gained."""
 
-from collections.abc import Sequence
+import json
 from dataclasses import dataclass
 
-from loopgraph_mcp.models import Context, OutcomeKind
+from loopgraph_mcp.models import OutcomeKind
 from loopgraph_mcp.store.database import Database
-from loopgraph_mcp.store.edits import context_of
 
 # A program is known by its syntax tree, so that comments and layout do not make another one; a run that was only told
 # of, by its own id. What it is compared with is its base, or for a run only told of, the incumbent of that time: an
@@ -21,42 +20,60 @@ _BASE_TREE = f"""
 
 
 @dataclass(frozen=True, slots=True)
-class MethodRun:
-    """One run of an edit that holds a method.
+class Run:
+    """One outcome as evidence.
 
     Args:
+        row: Its place among all outcomes, from 1: what came later has a greater one.
         tree: The program that ran, by syntax tree; the experiment's id where its text is not known.
         base_tree: What it is compared with, likewise; None where there is nothing.
-        age: Outcomes of own runs written since.
-        shared: Methods in the same edit.
+        method_ids: What its edit put into practice.
         imported: Whether somebody's history tells of it.
     """
 
-    method_id: str
-    family: str
+    row: int
     context_id: str
-    context: Context
     kind: OutcomeKind
+    metric_value: float | None
     tree: str
     base_tree: str | None
-    age: int
-    shared: int
+    method_ids: tuple[str, ...]
     imported: bool = False
 
 
-async def finished_values(db: Database, context_ids: Sequence[str]) -> dict[tuple[str, str], list[float]]:
-    """Return the metric values of every (context, program) in some contexts, oldest first."""
-    marks = ", ".join("?" * len(context_ids))
-    rows = await db.reader.execute_fetchall(
-        f"SELECT context_id, {_OWN_TREE} AS tree, metric_value "  # noqa: S608 - marks only
-        f"FROM experiment JOIN outcome ON outcome.experiment_id = experiment.id "
-        f"WHERE kind = 'finished' AND context_id IN ({marks}) ORDER BY experiment.row",
-        list(context_ids),
+async def newest_row(db: Database) -> int:
+    """Return the place of the newest outcome, 0 where there is none."""
+    rows = await db.reader.execute_fetchall("SELECT coalesce(max(rowid), 0) AS newest FROM outcome")
+    return int(next(iter(rows))["newest"])
+
+
+async def runs_after(db: Database, row: int) -> list[Run]:
+    """Return the outcomes behind a place that say something of an idea, oldest first."""
+    found = await db.reader.execute_fetchall(
+        f"""
+        SELECT outcome.rowid AS row, experiment.context_id, outcome.kind, outcome.metric_value,
+               {_OWN_TREE} AS tree, {_BASE_TREE} AS base_tree, experiment.device_slot = 'imported' AS imported,
+               (SELECT json_group_array(method_id) FROM experiment_method
+                WHERE experiment_id = experiment.id) AS methods
+        FROM outcome JOIN experiment ON experiment.id = outcome.experiment_id
+        WHERE outcome.rowid > :row AND outcome.kind NOT IN ('cancelled', 'interrupted')
+        ORDER BY outcome.rowid
+        """,  # noqa: S608 - no input
+        {"row": row},
     )
-    values: dict[tuple[str, str], list[float]] = {}
-    for row in rows:
-        values.setdefault((row["context_id"], row["tree"]), []).append(row["metric_value"])
-    return values
+    return [
+        Run(
+            row=each["row"],
+            context_id=each["context_id"],
+            kind=OutcomeKind(each["kind"]),
+            metric_value=each["metric_value"],
+            tree=each["tree"],
+            base_tree=each["base_tree"],
+            method_ids=tuple(sorted(json.loads(each["methods"]))),
+            imported=bool(each["imported"]),
+        )
+        for each in found
+    ]
 
 
 async def compared_trees(db: Database, experiment_id: str) -> tuple[str, str | None]:
@@ -67,44 +84,3 @@ async def compared_trees(db: Database, experiment_id: str) -> tuple[str, str | N
     )
     row = next(iter(rows))
     return str(row["tree"]), row["base_tree"]
-
-
-async def method_runs(db: Database) -> list[MethodRun]:
-    """Return every run that says something of a method, oldest first."""
-    rows = await db.reader.execute_fetchall(
-        f"""
-        WITH own AS (  -- imported runs age nothing: the user's experience does not fade by other people's
-            SELECT outcome.experiment_id, outcome.created_at,
-                   sum(device_slot <> 'imported') OVER (ORDER BY outcome.created_at DESC)
-                   - sum(device_slot <> 'imported') OVER (PARTITION BY outcome.created_at) AS later
-            FROM outcome JOIN experiment ON experiment.id = outcome.experiment_id
-        )
-        SELECT experiment_method.method_id, method.family, experiment.context_id, context.*, outcome.kind,
-               {_OWN_TREE} AS tree, {_BASE_TREE} AS base_tree, own.later AS age,
-               experiment.device_slot = 'imported' AS imported,
-               (SELECT count(*) FROM experiment_method AS other WHERE other.experiment_id = experiment.id) AS shared
-        FROM experiment_method
-        JOIN method ON method.id = experiment_method.method_id
-        JOIN experiment ON experiment.id = experiment_method.experiment_id
-        JOIN context ON context.id = experiment.context_id
-        JOIN outcome ON outcome.experiment_id = experiment.id
-        JOIN own ON own.experiment_id = experiment.id
-        WHERE outcome.kind NOT IN ('cancelled', 'interrupted')
-        ORDER BY experiment.row, experiment_method.method_id
-        """  # noqa: S608 - no input
-    )
-    return [
-        MethodRun(
-            method_id=row["method_id"],
-            family=row["family"],
-            context_id=row["context_id"],
-            context=context_of(row),
-            kind=OutcomeKind(row["kind"]),
-            tree=row["tree"],
-            base_tree=row["base_tree"],
-            age=row["age"],
-            shared=row["shared"],
-            imported=bool(row["imported"]),
-        )
-        for row in rows
-    ]

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from loopgraph_mcp.store.database import Database, new_id
 
+_FATIGUE_WINDOW = 100  # retrievals: five half-lives, behind which nothing is left
+
 
 @dataclass(frozen=True, slots=True)
 class ShownMethod:
@@ -50,31 +52,28 @@ async def retrieval_exists(db: Database, retrieval_id: str) -> bool:
     return bool(list(rows))
 
 
-async def ages_since_shown(db: Database, method_ids: Sequence[str]) -> dict[str, list[int]]:
-    """Return for each method the ages, in retrievals, of the times it was shown since it was last tried."""
-    rows = await db.reader.execute_fetchall(
-        """
-        WITH asked AS (SELECT value AS method_id FROM json_each(:ids)),
-        tried AS (
-            SELECT asked.method_id, coalesce(max(experiment.created_at), 0) AS at
-            FROM asked
-            LEFT JOIN experiment_method USING (method_id)
-            LEFT JOIN experiment ON experiment.id = experiment_method.experiment_id AND device_slot <> 'imported'
-            GROUP BY asked.method_id
+async def ages_since_shown(db: Database) -> dict[str, list[int]]:
+    """Return for each method shown of late the ages, in retrievals, of the times it was shown since last tried."""
+    shown = list(
+        await db.reader.execute_fetchall(
+            "WITH newest AS (SELECT coalesce(max(row), 0) AS row FROM retrieval) "
+            "SELECT retrieval_item.method_id, newest.row - retrieval.row AS age, retrieval.created_at AS at "
+            "FROM newest JOIN retrieval ON retrieval.row > newest.row - :window "
+            "JOIN retrieval_item ON retrieval_item.retrieval_id = retrieval.id ORDER BY retrieval.row",
+            {"window": _FATIGUE_WINDOW},
         )
-        SELECT tried.method_id,
-               (SELECT count(*) FROM retrieval AS later WHERE later.row > retrieval.row) AS age
-        FROM tried
-        JOIN retrieval_item ON retrieval_item.method_id = tried.method_id
-        JOIN retrieval ON retrieval.id = retrieval_item.retrieval_id AND retrieval.created_at > tried.at
-        WHERE retrieval.row > (SELECT coalesce(max(row), 0) FROM retrieval) - 200
-        ORDER BY retrieval.row
-        """,
-        {"ids": json.dumps(list(method_ids))},
     )
-    ages: dict[str, list[int]] = {method_id: [] for method_id in method_ids}
-    for row in rows:
-        ages[row["method_id"]].append(row["age"])
+    tried = await db.reader.execute_fetchall(
+        "SELECT experiment_method.method_id, max(experiment.created_at) AS at "
+        "FROM experiment CROSS JOIN experiment_method ON experiment_method.experiment_id = experiment.id "
+        "WHERE experiment.created_at >= :oldest AND device_slot <> 'imported' GROUP BY experiment_method.method_id",
+        {"oldest": min((row["at"] for row in shown), default=0.0)},
+    )
+    last_tried = {row["method_id"]: row["at"] for row in tried}
+    ages: dict[str, list[int]] = {}
+    for row in shown:
+        if row["at"] > last_tried.get(row["method_id"], 0.0):
+            ages.setdefault(row["method_id"], []).append(row["age"])
     return ages
 
 

@@ -9,7 +9,7 @@ from pydantic import Field, TypeAdapter
 
 from loopgraph_mcp.answers import EditAnswer, ExperimentAnswer, RecordAnswer, SearchAnswer
 from loopgraph_mcp.loopgraph import LoopGraph, OnProgress
-from loopgraph_mcp.models import Decision, OutcomeKind
+from loopgraph_mcp.models import Decision, OutcomeKind, Standing
 from loopgraph_mcp.tokens import estimate_tokens
 from loopgraph_mcp.tools import text
 from loopgraph_mcp.tools.strict import strict_tool
@@ -30,13 +30,25 @@ async def search_methods(
     query: Annotated[str, Field(description="What to improve or try, in plain words; empty ranks all methods")] = "",
     workspace: Workspace = None,
     limit: Annotated[int, Field(description="How many methods to return", ge=1, le=20)] = 5,
+    family: Annotated[
+        str | None, Field(description="Methods of this family alone, such as `optimizer`", max_length=60)
+    ] = None,
+    standing: Annotated[
+        Literal["untried", "proven", "mixed", "flopped"] | None, Field(description="Methods of this standing alone")
+    ] = None,
     detail: Annotated[
         Literal["concise", "detailed"], Field(description="`detailed` adds the parts of each score")
     ] = "concise",
 ) -> Annotated[CallToolResult, SearchAnswer]:
     """Find methods worth trying next, ranked by text and by what they gained here. Call it before editing."""
     graph = _graph(ctx)
-    answer = await graph.search_methods(query, workspace=workspace, limit=limit)
+    answer = await graph.search_methods(
+        query,
+        workspace=workspace,
+        limit=limit,
+        family=family,
+        standing=None if standing is None else Standing(standing),
+    )
     return await _answer(graph, "search_methods", answer.retrieval_id, answer, text.search(answer, detail))
 
 

@@ -19,6 +19,7 @@ def search(answer: SearchAnswer, detail: str) -> str:
         if detail == "detailed":
             parts = " ".join(f"{name}={value:g}" for name, value in hit.parts.items())
             lines.append(f"   score {hit.score:g}: {parts}")
+    lines += [answer.note] if answer.note else []
     lines.append(f"Next: {answer.next_step}")
     return "\n".join(lines)
 

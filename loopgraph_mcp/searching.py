@@ -1,0 +1,102 @@
+"""Chooses what to show for a query: ranked by text and evidence, not five of one family, another one on a plateau."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+
+from loopgraph_mcp import edits, ranking, wording
+from loopgraph_mcp.answers import MethodHit
+from loopgraph_mcp.evidence import Memory, TrackRecord
+from loopgraph_mcp.foresight import Foresight, Past
+from loopgraph_mcp.models import Method, Presence, Standing
+
+SAME_FAMILY = 0.7  # what a method is worth behind another of its family
+PLATEAU_RUNS = 6
+PLATEAU_FAMILY = 0.5  # what a method is worth whose family the runs of a plateau have tried
+
+
+def choose(
+    found: Sequence[tuple[Method, float]],
+    memory: Memory,
+    foresight: Foresight,
+    past: Past,
+    *,
+    shown_ages: Mapping[str, Sequence[int]],
+    program: str | None,
+    limit: int,
+    standing: Standing | None,
+) -> tuple[list[MethodHit], str]:
+    """Return the methods to show, best first, and what is to be said of the search as a whole."""
+    records = {method.id: memory.record(method.id) for method, _ in found}
+    by_id = {method.id: method for method, _ in found if standing in {None, records[method.id].standing}}
+    candidates = [
+        ranking.Candidate(
+            method.id,
+            relevance,
+            memory.appraisal(method),
+            tuple(shown_ages.get(method.id, ())),
+            foresight.score(method.moves, past),
+        )
+        for method, relevance in found
+        if method.id in by_id
+    ]
+    stale = memory.plateau_families(PLATEAU_RUNS)
+    ranked = ranking.rank(candidates)
+    chosen = _diverse(ranked, by_id, stale, limit)
+    hits = [
+        _hit(by_id[each], score, records[each], program, foresight.seen(by_id[each].moves, past))
+        for each, score in chosen
+    ]
+    return hits, wording.plateau(PLATEAU_RUNS, stale)
+
+
+def _diverse(
+    ranked: Sequence[tuple[str, ranking.Score]], by_id: Mapping[str, Method], stale: frozenset[str], limit: int
+) -> list[tuple[str, ranking.Score]]:
+    """Return the best few, each counted for less behind others of its family; ties stay in their order."""
+    left, chosen, shown = list(ranked), list[tuple[str, ranking.Score]](), Counter[str]()
+
+    def worth(pair: tuple[str, ranking.Score]) -> float:
+        family = by_id[pair[0]].family
+        return pair[1].score * SAME_FAMILY ** shown[family] * (PLATEAU_FAMILY if family in stale else 1.0)
+
+    while left and len(chosen) < limit:
+        best = max(range(len(left)), key=lambda place: (worth(left[place]), -place))
+        chosen.append(left.pop(best))
+        shown[by_id[chosen[-1][0]].family] += 1
+    return chosen
+
+
+def _hit(
+    method: Method,
+    score: ranking.Score,
+    record: TrackRecord,
+    program: str | None,
+    elsewhere: tuple[int, float] | None,
+) -> MethodHit:
+    presence: Presence | None = None
+    if program is not None and method.recipe is not None:
+        presence = _presence(method, program)
+    return MethodHit(
+        method_id=method.id,
+        name=method.name,
+        family=method.family,
+        summary=method.summary,
+        standing=record.standing,
+        tries=record.tries,
+        wins=record.wins,
+        crashes=record.crashes,
+        mean_gain=record.mean_gain,
+        last_tried=record.last_age,
+        presence=presence,
+        has_edit=method.recipe is not None,
+        score=round(score.score, 4),
+        why=wording.why(method, record, presence, elsewhere),
+        parts=score.parts(),
+    )
+
+
+@lru_cache(maxsize=1024)
+def _presence(method: Method, program: str) -> Presence:
+    """Look for a method in a program once: the file changes far less often than it is asked about."""
+    return edits.detect(method, program)
