@@ -1,3 +1,4 @@
+import asyncio
 import json
 import os
 import sqlite3
@@ -315,6 +316,29 @@ async def test_what_fails_halfway_leaves_nothing_behind(settings: Settings, tmp_
     trap.execute("DROP TRIGGER trap")
     trap.close()
     assert (await imported(settings, path)).added == 4
+
+
+async def test_a_cancelled_import_leaves_nothing_behind(settings: Settings, tmp_path: Path) -> None:
+    path = table(tmp_path / "results.tsv", *(f"\t{1 - n / 1e4:.6f}\t1\tkeep\tbatch {n}" for n in range(500)))
+
+    async def work(graph: LoopGraph) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        await graph.import_history(path, on_progress=lambda words: task.cancel() if "storing" in words else None)
+
+    async with LoopGraph.open(settings) as graph:
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.create_task(work(graph))
+        assert (await graph.count())["experiments"] == 0
+        assert (await graph.import_history(path)).added == 500  # the store is free again
+
+
+async def test_two_imports_at_once_store_each_row_once(settings: Settings, tmp_path: Path) -> None:
+    path = table(tmp_path / "results.tsv", *ROWS.splitlines())
+    async with LoopGraph.open(settings) as one, LoopGraph.open(settings) as other:
+        answers = await asyncio.gather(one.import_history(path), other.import_history(path))
+    assert sorted(answer.added for answer in answers) == [0, 4]
+    assert len(await stored(settings)) == 4
 
 
 # ------------------------------------------------------------------------------------------- repositories
