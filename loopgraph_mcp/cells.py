@@ -15,8 +15,8 @@ MAX_TEXT = 2_000
 def split_rows(text: str) -> Iterator[tuple[int, list[str] | None]]:
     """Yield each line's number and cells; None for what separates tables: blank lines, comments, prose, rules."""
     lines = text.splitlines()
-    if _is_csv(lines):
-        yield from _csv_cells(text)
+    if (separator := _separator(lines)) is not None:
+        yield from _csv_cells(text, separator)
         return
     for line, content in enumerate(lines, start=1):
         bare = content.strip()
@@ -33,13 +33,16 @@ def split_rows(text: str) -> Iterator[tuple[int, list[str] | None]]:
             yield line, [bare]
 
 
-def _is_csv(lines: Sequence[str]) -> bool:
+def _separator(lines: Sequence[str]) -> str | None:
+    """Return what separates cells in CSV (where commas are decimal, semicolons do), or None where it is none."""
     head = next((line for line in lines if line.strip() and not line.startswith("#")), "")
-    return "\t" not in head and "|" not in head[:1] and head.count(",") >= 2
+    if "\t" in head or head.startswith("|"):
+        return None
+    return next((mark for mark in (",", ";") if head.count(mark) >= 2), None)
 
 
-def _csv_cells(text: str) -> Iterator[tuple[int, list[str] | None]]:
-    reader = csv.reader(io.StringIO(text))
+def _csv_cells(text: str, separator: str) -> Iterator[tuple[int, list[str] | None]]:
+    reader = csv.reader(io.StringIO(text), delimiter=separator)
     csv.field_size_limit(2**20)
     while True:
         try:

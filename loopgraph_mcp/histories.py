@@ -125,6 +125,9 @@ _STATUSES: tuple[tuple[RowStatus, str], ...] = (
 )
 
 
+_UNDER_WAY = r"running|scheduled|pending|queued|in.?progress"
+
+
 def read_history(text: str, *, name: str, metric: str | None = None, direction: Direction | None = None) -> History:
     """Return the experiments of a history.
 
@@ -305,12 +308,15 @@ class _Reading:
     def _row(self, line: int, named: Mapping[str, str], segment: int, notes: list[str]) -> None:
         if len(self.rows) >= MAX_ROWS:
             raise HistoryError(f"line {line}: more than {MAX_ROWS} rows; split the file")
+        if re.match(_UNDER_WAY, named.get("status", "").strip().casefold()):
+            self.left_out.append(LeftOut(line, "is not over yet", shorten(list(named.values()))))
+            return
         value = read_number(named.get("metric", ""))
         said, unclear = _status(named.get("status", ""))
         description = clean(named.get("description", ""))
         if said is None:
             said = RowStatus.OTHER
-            notes.append(f"status {unclear!r} is not understood" if unclear else "no status")
+            notes.append(_unclear(unclear))
         if value is None and said is not RowStatus.CRASH:
             notes.append(f"metric {named.get('metric', '')[:40]!r} is no number")
         if not description:
@@ -376,6 +382,13 @@ class _Reading:
             cell = next((flat[name] for name in names if name in known and name != names[at]), "")
             named[key] = cell
         self._row(line, named, segment, [])
+
+
+def _unclear(status: str) -> str:
+    """Return what a status leaves open."""
+    if status in {"finished", "completed", "complete", "done", "ok"}:
+        return f"status {status!r} does not say whether it was kept"
+    return f"status {status!r} is not understood" if status else "no status"
 
 
 def _is(named: Mapping[str, str], column: str, word: str) -> bool:

@@ -38,6 +38,7 @@ def test_the_usual_table() -> None:
         "val_bpb\tdescription\tstatus\n1.25\tLR up\tkeep\n",
         "exp\tcommit\tval_bpb\tmemory_gb\tmfu\tstatus\tdescription\n1\ta1b2c3d\t1.25\t1.0\t40\tkeep\tLR up\n",
         "commit,val_bpb,memory_gb,status,description\na1b2c3d,1.25,1.0,keep,LR up\n",
+        "commit;val_bpb;memory_gb;status;description\na1b2c3d;1,25;1,0;keep;LR up\n",
         "| commit | val_bpb | status | description |\n|---|:--:|---|---|\n| `a1b2c3d` | **1.25** | keep | LR up |\n",
         f"# run of Tuesday, 3 March\n\n{HEADER}\na1b2c3d\t1.25 (best)\t1.0\tkept\tLR up\n",
         f"{HEADER}\na1b2c3d\t1,25\t1.0\tbest\tLR up\n",
@@ -146,6 +147,11 @@ def test_exports_of_trackers() -> None:
     (row,) = rows(mlflow)
     assert (row.metric_value, row.description) == (1.5, "LR up")
     assert row.status is RowStatus.OTHER  # that a run finished does not say that it was kept
+    assert row.notes == ("status 'finished' does not say whether it was kept",)
+    running = mlflow.replace("x1,FINISHED", "x0,RUNNING") + "x1,FINISHED,1.4,0.1,LR up\n"
+    history = read_history(running, name="runs.csv")
+    assert [row.metric_value for row in history.rows] == [1.4]
+    assert [each.reason for each in history.left_out] == ["is not over yet"]
     wandb = json.dumps([{"name": "LR up", "state": "crashed", "summary": {"val_loss": 1.5}, "config": {"lr": 0.1}}])
     (row,) = rows(wandb)
     assert (row.status, row.description, row.metric_value) == (RowStatus.CRASH, "LR up", None)
