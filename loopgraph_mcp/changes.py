@@ -14,7 +14,7 @@ from enum import StrEnum
 from loopgraph_mcp.duplicates import number, parsed, written
 from loopgraph_mcp.knobs import FAMILIES
 from loopgraph_mcp.models import Move
-from loopgraph_mcp.moves import read_moves
+from loopgraph_mcp.moves import content, read_moves
 
 _MAX_TURNS_TOLD = 3
 _SEED_NAMES = frozenset({"seed", "manual_seed", "random_seed"})
@@ -285,11 +285,11 @@ def named(change: Change) -> Change:
     return Change(tuple(sorted(turns, key=_turn_order)), change.rewrites)
 
 
-def told(moves: Sequence[Move]) -> Change:
-    """Return the change that a description tells of, as far as it says."""
+def told(description: str) -> Change:
+    """Return the change that a description tells of; a move without a value is known by the description's words."""
     turns = []
-    for move in moves:
-        new = move.word or (f"{move.direction:+d}" if move.value is None else f"{move.value:g}")
+    for move in read_moves(description):
+        new = move.word or (content(description) if move.value is None else f"{move.value:g}")
         turns.append(Turn(move.knob, "" if move.old is None else f"{move.old:g}", new))
     return Change(tuple(sorted(turns, key=_turn_order)))
 

@@ -188,7 +188,8 @@ class Lesson:
 
 def about_move(move: Move, direction: int) -> str:
     """Return the name under which moves are pooled."""
-    return f"move:{move.knob} {direction:+d} {move.word}".rstrip()
+    word = move.word if move.value is None else ""  # a pattern is pooled by its share of long windows
+    return f"move:{move.knob} {direction:+d} {word}".rstrip()
 
 
 def windows(tries: Sequence[Try]) -> Iterator[tuple[int, list[Try]]]:

@@ -44,8 +44,7 @@ _TABLE: tuple[tuple[str, str, tuple[str, ...]], ...] = (
         r"cosine", r"wsd\b", r"one ?cycle", r"(?:lr|learning rate) schedule",
     )),
     ("muon_momentum", "optimizer", (
-        r"muon (?:\w+ )?(?:momentum|beta)(?: (?:schedule|ramp|warmup))?", r"momentum", r"nesterov",
-        r"muon beta ?[12]",
+        r"muon beta ?[12]", r"muon (?:\w+ )?(?:momentum|beta)(?: (?:schedule|ramp|warmup))?", r"momentum", r"nesterov",
     )),
     ("muon_ns", "optimizer", (
         r"(?:muon )?ns[ -]?steps", r"newton[ -]schul[tz]+(?: (?:steps|iterations))?", r"polar express(?: steps)?",

@@ -15,6 +15,8 @@ from loopgraph_mcp.models import Move
 _MAX_CHARS = 400
 
 
+_HALVING = re.compile(r"\bhalv(?:e|ing)\b")
+_FILLERS = frozenset({"a", "an", "and", "by", "change", "for", "from", "in", "of", "set", "the", "to", "try", "with"})
 _ANY_KNOB = re.compile("|".join(PATTERNS.values()))
 _PATTERNS = tuple((knob, re.compile(pattern)) for knob, pattern in PATTERNS.items())
 
@@ -106,6 +108,29 @@ def read_moves(description: str) -> tuple[Move, ...]:
             if known is None or (known.value is None and move.value is not None):
                 found[move.knob] = move if known is None else _merged(known, move)
     return tuple(_tidied(found)) or (Move("other"),)
+
+
+def content(description: str) -> str:
+    """Return the words that say what was done, in the order of the alphabet, numbers as numbers."""
+    words = re.findall(r"[a-z]+|\d+(?:\.\d+)?", _HALVING.sub("reduce half", stripped(description)))
+    return " ".join(sorted({f"{float(word):g}" if word[0].isdigit() else word for word in words} - _FILLERS))
+
+
+def repeats(one: str, other: str) -> bool:
+    """Return whether two descriptions tell of the very same change, whatever words they use for it."""
+    first, second = read_moves(one), read_moves(other)
+    if all(move.value is not None or move.word for move in (*first, *second)):
+        if {(move.knob, move.value, move.word) for move in first} != {
+            (move.knob, move.value, move.word) for move in second
+        }:
+            return False
+        known = {number for move in (*first, *second) for number in (move.old, move.value)}
+        return _numbers(one) - known == _numbers(other) - known  # what no move accounts for is said alike
+    return content(one) == content(other)
+
+
+def _numbers(description: str) -> set[float | None]:
+    return {_number(found, "") for found in re.findall(_NUMBER, stripped(description))}
 
 
 def _plain(description: str) -> str:
@@ -216,7 +241,8 @@ def _window(text: str) -> Move:
         direction = (value > old) - (value < old)
     else:
         direction = 0 if value is None else (1 if value > 0.25 else -1)
-    return Move("window", direction, value, old)
+    patterns = _PATTERN.findall(text)
+    return Move("window", direction, value, old, patterns[-1] if patterns else "")
 
 
 def _betas(before: str, after: str) -> Iterator[Move]:

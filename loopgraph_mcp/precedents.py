@@ -67,7 +67,7 @@ def _change_of(run: TriedChange) -> Change | None:
     """Return what a run changed: by its programs, or, of a run only told of, by its description."""
     if run.change is not None:
         return named(run.change)
-    return None if run.has_program else told(read_moves(run.description))
+    return None if run.has_program else told(run.description)
 
 
 def _precedents(runs: Sequence[TriedChange]) -> list[Precedent]:

@@ -19,7 +19,6 @@ from loopgraph_mcp.changes import (
     told,
 )
 from loopgraph_mcp.models import Move
-from loopgraph_mcp.moves import read_moves
 
 SOURCE = textwrap.dedent('''
     """Train."""
@@ -153,10 +152,10 @@ def test_an_earlier_change_is_told_once_whatever_the_order(
 
 def test_code_and_description_name_a_knob_alike() -> None:
     code = named(changed(("0.04", "0.03")))
-    assert kinships(code, ("a", told(read_moves("Muon LR 0.04 -> 0.03 worse")), False)) == {Kinship.SAME: ("a",)}
-    assert kinships(code, ("a", told(read_moves("matrix_lr 0.03")), False)) == {Kinship.SAME_VALUE: ("a",)}
+    assert kinships(code, ("a", told("Muon LR 0.04 -> 0.03 worse"), False)) == {Kinship.SAME: ("a",)}
+    assert kinships(code, ("a", told("matrix_lr 0.03"), False)) == {Kinship.SAME_VALUE: ("a",)}
     assert moves_of(changed(("2**19", "2**18"))) == (Move("batch_size", -1, 2.0**18, 2.0**19),)
-    assert moves_of(changed(('"SSSL"', '"SSLL"'))) == (Move("window", 1, 0.5, 0.25),)
+    assert moves_of(changed(('"SSSL"', '"SSLL"'))) == (Move("window", 1, 0.5, 0.25, "ssll"),)
 
 
 def test_rewritten_code_is_known_by_its_description_or_by_itself() -> None:

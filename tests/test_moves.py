@@ -1,11 +1,16 @@
+import json
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from loopgraph_mcp.knobs import FAMILIES
 from loopgraph_mcp.models import Move
-from loopgraph_mcp.moves import is_baseline, is_rerun, read_moves, stripped
+from loopgraph_mcp.moves import is_baseline, is_rerun, read_moves, repeats, stripped
 from loopgraph_mcp.sources import packs
+
+DATA = Path(__file__).parent / "data"
 
 
 @pytest.mark.parametrize(
@@ -27,7 +32,7 @@ from loopgraph_mcp.sources import packs
         ("replace ReLU^2 with GELU", [Move("activation", 0, word="gelu")]),
         ("GELU instead of SiLU", [Move("activation", 0, word="gelu")]),
         ("SwiGLU MLP (gated linear unit with SiLU)", [Move("activation", 0, word="silu")]),
-        ("window SSSL->SSLL", [Move("window", 1, 0.5, 0.25)]),
+        ("window SSSL->SSLL", [Move("window", 1, 0.5, 0.25, "ssll")]),
         ("all full attention", [Move("window", 1, 1.0)]),
         ("weight tying (shared wte/lm_head)", [Move("tying")]),
         ("remove value embeddings", [Move("value_embed", -1)]),
@@ -90,3 +95,13 @@ def test_a_knob_from_one_value_to_another_is_read_in_any_form(knob: str, a: floa
 
 def test_knobs_belong_to_the_families_of_packs() -> None:
     assert set(FAMILIES.values()) - {"other", "systems"} <= set(packs.FAMILIES)
+
+
+def test_repeats_are_told_from_what_only_looks_like_them() -> None:
+    labelled = [json.loads(line) for line in (DATA / "duplicates.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert len(labelled) >= 100
+    told = [(repeats(each["one"], each["other"]), each["repeat"]) for each in labelled]
+    right = sum(said and repeat for said, repeat in told)
+    assert right / sum(said for said, _ in told) >= 0.95
+    assert right / sum(repeat for _, repeat in told) >= 0.8
+    assert all(repeats(each["other"], each["one"]) == repeats(each["one"], each["other"]) for each in labelled)

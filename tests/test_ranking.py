@@ -5,10 +5,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loopgraph_mcp.ranking import (
+    FORESIGHT_BOUND,
     PRIOR_MEAN,
     Candidate,
     Evidence,
     Observation,
+    appraise,
     family_mean,
     fatigue,
     posterior,
@@ -37,9 +39,9 @@ relevances = st.floats(0.05, 1.0)
 
 @given(st.lists(relevances, min_size=1, max_size=8, unique=True))
 def test_without_evidence_the_order_is_the_texts(found: list[float]) -> None:
-    candidates = [Candidate(f"m{index}", "family", relevance) for index, relevance in enumerate(found)]
+    candidates = [Candidate(f"m{index}", relevance, appraise((), 0)) for index, relevance in enumerate(found)]
     by_text = sorted(candidates, key=lambda each: -each.relevance)
-    assert [method for method, _ in rank(candidates, {})] == [each.method_id for each in by_text]
+    assert [method for method, _ in rank(candidates)] == [each.method_id for each in by_text]
     assert score(0.4, Evidence()).score == pytest.approx(0.4 * (1 / 0.9) ** 0.7 * 0.9**0.7)
 
 
@@ -102,9 +104,12 @@ def test_the_order_of_evidence_does_not_count(seen: list[Observation], rng: rand
 def test_ranking_does_not_depend_on_the_order_asked_and_breaks_ties_by_id(
     found: list[tuple[float, Evidence]], rng: random.Random
 ) -> None:
-    candidates = [Candidate(f"m{index}", "f", *each) for index, each in enumerate([*found, found[0]])]
-    ranked = rank(candidates, {})
-    assert rank(rng.sample(candidates, len(candidates)), {}) == ranked
+    candidates = [
+        Candidate(f"m{index}", relevance, appraise(known.observations, known.crashes), known.shown_ages)
+        for index, (relevance, known) in enumerate([*found, found[0]])
+    ]
+    ranked = rank(candidates)
+    assert rank(rng.sample(candidates, len(candidates))) == ranked
     order = [method for method, _ in ranked]
     assert order.index("m0") < order.index(f"m{len(found)}")
 
@@ -123,10 +128,26 @@ def test_older_and_foreign_evidence_counts_for_less() -> None:
 def test_every_score_is_the_product_of_its_parts() -> None:
     made = score(0.5, Evidence((Observation(2.0), Observation(-1.0)), crashes=1, shown_ages=(0, 3)))
     parts = made.parts()
-    assert made.score == pytest.approx(parts["relevance"] * parts["reward"] ** 0.7 * parts["fatigue"], rel=1e-3)
+    assert made.score == pytest.approx(
+        parts["relevance"] * parts["reward"] ** 0.7 * parts["fatigue"] * parts["foresight"], rel=1e-3
+    )
 
 
 def test_a_proven_family_lifts_its_untried_member() -> None:
-    candidates = [Candidate("in-good-family", "good", 0.5), Candidate("alone", "other", 0.5)]
-    ranked = rank(candidates, {"good": family_mean([Observation(6.0), Observation(5.0)])})
-    assert ranked[0][0] == "in-good-family"
+    proven = family_mean([Observation(6.0), Observation(5.0)])
+    assert score(0.5, Evidence(), prior_mean=proven).score > score(0.5, Evidence()).score
+
+
+@given(relevances, evidences, st.floats(-9, 9), st.floats(-9, 9))
+def test_foresight_moves_a_score_by_no_more_than_its_bound(
+    relevance: float, known: Evidence, one: float, other: float
+) -> None:
+    low, high = (score(relevance, known, foreseen=each).score for each in sorted((one, other)))
+    assert low <= high <= low * FORESIGHT_BOUND**2 * (1 + 1e-9)
+    assert score(relevance, known, foreseen=0.0) == score(relevance, known)
+
+
+def test_a_score_made_in_parts_is_the_score_made_at_once() -> None:
+    known = Evidence((Observation(2.0),), crashes=1, shown_ages=(0, 3))
+    (ranked,) = rank([Candidate("m", 0.5, appraise(known.observations, known.crashes), known.shown_ages, 0.2)])
+    assert ranked == ("m", score(0.5, known, foreseen=0.2))
