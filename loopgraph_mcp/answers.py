@@ -161,8 +161,8 @@ class ImportedLine:
     Args:
         understood: `whole`, `part`, or `left_out`.
         moves: What the description says was moved.
-        method_id: The method that it tries, where there is just one.
-        has_diff: Whether its programs were found in the repository.
+        method_ids: The known methods that it tries.
+        has_diff: Whether its program and the one it started from were found in the repository.
         new: Whether this import added it.
         notes: What was not understood, or why it was left out.
     """
@@ -173,7 +173,7 @@ class ImportedLine:
     metric_value: float | None
     status: str
     moves: list[str] = field(default_factory=list)
-    method_id: str | None = None
+    method_ids: list[str] = field(default_factory=list)
     has_diff: bool = False
     new: bool = False
     notes: list[str] = field(default_factory=list)
@@ -181,15 +181,25 @@ class ImportedLine:
 
 @dataclass(frozen=True)
 class ImportAnswer:
-    """What came of importing one history."""
+    """What came of importing one history.
+
+    Args:
+        device: What its runs are taken to have been made on.
+        budget_s: Training seconds that they are taken to have had.
+        added: Rows that are new to the memory; known ones, and those left out, are no part of them.
+        understood: Rows understood whole, and in part.
+        lessons: What the whole of it teaches for other workspaces.
+    """
 
     file: str
     metric: str
     direction: Direction
     device: str
+    budget_s: float
     added: int
     known: int
     left_out: int
+    understood: tuple[int, int]
     lessons: int
     rows: list[ImportedLine]
     notes: list[str]

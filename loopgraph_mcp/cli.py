@@ -13,11 +13,13 @@ from typing import Annotated, TypeVar
 import typer
 from rich.console import Group
 from rich.live import Live
+from rich.markup import escape
+from rich.status import Status
 
 from loopgraph_mcp import __version__, backtesting, clients, doctor, screen
 from loopgraph_mcp.answers import ExperimentAnswer, ImportAnswer
 from loopgraph_mcp.config import Settings, bundled, read_settings
-from loopgraph_mcp.errors import LoopGraphError, first_of
+from loopgraph_mcp.errors import HistoryError, LoopGraphError, first_of
 from loopgraph_mcp.loopgraph import LoopGraph
 from loopgraph_mcp.models import Direction, KnobValue, OutcomeKind, Standing, State
 from loopgraph_mcp.sources.files import expand
@@ -308,34 +310,45 @@ def import_(
         Path | None, typer.Option(help="A checkout that holds the rows' commits, if not around the file.")
     ] = None,
     device: Annotated[str | None, typer.Option(help="What it ran on, such as 'H100'.")] = None,
-    budget: Annotated[float, typer.Option(help="Training seconds of its runs.", min=0.001)] = 300.0,
+    budget: Annotated[float | None, typer.Option(help="Training seconds of its runs.", min=0.001)] = None,
     metric: Annotated[str | None, typer.Option(help="The column of the metric, if not the usual one.")] = None,
     direction: Annotated[Direction | None, typer.Option(help="Which way the metric improves.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what is understood.")] = False,
     as_json: Json = False,
 ) -> None:
     """Take other people's experiments into the memory; importing again adds only what is new."""
+    answers: list[ImportAnswer] = []
+    failed: list[HistoryError] = []
 
-    async def work(graph: LoopGraph) -> list[ImportAnswer]:
-        return [
-            await graph.import_history(
-                path,
-                repository=repo,
-                device=device,
-                budget_s=budget,
-                metric=metric,
-                direction=direction,
-                dry_run=dry_run,
-            )
-            for path in expand(files)
-        ]
+    async def work(graph: LoopGraph, shown: Status) -> None:
+        for path in expand(files):
+            try:
+                answer = await graph.import_history(
+                    path,
+                    repository=repo,
+                    device=device,
+                    budget_s=budget,
+                    metric=metric,
+                    direction=direction,
+                    dry_run=dry_run,
+                    on_progress=lambda words: shown.update(escape(words)),
+                )
+            except HistoryError as error:  # the other files are imported all the same
+                failed.append(error)
+            else:
+                answers.append(answer)
 
-    answers = _with_graph(work)
+    with screen.errors.status("opening the memory") as shown:
+        _with_graph(lambda graph: work(graph, shown))
     if as_json:
         screen.print_json(answers)
     else:
         for answer in answers:
             screen.show_import(answer)
+    for error in failed:
+        screen.errors.print(f"loopgraph: {error}", style="red", markup=False, highlight=False)
+    if failed:
+        raise typer.Exit(1)
 
 
 @app.command()

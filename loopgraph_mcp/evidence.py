@@ -1,6 +1,7 @@
 """Brings stored outcomes before the pure judges: verdicts on experiments, evidence for ranking methods."""
 
 import asyncio
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ class Trial:
     Args:
         gain: Mean improvement over the parent in metric units; None where it failed or has no parent.
         same_context: Whether it was measured where the question is asked.
+        imported: Whether somebody's history tells of it.
     """
 
     context: Context
@@ -33,6 +35,7 @@ class Trial:
     observation: Observation | None
     age: int
     same_context: bool
+    imported: bool = False
 
     @property
     def gain(self) -> float | None:
@@ -70,8 +73,8 @@ class TrackRecord:
 
     @property
     def last_age(self) -> int | None:
-        """Experiments made since the last trial."""
-        return min((trial.age for trial in self.trials), default=None)
+        """Experiments made since the last trial of one's own."""
+        return min((trial.age for trial in self.trials if not trial.imported), default=None)
 
     @property
     def standing(self) -> Standing:
@@ -111,6 +114,7 @@ class Ledger:
         self._db = db
         self._lock = asyncio.Lock()
         self._seen = 0
+        self._imported: list[int] = []  # places of imported outcomes: one's own do not fade by them
         self._contexts: dict[str, Context] = {}
         self._values: dict[str, dict[str, list[float]]] = defaultdict(dict)
         self._runs: dict[str, dict[tuple[str, str | None, str], Run]] = defaultdict(dict)
@@ -133,7 +137,7 @@ class Ledger:
                 if run.context_id not in self._contexts:
                     self._contexts[run.context_id] = await edits.get_context(self._db, run.context_id)
                 self._versions[run.context_id] += 1
-                self._newest.append(run)
+                (self._imported.append(run.row) if run.imported else self._newest.append(run))
                 if run.metric_value is not None:
                     self._values[run.context_id].setdefault(run.tree, []).append(run.metric_value)
                 for method_id in run.method_ids:  # replicates of one change are one trial; the newest tells its age
@@ -203,11 +207,16 @@ class Ledger:
                     verdict.gain / verdict.noise_floor,
                     n_parent=len(values.get(base_tree or "", [])),
                     n_child=len(values.get(tree, [])),
-                    age=self._seen - run.row,
+                    age=self._age(run),
                     kappa=1.0 if comparable or here is None else _OTHER_SCALE_KAPPA,
                     shared=len(run.method_ids),
                 )
-            yield Trial(context, verdict, observation, self._seen - run.row, comparable)
+            yield Trial(context, verdict, observation, self._age(run), comparable, run.imported)
+
+    def _age(self, run: Run) -> int:
+        """Return how many outcomes of one's own came after a run."""
+        imported_since = len(self._imported) - bisect_right(self._imported, run.row)
+        return self._seen - run.row - imported_since
 
     def family_means(self, here: Context | None) -> Mapping[str, float]:
         """Return the gain to expect of each family's next method, in noise floors, where it has any trial."""

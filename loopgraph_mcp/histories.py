@@ -5,23 +5,28 @@ pi-autoresearch writes them; and the CSV or JSON exports of MLflow and W&B. Each
 nothing is guessed in silence.
 """
 
-import csv
-import io
-import json
-import math
 import re
-import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
+from loopgraph_mcp.cells import (
+    as_text,
+    clean,
+    column_name,
+    flatten,
+    read_commit,
+    read_entries,
+    read_number,
+    shorten,
+    split_rows,
+)
 from loopgraph_mcp.errors import HistoryError
 from loopgraph_mcp.models import Direction
 from loopgraph_mcp.moves import is_baseline, is_rerun
 
 MAX_ROWS = 100_000
-_MAX_TEXT = 2_000
 _OTHER_MACHINE = 0.05  # a later baseline that differs by more than this share was measured elsewhere
 
 
@@ -105,12 +110,22 @@ _METRICS = (
     "accuracy",
     "acc",
 )  # fmt: skip
-_HIGHER = re.compile(r"acc|score|reward|f1|auc|throughput|tok|speed|mfu|bleu|rouge|pass")
+# Columns that stand beside a metric; one that is none of these, and alone, is the metric.
+_BESIDE = re.compile(
+    r"#|id|idx|index|no|num|order|exp|run|iter\w*|step\w*|date|time|timestamp|created\w*|updated\w*|runtime|duration\w*"
+    r"|seed|lr|mfu\w*|params\w*|branch|agent|model|user|tags|sweep|delta\w*|gain|diff|change|best|confidence|segment|tokens(?:_m|_total)?"
+    r"|cost\w*|run_id|params\..*|tags\..*|config\..*"
+)
+_LOWER = re.compile(r"loss|bpb|ppl|perplex|err|latency|time|(?:^|(?<!per)_)(?:ms|us|ns|seconds|s)(?:_per|$)")
+_HIGHER = re.compile(r"acc|score|reward|f1|auc|throughput|tok|per_s|/s$|speed|mfu|bleu|rouge|pass")
 _STATUSES: tuple[tuple[RowStatus, str], ...] = (
     (RowStatus.CRASH, r"crash|fail|oom|out.?of.?memory|error|nan|timeout|timed|killed|diverged|invalid|checks_failed"),
     (RowStatus.DISCARD, r"discard|reject|revert|no|worse|drop|false|bad|lose|loss|regress|neutral|skip"),
     (RowStatus.KEEP, r"keep|kept|best|baseline|accept|improv|win|won|yes|true|good|success|new.?best"),
 )
+
+
+_UNDER_WAY = r"running|scheduled|pending|queued|in.?progress"
 
 
 def read_history(text: str, *, name: str, metric: str | None = None, direction: Direction | None = None) -> History:
@@ -133,14 +148,28 @@ def read_history(text: str, *, name: str, metric: str | None = None, direction: 
     else:
         found.read_tables(text)
     if not found.rows:
-        why = f"; {found.left_out[0].reason} (line {found.left_out[0].line})" if found.left_out else ""
-        raise HistoryError(
-            f"{name}: no experiments found{why}. A history has a header such as `commit val_bpb memory_gb status "
-            "description`, tab-separated; name another metric column with --metric"
-        )
-    way = direction or found.direction or (Direction.HIGHER if _HIGHER.search(found.metric) else Direction.LOWER)
-    rows = _segmented(tuple(_failed(row, way) for row in found.rows))
+        raise HistoryError(_nothing_found(name, found))
+    way = direction or found.direction or _direction(found.metric)
+    in_order = _oldest_first([_failed(row, way) for row in found.rows])
+    if in_order[0].line > in_order[-1].line:
+        found.notes.append("its baseline stands last: taken as newest first")
+    rows = _segmented(in_order)
     return History(name, found.metric or "metric", way, rows, tuple(found.left_out), tuple(found.notes))
+
+
+def _nothing_found(name: str, found: "_Reading") -> str:
+    if found.others and found.wanted is None:
+        return f"{name}: which column is the metric? Name it with --metric: {', '.join(found.others)[:400]}"
+    why = f"; {found.left_out[0].reason} (line {found.left_out[0].line})" if found.left_out else ""
+    return (
+        f"{name}: no experiments found{why}. A history has a header such as `commit val_bpb memory_gb status "
+        "description`, tab-separated; name another metric column with --metric"
+    )
+
+
+def _direction(metric: str) -> Direction:
+    """Return which way a metric of this name improves."""
+    return Direction.HIGHER if _HIGHER.search(metric) and not _LOWER.search(metric) else Direction.LOWER
 
 
 def _failed(row: HistoryRow, way: Direction) -> HistoryRow:
@@ -150,6 +179,12 @@ def _failed(row: HistoryRow, way: Direction) -> HistoryRow:
         return row
     notes = row.notes if crashed else (*row.notes, "a metric of 0 counts as none")
     return replace(row, metric_value=None, notes=notes)
+
+
+def _oldest_first(rows: Sequence[HistoryRow]) -> Sequence[HistoryRow]:
+    """Turn a table around whose only baseline stands last, as in logs that grow at their head."""
+    baselines = [place for place, row in enumerate(rows) if row.is_baseline]
+    return rows[::-1] if rows[0].segment == rows[-1].segment and baselines == [len(rows) - 1] else rows
 
 
 def _segmented(rows: Sequence[HistoryRow]) -> tuple[HistoryRow, ...]:
@@ -176,6 +211,7 @@ class _Reading:
 
     wanted: str | None
     metric: str = ""
+    others: tuple[str, ...] = ()
     direction: Direction | None = None
     rows: list[HistoryRow] = field(default_factory=list)
     left_out: list[LeftOut] = field(default_factory=list)
@@ -187,11 +223,11 @@ class _Reading:
         """Read all tables of a text, each under its header."""
         header: list[str] | None = None
         segment, gap = -1, True
-        for line, cells in _cells(text):
+        for line, cells in split_rows(text):
             if cells is None or len(cells) == 1:
                 gap = True
                 if cells and header is not None:
-                    self.left_out.append(LeftOut(line, "is no row of a table", _short(cells)))
+                    self.left_out.append(LeftOut(line, "is no row of a table", shorten(cells)))
                 continue
             as_header = self._header(cells)
             if as_header is not None:
@@ -206,13 +242,17 @@ class _Reading:
             if header is not None:
                 self._add(line, cells, header, max(segment, 0))
             else:
-                self.left_out.append(LeftOut(line, "stands before any header that names a metric", _short(cells)))
+                self.left_out.append(LeftOut(line, "stands before any header that names a metric", shorten(cells)))
 
     def _header(self, cells: Sequence[str]) -> list[str] | None:
         """Return the columns' meanings where a line is a header: it names a metric and something else."""
-        names = [_column(cell) for cell in cells]
+        names = [column_name(cell) for cell in cells]
+        if len(names) < 2 or any(read_number(cell) is not None for cell in cells):
+            return None
         metric = self._metric_column(names)
-        if metric is None or len(names) < 2 or any(_number(cell) is not None for cell in cells):
+        if metric is None and self.wanted is None:
+            metric = self._lone_column(names)
+        if metric is None:
             return None
         self.metric = self.metric or names[metric]
         meanings = [next((key for key, known in _COLUMNS.items() if name in known), name) for name in names]
@@ -231,9 +271,23 @@ class _Reading:
                     return names.index(form)
         return None
 
+    def _lone_column(self, names: Sequence[str]) -> int | None:
+        """Return the one column of a usual header that is none of the usual ones."""
+        usual = [name for name in names if any(name in known for known in _COLUMNS.values())]
+        others = [name for name in names if name and name not in usual and not _BESIDE.fullmatch(name)]
+        if len(usual) < 2 or not others:
+            return None
+        if len(others) > 1:
+            self.others = self.others or tuple(others)
+            return None
+        self.notes.append(f"the column {others[0][:60]!r} is taken as the metric")
+        return names.index(others[0])
+
     def _headless(self, line: int, cells: Sequence[str]) -> list[str] | None:
         usual = ["commit", "metric", "memory_gb", "status", "description"]
-        if self.wanted is None and len(cells) == len(usual) and _number(cells[1]) is not None and _status(cells[3])[0]:
+        if self.others or self.wanted is not None:
+            return None
+        if len(cells) == len(usual) and read_number(cells[1]) is not None and _status(cells[3])[0]:
             self.metric = "val_bpb"
             self.notes.append(f"line {line}: no header; taken as commit, val_bpb, memory_gb, status, description")
             return usual
@@ -247,39 +301,43 @@ class _Reading:
             notes.append("more cells than columns; the last ones taken as one")
         named = dict(zip(header, cells, strict=False))
         if "metric" not in named:
-            self.left_out.append(LeftOut(line, "has no cell for the metric", _short(cells)))
+            self.left_out.append(LeftOut(line, "has no cell for the metric", shorten(cells)))
             return
         self._row(line, named, segment, notes)
 
     def _row(self, line: int, named: Mapping[str, str], segment: int, notes: list[str]) -> None:
         if len(self.rows) >= MAX_ROWS:
             raise HistoryError(f"line {line}: more than {MAX_ROWS} rows; split the file")
-        value = _number(named.get("metric", ""))
+        if re.match(_UNDER_WAY, named.get("status", "").strip().casefold()):
+            self.left_out.append(LeftOut(line, "is not over yet", shorten(list(named.values()))))
+            return
+        value = read_number(named.get("metric", ""))
         said, unclear = _status(named.get("status", ""))
-        description = _clean(named.get("description", ""))
+        description = clean(named.get("description", ""))
         if said is None:
             said = RowStatus.OTHER
-            notes.append(f"status {unclear!r} is not understood" if unclear else "no status")
+            notes.append(_unclear(unclear))
         if value is None and said is not RowStatus.CRASH:
             notes.append(f"metric {named.get('metric', '')[:40]!r} is no number")
         if not description:
             notes.append("no description")
         if value is None and said is RowStatus.OTHER and not description:
-            self.left_out.append(LeftOut(line, "neither metric, status nor description", _short(list(named.values()))))
+            self.left_out.append(LeftOut(line, "neither metric, status nor description", shorten(list(named.values()))))
             return
-        memory = _number(named.get("memory_gb", ""))
-        if memory is None and (in_mb := _number(named.get("memory_mb", ""))) is not None:
+        memory = read_number(named.get("memory_gb", ""))
+        if memory is None and (in_mb := read_number(named.get("memory_mb", ""))) is not None:
             memory = in_mb / 1024
         self.rows.append(
             HistoryRow(
                 line=line,
-                commit=_commit(named.get("commit", "")),
+                commit=read_commit(named.get("commit", "")),
                 metric_value=value,
                 memory_gb=memory,
                 status=said,
                 description=description,
                 segment=segment,
-                is_baseline=is_baseline(description) or named.get("status", "").strip().casefold() == "baseline",
+                is_baseline=(bool(description) and is_baseline(description))
+                or named.get("status", "").strip().casefold() == "baseline",
                 is_rerun=is_rerun(description),
                 notes=tuple(notes),
             )
@@ -290,14 +348,14 @@ class _Reading:
     def read_json(self, text: str) -> None:
         """Read JSON lines, or one list of runs."""
         segment = 0
-        for line, entry in _entries(text):
+        for line, entry in read_entries(text):
             if not isinstance(entry, dict):
                 self.left_out.append(LeftOut(line, "is no JSON object", str(entry)[:80]))
             elif entry.get("type") == "config" or "metricName" in entry:
                 segment += bool(self.rows)
                 self._config(entry)
             else:
-                self._entry(line, entry, int(_number(str(entry.get("segment", segment))) or segment))
+                self._entry(line, entry, int(read_number(str(entry.get("segment", segment))) or segment))
 
     def _config(self, entry: Mapping[str, Any]) -> None:
         name = str(entry.get("metricName") or self.metric)[:100]
@@ -309,10 +367,11 @@ class _Reading:
             self.direction = Direction(way)
 
     def _entry(self, line: int, entry: Mapping[str, Any], segment: int) -> None:
-        flat = {_column(key): _text(value) for key, value in _flat(entry)}
+        flat = {column_name(key): as_text(value) for key, value in flatten(entry)}
         names = list(flat)
-        at = self._metric_column(names)
-        if at is None and self.metric.casefold() in flat:
+        plain = self.wanted is None and flat.get("metric")  # pi-autoresearch has secondary ones under `metrics`
+        at = names.index("metric") if plain else self._metric_column(names)
+        if at is None and self.wanted is None and self.metric.casefold() in flat:
             at = names.index(self.metric.casefold())
         if at is None:
             self.left_out.append(LeftOut(line, "names no metric", str(dict(entry))[:80]))
@@ -325,91 +384,15 @@ class _Reading:
         self._row(line, named, segment, [])
 
 
-def _cells(text: str) -> Iterator[tuple[int, list[str] | None]]:
-    """Yield each line's number and cells; None for what separates tables: blank lines, comments, prose, rules."""
-    lines = text.splitlines()
-    if _is_csv(lines):
-        yield from _csv_cells(text)
-        return
-    for line, content in enumerate(lines, start=1):
-        bare = content.strip()
-        if not bare or bare.startswith("#") or re.fullmatch(r"[-=|:+\s]+", bare):
-            if not bare.startswith("|"):  # the rule below a Markdown table's header separates nothing
-                yield line, None
-        elif bare.startswith("|"):
-            yield line, [cell.strip().strip("`*") for cell in bare.strip("|").split("|")]
-        elif "\t" in content:
-            yield line, content.rstrip("\r\n").split("\t")
-        elif len(spaced := re.split(r" {2,}", bare)) > 2:  # tabs that became spaces
-            yield line, spaced
-        else:
-            yield line, [bare]
+def _unclear(status: str) -> str:
+    """Return what a status leaves open."""
+    if status in {"finished", "completed", "complete", "done", "ok"}:
+        return f"status {status!r} does not say whether it was kept"
+    return f"status {status!r} is not understood" if status else "no status"
 
 
-def _is_csv(lines: Sequence[str]) -> bool:
-    head = next((line for line in lines if line.strip() and not line.startswith("#")), "")
-    return "\t" not in head and "|" not in head[:1] and head.count(",") >= 2
-
-
-def _csv_cells(text: str) -> Iterator[tuple[int, list[str] | None]]:
-    reader = csv.reader(io.StringIO(text))
-    csv.field_size_limit(2**20)
-    while True:
-        try:
-            cells = next(reader)
-        except StopIteration:
-            return
-        except csv.Error:
-            yield reader.line_num, None
-            continue
-        blank = not any(cell.strip() for cell in cells) or cells[0].startswith("#")
-        yield reader.line_num, None if blank else cells
-
-
-def _entries(text: str) -> Iterator[tuple[int, Any]]:
-    """Yield JSON values with their lines: of one document that is a list, or of one line each."""
-    try:
-        whole = json.loads(text)
-    except (ValueError, RecursionError):
-        whole = None
-    if isinstance(whole, list):
-        yield from enumerate(whole, start=1)
-        return
-    for line, content in enumerate(text.splitlines(), start=1):
-        if content.strip():
-            try:
-                yield line, json.loads(content)
-            except (ValueError, RecursionError):
-                yield line, content[:80]
-
-
-def _flat(entry: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
-    """Yield an entry's values, those of inner objects under `outer.inner` as tracker exports name their columns."""
-    for key, value in entry.items():
-        if isinstance(value, dict):
-            yield from ((f"{key}.{inner}", each) for inner, each in value.items())
-        else:
-            yield str(key), value
-
-
-def _text(value: object) -> str:
-    return "" if value is None else str(value)
-
-
-def _column(cell: str) -> str:
-    return re.sub(r"[\s-]+", "_", cell.strip().strip("`*\"'").casefold())
-
-
-_NUMBER = re.compile(r"^[~≈<>=]*\s*([-+]?(?:\d+(?:[.,]\d+)?|\.\d+)(?:e[-+]?\d+)?)(?![\w.])", re.IGNORECASE)
-
-
-def _number(cell: str) -> float | None:
-    """Return the number that a cell begins with; a decimal comma is one, a note behind it is left."""
-    match = _NUMBER.match(unicodedata.normalize("NFKC", cell[:100]).replace("\u2212", "-").strip().strip("*`"))
-    if match is None:
-        return None
-    value = float(match[1].replace(",", "."))
-    return value if math.isfinite(value) else None
+def _is(named: Mapping[str, str], column: str, word: str) -> bool:
+    return named.get(column, "").strip().casefold() == word
 
 
 def _status(cell: str) -> tuple[RowStatus | None, str]:
@@ -422,19 +405,3 @@ def _status(cell: str) -> tuple[RowStatus | None, str]:
         if re.match(rf"(?:{pattern})", words):
             return status, words
     return None, words
-
-
-def _commit(cell: str) -> str:
-    found = re.match(r"[0-9a-fA-F]{5,40}\b", cell.strip().strip("`"))
-    return found[0].lower() if found else ""
-
-
-def _clean(text: str) -> str:
-    """Return a description as one line without what moves a cursor or hides."""
-    hidden = {"Cc", "Cf", "Cs"}
-    kept = "".join(char for char in text[:_MAX_TEXT] if char == "\t" or unicodedata.category(char) not in hidden)
-    return " ".join(kept.split())
-
-
-def _short(cells: Sequence[str]) -> str:
-    return _clean(" ".join(cells))[:80]

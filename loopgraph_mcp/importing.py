@@ -2,34 +2,66 @@
 
 import asyncio
 import hashlib
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from loopgraph_mcp import checkouts, readings
 from loopgraph_mcp.answers import ImportAnswer, ImportedLine
-from loopgraph_mcp.duplicates import program_hash
-from loopgraph_mcp.foresight import lessons
-from loopgraph_mcp.histories import History, HistoryRow, RowStatus
-from loopgraph_mcp.models import Context, Decision, Method, Move, OutcomeKind
-from loopgraph_mcp.moves import read_moves
-from loopgraph_mcp.replays import replay_of
-from loopgraph_mcp.store import edits, imports, methods
+from loopgraph_mcp.checkouts import Programs
+from loopgraph_mcp.errors import HistoryError, LoopGraphError
+from loopgraph_mcp.foresight import Lesson, lessons
+from loopgraph_mcp.histories import History, read_history
+from loopgraph_mcp.models import Context, Direction
+from loopgraph_mcp.readings import Reading
+from loopgraph_mcp.replays import fingerprint, replay_of
+from loopgraph_mcp.sources.files import read_file
+from loopgraph_mcp.store import imports, methods
 from loopgraph_mcp.store.database import Database
-from loopgraph_mcp.store.imports import ImportedRow, Program
-from loopgraph_mcp.workspace import committed_file
+from loopgraph_mcp.store.imports import ImportedRow, Program, Source
+from loopgraph_mcp.workspace import Workspace, load_workspace
 
+DEFAULT_BUDGET_S = 300.0  # autoresearch's
 _EDITABLE = "train.py"
+_MAX_DESCRIPTION = 200
+_UNKNOWN = "unknown (imported)"
+_GPU = re.compile(
+    r"\b(?:cuda|nvidia|geforce|rtx|gtx|[abhlv]\d{2,3}s?|gb\d+|t4|jetson|spark|mi\d{3}x?|rocm)\b", re.IGNORECASE
+)
+_APPLE = re.compile(r"\b(?:apple|mps|mlx|metal|mac\w*|m[1-9])\b", re.IGNORECASE)
+_CPU = re.compile(r"\b(?:cpu|xeon|epyc|ryzen|intel)\b", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What the caller says of a history; None is for us to find out.
+
+    Args:
+        repository: A checkout that holds the rows' commits; by default the one that the file lies in.
+        device: What it ran on.
+        budget_s: Training seconds of its runs.
+        metric: The column of its metric, where it is not the usual one.
+        direction: Which way that improves.
+    """
+
+    repository: Path | None = None
+    device: str | None = None
+    budget_s: float | None = None
+    metric: str | None = None
+    direction: Direction | None = None
 
 
 async def import_history(
     db: Database,
-    history: History,
+    path: Path,
+    told: Told,
     *,
-    folder: Path,
-    device: str | None,
-    budget_s: float,
+    shipped: Collection[str],
     dry_run: bool,
     now: float,
+    progress: Callable[[str], None],
 ) -> ImportAnswer:
     """Store a history's new rows, all or none, and what the whole of it teaches.
 
@@ -37,141 +69,236 @@ async def import_history(
 
     Args:
         db: The store.
-        history: What was read.
-        folder: Where its repository is looked for, so that rows get their diffs.
-        device: What it ran on, where that is known.
-        budget_s: Training seconds of its runs.
-        dry_run: Only say what was understood.
+        path: The file.
+        told: What the caller says of it.
+        shipped: Fingerprints of the histories whose lessons are known already.
+        dry_run: Only say what would be understood.
         now: The time, in epoch seconds.
+        progress: Called with what is being done, from any thread.
+
+    Raises:
+        HistoryError: The file cannot be read or holds no experiments; the repository is none.
     """
-    identity = _identity(history)
-    source = f"imported:{identity}"
-    label = device or "unknown"
-    known = await methods.all_methods(db)
-    programs = await asyncio.to_thread(_programs, history, folder)
-    rows, tried = [], list[str | None]()
-    seen: Counter[str] = Counter()
-    contexts: dict[int, str] = {}
-    for row in history.rows:
-        if row.segment not in contexts and not dry_run:
-            contexts[row.segment] = await _context(db, history, row.segment, source, label, budget_s, now)
-        method = _method(row, known)
-        tried.append(method)
-        content = "\t".join([row.commit, str(row.metric_value), row.status.value, row.description])
-        seen[content] += 1
-        key = hashlib.sha256(f"{identity}\t{seen[content]}\t{content}".encode()).hexdigest()
-        rows.append(_imported(row, f"import:{key}", contexts.get(row.segment, ""), method, programs, history.name))
-    taught = lessons(replay_of(history).tries, owner=source, higher_is_better=history.direction.value == "higher")
-    new = [False] * len(rows)
+    progress(f"reading {path.name}")
+    where, history = await asyncio.to_thread(_read_with, path, told)
+    source = f"imported:{_identity(history)}"
+    known = await imports.find_source(db, source)
+    before = known.contexts.get(history.rows[0].segment)
+    if told.direction is None and before is not None and before.direction is not history.direction:
+        where, history = await asyncio.to_thread(_read_with, path, replace(told, direction=before.direction))
+    editable = _EDITABLE if where is None else where.editable
+    programs = await asyncio.to_thread(_programs, history, path, told, editable, progress)
+    progress(f"reading {len(history.rows)} rows of {path.name}")
+    everything = await methods.all_methods(db)
+    read = await asyncio.to_thread(readings.read_rows, history, programs.found, everything, editable=editable)
+    own = set[int]() if where is None else _own(read, await imports.own_runs(db, str(where.path)))
+    taken = [index for index, each in enumerate(read) if each.kind is not None and index not in own]
+    rows = _rows(history, read, taken)
+    contexts = _contexts(history, source, told, known, where)
+    is_shipped, taught = await asyncio.to_thread(_lessons, history, source, shipped)
+    taught = [] if own else taught
+    new = [row.key not in known.keys for row in rows]
     if not dry_run:
-        new = await imports.add_rows(db, rows, now=now)
-        await imports.replace_lessons(db, source, taught)
-    told = [_line(*each) for each in zip(history.rows, rows, tried, new, strict=True)]
-    told += [ImportedLine(each.line, "left_out", each.text, None, "", notes=[each.reason]) for each in history.left_out]
-    return ImportAnswer(
-        file=history.name,
-        metric=history.metric,
-        direction=history.direction,
-        device=label,
+        progress(f"storing {len(rows)} rows of {path.name}")
+        new = await imports.add_history(db, source, contexts, rows, taught, now=now)
+    is_new = dict(zip(taken, new, strict=True))
+    lines = [_line(each, own=index in own, new=is_new.get(index, False)) for index, each in enumerate(read)]
+    context = contexts[history.rows[0].segment]
+    notes = _notes(history, read, programs, context, told)
+    if is_shipped:
+        notes.append("what it teaches ships with LoopGraph already, and is not counted twice")
+    return replace(
+        _answer(history, lines, context),
         added=sum(new),
-        known=0 if dry_run else len(new) - sum(new),
-        left_out=len(history.left_out),
+        known=len(new) - sum(new),
         lessons=len(taught),
-        rows=sorted(told, key=lambda each: each.line),
-        notes=list(history.notes),
+        notes=notes,
         next_step="Leave out --dry-run to import it." if dry_run else "search_methods counts it, at a discount.",
     )
 
 
+def _lessons(history: History, source: str, shipped: Collection[str]) -> tuple[bool, list[Lesson]]:
+    """Return whether what a history teaches is known already, and else what it is."""
+    tries = replay_of(history).tries
+    if fingerprint(tries) in shipped:
+        return True, []
+    return False, lessons(tries, owner=source, higher_is_better=history.direction is Direction.HIGHER)
+
+
+def _answer(history: History, lines: Sequence[ImportedLine], context: Context) -> ImportAnswer:
+    """Return what the file's lines tell, before it is known which are new."""
+    skipped = [
+        ImportedLine(each.line, "left_out", each.text, None, "", notes=[each.reason]) for each in history.left_out
+    ]
+    count = Counter(each.understood for each in [*lines, *skipped])
+    return ImportAnswer(
+        file=history.name,
+        metric=history.metric,
+        direction=history.direction,
+        device=context.device,
+        budget_s=context.budget_s,
+        added=0,
+        known=0,
+        left_out=count["left_out"],
+        understood=(count["whole"], count["part"]),
+        lessons=0,
+        rows=sorted([*lines, *skipped], key=lambda each: each.line),
+        notes=[],
+        next_step="",
+    )
+
+
+def _read_with(path: Path, told: Told) -> tuple[Workspace | None, History]:
+    """Read a file, and find the workspace that it belongs to."""
+    where = _workspace(told.repository or path.absolute().parent)
+    return where, _read(path, told, where)
+
+
+def _workspace(folder: Path) -> Workspace | None:
+    """Return the workspace that a file belongs to: its folder, or the root of the checkout around it."""
+    roots = [each for each in (folder, *folder.parents) if (each / ".git").exists()]
+    for each in dict.fromkeys([folder, *roots[:1]]):
+        try:
+            return load_workspace(each)
+        except LoopGraphError:
+            continue
+    return None
+
+
+def _read(path: Path, told: Told, where: Workspace | None) -> History:
+    """Read a file, its metric and direction as the caller or else the workspace around it declares them."""
+    text = read_file(path)
+    if told.metric is None and where is not None:
+        try:
+            way = told.direction or where.direction
+            return read_history(text, name=path.name, metric=where.metric, direction=way)
+        except HistoryError:
+            pass  # it is of another metric
+    return read_history(text, name=path.name, metric=told.metric, direction=told.direction)
+
+
+def _is_higher(history: History) -> bool:
+    return history.direction is Direction.HIGHER
+
+
 def _identity(history: History) -> str:
-    """Return what tells a history from others wherever its file lies and however it grows: its first row."""
-    first = history.rows[0]
+    """Return what tells a history from others wherever its file lies and at whichever end it grows: its baseline."""
+    first = next((row for row in history.rows if row.is_baseline), history.rows[0])
     content = f"{history.metric}\t{first.commit}\t{first.metric_value}\t{first.description}"
     return hashlib.sha256(content.encode()).hexdigest()[:12]
 
 
-async def _context(
-    db: Database, history: History, segment: int, source: str, device: str, budget_s: float, now: float
-) -> str:
-    return await edits.context_id(
-        db,
-        Context(
-            workspace_id=await edits.workspace_id(db, source, now=now),
-            device=f"{device} (imported)",
+def _programs(history: History, path: Path, told: Told, editable: str, progress: Callable[[str], None]) -> Programs:
+    """Return the training files of the commits that the repository around the history, or the one told, holds.
+
+    Raises:
+        HistoryError: The one told is none.
+    """
+    folder = told.repository or path.absolute().parent
+    if told.repository is not None and not checkouts.is_repository(folder):
+        raise HistoryError(f"{folder}: no git repository; name a checkout that holds the history's commits")
+    return checkouts.read_programs(folder, (row.commit for row in history.rows), editable, progress=progress)
+
+
+def _own(read: Sequence[Reading], runs: Collection[tuple[str, str]]) -> set[int]:
+    """Return the places of rows that LoopGraph wrote itself, of runs it made in this workspace."""
+    told = [(each.row.description, f"{each.row.metric_value or 0.0:.6f}") for each in read]
+    return {index for index, each in enumerate(told) if each in runs}
+
+
+def _rows(history: History, read: Sequence[Reading], taken: Sequence[int]) -> list[ImportedRow]:
+    """Return what is to be stored of the rows taken, each with a key that is the same in every import."""
+    identity = _identity(history)
+    places = {index: place for place, index in enumerate(taken)}
+    seen: Counter[str] = Counter()
+    rows = []
+    for index in taken:
+        each = read[index]
+        row = each.row
+        content = f"{row.commit}\t{row.metric_value}\t{row.memory_gb}\t{row.description}"
+        seen[content] += 1
+        key = hashlib.sha256(f"{identity}\t{seen[content]}\t{content}".encode()).hexdigest()
+        assert each.kind is not None  # noqa: S101 - the others are left out
+        rows.append(
+            ImportedRow(
+                key=f"import:{key}",
+                segment=row.segment,
+                description=row.description[:_MAX_DESCRIPTION] or f"line {row.line}",
+                kind=each.kind,
+                metric_value=row.metric_value,
+                reason=f"imported from {history.name}, line {row.line}",
+                decision=each.decision,
+                commit=row.commit,
+                parent=None if each.parent is None else places.get(each.parent),
+                method_ids=each.method_ids,
+                program=Program(each.text, each.tree_hash) if each.text else None,
+                diff=each.diff if each.parent in places else "",
+                summary={} if row.memory_gb is None else {"peak_vram_mb": row.memory_gb * 1024},
+            )
+        )
+    return rows
+
+
+def _contexts(history: History, source: str, told: Told, known: Source, where: Workspace | None) -> dict[int, Context]:
+    """Return each segment's context: as the caller says, or as it was known, or by default."""
+    made = {}
+    for segment in dict.fromkeys(row.segment for row in history.rows):
+        before = known.contexts.get(segment)
+        budget_s = told.budget_s or (before and before.budget_s) or (where and where.budget_s) or DEFAULT_BUDGET_S
+        made[segment] = imports.segment_context(
+            source,
+            segment,
+            device=_device(told.device) if told.device else (before.device if before else _UNKNOWN),
             budget_s=budget_s,
-            dataset_hash=f"segment {segment}",
-            harness_hash=source,
             metric=history.metric,
             direction=history.direction,
-        ),
-    )
+        )
+    return made
 
 
-def _programs(history: History, folder: Path) -> dict[str, str]:
-    """Return the training files of the commits that the repository around the history holds."""
+def _device(told: str) -> str:
+    """Return a device's label: its class, which tells its noise, and that its outcomes were only told of."""
+    name = " ".join(told.split())[:80]
+    if not name.casefold().startswith(("cuda:", "mps:", "cpu:")):
+        kind = "cuda:" if _GPU.search(name) else "mps:" if _APPLE.search(name) else "cpu:" if _CPU.search(name) else ""
+        name = f"{kind}{name}"
+    return f"{name} (imported)"
+
+
+def _notes(history: History, read: Sequence[Reading], programs: Programs, context: Context, told: Told) -> list[str]:
+    """Return what is to be known of the history as a whole."""
+    notes = [*history.notes, *readings.doubts(history, read)]
     commits = {row.commit for row in history.rows if row.commit}
-    found = ((commit, committed_file(folder, commit, _EDITABLE)) for commit in sorted(commits))
-    return {commit: text for commit, text in found if text is not None and _is_text(text)}
+    if programs.note:
+        notes.append(programs.note)
+    elif commits and not programs.repository:
+        notes.append("no git repository around it: rows have no diffs; --repo names one")
+    elif commits and not programs.found:
+        notes.append(
+            f"none of its {len(commits)} commits is in the repository: rows have no diffs; --repo names another"
+        )
+    if context.device == _UNKNOWN:
+        notes.append("device unknown, so its noise is taken as half a percent: --device says, such as H100 or M2 Pro")
+    if told.budget_s is None and context.budget_s == DEFAULT_BUDGET_S:
+        notes.append(f"budget taken as {DEFAULT_BUDGET_S:g} s: --budget says otherwise")
+    segments = len({row.segment for row in history.rows})
+    if segments > 1:
+        notes.append(f"{segments} tables or machines, each compared within itself alone")
+    return notes
 
 
-def _is_text(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # bytes that are no UTF-8
-        return False
-    return "\x00" not in text
-
-
-def _imported(
-    row: HistoryRow, key: str, context_id: str, method: str | None, programs: dict[str, str], name: str
-) -> ImportedRow:
-    text = programs.get(row.commit)
-    kind = OutcomeKind.FINISHED if row.metric_value is not None else OutcomeKind.CRASHED
-    if row.metric_value is None and row.status is not RowStatus.CRASH:
-        kind = OutcomeKind.NO_METRIC
-    return ImportedRow(
-        key=key,
-        context_id=context_id,
-        description=row.description[:200] or f"line {row.line}",
-        kind=kind,
-        metric_value=row.metric_value,
-        reason=f"imported from {name}, line {row.line}",
-        decision=Decision.KEEP if row.status is RowStatus.KEEP else Decision.DISCARD,
-        commit=row.commit or None,
-        method_ids=() if method is None else (method,),
-        program=None if text is None else Program(text, program_hash(text)),
-    )
-
-
-def _method(row: HistoryRow, known: Sequence[Method]) -> str | None:
-    """Return the one method that a row tries: it makes that move and no other."""
-    if row.is_baseline or row.is_rerun:
-        return None
-    moves = read_moves(row.description)
-    if len(moves) != 1:
-        return None
-    fits = [method.id for method in known if _same_move(moves[0], method.moves)]
-    return fits[0] if len(fits) == 1 else None
-
-
-def _same_move(move: Move, others: Sequence[Move]) -> bool:
-    if len(others) != 1 or move.knob == "other" or others[0].knob != move.knob or others[0].word != move.word:
-        return False
-    return 0 in {move.direction, others[0].direction} or move.direction == others[0].direction
-
-
-def _line(row: HistoryRow, stored: ImportedRow, method: str | None, new: bool) -> ImportedLine:  # noqa: FBT001
-    moves = [] if row.is_baseline or row.is_rerun else [str(move) for move in read_moves(row.description)]
-    notes = [*row.notes, *(["what it moves is not understood"] if moves == ["other"] else [])]
+def _line(each: Reading, *, own: bool, new: bool) -> ImportedLine:
+    notes = ["LoopGraph made this run itself", *each.notes] if own else list(each.notes)
+    left_out = own or each.kind is None
     return ImportedLine(
-        line=row.line,
-        understood="part" if notes else "whole",
-        description=row.description,
-        metric_value=row.metric_value,
-        status=row.status.value,
-        moves=moves,
-        method_id=method,
-        has_diff=stored.program is not None,
+        line=each.row.line,
+        understood="left_out" if left_out else "part" if notes else "whole",
+        description=each.row.description,
+        metric_value=each.row.metric_value,
+        status=each.row.status.value,
+        moves=[str(move) for move in each.moves],
+        method_ids=list(each.method_ids),
+        has_diff=bool(each.diff),
         new=new,
         notes=notes,
     )

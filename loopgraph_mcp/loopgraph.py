@@ -26,7 +26,6 @@ from loopgraph_mcp.answers import EditAnswer, ExperimentAnswer, ImportAnswer, Re
 from loopgraph_mcp.config import Settings, read_settings
 from loopgraph_mcp.errors import RunError, WorkspaceError
 from loopgraph_mcp.foresight import Foresight, Past
-from loopgraph_mcp.histories import read_history
 from loopgraph_mcp.models import (
     Applied,
     Context,
@@ -40,7 +39,6 @@ from loopgraph_mcp.models import (
 )
 from loopgraph_mcp.sources import packs
 from loopgraph_mcp.sources.day_one import read_day_one
-from loopgraph_mcp.sources.files import read_file
 from loopgraph_mcp.store import changes as change_store
 from loopgraph_mcp.store import edits as edit_store
 from loopgraph_mcp.store import experiments, imports, methods, outcomes, retrievals
@@ -448,10 +446,11 @@ class LoopGraph:
         *,
         repository: Path | None = None,
         device: str | None = None,
-        budget_s: float = 300.0,
+        budget_s: float | None = None,
         metric: str | None = None,
         direction: Direction | None = None,
         dry_run: bool = False,
+        on_progress: Callable[[str], None] = lambda _: None,
     ) -> ImportAnswer:
         """Take somebody's results.tsv, run log or tracker export into the memory; again adds only what is new.
 
@@ -463,22 +462,23 @@ class LoopGraph:
             metric: The column of its metric, where it is not the usual one.
             direction: Which way that improves.
             dry_run: Only say what would be understood.
+            on_progress: Called with what is being done, from any thread.
 
         Raises:
             HistoryError: It cannot be read, or holds no experiments.
         """
-        text = await asyncio.to_thread(read_file, path)
-        history = await asyncio.to_thread(read_history, text, name=path.name, metric=metric, direction=direction)
+        told = importing.Told(repository, device, budget_s, metric, direction)
+        published = read_day_one().histories if self.settings.day_one else ()
         answer = await importing.import_history(
             self.db,
-            history,
-            folder=repository or path.parent,
-            device=device,
-            budget_s=budget_s,
+            path,
+            told,
+            shipped={each.fingerprint for each in published},
             dry_run=dry_run,
             now=self._now(),
+            progress=on_progress,
         )
-        self._sight = None
+        self._sight, self._ledger = None, evidence.Ledger(self.db)  # known rows may have moved to another context
         return answer
 
     async def trace(self, experiment_id: str) -> list[Link]:

@@ -7,6 +7,7 @@ beta2 from 0.95 to 0.9 for ..."). What a description says of the outcome ("worse
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 
 from loopgraph_mcp.knobs import PATTERNS
 from loopgraph_mcp.models import Move
@@ -82,6 +83,7 @@ def is_rerun(description: str) -> bool:
     ) or bool(re.match(r"^(?:change |new |different |another |random )*seed\b", text))
 
 
+@lru_cache(maxsize=32_768)
 def stripped(description: str) -> str:
     """Return what a description says was done, without what it says of the outcome or of the reason."""
     text = _PREFIX.sub("", _plain(description))
@@ -92,6 +94,7 @@ def stripped(description: str) -> str:
     return " ".join((shorter if _spans(shorter) else text).split())
 
 
+@lru_cache(maxsize=32_768)
 def read_moves(description: str) -> tuple[Move, ...]:
     """Return the moves that a description tells of, in its order; one `other` where it tells of none we know."""
     text = stripped(description)

@@ -28,6 +28,7 @@ _VERDICT_STYLE = {
     VerdictKind.CRASH: "bold red",
     VerdictKind.WITHIN_NOISE: "yellow",
 }
+_UNDERSTOOD = {"whole": ("green", "yes"), "part": ("yellow", "in part"), "left_out": ("red", "left out")}
 
 
 def print_json(value: Any) -> None:
@@ -197,22 +198,31 @@ def _decision(decision: Decision) -> str:
 
 
 def show_import(answer: ImportAnswer) -> None:
-    """Show row by row what was understood of a history."""
-    table = Table()
-    for column in ("line", "status", answer.metric, "what was done", "understood"):
-        table.add_column(column, justify="right" if column in {"line", answer.metric} else "left")
+    """Show row by row what was understood of a history, then the counts."""
+    table = Table(title=escape(answer.file), title_justify="left")
+    table.add_column("line", justify="right", no_wrap=True)
+    table.add_column("status", no_wrap=True)
+    table.add_column(escape(answer.metric), justify="right", no_wrap=True)
+    table.add_column("what was done", overflow="fold")
+    table.add_column("understood", overflow="fold")
     for row in answer.rows:
-        value = "" if row.metric_value is None else f"{row.metric_value:.6f}"
-        said = ", ".join([*row.moves, *([f"method {row.method_id}"] if row.method_id else [])])
-        told = "; ".join([*([said] if said else []), *(["diff"] if row.has_diff else []), *row.notes])
-        colour = {"whole": "green", "part": "yellow"}.get(row.understood, "red")
-        table.add_row(str(row.line), row.status, value, escape(row.description), f"[{colour}]{escape(told)}[/]")
+        value = "" if row.metric_value is None else f"{row.metric_value:.6g}"
+        told = [*row.moves, *(f"method {each}" for each in row.method_ids), *(["diff"] if row.has_diff else [])]
+        colour, mark = _UNDERSTOOD[row.understood]
+        words = escape("; ".join([mark, *([", ".join(told)] if told else []), *row.notes]))
+        new = "" if row.new or row.understood == "left_out" else " [dim](known)[/]"
+        table.add_row(str(row.line), row.status, value, escape(row.description), f"[{colour}]{words}[/]{new}")
     console.print(table)
     for note in answer.notes:
-        console.print(f"[yellow]{escape(note)}[/]", highlight=False)
+        console.print(f"[yellow]note:[/] {escape(note)}", highlight=False)
+    whole, part = answer.understood
+    diffs = sum(row.has_diff for row in answer.rows)
+    methods = sum(bool(row.method_ids) for row in answer.rows)
+    better = f"{answer.metric} ({answer.direction.value} is better), {answer.device}, {answer.budget_s:g} s"
+    console.print(f"[bold]{escape(answer.file)}[/]: {escape(better)}", highlight=False)
     console.print(
-        f"{escape(answer.file)}: {answer.added} added, {answer.known} known already, {answer.left_out} left out; "
-        f"{answer.metric} ({answer.direction.value} is better), {escape(answer.device)}; {answer.lessons} lessons",
+        f"{answer.added} new, {answer.known} known already, {answer.left_out} left out; {whole} understood, {part} in "
+        f"part; {diffs} with a diff, {methods} of a known method; {answer.lessons} lessons",
         highlight=False,
     )
     console.print(f"[dim]next:[/] {answer.next_step}", highlight=False)

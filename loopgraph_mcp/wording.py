@@ -43,8 +43,7 @@ def why(
             outcome += f", mean gain {signed(record.mean_gain)}"
         if record.crashes:
             outcome += f", {record.crashes} failed"
-        ago = record.last_age or 0
-        parts.append(outcome + (", just now" if ago == 0 else f", {ago} experiment{'s' if ago != 1 else ''} ago"))
+        parts.append(outcome + _ago(record.last_age))
     else:
         parts.append("untried here")
         parts += _published(method)
@@ -55,6 +54,12 @@ def why(
     elif presence is Presence.PARTIAL:
         parts.append("partly in the file")
     return "; ".join(parts)
+
+
+def _ago(age: int | None) -> str:
+    if age is None:
+        return ", all of them in imported histories"
+    return ", just now" if age == 0 else f", {age} experiment{'s' if age != 1 else ''} ago"
 
 
 def _published(method: Method) -> list[str]:

@@ -370,15 +370,6 @@ def append_result(workspace: Workspace, row: dict[str, str]) -> None:
         file.write((lead + "\t".join(cells) + "\n").encode("utf-8", "replace"))  # O_APPEND: one write, one line
 
 
-def committed_file(folder: Path, commit: str, file: str) -> str | None:
-    """Return the text of a file at a commit of the repository that a folder lies in, or None where there is none."""
-    return (
-        _git(folder.absolute(), "show", "--no-textconv", f"{commit}:{file}")
-        if re.fullmatch("[0-9a-f]{5,40}", commit)
-        else None
-    )
-
-
 def _header(workspace: Workspace) -> tuple[str, ...]:
     return tuple(workspace.metric if name == "val_bpb" else name for name in RESULTS_HEADER)
 

@@ -38,6 +38,7 @@ def test_the_usual_table() -> None:
         "val_bpb\tdescription\tstatus\n1.25\tLR up\tkeep\n",
         "exp\tcommit\tval_bpb\tmemory_gb\tmfu\tstatus\tdescription\n1\ta1b2c3d\t1.25\t1.0\t40\tkeep\tLR up\n",
         "commit,val_bpb,memory_gb,status,description\na1b2c3d,1.25,1.0,keep,LR up\n",
+        "commit;val_bpb;memory_gb;status;description\na1b2c3d;1,25;1,0;keep;LR up\n",
         "| commit | val_bpb | status | description |\n|---|:--:|---|---|\n| `a1b2c3d` | **1.25** | keep | LR up |\n",
         f"# run of Tuesday, 3 March\n\n{HEADER}\na1b2c3d\t1.25 (best)\t1.0\tkept\tLR up\n",
         f"{HEADER}\na1b2c3d\t1,25\t1.0\tbest\tLR up\n",
@@ -68,6 +69,12 @@ def test_a_baseline_far_from_the_first_begins_another_machine() -> None:
     assert "another machine" in found[2].notes[0]
 
 
+def test_a_log_that_grows_at_its_head_is_read_from_its_baseline_on() -> None:
+    history = read_history(f"{HEADER}\nb\t0.9\t1\tkeep\tLR up\na\t1.0\t1\tkeep\tbaseline\n", name="x.tsv")
+    assert [(row.line, row.is_baseline) for row in history.rows] == [(3, True), (2, False)]
+    assert history.notes == ("its baseline stands last: taken as newest first",)
+
+
 def test_what_is_not_understood_is_said_row_by_row() -> None:
     text = f"{HEADER}\na1b2c3d\tn/a\t1\tkeep\tLR up\nb1b2c3d\t1.0\t1\tperhaps\tLR down\nc1b2c3d\t0.0\t0\tdiscard\t\n"
     notes = [row.notes for row in rows(text)]
@@ -87,6 +94,42 @@ def test_another_metric_and_its_direction() -> None:
         read_history(text, name="x.tsv", metric="val_bpb")
 
 
+def test_a_metric_of_another_name_is_taken_only_where_it_stands_alone() -> None:
+    history = read_history("commit\ttokens_per_s\tstatus\tdescription\na1b2c3d\t9.5\tkeep\tfuse\n", name="x.tsv")
+    assert (history.metric, history.direction) == ("tokens_per_s", Direction.HIGHER)
+    assert history.notes == ("the column 'tokens_per_s' is taken as the metric",)
+    text = "commit\tfoo\tbar\tstatus\tdescription\na1b2c3d\t1.5\t1\tkeep\tfuse\n"
+    with pytest.raises(HistoryError, match="--metric: foo, bar"):
+        read_history(text, name="x.tsv")
+    assert [row.metric_value for row in rows(text, metric="bar")] == [1.0]
+
+
+@pytest.mark.parametrize(
+    ("metric", "direction"),
+    [
+        ("ms_per_token", "lower"),
+        ("images_per_s", "higher"),
+        ("latency", "lower"),
+        ("val_acc", "higher"),
+        ("x", "lower"),
+    ],
+)
+def test_a_metrics_name_tells_its_direction(metric: str, direction: str) -> None:
+    assert read_history(f"{metric}\tstatus\tdescription\n1.5\tkeep\tx\n", name="x.tsv").direction == direction
+
+
+def test_thousands_are_no_decimals() -> None:
+    text = "commit\tval_bpb\tstatus\tdescription\n" + "".join(
+        f"\t{value}\tkeep\tx\n" for value in ("1,234.5", "1,234,567", "0,997", "nan", "-inf", "1.2.3")
+    )
+    assert [row.metric_value for row in rows(text)] == [1234.5, 1234567.0, 0.997, None, None, None]
+
+
+def test_secondary_metrics_do_not_stand_in_for_the_metric() -> None:
+    (row,) = rows('{"run": 1, "metric": 10, "metrics": {"loss": 3}, "status": "keep", "description": "x"}')
+    assert row.metric_value == 10
+
+
 def test_a_log_of_pi_autoresearch() -> None:
     lines = [
         {"type": "config", "name": "speed", "metricName": "tokens_s", "metricUnit": "t/s", "bestDirection": "higher"},
@@ -104,6 +147,11 @@ def test_exports_of_trackers() -> None:
     (row,) = rows(mlflow)
     assert (row.metric_value, row.description) == (1.5, "LR up")
     assert row.status is RowStatus.OTHER  # that a run finished does not say that it was kept
+    assert row.notes == ("status 'finished' does not say whether it was kept",)
+    running = mlflow.replace("x1,FINISHED", "x0,RUNNING") + "x1,FINISHED,1.4,0.1,LR up\n"
+    history = read_history(running, name="runs.csv")
+    assert [row.metric_value for row in history.rows] == [1.4]
+    assert [each.reason for each in history.left_out] == ["is not over yet"]
     wandb = json.dumps([{"name": "LR up", "state": "crashed", "summary": {"val_loss": 1.5}, "config": {"lr": 0.1}}])
     (row,) = rows(wandb)
     assert (row.status, row.description, row.metric_value) == (RowStatus.CRASH, "LR up", None)

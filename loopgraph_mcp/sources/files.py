@@ -1,5 +1,6 @@
 """Other people's files: read whole as text, or refused with the next step."""
 
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,7 +16,10 @@ def read_file(path: Path) -> str:
         HistoryError: It cannot be read, is no text, or is too large.
     """
     try:
-        if path.stat().st_size > MAX_BYTES:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):  # reading a pipe or a device may never end
+            raise HistoryError(f"{path}: no regular file; name a results.tsv or another history")
+        if found.st_size > MAX_BYTES:
             raise HistoryError(f"{path}: larger than {MAX_BYTES // 2**20} MiB; split it")
         content = path.read_bytes()
     except OSError as error:

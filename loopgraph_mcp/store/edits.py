@@ -38,11 +38,15 @@ async def workspace_id(db: Database, path: str, *, now: float) -> str:
     return str(rows[0]["id"])
 
 
+def context_key(context: Context) -> str:
+    """Return the id that a context has or would have: equal contexts have one."""
+    return f"ctx_{hashlib.sha256(json.dumps(asdict(context), sort_keys=True).encode()).hexdigest()[:12]}"
+
+
 async def context_id(db: Database, context: Context) -> str:
-    """Return the id of a context; equal contexts have one id."""
+    """Return the id of a context, making its row at the first sight."""
     values = asdict(context)
-    digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-    identity = f"ctx_{digest[:12]}"
+    identity = context_key(context)
     known = await db.reader.execute_fetchall("SELECT 1 FROM context WHERE id = :id", {"id": identity})
     if not list(known):
         async with db.transaction() as conn:

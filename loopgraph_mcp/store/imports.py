@@ -1,14 +1,19 @@
-"""Imported histories: a file's new rows in one transaction, and the lessons of the whole."""
+"""Imported histories: a file's new rows, where they were measured and what they teach, all in one transaction."""
 
+import dataclasses
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+import sqlite3
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import aiosqlite
 
 from loopgraph_mcp.foresight import Lesson
-from loopgraph_mcp.models import Decision, OutcomeKind
+from loopgraph_mcp.models import Context, Decision, Direction, OutcomeKind
 from loopgraph_mcp.store.database import Database, new_id, text_hash
+from loopgraph_mcp.store.edits import context_key, context_of
+
+IMPORTED = "imported"  # the device slot of experiments that were only told of, in a file
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,116 +29,249 @@ class ImportedRow:
     """One row of a history as it is to be stored.
 
     Args:
-        key: The same for the same row in every import.
-        context_id: The context of its segment.
+        key: The same for the same row in every import of its history.
+        segment: Which of the history's contexts it belongs to.
+        decision: What its author decided; None where the history does not say.
+        parent: The row it is compared with, by its place among the rows.
         program: What ran, where the history's repository holds it.
+        diff: What that changes in its parent's program, where that is held too.
     """
 
     key: str
-    context_id: str
+    segment: int
     description: str
     kind: OutcomeKind
     metric_value: float | None
     reason: str
-    decision: Decision
-    commit: str | None
+    decision: Decision | None
+    commit: str
+    parent: int | None = None
     method_ids: tuple[str, ...] = ()
     program: Program | None = None
+    diff: str = ""
+    summary: Mapping[str, float] = field(default_factory=dict)
 
 
-async def add_rows(db: Database, rows: Sequence[ImportedRow], *, now: float) -> list[bool]:
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What the store holds of a history: its rows' keys and its contexts by segment."""
+
+    keys: frozenset[str] = frozenset()
+    contexts: Mapping[int, Context] = field(default_factory=dict)
+
+
+async def find_source(db: Database, source: str) -> Source:
+    """Return what is known of a history by what it was imported as."""
+    rows = await db.reader.execute_fetchall(
+        "SELECT context.* FROM context JOIN workspace ON workspace.id = workspace_id WHERE path = :path "
+        "ORDER BY (SELECT max(row) FROM experiment WHERE context_id = context.id)",  # the one used last counts
+        {"path": source},
+    )
+    contexts = {int(row["dataset_hash"].removeprefix("segment ")): context_of(row) for row in rows}
+    keys = await db.reader.execute_fetchall(
+        "SELECT idempotency_key FROM experiment JOIN context ON context.id = context_id "
+        "JOIN workspace ON workspace.id = workspace_id WHERE path = :path",
+        {"path": source},
+    )
+    return Source(frozenset(row["idempotency_key"] for row in keys), contexts)
+
+
+def segment_context(
+    source: str, segment: int, *, device: str, budget_s: float, metric: str, direction: Direction
+) -> Context:
+    """Return the context of a history's segment; it equals no context of runs that were made here."""
+    return Context("", device, budget_s, f"segment {segment}", source, metric, direction)
+
+
+async def add_history(
+    db: Database,
+    source: str,
+    contexts: Mapping[int, Context],
+    rows: Sequence[ImportedRow],
+    lessons: Sequence[Lesson],
+    *,
+    now: float,
+) -> list[bool]:
     """Store the rows that are new, all or none of them; return for each row whether it was.
 
-    Each is compared with the last kept row before it in its context, as its author did.
+    Known rows move to the contexts told now, take their author's last decision, and get the programs they lacked.
     """
-    new: list[bool] = []
-    incumbents: dict[str, tuple[str, str | None]] = {}
     async with db.transaction() as conn:
-        for row in rows:
-            known = list(
-                await conn.execute_fetchall(
-                    "SELECT id, program_hash FROM experiment WHERE idempotency_key = :key", {"key": row.key}
-                )
-            )
-            program_hash = known[0]["program_hash"] if known else None
-            experiment_id = known[0]["id"] if known else new_id("exp")
-            parent_id, base_hash = incumbents.get(row.context_id, (None, None))
-            if not known:
-                if row.program is not None and (parent_id is None or base_hash is not None):  # else: no diff to tell
-                    program_hash = text_hash(row.program.text)
-                    await conn.execute(
-                        "INSERT INTO program (hash, tree_hash, text) VALUES (:hash, :tree, :text) "
-                        "ON CONFLICT (hash) DO NOTHING",
-                        {"hash": program_hash, "tree": row.program.tree_hash, "text": row.program.text},
-                    )
-                told = {"base": base_hash, "program": program_hash, "parent": parent_id, "now": now}
-                await _insert(conn, row, experiment_id, told)
-            if row.decision is Decision.KEEP and row.metric_value is not None:
-                incumbents[row.context_id] = (experiment_id, program_hash)
-            new.append(not known)
+        workspace = await _workspace(conn, source, now)
+        context_ids = {each: await _context(conn, workspace, context) for each, context in contexts.items()}
+        known = await _known(conn, workspace)
+        ids = [known[row.key]["id"] if row.key in known else new_id("exp") for row in rows]
+        new = [row.key not in known for row in rows]
+        await _keep_programs(conn, rows)
+        bare = [is_new or known[row.key]["program_hash"] is None for row, is_new in zip(rows, new, strict=True)]
+        edits = await _add_edits(conn, workspace, rows, bare, now)
+        made = [
+            {
+                "id": identity,
+                "context": context_ids[row.segment],
+                "edit": edits.get(index),
+                "base": None if row.parent is None else _program_hash(rows[row.parent]),
+                "program": _program_hash(row),
+                "parent": None if row.parent is None else ids[row.parent],
+                "description": row.description,
+                "key": row.key,
+                "slot": IMPORTED,
+                "kind": row.kind.value,
+                "value": row.metric_value,
+                "reason": row.reason,
+                "summary": json.dumps(dict(row.summary), sort_keys=True),
+                "now": now,
+            }
+            for index, (row, identity) in enumerate(zip(rows, ids, strict=True))
+        ]
+        await _add_experiments(conn, [each for each, is_new in zip(made, new, strict=True) if is_new])
+        await _fill_in(conn, [each for each, is_new in zip(made, new, strict=True) if not is_new])
+        await _add_decisions(conn, rows, ids, known, now)
+        await _replace_methods(conn, rows, ids)
+        await _replace_lessons(conn, source, lessons)
     return new
 
 
-async def _insert(
-    conn: aiosqlite.Connection, row: ImportedRow, experiment_id: str, told: dict[str, str | float | None]
-) -> None:
-    """Insert one experiment with its outcome and its author's decision."""
+async def _workspace(conn: aiosqlite.Connection, source: str, now: float) -> str:
     await conn.execute(
-        "INSERT INTO experiment (id, context_id, base_hash, program_hash, parent_id, description, seed, timeout_s, "
-        "silence_s, idempotency_key, device_slot, state, created_at, finished_at) VALUES (:id, :context, :base, "
-        ":program, :parent, :description, 0, 1, 1, :key, 'imported', 'done', :now, :now)",
-        {
-            "id": experiment_id,
-            "context": row.context_id,
-            "description": row.description,
-            "key": row.key,
-            **told,
-        },
+        "INSERT INTO workspace (id, path, created_at) VALUES (:id, :path, :now) ON CONFLICT (path) DO NOTHING",
+        {"id": new_id("ws"), "path": source, "now": now},
     )
+    rows = await conn.execute_fetchall("SELECT id FROM workspace WHERE path = :path", {"path": source})
+    return str(next(iter(rows))["id"])
+
+
+async def _context(conn: aiosqlite.Connection, workspace: str, context: Context) -> str:
+    there = dataclasses.replace(context, workspace_id=workspace)
+    identity = context_key(there)
     await conn.execute(
-        "INSERT INTO outcome (experiment_id, kind, metric_value, reason, summary, log_tail, created_at) "
-        "VALUES (:id, :kind, :value, :reason, :summary, '', :now)",
-        {
-            "id": experiment_id,
-            "kind": row.kind.value,
-            "value": row.metric_value,
-            "reason": row.reason,
-            "summary": json.dumps({}),
-            "now": told["now"],
-        },
+        "INSERT INTO context (id, workspace_id, device, budget_s, dataset_hash, harness_hash, metric, direction) "
+        "VALUES (:id, :workspace_id, :device, :budget_s, :dataset_hash, :harness_hash, :metric, :direction) "
+        "ON CONFLICT (id) DO NOTHING",
+        {**dataclasses.asdict(there), "id": identity},
     )
-    await conn.execute(
-        "INSERT INTO decision (experiment_id, decision, made_by, commit_hash, note, created_at) "
-        "VALUES (:id, :decision, 'agent', :commit, '', :now)",
-        {"id": experiment_id, "decision": row.decision.value, "commit": row.commit, "now": told["now"]},
+    return identity
+
+
+async def _known(conn: aiosqlite.Connection, workspace: str) -> dict[str, sqlite3.Row]:
+    """Return the rows of a history that are stored, by their keys, with their last decision."""
+    rows = await conn.execute_fetchall(
+        "SELECT experiment.id, idempotency_key, program_hash, "
+        "(SELECT decision FROM decision WHERE experiment_id = experiment.id ORDER BY row DESC LIMIT 1) AS decision "
+        "FROM experiment JOIN context ON context.id = context_id WHERE workspace_id = :workspace",
+        {"workspace": workspace},
+    )
+    return {row["idempotency_key"]: row for row in rows}
+
+
+def _program_hash(row: ImportedRow) -> str | None:
+    return None if row.program is None else text_hash(row.program.text)
+
+
+async def _keep_programs(conn: aiosqlite.Connection, rows: Sequence[ImportedRow]) -> None:
+    await conn.executemany(
+        "INSERT INTO program (hash, tree_hash, text) VALUES (?, ?, ?) ON CONFLICT (hash) DO NOTHING",
+        [(_program_hash(row), row.program.tree_hash, row.program.text) for row in rows if row.program is not None],
+    )
+
+
+async def _add_edits(
+    conn: aiosqlite.Connection, workspace: str, rows: Sequence[ImportedRow], bare: Sequence[bool], now: float
+) -> dict[int, str]:
+    """Store the diffs of rows that had none; return the edits' ids by the rows' places."""
+    ids: dict[int, str] = {}
+    values = []
+    for index, row in enumerate(rows):
+        if not bare[index] or not row.diff or row.parent is None:
+            continue
+        ids[index] = new_id("edit")
+        method = row.method_ids[0] if len(row.method_ids) == 1 else None
+        base, made = _program_hash(rows[row.parent]), _program_hash(row)
+        values.append((ids[index], workspace, method, base, made, row.diff, now))
+    await conn.executemany(
+        "INSERT INTO edit (id, workspace_id, method_id, base_hash, new_hash, knobs, diff, created_at) "
+        "VALUES (?, ?, ?, ?, ?, '{}', ?, ?)",
+        values,
+    )
+    return ids
+
+
+async def _add_experiments(conn: aiosqlite.Connection, made: Sequence[Mapping[str, object]]) -> None:
+    """Insert finished experiments with their outcomes."""
+    await conn.executemany(
+        "INSERT INTO experiment (id, context_id, edit_id, base_hash, program_hash, parent_id, description, seed, "
+        "timeout_s, silence_s, idempotency_key, device_slot, state, created_at, finished_at) VALUES (:id, :context, "
+        ":edit, :base, :program, :parent, :description, 42, 1, 1, :key, :slot, 'done', :now, :now)",
+        made,
     )
     await conn.executemany(
-        "INSERT INTO experiment_method (experiment_id, method_id) VALUES (?, ?)",
-        [(experiment_id, method_id) for method_id in row.method_ids],
+        "INSERT INTO outcome (experiment_id, kind, metric_value, reason, summary, log_tail, created_at) "
+        "VALUES (:id, :kind, :value, :reason, :summary, '', :now)",
+        made,
     )
 
 
-async def replace_lessons(db: Database, source: str, lessons: Sequence[Lesson]) -> None:
+async def _fill_in(conn: aiosqlite.Connection, known: Sequence[Mapping[str, object]]) -> None:
+    """Bring known rows up to what is told of them now."""
+    await conn.executemany(
+        "UPDATE experiment SET context_id = :context WHERE id = :id AND context_id <> :context", known
+    )
+    await conn.executemany(
+        "UPDATE experiment SET program_hash = :program, base_hash = :base, edit_id = :edit "
+        "WHERE id = :id AND program_hash IS NULL",
+        [each for each in known if each["program"] is not None],
+    )
+
+
+async def _replace_methods(conn: aiosqlite.Connection, rows: Sequence[ImportedRow], ids: Sequence[str]) -> None:
+    """Say which methods the rows tried; a later pack may know more of them."""
+    await conn.executemany("DELETE FROM experiment_method WHERE experiment_id = ?", [(each,) for each in ids])
+    await conn.executemany(
+        "INSERT INTO experiment_method (experiment_id, method_id) VALUES (?, ?)",
+        [(identity, method_id) for row, identity in zip(rows, ids, strict=True) for method_id in row.method_ids],
+    )
+
+
+async def _add_decisions(
+    conn: aiosqlite.Connection,
+    rows: Sequence[ImportedRow],
+    ids: Sequence[str],
+    known: Mapping[str, sqlite3.Row],
+    now: float,
+) -> None:
+    """Record each author's decision where it is not the one that stands."""
+    values = []
+    for row, identity in zip(rows, ids, strict=True):
+        stands = known[row.key]["decision"] if row.key in known else None
+        if row.decision is not None and row.decision.value != stands:
+            values.append((identity, row.decision.value, row.commit or None, now))
+    await conn.executemany(
+        "INSERT INTO decision (experiment_id, decision, made_by, commit_hash, note, created_at) "
+        "VALUES (?, ?, 'agent', ?, '', ?)",
+        values,
+    )
+
+
+async def _replace_lessons(conn: aiosqlite.Connection, source: str, lessons: Sequence[Lesson]) -> None:
     """Put what a history teaches in the place of what it taught before."""
-    async with db.transaction() as conn:
-        await conn.execute("DELETE FROM lesson WHERE source = :source", {"source": source})
-        await conn.executemany(
-            "INSERT INTO lesson (source, about, first, now, expected, kept, tries, low, high, mean_gain, spread) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            [
-                (
-                    source,
-                    lesson.about,
-                    *(lesson.level or (None, None)),
-                    lesson.expected,
-                    lesson.kept,
-                    lesson.tries,
-                    *(lesson.values or (None, None)),
-                    *(lesson.gains or (None, None)),
-                )
-                for lesson in lessons
-            ],
-        )
+    await conn.execute("DELETE FROM lesson WHERE source = :source", {"source": source})
+    await conn.executemany(
+        "INSERT INTO lesson (source, about, first, now, expected, kept, tries, low, high, mean_gain, spread) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        [
+            (
+                source,
+                lesson.about,
+                *(lesson.level or (None, None)),
+                lesson.expected,
+                lesson.kept,
+                lesson.tries,
+                *(lesson.values or (None, None)),
+                *(lesson.gains or (None, None)),
+            )
+            for lesson in lessons
+        ],
+    )
 
 
 async def all_lessons(db: Database) -> list[Lesson]:
@@ -152,3 +290,19 @@ async def all_lessons(db: Database) -> list[Lesson]:
         )
         for row in rows
     ]
+
+
+async def own_runs(db: Database, path: str) -> set[tuple[str, str]]:
+    """Return description and metric of the runs made in a workspace, as its results.tsv tells them."""
+    rows = await db.reader.execute_fetchall(
+        "SELECT description, metric_value, kind, reason FROM experiment JOIN context ON context.id = context_id "
+        "JOIN workspace ON workspace.id = workspace_id JOIN outcome ON outcome.experiment_id = experiment.id "
+        "WHERE workspace.path = :path",
+        {"path": path},
+    )
+    told = set()
+    for row in rows:
+        failed = "" if row["metric_value"] is not None else f" ({row['kind']}: {row['reason']})"
+        words = " ".join((row["description"] + failed).split())
+        told.add((words, f"{row['metric_value'] or 0.0:.6f}"))
+    return told

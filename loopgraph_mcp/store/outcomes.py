@@ -7,11 +7,13 @@ from loopgraph_mcp.models import OutcomeKind
 from loopgraph_mcp.store.database import Database
 
 # A program is known by its syntax tree, so that comments and layout do not make another one; a run that was only told
-# of, by its own id. What it is compared with is its base, or for a run only told of, the incumbent of that time.
+# of, by its own id. What it is compared with is its base, or for a run only told of, the incumbent of that time: an
+# imported row may have its program where its parent's is not known, and the other way round.
 _TREE = "(SELECT tree_hash FROM program WHERE hash = {column})"
 _OWN_TREE = f"coalesce({_TREE.format(column='experiment.program_hash')}, experiment.id)"
 _BASE_TREE = f"""
-    CASE WHEN experiment.program_hash IS NOT NULL THEN {_TREE.format(column="experiment.base_hash")}
+    CASE WHEN experiment.program_hash IS NOT NULL AND experiment.device_slot <> 'imported'
+    THEN {_TREE.format(column="experiment.base_hash")}
     ELSE (SELECT coalesce({_TREE.format(column="parent.program_hash")}, parent.id)
           FROM experiment AS parent WHERE parent.id = experiment.parent_id) END
 """  # noqa: S608 - no input
@@ -26,6 +28,7 @@ class Run:
         tree: The program that ran, by syntax tree; the experiment's id where its text is not known.
         base_tree: What it is compared with, likewise; None where there is nothing.
         method_ids: What its edit put into practice.
+        imported: Whether somebody's history tells of it.
     """
 
     row: int
@@ -35,6 +38,7 @@ class Run:
     tree: str
     base_tree: str | None
     method_ids: tuple[str, ...]
+    imported: bool = False
 
 
 async def newest_row(db: Database) -> int:
@@ -48,7 +52,7 @@ async def runs_after(db: Database, row: int) -> list[Run]:
     found = await db.reader.execute_fetchall(
         f"""
         SELECT outcome.rowid AS row, experiment.context_id, outcome.kind, outcome.metric_value,
-               {_OWN_TREE} AS tree, {_BASE_TREE} AS base_tree,
+               {_OWN_TREE} AS tree, {_BASE_TREE} AS base_tree, experiment.device_slot = 'imported' AS imported,
                (SELECT json_group_array(method_id) FROM experiment_method
                 WHERE experiment_id = experiment.id) AS methods
         FROM outcome JOIN experiment ON experiment.id = outcome.experiment_id
@@ -66,6 +70,7 @@ async def runs_after(db: Database, row: int) -> list[Run]:
             tree=each["tree"],
             base_tree=each["base_tree"],
             method_ids=tuple(sorted(json.loads(each["methods"]))),
+            imported=bool(each["imported"]),
         )
         for each in found
     ]

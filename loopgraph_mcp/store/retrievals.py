@@ -66,7 +66,7 @@ async def ages_since_shown(db: Database) -> dict[str, list[int]]:
     tried = await db.reader.execute_fetchall(
         "SELECT experiment_method.method_id, max(experiment.created_at) AS at "
         "FROM experiment CROSS JOIN experiment_method ON experiment_method.experiment_id = experiment.id "
-        "WHERE experiment.created_at >= :oldest GROUP BY experiment_method.method_id",
+        "WHERE experiment.created_at >= :oldest AND device_slot <> 'imported' GROUP BY experiment_method.method_id",
         {"oldest": min((row["at"] for row in shown), default=0.0)},
     )
     last_tried = {row["method_id"]: row["at"] for row in tried}

@@ -1,0 +1,89 @@
+"""Tells which known methods a description tries, where its words leave no doubt."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from loopgraph_mcp.models import Method, Move, SetConst, SetDefault, SetKwarg, SetLocal
+from loopgraph_mcp.moves import read_moves, stripped
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """The methods that a description tries, or why none is told."""
+
+    method_ids: tuple[str, ...] = ()
+    doubt: str = ""
+
+
+def methods_tried(description: str, methods: Sequence[Method]) -> Tried:
+    """Return the methods that a description tries: each of its moves is one method's, and nothing else is changed.
+
+    A method's move has the method's knob and goes its way; where several methods make it, the one that is named is
+    meant. A description of no move that we know tries the one method that it names.
+    """
+    moves = read_moves(description)
+    named = _named(stripped(description), methods)
+    if [move.knob for move in moves] == ["other"]:
+        return _only(named, "names")
+    whole = [each.id for each in methods if len(each.moves) > 1 and _knobs(each.moves) == _knobs(moves)]
+    if whole:
+        return _only(whole, "may be")
+    if "batch_size" in _knobs(moves):  # how a batch is split among steps of accumulation changes no result
+        moves = tuple(move for move in moves if move.knob != "device_batch")
+    claims = [_claim(move, named, methods) for move in moves]
+    claimed = tuple(dict.fromkeys(each for claim in claims for each in claim.method_ids))
+    if not claimed:
+        return Tried(doubt=next((claim.doubt for claim in claims if claim.doubt), ""))
+    beside = [str(move) for move, claim in zip(moves, claims, strict=True) if not claim.method_ids]
+    if beside:
+        return Tried(doubt=f"also changes {', '.join(beside)}: not counted for {', '.join(claimed)}")
+    return Tried(claimed)
+
+
+def _claim(move: Move, named: Sequence[str], methods: Sequence[Method]) -> Tried:
+    fits, unsure = list[str](), list[str]()
+    for method in methods:
+        made = method.moves
+        if len(made) != 1 or (made[0].knob, made[0].word) != (move.knob, move.word) or move.knob == "other":
+            continue
+        if move.direction in {made[0].direction, 0}:
+            clear = move.direction == made[0].direction or (made[0].value is None and method.id in named)
+            (fits if clear else unsure).append(method.id)
+    if len(fits) > 1 and (meant := [each for each in fits if each in named]):
+        fits = meant
+    if not fits and unsure:
+        return Tried(doubt=f"does not say which way: not counted for {' or '.join(unsure)}")
+    return _only(fits, "may be")
+
+
+def _knobs(moves: Sequence[Move]) -> set[str]:
+    return {move.knob for move in moves}
+
+
+def _only(method_ids: Sequence[str], word: str) -> Tried:
+    if len(method_ids) > 1:
+        return Tried(doubt=f"{word} {' or '.join(method_ids)}: counted for none")
+    return Tried(tuple(method_ids))
+
+
+def _named(text: str, methods: Sequence[Method]) -> list[str]:
+    """Return the methods whose name, alias or identifier a text holds; of names inside one another, the longest."""
+    spans = [(*match.span(), method.id) for method in methods for match in _pattern(method).finditer(text)]
+    kept = [
+        each
+        for start, end, each in spans
+        if not any(left <= start and end <= right and right - left > end - start for left, right, _ in spans)
+    ]
+    return list(dict.fromkeys(kept))
+
+
+@lru_cache(maxsize=1024)
+def _pattern(method: Method) -> re.Pattern[str]:
+    ops = () if method.recipe is None else method.recipe.ops
+    set_here = [op.name for op in ops if isinstance(op, SetConst | SetLocal | SetDefault | SetKwarg)]
+    words = [method.name, method.id, *method.aliases, *(name for name in set_here if "_" in name)]
+    phrases = {" ".join(re.split(r"[\W_]+", word.casefold())).strip() for word in words}
+    longest = sorted((phrase for phrase in phrases if phrase), key=len, reverse=True)
+    return re.compile(r"\b(?:" + "|".join(re.escape(each).replace(r"\ ", r"[\W_]+") for each in longest) + r")s?\b")
