@@ -159,7 +159,7 @@ class Ledger:
         failed = experiment.outcome is not None and experiment.outcome.metric_value is None
         if experiment.context_id not in self._contexts:
             self._contexts[experiment.context_id] = await edits.get_context(self._db, experiment.context_id)
-        return self._judge(experiment.context_id, base_tree, tree, failed=failed)
+        return self._judge(experiment.context_id, tree if base_tree is None else base_tree, tree, failed=failed)
 
     def record(self, method_id: str, here: Context | None) -> TrackRecord:
         """Return what is known of a method, seen from one context."""
@@ -250,10 +250,13 @@ class Ledger:
         return known[1]
 
     def _judge(self, context_id: str, base_tree: str | None, tree: str, *, failed: bool = False) -> Verdict:
-        """Judge a change; a run that failed has no values, whatever others of the same program did."""
+        """Judge a change against its base, or a program that is its own base as a baseline.
+
+        A run that failed has no values, whatever others of the same program did.
+        """
         sigma, values = self._sigma(context_id), self._values[context_id]
         child = [] if failed else values.get(tree, [])
-        if child and base_tree in {None, tree}:
+        if child and base_tree == tree:
             return verdicts.baseline(child, sigma=sigma)
         direction = self._contexts[context_id].direction
         return verdicts.judge(values.get(base_tree or "", []), child, direction=direction, sigma=sigma)

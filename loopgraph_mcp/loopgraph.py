@@ -41,11 +41,10 @@ from loopgraph_mcp.sources import packs
 from loopgraph_mcp.sources.day_one import read_day_one
 from loopgraph_mcp.store import changes as change_store
 from loopgraph_mcp.store import edits as edit_store
-from loopgraph_mcp.store import experiments, imports, methods, outcomes, retrievals
+from loopgraph_mcp.store import experiments, imports, methods, outcomes, retrievals, search
 from loopgraph_mcp.store.database import Database
 from loopgraph_mcp.store.experiments import NewExperiment
 from loopgraph_mcp.store.lineage import Link, chain_of
-from loopgraph_mcp.store.search import TextSearch
 from loopgraph_mcp.surroundings import Surroundings
 from loopgraph_mcp.workspace import default_timeout_s, write_program
 
@@ -72,7 +71,6 @@ class LoopGraph:
         self._now = clock
         self._here = Surroundings(db, settings, clock)
         self._sight: Foresight | None = None
-        self._text = TextSearch(db)
         self._ledger = evidence.Ledger(db)
         self._learned: tuple[int, Context, Past] | None = None
 
@@ -119,7 +117,7 @@ class LoopGraph:
         where = await self._here.workspace_or_none(workspace)
         context = None if where is None else await self._here.context(where, where.budget_s)
         found = (
-            await methods.find_methods(self._text, query, limit=_CANDIDATES)
+            await search.find_methods(self.db, query, limit=_CANDIDATES)
             if query.strip()
             else [(method, 1.0) for method in await methods.all_methods(self.db)]
         )

@@ -26,10 +26,9 @@ from loopgraph_mcp.models import (
     SetLocal,
     Source,
 )
-from loopgraph_mcp.store import edits, experiments, methods, outcomes, retrievals
+from loopgraph_mcp.store import edits, experiments, methods, outcomes, retrievals, search
 from loopgraph_mcp.store.database import Database, migration_files, split_statements
 from loopgraph_mcp.store.experiments import NewExperiment, ProcessId
-from loopgraph_mcp.store.search import TextSearch
 
 EMBEDDING = Method(
     id="embedding-lr",
@@ -94,10 +93,10 @@ async def test_methods_survive_the_store_unchanged(db: Database) -> None:
 async def test_a_method_that_left_its_pack_is_not_found_but_still_known(db: Database) -> None:
     await methods.import_pack(db, PACK, now=1.0)
     await methods.import_pack(db, Pack("base", "2", "hash-2", (EMBEDDING,)), now=2.0)
-    assert await methods.find_methods(TextSearch(db), "attention", limit=5) == []
+    assert await search.find_methods(db, "attention", limit=5) == []
     assert await methods.get_method(db, "gqa") == ATTENTION
     await methods.import_pack(db, Pack("base", "3", "hash-3", (EMBEDDING, ATTENTION)), now=3.0)
-    assert [found.id for found, _ in await methods.find_methods(TextSearch(db), "attention", limit=5)] == ["gqa"]
+    assert [found.id for found, _ in await search.find_methods(db, "attention", limit=5)] == ["gqa"]
 
 
 @pytest.mark.parametrize(
@@ -114,7 +113,7 @@ async def test_a_method_that_left_its_pack_is_not_found_but_still_known(db: Data
 )
 async def test_methods_are_found_by_name_alias_identifier_and_stem(db: Database, query: str, first: str) -> None:
     await methods.import_pack(db, PACK, now=1.0)
-    found = await methods.find_methods(TextSearch(db), query, limit=5)
+    found = await search.find_methods(db, query, limit=5)
     assert found[0][0].id == first
     assert all(0 < relevance <= 1 for _, relevance in found)
 
@@ -136,7 +135,7 @@ HOSTILE = [
 @pytest.mark.parametrize("query", HOSTILE, ids=range(len(HOSTILE)))
 async def test_hostile_queries_find_something_or_nothing(db: Database, query: str) -> None:
     await methods.import_pack(db, PACK, now=1.0)
-    assert len(await methods.find_methods(TextSearch(db), query, limit=5)) <= 2
+    assert len(await search.find_methods(db, query, limit=5)) <= 2
     assert (await retrievals.add_retrieval(db, query, [], context_id=None, now=1.0)).startswith("ret_")
     assert len(await methods.all_methods(db)) == 2
 
@@ -147,7 +146,7 @@ def test_any_string_is_a_safe_query(tmp_path_factory: pytest.TempPathFactory, qu
     async def ask() -> None:
         async with Database.open(tmp_path_factory.getbasetemp() / "fuzz.db") as database:
             await methods.import_pack(database, PACK, now=1.0)
-            found = await methods.find_methods(TextSearch(database), query, limit=5)
+            found = await search.find_methods(database, query, limit=5)
             assert {method.id for method, _ in found} <= {"embedding-lr", "gqa"}
 
     asyncio.run(ask())

@@ -2,11 +2,12 @@
 
 import asyncio
 import hashlib
+import math
 import re
 import secrets
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from loopgraph_mcp.errors import StoreError
 
 MIGRATIONS_DIR = Path(__file__).parent / "migrations"
 _BUSY_TIMEOUT_S = 30.0
-_PROGRESS_STEPS = 1_000  # of SQLite's virtual machine between two looks at the clock
+_CHECK_EVERY = 10_000  # SQLite's own instructions between looks at the clock: about a millisecond
 _NEXT_STEP = "Free disk space, or end the process that holds the database, and try again"
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32: nothing that reads like something else
 
@@ -45,8 +46,8 @@ class Database:
         self._reader = reader
         self._searcher = searcher
         self._lock = asyncio.Lock()
-        self._search_lock = asyncio.Lock()
-        self._search_ends = 0.0
+        self._searching = asyncio.Lock()
+        self._deadline = math.inf
         self.path = path
 
     @classmethod
@@ -78,7 +79,7 @@ class Database:
                     for each in (reader, searcher):
                         await each.execute("PRAGMA query_only = ON")
                     database = cls(writer, reader, searcher, path)
-                    await searcher.set_progress_handler(database._is_late, _PROGRESS_STEPS)
+                    await searcher.set_progress_handler(database._is_late, _CHECK_EVERY)
                     yield database
                 finally:
                     await searcher.close()
@@ -119,24 +120,21 @@ class Database:
         """
         await self._writer.execute("PRAGMA synchronous = FULL")
 
-    async def search(self, statement: str, values: Mapping[str, object], deadline_s: float) -> list[sqlite3.Row]:
-        """Return the rows of a read on a connection of its own, or none where it takes too long."""
-        async with self._search_lock:
-            self._search_ends = time.monotonic() + deadline_s
-            try:
-                return list(await self._searcher.execute_fetchall(statement, values))
-            except sqlite3.OperationalError as error:
-                if "interrupted" not in str(error):
-                    raise
-                return []
-
-    def _is_late(self) -> int:
-        return int(time.monotonic() > self._search_ends)
-
     @property
     def reader(self) -> aiosqlite.Connection:
         """The connection for reads; it cannot write and never waits for a writer."""
         return self._reader
+
+    @asynccontextmanager
+    async def search(self, limit_s: float) -> AsyncIterator[aiosqlite.Connection]:
+        """Hold the connection for searches; a statement that runs past the limit fails with `interrupted`."""
+        async with self._searching:
+            self._deadline = time.monotonic() + limit_s
+            yield self._searcher
+
+    def _is_late(self) -> bool:
+        """Tell SQLite, on its connection's thread, whether to give up."""
+        return time.monotonic() > self._deadline
 
 
 async def _connect(path: Path) -> aiosqlite.Connection:

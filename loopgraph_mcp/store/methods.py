@@ -1,8 +1,8 @@
-"""Packs and methods: imported whole, found by full text."""
+"""Packs and methods: imported whole, read by id."""
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from functools import lru_cache
 from typing import Any
 
@@ -24,21 +24,10 @@ from loopgraph_mcp.models import (
     Source,
 )
 from loopgraph_mcp.store.database import Database
-from loopgraph_mcp.store.search import (
-    CHUNKS,
-    EXPERIMENTS,
-    MAX_NAME_WORDS,
-    METHODS,
-    TextSearch,
-    query_words,
-    tokens_of,
-)
 
 _OPS: dict[str, type[RecipeOp]] = {
     kind.__name__: kind for kind in (SetConst, SetLocal, SetDefault, SetKwarg, ReplaceStmt, InsertAfter, AddMethod)
 }
-_THROUGH_OTHERS = 0.5
-_MAX_OTHER_NAMES = 6
 
 
 async def import_pack(db: Database, pack: Pack, *, now: float) -> bool:
@@ -88,7 +77,7 @@ async def get_method(db: Database, method_id: str) -> Method | None:
 
 async def all_methods(db: Database) -> list[Method]:
     """Return every method that a pack still holds, ordered by id."""
-    return list((await _library(db)).methods)
+    return list(await _library(db))
 
 
 async def families(db: Database) -> dict[str, str]:
@@ -99,69 +88,30 @@ async def families(db: Database) -> dict[str, str]:
 
 async def count_methods(db: Database) -> int:
     """Return how many methods the packs hold."""
-    return len((await _library(db)).methods)
+    return len(await _library(db))
 
 
-async def find_methods(text: TextSearch, query: str, *, limit: int) -> list[tuple[Method, float]]:
-    """Return methods that a query finds, with their relevance in (0, 1], best first, ties by id.
-
-    A method is found by its own text, and for half as much by passages linked to it and by what was said of its runs.
-    """
-    words = query_words(query, (await _library(text.db)).names)
-    relevance = await text.find(METHODS, words, limit=limit)
-    for index, statement in (
-        (CHUNKS, "SELECT method.row, chunk_row AS found FROM method_chunk JOIN method ON method.id = method_id "
-                 "WHERE chunk_row IN (SELECT value FROM json_each(:rows)) AND retired_at IS NULL"),
-        (EXPERIMENTS, "SELECT method.row, experiment.row AS found FROM experiment "
-                      "JOIN experiment_method ON experiment_method.experiment_id = experiment.id "
-                      "JOIN method ON method.id = experiment_method.method_id "
-                      "WHERE experiment.row IN (SELECT value FROM json_each(:rows)) AND retired_at IS NULL"),
-    ):  # fmt: skip
-        found = await text.find(index, words, limit=limit)
-        if found:
-            for row in await text.db.reader.execute_fetchall(statement, {"rows": json.dumps(list(found))}):
-                through = _THROUGH_OTHERS * found[row["found"]]
-                relevance[row["row"]] = max(relevance.get(row["row"], 0.0), through)
-    cards = await text.db.reader.execute_fetchall(
-        "SELECT row, card FROM method WHERE row IN (SELECT value FROM json_each(:rows))",
-        {"rows": json.dumps(list(relevance))},
+async def methods_by_id(db: Database, method_ids: Sequence[str]) -> list[Method]:
+    """Return those of some methods that a pack still holds, ordered by id."""
+    rows = await db.reader.execute_fetchall(
+        "SELECT card FROM method WHERE id IN (SELECT value FROM json_each(:ids)) AND retired_at IS NULL ORDER BY id",
+        {"ids": json.dumps(list(method_ids))},
     )
-    ranked = [(_decode(card["card"]), relevance[card["row"]]) for card in cards]
-    return sorted(ranked, key=lambda pair: (-pair[1], pair[0].id))[:limit]
+    return [_decode(row["card"]) for row in rows]
 
 
-@dataclass(frozen=True, slots=True)
-class _Library:
-    """The methods of a store's packs, by id, and for each name of one its other names."""
-
-    methods: tuple[Method, ...]
-    names: Mapping[tuple[str, ...], tuple[str, ...]]
+_LIBRARIES: dict[str, tuple[Method, ...]] = {}
 
 
-_LIBRARIES: dict[str, _Library] = {}
-
-
-async def _library(db: Database) -> _Library:
-    """Return what a store's packs hold, read again only when a pack changes."""
+async def _library(db: Database) -> tuple[Method, ...]:
+    """Return what a store's packs hold, ordered by id, read again only when a pack changes."""
     rows = await db.reader.execute_fetchall("SELECT group_concat(name || content_hash) AS held FROM pack")
     held = f"{db.path} {next(iter(rows))['held']}"
     if held not in _LIBRARIES:
         cards = await db.reader.execute_fetchall("SELECT card FROM method WHERE retired_at IS NULL ORDER BY id")
-        known = tuple(_decode(card["card"]) for card in cards)
         _LIBRARIES.clear()
-        _LIBRARIES[held] = _Library(known, other_names(known))
+        _LIBRARIES[held] = tuple(_decode(card["card"]) for card in cards)
     return _LIBRARIES[held]
-
-
-def other_names(known: Sequence[Method]) -> dict[tuple[str, ...], tuple[str, ...]]:
-    """Return for each short name of each method, as words, the method's other short names."""
-    names: dict[tuple[str, ...], dict[str, None]] = {}
-    for method in known:
-        said = [tuple(tokens_of(name)) for name in (method.name, *method.aliases)]
-        short = [words for words in dict.fromkeys(said) if 0 < len(words) <= MAX_NAME_WORDS]
-        for words in short:
-            names.setdefault(words, {}).update((" ".join(other), None) for other in short if other != words)
-    return {words: tuple(others)[:_MAX_OTHER_NAMES] for words, others in names.items() if others}
 
 
 def _method_row(method: Method, pack_name: str) -> dict[str, Any]:

@@ -1,193 +1,235 @@
-"""Full-text search: any words find methods by their own text, by passages linked to them, and by what was tried.
+"""Finds methods by full text: their own, that of passages about them, and that of experiments that tried them.
 
-A word that stands in many rows costs time and says little: bm25 scores every row that matches. So words in more than
-2 % of a table's rows are left out there, the six rarest are kept, all of them are asked for first and any of them only
-where that finds too little; if all words are common, all of them are looked for in the newest rows.
+bm25 scores every row that holds a word, so a common word would cost seconds in a large store, and tells little anyway:
+common words are dropped, the rarest of the rest kept, and where all are common the newest rows stand for the others.
 """
 
-import re
-import unicodedata
-from collections.abc import Mapping, Sequence
+import json
+import sqlite3
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from weakref import WeakKeyDictionary
 
+import aiosqlite
+
+from loopgraph_mcp.models import Method
 from loopgraph_mcp.store.database import Database
+from loopgraph_mcp.store.methods import methods_by_id
+from loopgraph_mcp.store.words import Limits, Match, plan, read_concepts, read_words, spans, words_of
 
-COMMON_SHARE = 0.02
-FEW_ROWS = 5_000  # a table this small is searched for every word
-KEPT_WORDS = 6
-NEWEST_ROWS = 2_000
-DEADLINE_S = 0.25
-SOME_WORDS = 0.3  # what a row with some of the words is worth, where another has them all
-LEAST_RELEVANCE = 0.05
-_MAX_TOKENS = 12
-_MAX_CHARS = 2_000
-MAX_NAME_WORDS = 4
-# fmt: off
-# Words that say nothing of a method; dropped unless they are all there is.
-_STOP_WORDS = frozenset({
-    "a", "an", "and", "are", "as", "at", "be", "by", "can", "could", "do", "does", "for", "from", "how", "i", "if",
-    "in", "into", "is", "it", "its", "make", "me", "of", "on", "or", "our", "should", "so", "some", "than", "that",
-    "the", "then", "there", "these", "this", "to", "try", "use", "using", "want", "was", "we", "what", "when",
-    "which", "with", "would", "you",
-})
-# fmt: on
+_HITS = 50  # rows of an index that are followed to their methods
+_SOME_WORDS = 0.6  # how far a method with some of the words counts, where another has them all
+_LEAST_RELEVANCE = 0.05
+_LEAST_SCORE = 0.01
+_SCORED_ALL = 5_000  # rows of an index that is small enough to score common words in
+_MEANT = 3  # a name of more methods than this is no name of any
+_COUNTED_WORDS = 10_000
+_PRUNED = Limits()
 
 
 @dataclass(frozen=True, slots=True)
-class Index:
-    """One full-text table and how a match in it is scored and named.
+class _Index:
+    """One full-text index and how its rows lead to methods.
 
     Args:
-        score: bm25 with the weights of its columns.
-        rows: How to count the table's rows, roughly and at once.
-        join: What leaves out rows that are not to be found.
+        weight: How far a hit counts, beside one in a method's own text.
+        enough: Rows with all the words, at which those with some are not asked for.
+        bm25: The columns' weights.
+        hits: The query for hits, open for their score and order.
     """
 
-    table: str
-    score: str
-    rows: str
-    join: str = ""
+    name: str
+    weight: float
+    enough: int
+    bm25: str
+    hits: str
+
+    @property
+    def scored(self) -> str:
+        """The query for the best rows."""
+        return self.hits.format(score=f"-bm25({self.name}_fts, {self.bm25})", order="score DESC, rowid")
+
+    @property
+    def newest(self) -> str:
+        """The query for the newest rows, which scores none: for words that are too common to."""
+        return self.hits.format(score="1.0", order="rowid DESC")
 
 
-METHODS = Index(
-    "method_fts",
-    "-bm25(method_fts, 8.0, 8.0, 3.0, 1.0, 4.0)",
-    "SELECT coalesce(max(row), 0) FROM method",
-    "JOIN method ON method.row = method_fts.rowid AND method.retired_at IS NULL",
+_METHODS = _Index(
+    "method",
+    weight=1.0,
+    enough=_HITS,
+    bm25="8.0, 8.0, 3.0, 1.0, 4.0",
+    hits="""
+    WITH hit AS MATERIALIZED (
+        SELECT rowid AS row, {score} AS score FROM method_fts WHERE method_fts MATCH :match
+        AND rowid NOT IN (SELECT row FROM method WHERE retired_at IS NOT NULL) ORDER BY {order} LIMIT :limit
+    )
+    SELECT hit.row, method.id AS method_id, hit.score, 1.0 AS share FROM hit JOIN method ON method.row = hit.row
+    """,
 )
-CHUNKS = Index("chunk_fts", "-bm25(chunk_fts, 1.0, 0.2)", "SELECT coalesce(max(row), 0) FROM chunk")
-EXPERIMENTS = Index("experiment_fts", "-bm25(experiment_fts)", "SELECT coalesce(max(row), 0) FROM experiment")
-
-
-@dataclass(frozen=True, slots=True)
-class Words:
-    """A query's words, each with the phrases that mean the same.
-
-    Args:
-        tokens: Words in the query's order, common ones of the language dropped.
-        aliases: For a run of tokens that names something: where it begins and ends, and its other names.
-    """
-
-    tokens: tuple[str, ...]
-    aliases: tuple[tuple[int, int, tuple[str, ...]], ...] = ()
-
-    def terms(self) -> list[str]:
-        """Return one FTS5 expression for each word, or for each run of words that has other names."""
-        terms, place = [], 0
-        by_start = {start: (end, names) for start, end, names in self.aliases}
-        while place < len(self.tokens):
-            end, names = by_start.get(place, (place + 1, ()))
-            phrase = quoted(" ".join(self.tokens[place:end]))
-            terms.append(f"({' OR '.join([phrase, *map(quoted, names)])})" if names else phrase)
-            place = end
-        return terms
-
-
-def quoted(phrase: str) -> str:
-    """Return a phrase of words as FTS5 takes it; it holds nothing but words."""
-    return f'"{phrase}"'
-
-
-def tokens_of(text: str) -> list[str]:
-    """Return the words of any string that are safe to quote for FTS5."""
-    text = text[:_MAX_CHARS].encode("utf-8", "ignore").decode("utf-8").replace("\x00", " ")
-    return re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold())
-
-
-def query_words(query: str, names: Mapping[tuple[str, ...], tuple[str, ...]] | None = None) -> Words:
-    """Return the words of a query, the first twelve, with other names of what they name.
-
-    Args:
-        query: Any string.
-        names: Other names by the words of one name.
-    """
-    unique = list(dict.fromkeys(tokens_of(query)))
-    telling = ([word for word in unique if word not in _STOP_WORDS] or unique)[:_MAX_TOKENS]
-    aliases = []
-    place = 0
-    while names and place < len(telling):
-        end = next(
-            (
-                end
-                for end in range(min(place + MAX_NAME_WORDS, len(telling)), place, -1)
-                if tuple(telling[place:end]) in names
-            ),
-            None,
-        )
-        if end is not None:
-            aliases.append((place, end, names[tuple(telling[place:end])]))
-        place = end or place + 1
-    return Words(tuple(telling), tuple(aliases))
+# A paper's passages count by half for the methods that only cite it.
+_CHUNKS = _Index(
+    "chunk",
+    weight=0.8,
+    enough=10,
+    bm25="2.0, 1.0, 3.0",
+    hits="""
+    WITH hit AS MATERIALIZED (
+        SELECT rowid AS row, {score} AS score FROM chunk_fts WHERE chunk_fts MATCH :match
+        ORDER BY {order} LIMIT :limit
+    )
+    SELECT hit.row, method_chunk.method_id, hit.score, 1.0 AS share FROM hit JOIN chunk ON chunk.row = hit.row
+    JOIN method_chunk ON method_chunk.chunk_id = chunk.id
+    UNION ALL
+    SELECT hit.row, method_paper.method_id, hit.score, 0.5 AS share FROM hit JOIN chunk ON chunk.row = hit.row
+    JOIN method_paper ON method_paper.paper_id = chunk.paper_id
+    """,
+)
+_EXPERIMENTS = _Index(
+    "experiment",
+    weight=0.4,
+    enough=10,
+    bm25="3.0, 1.0, 0.5",
+    hits="""
+    WITH hit AS MATERIALIZED (
+        SELECT rowid AS row, {score} AS score FROM experiment_fts WHERE experiment_fts MATCH :match
+        ORDER BY {order} LIMIT :limit
+    )
+    SELECT hit.row, experiment_method.method_id, hit.score, 1.0 AS share
+    FROM hit JOIN experiment ON experiment.row = hit.row JOIN experiment_method ON experiment_method.experiment_id = experiment.id
+    """,
+)
+_INDEXES = (_METHODS, _CHUNKS, _EXPERIMENTS)
 
 
 @dataclass(slots=True)
-class TextSearch:
-    """Searches the full-text tables of one store; remembers how common words are, as long as tables hardly grow."""
+class _Found:
+    """What one index found: each method's best score, and which have every word."""
 
-    db: Database
-    _frequencies: dict[tuple[str, str, int], int] = field(default_factory=dict)
+    scores: dict[str, float] = field(default_factory=dict)
+    full: set[str] = field(default_factory=set)
 
-    async def find(self, index: Index, words: Words, *, limit: int, pruned: bool = True) -> dict[int, float]:
-        """Return the rows of a table that match best, with their relevance in (0, 1], best first, ties by row.
+    def add(self, method_id: str, score: float) -> None:
+        """Take in one hit."""
+        self.scores[method_id] = max(self.scores.get(method_id, score), score)
 
-        A row that lacks some of the words is worth less than one that has them all.
 
-        Args:
-            index: The table.
-            words: What to look for.
-            limit: How many rows to return.
-            pruned: Whether words that are common in the table are left out.
+async def find_methods(db: Database, query: str, *, limit: int, limits: Limits = _PRUNED) -> list[tuple[Method, float]]:
+    """Return methods that a query finds, with their relevance in (0, 1], best first, ties by id.
+
+    Rows that match everything asked for come first; those with some of it count for less. A search that comes to its
+    limit of time answers with what it has.
+    """
+    words = read_words(query)
+    if not words:
+        return []
+    found: list[tuple[_Index, _Found]] = []
+    async with db.search(limits.seconds) as conn:
+        concepts = read_concepts(words, await _other_names(conn, words))
+        asked = words_of(concepts)
+        sizes = await _sizes(conn)
+        for index in _INDEXES:
+            seen = _Found()
+            found.append((index, seen))
+            try:
+                size = sizes[index.name]
+                counts = await _count_rows(db, conn, index.name, size, asked, limits.common(size))
+                await _look(conn, index, plan(concepts, counts, size, limits), size, seen)
+            except sqlite3.OperationalError as error:
+                if "interrupted" not in str(error):
+                    raise
+    relevance = _combine(found)
+    known = await methods_by_id(db, list(relevance))
+    best = max((relevance[method.id] for method in known), default=1.0)
+    ranked = [(method, max(_LEAST_RELEVANCE, relevance[method.id] / best)) for method in known]
+    ranked.sort(key=lambda pair: (-pair[1], pair[0].id))
+    return ranked[:limit]
+
+
+async def _other_names(conn: aiosqlite.Connection, words: Sequence[str]) -> dict[str, list[str]]:
+    """Return the names in a query, each with the other names of the methods it means."""
+    rows = await conn.execute_fetchall(
         """
-        terms = words.terms()
-        if not terms:
-            return {}
-        newest = 0
-        if pruned:
-            terms, newest = await self._telling(index, terms)
-        found = _shares(await self._matches(index, " AND ".join(terms), newest, limit))
-        if len(found) < limit and len(terms) > 1 and not newest:
-            worth = SOME_WORDS if found else 1.0
-            for row, share in _shares(await self._matches(index, " OR ".join(terms), newest, limit)).items():
-                found.setdefault(row, worth * share)
-        return dict(sorted(found.items(), key=lambda pair: (-pair[1], pair[0]))[:limit])
+        SELECT said.words AS said, other.words AS other FROM json_each(:spans) AS span
+        JOIN alias AS said ON said.words = span.value
+        JOIN method ON method.id = said.method_id AND method.retired_at IS NULL
+        JOIN alias AS other ON other.method_id = said.method_id AND other.words <> said.words
+        WHERE (SELECT count(*) FROM alias WHERE alias.words = span.value) <= :meant
+        ORDER BY other.place, said.words, other.words
+        """,
+        {"spans": json.dumps(spans(words)), "meant": _MEANT},
+    )
+    names: dict[str, list[str]] = {}
+    for row in rows:
+        names.setdefault(row["said"], []).append(row["other"])
+    return names
 
-    async def _telling(self, index: Index, terms: list[str]) -> tuple[list[str], int]:
-        """Return the rarest terms, and where all are common, the row from which on to look."""
-        rows = await self._count(index.rows)
-        if rows <= FEW_ROWS:
-            return terms, 0
-        limit = max(int(COMMON_SHARE * rows), 1)
-        counted = [(await self._frequency(index, term, limit, rows), term) for term in terms]
-        rare = [term for count, term in sorted(counted) if count <= limit]
-        return (rare[:KEPT_WORDS], 0) if rare else (terms, max(rows - NEWEST_ROWS, 1))
 
-    async def _frequency(self, index: Index, term: str, limit: int, rows: int) -> int:
-        """Return in how many rows a term stands, counted no further than one beyond the limit."""
-        key = (index.table, term, rows.bit_length())
-        if key not in self._frequencies:
-            if len(self._frequencies) > 10_000:
-                self._frequencies.clear()
-            self._frequencies[key] = await self._count(
-                f"SELECT count(*) FROM (SELECT 1 FROM {index.table} WHERE {index.table} MATCH :match LIMIT :limit)",  # noqa: S608 - our own names
-                {"match": term, "limit": limit + 1},
-            )
-        return self._frequencies[key]
+# How many rows hold a word, for as long as the index has the same newest row. Counting stops where a word is common,
+# which takes a tenth of a microsecond a row; fts5vocab counts to the end.
+_Counts = tuple[tuple[int, int], dict[str, int]]
+_COUNTS: WeakKeyDictionary[Database, dict[str, _Counts]] = WeakKeyDictionary()
 
-    async def _matches(self, index: Index, match: str, newest: int, limit: int) -> list[tuple[int, float]]:
-        statement = (
-            f"SELECT {index.table}.rowid, {index.score} AS score FROM {index.table} {index.join} "  # noqa: S608 - our own names
-            f"WHERE {index.table} MATCH :match {f'AND {index.table}.rowid >= :newest' if newest else ''} "
-            f"ORDER BY score DESC, {index.table}.rowid LIMIT :limit"
+
+async def _sizes(conn: aiosqlite.Connection) -> dict[str, int]:
+    """Return the newest row of each index, which is about how many it has."""
+    rows = await conn.execute_fetchall(
+        "SELECT (SELECT max(row) FROM method) AS method, (SELECT max(row) FROM chunk) AS chunk, "
+        "(SELECT max(row) FROM experiment) AS experiment"
+    )
+    row = next(iter(rows))
+    return {name: row[name] or 0 for name in row.keys()}  # noqa: SIM118 - iterating a Row gives its values
+
+
+async def _count_rows(
+    db: Database, conn: aiosqlite.Connection, name: str, size: int, words: Sequence[str], common: int
+) -> dict[str, int]:
+    """Return how many rows of an index hold each word, or for a common word one more than make it common."""
+    known_common, known = _COUNTS.setdefault(db, {}).get(name, (None, {}))
+    if known_common != (size, common) or len(known) > _COUNTED_WORDS:
+        known = {}
+        _COUNTS[db][name] = (size, common), known
+    new = [word for word in words if word not in known]
+    if new:
+        counted = await conn.execute_fetchall(
+            f"SELECT value AS word, (SELECT count(*) FROM (SELECT 1 FROM {name}_fts "  # noqa: S608 - our names
+            f"WHERE {name}_fts MATCH '\"' || value || '\"' LIMIT :limit)) AS docs FROM json_each(:words)",
+            {"words": json.dumps(new), "limit": common + 1},
         )
-        rows = await self.db.search(statement, {"match": match, "newest": newest, "limit": limit}, DEADLINE_S)
-        return [(row[0], row[1]) for row in rows]
-
-    async def _count(self, statement: str, values: Mapping[str, object] | None = None) -> int:
-        rows = await self.db.search(statement, values or {}, DEADLINE_S)
-        return int(rows[0][0]) if rows else 0
+        known.update({row["word"]: row["docs"] for row in counted})
+    return {word: known[word] for word in words}
 
 
-def _shares(found: Sequence[tuple[int, float]]) -> dict[int, float]:
-    """Return scores as shares of the best; bm25 gives a word that stands in most rows nothing or less."""
-    best = max((score for _, score in found), default=0.0)
-    return {row: max(LEAST_RELEVANCE, score / best if best > 0 else 1.0) for row, score in found}
+async def _look(conn: aiosqlite.Connection, index: _Index, match: Match, size: int, found: _Found) -> None:
+    """Put into `found` what an index has; the rows with every concept are looked up first, which costs little."""
+    query, asked, full = index.scored, match.every, set[int]()
+    if match.some and not match.every:
+        asked = match.some
+    elif match.some:
+        rows = await conn.execute_fetchall(
+            f"SELECT rowid FROM {index.name}_fts WHERE {index.name}_fts MATCH :match LIMIT :limit",  # noqa: S608
+            {"match": match.every, "limit": index.enough},
+        )
+        full = {row["rowid"] for row in rows}
+        asked = match.every if len(full) == index.enough else match.some
+    elif match.common:
+        query, asked = index.scored if size <= _SCORED_ALL else index.newest, match.common
+    if not asked:
+        return
+    for row in await conn.execute_fetchall(query, {"match": asked, "limit": _HITS}):
+        # bm25 gives a word that stands in most rows nothing or less: relevance stays above zero all the same.
+        found.add(row["method_id"], row["share"] * max(_LEAST_SCORE, row["score"] / match.best))
+        if asked != match.some or row["row"] in full:
+            found.full.add(row["method_id"])
+
+
+def _combine(found: Sequence[tuple[_Index, _Found]]) -> dict[str, float]:
+    """Return each method's relevance over all indexes, not yet scaled."""
+    any_in_full = any(seen.full for _, seen in found)
+    relevance: dict[str, float] = {}
+    for index, seen in found:
+        for method_id, score in seen.scores.items():
+            share = 1.0 if method_id in seen.full or not any_in_full else _SOME_WORDS
+            relevance[method_id] = relevance.get(method_id, 0.0) + index.weight * share * score
+    return relevance

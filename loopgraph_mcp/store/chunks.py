@@ -1,0 +1,67 @@
+"""Chunks: passages of papers, code, packs and documents, kept once each, and what methods they tell of."""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from loopgraph_mcp.store.database import Database, text_hash
+
+_CODE_NAME = re.compile(r"\b(?:[A-Za-z]+\d*_\w+|_\w+|[a-z]+(?:[A-Z][a-z0-9]*)+|(?:[A-Z][a-z0-9]+){2,})\b")
+_PART = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """One passage to keep.
+
+    Args:
+        source_kind: `paper`, `code`, `pack` or `document`.
+        place: Its section, page or symbol.
+        licence: Under which terms it is kept; empty where that is not known.
+    """
+
+    source_kind: str
+    text: str
+    place: str = ""
+    paper_id: str | None = None
+    licence: str = ""
+
+    @property
+    def id(self) -> str:
+        """The hash of what it holds: the same passage has one id in every store."""
+        return f"chunk_{text_hash(json.dumps(asdict(self), sort_keys=True))[:16]}"
+
+
+async def add_chunks(db: Database, chunks: Sequence[Chunk], *, method_id: str | None = None) -> list[str]:
+    """Keep passages, in order, and say of which method they tell; return their ids. Known ones are kept as they are."""
+    rows = [
+        {
+            "id": chunk.id,
+            "kind": chunk.source_kind,
+            "paper": chunk.paper_id,
+            "place": chunk.place,
+            "licence": chunk.licence,
+            "text": chunk.text,
+            "identifiers": " ".join(split_names(chunk.text)),
+        }
+        for chunk in chunks
+    ]
+    async with db.transaction() as conn:
+        await conn.executemany(
+            "INSERT INTO chunk (id, source_kind, paper_id, place, licence, text, identifiers) "
+            "VALUES (:id, :kind, :paper, :place, :licence, :text, :identifiers) ON CONFLICT (id) DO NOTHING",
+            rows,
+        )
+        if method_id is not None:
+            await conn.executemany(
+                "INSERT INTO method_chunk (method_id, chunk_id) VALUES (:method, :id) ON CONFLICT DO NOTHING",
+                [{"method": method_id, "id": row["id"]} for row in rows],
+            )
+    return [str(row["id"]) for row in rows]
+
+
+def split_names(text: str) -> list[str]:
+    """Return the parts of the names of code in a text: `val_bpb` is also val and bpb."""
+    names = dict.fromkeys(_CODE_NAME.findall(text))
+    return list(dict.fromkeys(part.casefold() for name in names for part in _PART.findall(name) if len(part) > 1))
