@@ -4,7 +4,7 @@ import asyncio
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import fmean
 
 from loopgraph_mcp import verdicts
@@ -107,13 +107,27 @@ class Memory:
         return frozenset() if self.here is None else self.ledger.plateau_families(self.here, runs)
 
 
+@dataclass(slots=True)
+class _FamilyMeans:
+    """What families gained, as seen from one context, and the methods of which that is to be worked out again."""
+
+    here: Context | None = None
+    seen: dict[str, list[Observation]] = field(default_factory=dict)
+    means: dict[str, float] = field(default_factory=dict)
+    sigmas: dict[str, float] = field(default_factory=dict)
+    stale: set[str] = field(default_factory=set)
+
+
 class Ledger:
-    """All runs of a store: read once, then followed; what is judged of them is kept until a new run bears on it."""
+    """All runs of a store: read once, then followed; what is judged of them is kept until a new run bears on it.
+
+    `seen` is the place of the newest outcome that was read.
+    """
 
     def __init__(self, db: Database) -> None:
         self._db = db
         self._lock = asyncio.Lock()
-        self._seen = 0
+        self.seen = 0
         self._imported: list[int] = []  # places of imported outcomes: one's own do not fade by them
         self._contexts: dict[str, Context] = {}
         self._values: dict[str, dict[str, list[float]]] = defaultdict(dict)
@@ -122,18 +136,19 @@ class Ledger:
         self._families: dict[str, str] = {}
         self._versions: dict[str, int] = defaultdict(int)
         self._sigmas: dict[str, tuple[int, float]] = {}
-        self._verdicts: dict[tuple[str, str | None, str], tuple[int, Verdict]] = {}
+        self._verdicts: dict[tuple[str, str | None, str], tuple[tuple[float, int, int], Verdict]] = {}
+        self._bearing: dict[tuple[str, str], set[str]] = defaultdict(set)  # methods whose trials a program stands in
         self._known_for: tuple[int, Context | None] = (-1, None)
         self._records: dict[str, TrackRecord] = {}
         self._appraisals: dict[str, Appraisal] = {}
-        self._means: Mapping[str, float] | None = None
+        self._families_of = _FamilyMeans()
 
     async def follow(self) -> None:
         """Take in the outcomes that are new."""
         async with self._lock:
-            if await outcomes.newest_row(self._db) == self._seen:
+            if await outcomes.newest_row(self._db) == self.seen:
                 return
-            for run in await outcomes.runs_after(self._db, self._seen):
+            for run in await outcomes.runs_after(self._db, self.seen):
                 if run.context_id not in self._contexts:
                     self._contexts[run.context_id] = await edits.get_context(self._db, run.context_id)
                 self._versions[run.context_id] += 1
@@ -142,8 +157,11 @@ class Ledger:
                     self._values[run.context_id].setdefault(run.tree, []).append(run.metric_value)
                 for method_id in run.method_ids:  # replicates of one change are one trial; the newest tells its age
                     self._runs[method_id][run.context_id, run.base_tree, run.tree] = run
+                    for tree in (run.tree, run.base_tree or ""):
+                        self._bearing[run.context_id, tree].add(method_id)
+                self._families_of.stale |= self._bearing.get((run.context_id, run.tree), set())
             self._newest = self._newest[-_PLATEAU_LOOK:]
-            self._seen = await outcomes.newest_row(self._db)
+            self.seen = await outcomes.newest_row(self._db)
             if not self._runs.keys() <= self._families.keys():
                 self._families = await methods.families(self._db)
 
@@ -186,11 +204,10 @@ class Ledger:
 
     def _forget_stale(self, here: Context | None) -> None:
         """Drop what was worked out before the newest outcome, or for another context."""
-        if self._known_for != (self._seen, here):
-            self._known_for = (self._seen, here)
+        if self._known_for != (self.seen, here):
+            self._known_for = (self.seen, here)
             self._records.clear()
             self._appraisals.clear()
-            self._means = None
 
     def _trials(self, method_id: str, here: Context | None) -> Iterator[Trial]:
         """Yield each change that a method made, with the verdict on all its runs, oldest first."""
@@ -200,34 +217,65 @@ class Ledger:
                 continue
             context = self._contexts[context_id]
             comparable = here is not None and _comparable(context, here)
-            observation = None
-            if verdict.gain is not None:
-                values = self._values[context_id]
-                observation = Observation(
-                    verdict.gain / verdict.noise_floor,
-                    n_parent=len(values.get(base_tree or "", [])),
-                    n_child=len(values.get(tree, [])),
-                    age=self._age(run),
-                    kappa=1.0 if comparable or here is None else _OTHER_SCALE_KAPPA,
-                    shared=len(run.method_ids),
-                )
-            yield Trial(context, verdict, observation, self._age(run), comparable, run.imported)
+            kappa = 1.0 if comparable or here is None else _OTHER_SCALE_KAPPA
+            age = self._age(run)
+            observation = self._observation(run, verdict, kappa=kappa, age=age)
+            yield Trial(context, verdict, observation, age, comparable, run.imported)
+
+    def _observation(self, run: Run, verdict: Verdict, *, kappa: float, age: int) -> Observation | None:
+        if verdict.gain is None:
+            return None
+        values = self._values[run.context_id]
+        return Observation(
+            verdict.gain / verdict.noise_floor,
+            n_parent=len(values.get(run.base_tree or "", [])),
+            n_child=len(values.get(run.tree, [])),
+            age=age,
+            kappa=kappa,
+            shared=len(run.method_ids),
+        )
 
     def _age(self, run: Run) -> int:
         """Return how many outcomes of one's own came after a run."""
         imported_since = len(self._imported) - bisect_right(self._imported, run.row)
-        return self._seen - run.row - imported_since
+        return self.seen - run.row - imported_since
 
     def family_means(self, here: Context | None) -> Mapping[str, float]:
-        """Return the gain to expect of each family's next method, in noise floors, where it has any trial."""
-        self._forget_stale(here)
-        if self._means is None:
-            found: dict[str, list[Observation]] = defaultdict(list)
-            for method_id in self._runs:
-                seen = (trial.observation for trial in self.record(method_id, here).trials)
-                found[self._families.get(method_id, "")] += [each for each in seen if each is not None]
-            self._means = {family: family_mean(seen) for family, seen in found.items()}
-        return self._means
+        """Return the gain to expect of each family's next method, in noise floors, where it has any trial.
+
+        It is the weak end of the evidence, and does not fade with age: so a new run changes only what it touches.
+        """
+        known = self._families_of
+        sigmas = {context_id: self._sigma(context_id) for context_id in self._contexts}
+        if known.here != here or not known.seen.keys() <= self._runs.keys():
+            known.here, known.seen, known.stale = here, {}, set(self._runs)
+        for context_id, sigma in sigmas.items():
+            if known.sigmas.get(context_id) != sigma:
+                known.stale |= {
+                    each for (where, _), found in self._bearing.items() if where == context_id for each in found
+                }
+        known.sigmas = sigmas
+        touched = {self._families.get(method_id, "") for method_id in known.stale}
+        for method_id in known.stale:
+            known.seen[method_id] = self._ageless(method_id, here)
+        known.stale = set()
+        members: dict[str, list[str]] = defaultdict(list)
+        for method_id in sorted(known.seen):
+            members[self._families.get(method_id, "")].append(method_id)
+        for family in touched:
+            seen = [each for method_id in members[family] for each in known.seen[method_id]]
+            known.means[family] = family_mean(seen)
+        return known.means
+
+    def _ageless(self, method_id: str, here: Context | None) -> list[Observation]:
+        found = []
+        for run in self._runs[method_id].values():
+            verdict = self._verdict(run.context_id, run.base_tree, run.tree)
+            comparable = here is None or _comparable(self._contexts[run.context_id], here)
+            seen = self._observation(run, verdict, kappa=1.0 if comparable else _OTHER_SCALE_KAPPA, age=0)
+            if seen is not None and verdict.kind is not VerdictKind.BASELINE:
+                found.append(seen)
+        return found
 
     def plateau_families(self, here: Context, runs: int) -> frozenset[str]:
         """Return the families that a context's last runs tried, if there are so many and none of them was a win."""
@@ -243,10 +291,13 @@ class Ledger:
         return frozenset(tried or {"edits by hand"})
 
     def _verdict(self, context_id: str, base_tree: str | None, tree: str) -> Verdict:
-        key, version = (context_id, base_tree, tree), self._versions[context_id]
-        known = self._verdicts.get(key)
-        if known is None or known[0] != version:
-            known = self._verdicts[key] = version, self._judge(context_id, base_tree, tree)
+        """Return the verdict on a change, worked out again only where its runs or the noise floor have changed."""
+        values = self._values[context_id]
+        rests_on = self._sigma(context_id), len(values.get(base_tree or "", ())), len(values.get(tree, ()))
+        known = self._verdicts.get((context_id, base_tree, tree))
+        if known is None or known[0] != rests_on:
+            known = rests_on, self._judge(context_id, base_tree, tree)
+            self._verdicts[context_id, base_tree, tree] = known
         return known[1]
 
     def _judge(self, context_id: str, base_tree: str | None, tree: str, *, failed: bool = False) -> Verdict:

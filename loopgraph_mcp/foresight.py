@@ -72,6 +72,7 @@ class Past:
     """
 
     higher_is_better: bool = False
+    learned: int = 0
     changes: int = 0
     keeps: int = 0
     first: float | None = None
@@ -81,6 +82,7 @@ class Past:
 
     def learn(self, done: Try) -> None:
         """Take in one try."""
+        self.learned += 1
         value = done.metric_value if done.metric_value is not None and math.isfinite(done.metric_value) else None
         if value is not None and self.first is None:
             self.first = self.best = value
@@ -296,7 +298,7 @@ class Foresight:
         for lesson in taught:
             if lesson.owner != without:
                 self._by_about[lesson.about].append(lesson)
-        self._scores_of: Past | None = None
+        self._scores_of: tuple[Past | None, int] = (None, 0)
         self._scores: dict[tuple[Move, ...], float] = {}
 
     def elsewhere(self, about: str, level: tuple[float, float] | None) -> float:
@@ -311,8 +313,8 @@ class Foresight:
 
     def score(self, moves: tuple[Move, ...], past: Past) -> float:
         """Return the score of a change, worked out once as long as the same past is asked about."""
-        if self._scores_of is not past:
-            self._scores_of, self._scores = past, {}
+        if self._scores_of[0] is not past or self._scores_of[1] != past.learned:
+            self._scores_of, self._scores = (past, past.learned), {}
         if moves not in self._scores:
             self._scores[moves] = self.foresee(moves, past).score
         return self._scores[moves]

@@ -32,6 +32,7 @@ from loopgraph_mcp.models import (
     Decision,
     Direction,
     KnobValue,
+    Method,
     OutcomeKind,
     Presence,
     Standing,
@@ -46,7 +47,7 @@ from loopgraph_mcp.store.database import Database
 from loopgraph_mcp.store.experiments import NewExperiment
 from loopgraph_mcp.store.lineage import Link, chain_of
 from loopgraph_mcp.surroundings import Surroundings
-from loopgraph_mcp.workspace import default_timeout_s, write_program
+from loopgraph_mcp.workspace import Workspace, default_timeout_s, write_program
 
 MAX_WAIT_S = 50.0  # most clients give up on a call after 60 s
 _CANDIDATES = 50
@@ -72,7 +73,7 @@ class LoopGraph:
         self._here = Surroundings(db, settings, clock)
         self._sight: Foresight | None = None
         self._ledger = evidence.Ledger(db)
-        self._learned: tuple[int, Context, Past] | None = None
+        self._learned: tuple[tuple[int, int], Context | None, Past] = ((0, 0), None, _NO_PAST)
 
     async def _foresight(self) -> Foresight:
         """Return what others' histories teach: those shipped, unless they are switched off, and those imported."""
@@ -114,20 +115,15 @@ class LoopGraph:
             family: Show methods of this family alone.
             standing: Show methods of this standing alone.
         """
-        where = await self._here.workspace_or_none(workspace)
-        context = None if where is None else await self._here.context(where, where.budget_s)
-        found = (
-            await search.find_methods(self.db, query, limit=_CANDIDATES)
-            if query.strip()
-            else [(method, 1.0) for method in await methods.all_methods(self.db)]
+        found, shown_ages, (where, context, memory, past) = await asyncio.gather(  # the text has a thread of its own
+            self._find(query), retrievals.ages_since_shown(self.db), self._remember(workspace)
         )
-        memory = await self._ledger.recall(context)
         hits, note = searching.choose(
             [pair for pair in found if family in {None, pair[0].family}],
             memory,
             await self._foresight(),
-            await self._past(context),
-            shown_ages=await retrievals.ages_since_shown(self.db),
+            past,
+            shown_ages=shown_ages,
             program=None if where is None else where.read_program(),
             limit=limit,
             standing=standing,
@@ -149,15 +145,30 @@ class LoopGraph:
             note=note,
         )
 
+    async def _find(self, query: str) -> list[tuple[Method, float]]:
+        if not query.strip():
+            return [(method, 1.0) for method in await methods.all_methods(self.db)]
+        return await search.find_methods(self.db, query, limit=_CANDIDATES)
+
+    async def _remember(self, workspace: str | None) -> tuple[Workspace | None, Context | None, evidence.Memory, Past]:
+        """Return where a question is asked, with all that is known there."""
+        where = await self._here.workspace_or_none(workspace)
+        context = None if where is None else await self._here.context(where, where.budget_s)
+        return where, context, await self._ledger.recall(context), await self._past(context)
+
     async def _past(self, context: Context | None) -> Past:
         """Return what this workspace's runs have taught, or nothing where there is no workspace."""
         if context is None:
             return _NO_PAST
-        newest = await outcomes.newest_row(self.db)
-        if self._learned is None or self._learned[:2] != (newest, context):
-            tried = await change_store.tried_changes(self.db, await edit_store.context_id(self.db, context))
-            self._learned = (newest, context, precedents.past_of(tried, context.direction))
-        return self._learned[2]
+        newest = (self._ledger.seen, await outcomes.newest_decision(self.db))
+        (row, decision), where, past = self._learned
+        if where != context or (row, decision) != newest:
+            if where != context or await outcomes.decided_since(self.db, decision, outcome=row):
+                row, past = 0, Past(context.direction is Direction.HIGHER)
+            context_id = await edit_store.context_id(self.db, context)
+            precedents.learn(past, await change_store.tried_changes(self.db, context_id, after=row))
+            self._learned = (newest, context, past)
+        return past
 
     # ------------------------------------------------------------------------------------------- edits
 

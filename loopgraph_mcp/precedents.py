@@ -7,7 +7,7 @@ from loopgraph_mcp import wording
 from loopgraph_mcp.answers import EarlierRun
 from loopgraph_mcp.changes import Change, Kin, Kinship, Precedent, change_between, kin, moves_of, named, told
 from loopgraph_mcp.foresight import Foreseen, Foresight, Past, Try
-from loopgraph_mcp.models import Decision, Direction
+from loopgraph_mcp.models import Decision, Direction, Move
 from loopgraph_mcp.moves import read_moves
 from loopgraph_mcp.store import changes as change_store
 from loopgraph_mcp.store import edits, experiments
@@ -52,15 +52,20 @@ async def find_precedents(
 def past_of(runs: Sequence[TriedChange], direction: Direction) -> Past:
     """Return what a workspace's runs have taught so far."""
     past = Past(higher_is_better=direction is Direction.HIGHER)
+    learn(past, runs)
+    return past
+
+
+def learn(past: Past, runs: Sequence[TriedChange]) -> None:
+    """Take in runs, in the order they ended."""
     for run in runs:
         change = _change_of(run)
         is_change = change is not None and change != Change() and not change.is_seed_alone
-        moves = (
-            () if change is None else moves_of(change, run.description) if run.change else read_moves(run.description)
-        )
+        moves: tuple[Move, ...] = ()
+        if change is not None:
+            moves = moves_of(change, run.description) if run.change else read_moves(run.description)
         kept = run.decision is Decision.KEEP
         past.learn(Try(moves, kept, run.metric_value, is_change=is_change))
-    return past
 
 
 def _change_of(run: TriedChange) -> Change | None:

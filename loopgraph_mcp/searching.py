@@ -28,7 +28,7 @@ def choose(
 ) -> tuple[list[MethodHit], str]:
     """Return the methods to show, best first, and what is to be said of the search as a whole."""
     records = {method.id: memory.record(method.id) for method, _ in found}
-    by_id = {method.id: method for method, _ in found if standing in {None, records[method.id].standing}}
+    by_id = {method.id: method for method, _ in found if standing is None or records[method.id].standing is standing}
     candidates = [
         ranking.Candidate(
             method.id,

@@ -27,7 +27,7 @@ from rich.table import Table
 from loopgraph_mcp.config import Settings, bundled
 from loopgraph_mcp.loopgraph import LoopGraph
 from loopgraph_mcp.models import Context, Decision, Direction, Method, Outcome, OutcomeKind, Pack, Source
-from loopgraph_mcp.store import chunks, edits, experiments, methods, search
+from loopgraph_mcp.store import changes, chunks, edits, experiments, methods, search
 from loopgraph_mcp.store.chunks import Chunk
 from loopgraph_mcp.store.database import Database
 from loopgraph_mcp.store.experiments import NewExperiment
@@ -151,6 +151,8 @@ async def add_experiments(db: Database, language: Language, context_ids: list[st
         await _run(db, context_id, edit, program, (method_id,), language.text(rng, 10), value, float(number), base)
         if number % 1000 == 0:
             tell(f"{number:,} experiments")
+    for context_id in context_ids:  # what each edit did is worked out when it is run
+        await changes.tried_changes(db, context_id)
 
 
 async def _run(
@@ -257,10 +259,10 @@ async def measure(settings: Settings, language: Language, queries: int) -> dict[
     rng = random.Random(SEED + 5)
     figures: dict[str, dict[str, float]] = {}
     async with LoopGraph.open(settings) as graph:
-        rows = await graph.db.reader.execute_fetchall("SELECT max(row) / 300 AS step FROM chunk")
+        rows = await graph.db.reader.execute_fetchall("SELECT max(1, max(row) / 300) AS step FROM chunk")
         step = next(iter(rows))["step"]
         rows = await graph.db.reader.execute_fetchall(
-            "SELECT text FROM chunk WHERE source_kind = 'paper' AND row % :step = 1", {"step": step}
+            "SELECT text FROM chunk WHERE source_kind = 'paper' AND row % :step = 0", {"step": step}
         )
         kinds = questions(language, [row["text"] for row in rows])
         figures["first search"] = quantiles(await time_calls(lambda: graph.search_methods("warm"), 1))

@@ -1,4 +1,5 @@
 import asyncio
+import importlib
 import itertools
 import json
 import os
@@ -474,7 +475,7 @@ async def slow_evidence(db: Database, here: Context | None) -> tuple[dict, dict,
             kappa = 1.0 if comparable or here is None else 0.5
             seen = Observation(verdict.gain / sigma, len(parent), len(child), age, kappa, shared)
             gains[method_id].append(seen)
-            families[family].append(seen)
+            families[family].append(replace(seen, age=0))  # families do not fade
     return records, gains, {family: family_mean(seen) for family, seen in families.items()}
 
 
@@ -579,3 +580,26 @@ async def test_what_is_known_already_is_not_read_again(db: Database) -> None:
     await db.reader.set_trace_callback(statements.append)
     (await ledger.recall(None)).record("gqa")
     assert len(statements) == 1  # the newest outcome's place
+
+
+async def test_the_bench_measures_a_store_it_builds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "scripts"))
+    bench = importlib.import_module("bench_memory")
+    for name, value in (("METHODS", 30), ("EXPERIMENTS", 40), ("PAPERS", 10), ("VOCABULARY", 2_000), ("BATCH", 100)):
+        monkeypatch.setattr(bench, name, value)
+    found = await bench.run(tmp_path, 300, 5)
+    assert {"one word", "a sentence", "record an outcome", "start, this store"} <= set(found["ms"])
+    assert all(figure > 0 for seen in found["ms"].values() for figure in seen.values())
+    assert 0.5 < found["relevance"]["pruned"]["recall@5"] <= 1
+    assert all(isinstance(met, bool) for met in found["bars"].values())
+    again = await bench.run(tmp_path, 300, 5)  # the store is there: the same methods are found in it
+    assert again["relevance"] == found["relevance"]
+
+
+def test_a_ranking_gains_less_the_later_it_has_what_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "scripts"))
+    ndcg = importlib.import_module("bench_memory").ndcg
+    assert ndcg(["a", "b", "c"], ["a"]) == 1.0
+    assert ndcg(["b", "a"], ["a", "b"]) == 1.0
+    assert 0 < ndcg(["b", "c", "a"], ["a"]) < ndcg(["b", "a"], ["a"]) < 1
+    assert ndcg([], ["a"]) == 0

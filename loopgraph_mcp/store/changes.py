@@ -1,7 +1,9 @@
 """Changes: what each edit did to the syntax tree, and the runs that tried one."""
 
+import asyncio
 import json
 import sqlite3
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from loopgraph_mcp.changes import Change, Rewrite, Turn, change_between
@@ -39,29 +41,65 @@ class TriedChange:
 async def keep_change(db: Database, base_hash: str, new_hash: str) -> Change:
     """Return what turns one stored program into another, worked out at the first asking."""
     keys = {"base": base_hash, "new": new_hash}
+    select = "SELECT turns, rewrites FROM change WHERE base_hash = :base AND new_hash = :new"
+    rows = list(await db.reader.execute_fetchall(select, keys))
+    if not rows:
+        await _keep_changes(db, [(base_hash, new_hash)])
+        rows = list(await db.reader.execute_fetchall(select, keys))
+    return _change(rows[0])
+
+
+async def _keep_changes(db: Database, pairs: Sequence[tuple[str, str]]) -> None:
+    """Work out changes in a thread, for a hundred of them take seconds, and store them."""
+    hashes = json.dumps(sorted({each for pair in pairs for each in pair}))
     rows = await db.reader.execute_fetchall(
-        "SELECT turns, rewrites FROM change WHERE base_hash = :base AND new_hash = :new", keys
+        "SELECT hash, text FROM program WHERE hash IN (SELECT value FROM json_each(:hashes))", {"hashes": hashes}
     )
-    for row in rows:
-        return _change(row)
-    texts = await db.reader.execute_fetchall("SELECT hash, text FROM program WHERE hash IN (:base, :new)", keys)
-    by_hash = {row["hash"]: row["text"] for row in texts}
-    change = change_between(by_hash[base_hash], by_hash[new_hash]) or _UNKNOWN
+    texts = {row["hash"]: row["text"] for row in rows}
+    found = await asyncio.to_thread(
+        lambda: [change_between(texts[base], texts[new]) or _UNKNOWN for base, new in pairs]
+    )
     async with db.transaction() as conn:
-        await conn.execute(
-            "INSERT INTO change (base_hash, new_hash, turns, rewrites) VALUES (:base, :new, :turns, :rewrites) "
-            "ON CONFLICT DO NOTHING",
-            {
-                **keys,
-                "turns": json.dumps([[turn.knob, turn.old, turn.new] for turn in change.turns]),
-                "rewrites": json.dumps([[each.scope, each.removed, each.added] for each in change.rewrites]),
-            },
+        await conn.executemany(
+            "INSERT INTO change (base_hash, new_hash, turns, rewrites) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
+            [
+                (
+                    *pair,
+                    json.dumps([[turn.knob, turn.old, turn.new] for turn in change.turns]),
+                    json.dumps([[each.scope, each.removed, each.added] for each in change.rewrites]),
+                )
+                for pair, change in zip(pairs, found, strict=True)
+            ],
         )
-    return change
 
 
-async def tried_changes(db: Database, context_id: str) -> list[TriedChange]:
-    """Return the runs of a context's workspace and metric that say something of an idea, oldest first."""
+async def _unknown_pairs(db: Database, context_id: str, after: int) -> list[sqlite3.Row]:
+    return list(
+        await db.reader.execute_fetchall(
+            """
+            SELECT DISTINCT experiment.base_hash, experiment.program_hash
+            FROM context AS here
+            JOIN context ON context.workspace_id = here.workspace_id AND context.metric = here.metric
+            JOIN experiment ON experiment.context_id = context.id
+            JOIN outcome ON outcome.experiment_id = experiment.id AND outcome.rowid > :after
+            LEFT JOIN change ON change.base_hash = experiment.base_hash AND change.new_hash = experiment.program_hash
+            WHERE here.id = :context AND experiment.base_hash IS NOT NULL AND experiment.program_hash IS NOT NULL
+                AND change.base_hash IS NULL
+            """,
+            {"context": context_id, "after": after},
+        )
+    )
+
+
+async def tried_changes(db: Database, context_id: str, *, after: int = 0) -> list[TriedChange]:
+    """Return the runs of a context's workspace and metric that say something of an idea, in the order they ended.
+
+    `after` is the place of the last outcome that is known already. Changes that were not worked out yet are: those of
+    an imported history, or of a store from before they were kept.
+    """
+    new = [(row["base_hash"], row["program_hash"]) for row in await _unknown_pairs(db, context_id, after)]
+    if new:
+        await _keep_changes(db, new)
     rows = list(
         await db.reader.execute_fetchall(
             """
@@ -77,21 +115,18 @@ async def tried_changes(db: Database, context_id: str) -> list[TriedChange]:
             LEFT JOIN program AS base ON base.hash = experiment.base_hash
             LEFT JOIN program ON program.hash = experiment.program_hash
             LEFT JOIN change ON change.base_hash = experiment.base_hash AND change.new_hash = experiment.program_hash
-            WHERE here.id = :context AND outcome.kind NOT IN ('cancelled', 'interrupted', 'void')
-            ORDER BY experiment.row
+            WHERE here.id = :context AND outcome.rowid > :after
+                AND outcome.kind NOT IN ('cancelled', 'interrupted', 'void')
+            ORDER BY outcome.rowid
             """,
-            {"context": context_id},
+            {"context": context_id, "after": after},
         )
     )
-    return [await _tried(db, row) for row in rows]
+    return [_tried(row) for row in rows]
 
 
-async def _tried(db: Database, row: sqlite3.Row) -> TriedChange:
-    change = None
-    if row["turns"] is not None:
-        change = _change(row)
-    elif row["base_hash"] is not None and row["program_hash"] is not None:  # a store of before changes were kept
-        change = await keep_change(db, row["base_hash"], row["program_hash"])
+def _tried(row: sqlite3.Row) -> TriedChange:
+    change = None if row["turns"] is None else _change(row)
     return TriedChange(
         experiment_id=row["id"],
         context_id=row["context_id"],

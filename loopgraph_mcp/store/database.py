@@ -7,15 +7,18 @@ import re
 import secrets
 import sqlite3
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
 
 import aiosqlite
 
 from loopgraph_mcp.errors import StoreError
 
 MIGRATIONS_DIR = Path(__file__).parent / "migrations"
+T = TypeVar("T")
 _BUSY_TIMEOUT_S = 30.0
 _CHECK_EVERY = 10_000  # SQLite's own instructions between looks at the clock: about a millisecond
 _NEXT_STEP = "Free disk space, or end the process that holds the database, and try again"
@@ -37,16 +40,15 @@ class Database:
 
     Tasks that shared one connection would interleave, and one's rollback would erase another's insert. So all
     writes go through `transaction()`, which holds a lock and BEGIN IMMEDIATE, and reads have their own connection.
+    Searches have a third one with a thread of its own, where one takes place at a time, all its statements in one go.
     """
 
-    def __init__(
-        self, writer: aiosqlite.Connection, reader: aiosqlite.Connection, searcher: aiosqlite.Connection, path: Path
-    ) -> None:
+    def __init__(self, writer: aiosqlite.Connection, reader: aiosqlite.Connection, path: Path) -> None:
         self._writer = writer
         self._reader = reader
-        self._searcher = searcher
         self._lock = asyncio.Lock()
-        self._searching = asyncio.Lock()
+        self._searches = ThreadPoolExecutor(max_workers=1, thread_name_prefix="search")
+        self._searcher: sqlite3.Connection | None = None
         self._deadline = math.inf
         self.path = path
 
@@ -74,15 +76,12 @@ class Database:
                     "Move it aside, or set LOOPGRAPH_DB to another file"
                 ) from error
             try:
-                searcher = await _connect(path)
+                await reader.execute("PRAGMA query_only = ON")
+                db = cls(writer, reader, path)
                 try:
-                    for each in (reader, searcher):
-                        await each.execute("PRAGMA query_only = ON")
-                    database = cls(writer, reader, searcher, path)
-                    await searcher.set_progress_handler(database._is_late, _CHECK_EVERY)
-                    yield database
+                    yield db
                 finally:
-                    await searcher.close()
+                    await asyncio.shield(asyncio.to_thread(db.end_searches))
             finally:
                 await reader.close()
         finally:
@@ -125,16 +124,43 @@ class Database:
         """The connection for reads; it cannot write and never waits for a writer."""
         return self._reader
 
-    @asynccontextmanager
-    async def search(self, limit_s: float) -> AsyncIterator[aiosqlite.Connection]:
-        """Hold the connection for searches; a statement that runs past the limit fails with `interrupted`."""
-        async with self._searching:
-            self._deadline = time.monotonic() + limit_s
-            yield self._searcher
+    async def search(self, ask: Callable[[sqlite3.Connection], T], *, limit_s: float) -> T:
+        """Ask on the searches' own thread and connection, which cannot write; a statement past the limit is cut off.
 
-    def _is_late(self) -> bool:
-        """Tell SQLite, on its connection's thread, whether to give up."""
-        return time.monotonic() > self._deadline
+        Such a statement fails with an OperationalError, `interrupted`.
+        """
+
+        def job() -> T:
+            self._deadline = time.monotonic() + limit_s
+            return ask(self._searcher or self._open_searcher())
+
+        return await asyncio.get_running_loop().run_in_executor(self._searches, job)
+
+    def _open_searcher(self) -> sqlite3.Connection:
+        """Connect on the thread that searches: SQLite's module ties the two together."""
+        conn = sqlite3.connect(self.path, isolation_level=None, timeout=_BUSY_TIMEOUT_S)
+        conn.row_factory = sqlite3.Row
+        conn.execute("PRAGMA query_only = ON")
+        conn.set_progress_handler(lambda: time.monotonic() > self._deadline, _CHECK_EVERY)
+        self._searcher = conn
+        return conn
+
+    def end_searches(self) -> None:
+        """Cut off what is still looked for and close the connection."""
+        self._deadline = -math.inf
+        if self._searcher is not None:
+            self._searches.submit(self._searcher.close)
+        self._searches.shutdown()
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Leave off quietly where a search's time is up."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        if "interrupted" not in str(error):
+            raise
 
 
 async def _connect(path: Path) -> aiosqlite.Connection:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import sqlite3
 from dataclasses import asdict, dataclass
+from weakref import WeakKeyDictionary
 
 from loopgraph_mcp.models import Context, Direction, KnobValues
 from loopgraph_mcp.store.database import Database, new_id, text_hash
@@ -24,8 +25,14 @@ class EditRow:
     diff: str
 
 
+_KNOWN: WeakKeyDictionary[Database, dict[str, str]] = WeakKeyDictionary()  # ids of workspaces and contexts
+
+
 async def workspace_id(db: Database, path: str, *, now: float) -> str:
     """Return the id of the workspace at a resolved path, making it at the first sight."""
+    known = _KNOWN.setdefault(db, {})
+    if path in known:  # rows of workspaces and contexts are never deleted
+        return known[path]
     select = "SELECT id FROM workspace WHERE path = :path"
     rows = list(await db.reader.execute_fetchall(select, {"path": path}))
     if not rows:
@@ -35,7 +42,8 @@ async def workspace_id(db: Database, path: str, *, now: float) -> str:
                 {"id": new_id("ws"), "path": path, "now": now},
             )
         rows = list(await db.reader.execute_fetchall(select, {"path": path}))
-    return str(rows[0]["id"])
+    known[path] = str(rows[0]["id"])
+    return known[path]
 
 
 def context_key(context: Context) -> str:
@@ -47,8 +55,10 @@ async def context_id(db: Database, context: Context) -> str:
     """Return the id of a context, making its row at the first sight."""
     values = asdict(context)
     identity = context_key(context)
-    known = await db.reader.execute_fetchall("SELECT 1 FROM context WHERE id = :id", {"id": identity})
-    if not list(known):
+    if identity in (known := _KNOWN.setdefault(db, {})):
+        return identity
+    rows = await db.reader.execute_fetchall("SELECT 1 FROM context WHERE id = :id", {"id": identity})
+    if not list(rows):
         async with db.transaction() as conn:
             await conn.execute(
                 "INSERT INTO context (id, workspace_id, device, budget_s, dataset_hash, harness_hash, metric, "
@@ -56,6 +66,7 @@ async def context_id(db: Database, context: Context) -> str:
                 ":direction) ON CONFLICT (id) DO NOTHING",
                 {**values, "id": identity},
             )
+    known[identity] = identity
     return identity
 
 

@@ -4,6 +4,8 @@ import json
 import sqlite3
 from dataclasses import dataclass
 
+import aiosqlite
+
 from loopgraph_mcp.models import Decision, Outcome, OutcomeKind, State
 from loopgraph_mcp.store.database import Database, new_id
 
@@ -206,36 +208,41 @@ async def request_cancel(db: Database, experiment_id: str, *, now: float) -> Non
 async def add_outcome(db: Database, experiment_id: str, outcome: Outcome, *, now: float) -> bool:
     """Write how an experiment ended; the first writer wins, later ones change nothing and are told so."""
     async with db.transaction() as conn:
-        cursor = await conn.execute(
-            "INSERT INTO outcome (experiment_id, kind, metric_value, reason, summary, log_tail, created_at) "
-            "VALUES (:id, :kind, :value, :reason, :summary, :tail, :now) ON CONFLICT (experiment_id) DO NOTHING",
-            {
-                "id": experiment_id,
-                "kind": outcome.kind.value,
-                "value": outcome.metric_value,
-                "reason": outcome.reason,
-                "summary": json.dumps(dict(outcome.summary), sort_keys=True),
-                "tail": outcome.log_tail,
-                "now": now,
-            },
-        )
-        return cursor.rowcount == 1
+        return await _insert_outcome(conn, experiment_id, outcome, now)
 
 
 async def mark_done(db: Database, experiment_id: str, *, now: float) -> None:
     """End an experiment that has its outcome: whoever waits for it is told only now."""
     async with db.transaction() as conn:
-        await conn.execute(
-            "UPDATE experiment SET state = 'done', finished_at = :now WHERE id = :id AND state <> 'done'",
-            {"id": experiment_id, "now": now},
-        )
+        await conn.execute(_MARK_DONE, {"id": experiment_id, "now": now})
 
 
 async def finish(db: Database, experiment_id: str, outcome: Outcome, *, now: float) -> bool:
     """Write the outcome of an experiment on which nothing is left to do; return whether it was the first."""
-    first = await add_outcome(db, experiment_id, outcome, now=now)
-    await mark_done(db, experiment_id, now=now)
+    async with db.transaction() as conn:
+        first = await _insert_outcome(conn, experiment_id, outcome, now)
+        await conn.execute(_MARK_DONE, {"id": experiment_id, "now": now})
     return first
+
+
+_MARK_DONE = "UPDATE experiment SET state = 'done', finished_at = :now WHERE id = :id AND state <> 'done'"
+
+
+async def _insert_outcome(conn: aiosqlite.Connection, experiment_id: str, outcome: Outcome, now: float) -> bool:
+    cursor = await conn.execute(
+        "INSERT INTO outcome (experiment_id, kind, metric_value, reason, summary, log_tail, created_at) "
+        "VALUES (:id, :kind, :value, :reason, :summary, :tail, :now) ON CONFLICT (experiment_id) DO NOTHING",
+        {
+            "id": experiment_id,
+            "kind": outcome.kind.value,
+            "value": outcome.metric_value,
+            "reason": outcome.reason,
+            "summary": json.dumps(dict(outcome.summary), sort_keys=True),
+            "tail": outcome.log_tail,
+            "now": now,
+        },
+    )
+    return cursor.rowcount == 1
 
 
 async def add_decision(

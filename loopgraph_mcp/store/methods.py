@@ -1,6 +1,7 @@
 """Packs and methods: imported whole, read by id."""
 
 import json
+import sqlite3
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import lru_cache
@@ -91,9 +92,9 @@ async def count_methods(db: Database) -> int:
     return len(await _library(db))
 
 
-async def methods_by_id(db: Database, method_ids: Sequence[str]) -> list[Method]:
+def methods_in(conn: sqlite3.Connection, method_ids: Sequence[str]) -> list[Method]:
     """Return those of some methods that a pack still holds, ordered by id."""
-    rows = await db.reader.execute_fetchall(
+    rows = conn.execute(
         "SELECT card FROM method WHERE id IN (SELECT value FROM json_each(:ids)) AND retired_at IS NULL ORDER BY id",
         {"ids": json.dumps(list(method_ids))},
     )

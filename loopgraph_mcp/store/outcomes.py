@@ -47,6 +47,22 @@ async def newest_row(db: Database) -> int:
     return int(next(iter(rows))["newest"])
 
 
+async def newest_decision(db: Database) -> int:
+    """Return the place of the newest decision, 0 where there is none."""
+    rows = await db.reader.execute_fetchall("SELECT coalesce(max(row), 0) AS newest FROM decision")
+    return int(next(iter(rows))["newest"])
+
+
+async def decided_since(db: Database, decision: int, *, outcome: int) -> bool:
+    """Return whether anything was decided behind a place on one of the outcomes up to a place."""
+    rows = await db.reader.execute_fetchall(
+        "SELECT 1 FROM decision JOIN outcome ON outcome.experiment_id = decision.experiment_id "
+        "WHERE decision.row > :decision AND outcome.rowid <= :outcome LIMIT 1",
+        {"decision": decision, "outcome": outcome},
+    )
+    return bool(list(rows))
+
+
 async def runs_after(db: Database, row: int) -> list[Run]:
     """Return the outcomes behind a place that say something of an idea, oldest first."""
     found = await db.reader.execute_fetchall(

@@ -10,11 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
 
-import aiosqlite
-
 from loopgraph_mcp.models import Method
-from loopgraph_mcp.store.database import Database
-from loopgraph_mcp.store.methods import methods_by_id
+from loopgraph_mcp.store.database import Database, interruptible
+from loopgraph_mcp.store.methods import methods_in
 from loopgraph_mcp.store.words import Limits, Match, plan, read_concepts, read_words, spans, words_of
 
 _HITS = 50  # rows of an index that are followed to their methods
@@ -96,8 +94,9 @@ _EXPERIMENTS = _Index(
         SELECT rowid AS row, {score} AS score FROM experiment_fts WHERE experiment_fts MATCH :match
         ORDER BY {order} LIMIT :limit
     )
-    SELECT hit.row, experiment_method.method_id, hit.score, 1.0 AS share
-    FROM hit JOIN experiment ON experiment.row = hit.row JOIN experiment_method ON experiment_method.experiment_id = experiment.id
+    SELECT hit.row, experiment_method.method_id, hit.score, 1.0 AS share FROM hit
+    JOIN experiment ON experiment.row = hit.row
+    JOIN experiment_method ON experiment_method.experiment_id = experiment.id
     """,
 )
 _INDEXES = (_METHODS, _CHUNKS, _EXPERIMENTS)
@@ -115,6 +114,12 @@ class _Found:
         self.scores[method_id] = max(self.scores.get(method_id, score), score)
 
 
+# How many rows hold a word, for as long as the index has the same newest row. Counting stops where a word is common,
+# which takes a tenth of a microsecond a row; fts5vocab counts to the end.
+_Counts = tuple[tuple[int, int], dict[str, int]]
+_COUNTS: WeakKeyDictionary[Database, dict[str, _Counts]] = WeakKeyDictionary()
+
+
 async def find_methods(db: Database, query: str, *, limit: int, limits: Limits = _PRUNED) -> list[tuple[Method, float]]:
     """Return methods that a query finds, with their relevance in (0, 1], best first, ties by id.
 
@@ -124,32 +129,37 @@ async def find_methods(db: Database, query: str, *, limit: int, limits: Limits =
     words = read_words(query)
     if not words:
         return []
-    found: list[tuple[_Index, _Found]] = []
-    async with db.search(limits.seconds) as conn:
-        concepts = read_concepts(words, await _other_names(conn, words))
-        asked = words_of(concepts)
-        sizes = await _sizes(conn)
-        for index in _INDEXES:
-            seen = _Found()
-            found.append((index, seen))
-            try:
-                size = sizes[index.name]
-                counts = await _count_rows(db, conn, index.name, size, asked, limits.common(size))
-                await _look(conn, index, plan(concepts, counts, size, limits), size, seen)
-            except sqlite3.OperationalError as error:
-                if "interrupted" not in str(error):
-                    raise
-    relevance = _combine(found)
-    known = await methods_by_id(db, list(relevance))
+
+    def look(conn: sqlite3.Connection) -> tuple[dict[str, float], list[Method]]:
+        relevance = _combine(_look_everywhere(conn, words, _COUNTS.setdefault(db, {}), limits))
+        first = sorted(relevance, key=lambda each: (-relevance[each], each))
+        return relevance, methods_in(conn, first[: 2 * limit])  # some may have left their packs
+
+    relevance, known = await db.search(look, limit_s=limits.seconds)
     best = max((relevance[method.id] for method in known), default=1.0)
     ranked = [(method, max(_LEAST_RELEVANCE, relevance[method.id] / best)) for method in known]
     ranked.sort(key=lambda pair: (-pair[1], pair[0].id))
     return ranked[:limit]
 
 
-async def _other_names(conn: aiosqlite.Connection, words: Sequence[str]) -> dict[str, list[str]]:
+def _look_everywhere(
+    conn: sqlite3.Connection, words: Sequence[str], known: dict[str, _Counts], limits: Limits
+) -> list[tuple[_Index, _Found]]:
+    """Return what each index has, or had until the time was up."""
+    found = [(index, _Found()) for index in _INDEXES]
+    with interruptible():
+        concepts = read_concepts(words, _other_names(conn, words))
+        asked, sizes = words_of(concepts), _sizes(conn)
+        for index, seen in found:
+            size = sizes[index.name]
+            counts = _count_rows(conn, index.name, size, asked, limits.common(size), known)
+            _look(conn, index, plan(concepts, counts, size, limits), size, seen)
+    return found
+
+
+def _other_names(conn: sqlite3.Connection, words: Sequence[str]) -> dict[str, list[str]]:
     """Return the names in a query, each with the other names of the methods it means."""
-    rows = await conn.execute_fetchall(
+    rows = conn.execute(
         """
         SELECT said.words AS said, other.words AS other FROM json_each(:spans) AS span
         JOIN alias AS said ON said.words = span.value
@@ -166,15 +176,9 @@ async def _other_names(conn: aiosqlite.Connection, words: Sequence[str]) -> dict
     return names
 
 
-# How many rows hold a word, for as long as the index has the same newest row. Counting stops where a word is common,
-# which takes a tenth of a microsecond a row; fts5vocab counts to the end.
-_Counts = tuple[tuple[int, int], dict[str, int]]
-_COUNTS: WeakKeyDictionary[Database, dict[str, _Counts]] = WeakKeyDictionary()
-
-
-async def _sizes(conn: aiosqlite.Connection) -> dict[str, int]:
+def _sizes(conn: sqlite3.Connection) -> dict[str, int]:
     """Return the newest row of each index, which is about how many it has."""
-    rows = await conn.execute_fetchall(
+    rows = conn.execute(
         "SELECT (SELECT max(row) FROM method) AS method, (SELECT max(row) FROM chunk) AS chunk, "
         "(SELECT max(row) FROM experiment) AS experiment"
     )
@@ -182,17 +186,17 @@ async def _sizes(conn: aiosqlite.Connection) -> dict[str, int]:
     return {name: row[name] or 0 for name in row.keys()}  # noqa: SIM118 - iterating a Row gives its values
 
 
-async def _count_rows(
-    db: Database, conn: aiosqlite.Connection, name: str, size: int, words: Sequence[str], common: int
+def _count_rows(
+    conn: sqlite3.Connection, name: str, size: int, words: Sequence[str], common: int, all_known: dict[str, _Counts]
 ) -> dict[str, int]:
     """Return how many rows of an index hold each word, or for a common word one more than make it common."""
-    known_common, known = _COUNTS.setdefault(db, {}).get(name, (None, {}))
-    if known_common != (size, common) or len(known) > _COUNTED_WORDS:
+    of, known = all_known.get(name, (None, {}))
+    if of != (size, common) or len(known) > _COUNTED_WORDS:
         known = {}
-        _COUNTS[db][name] = (size, common), known
+        all_known[name] = (size, common), known
     new = [word for word in words if word not in known]
     if new:
-        counted = await conn.execute_fetchall(
+        counted = conn.execute(
             f"SELECT value AS word, (SELECT count(*) FROM (SELECT 1 FROM {name}_fts "  # noqa: S608 - our names
             f"WHERE {name}_fts MATCH '\"' || value || '\"' LIMIT :limit)) AS docs FROM json_each(:words)",
             {"words": json.dumps(new), "limit": common + 1},
@@ -201,13 +205,13 @@ async def _count_rows(
     return {word: known[word] for word in words}
 
 
-async def _look(conn: aiosqlite.Connection, index: _Index, match: Match, size: int, found: _Found) -> None:
+def _look(conn: sqlite3.Connection, index: _Index, match: Match, size: int, found: _Found) -> None:
     """Put into `found` what an index has; the rows with every concept are looked up first, which costs little."""
     query, asked, full = index.scored, match.every, set[int]()
     if match.some and not match.every:
         asked = match.some
     elif match.some:
-        rows = await conn.execute_fetchall(
+        rows = conn.execute(
             f"SELECT rowid FROM {index.name}_fts WHERE {index.name}_fts MATCH :match LIMIT :limit",  # noqa: S608
             {"match": match.every, "limit": index.enough},
         )
@@ -217,7 +221,7 @@ async def _look(conn: aiosqlite.Connection, index: _Index, match: Match, size: i
         query, asked = index.scored if size <= _SCORED_ALL else index.newest, match.common
     if not asked:
         return
-    for row in await conn.execute_fetchall(query, {"match": asked, "limit": _HITS}):
+    for row in conn.execute(query, {"match": asked, "limit": _HITS}):
         # bm25 gives a word that stands in most rows nothing or less: relevance stays above zero all the same.
         found.add(row["method_id"], row["share"] * max(_LEAST_SCORE, row["score"] / match.best))
         if asked != match.some or row["row"] in full:
