@@ -178,7 +178,10 @@ async def test_nothing_but_protocol_reaches_stdout(environment: dict[str, str]) 
 
 
 def inspector(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = ["npx", "--yes", "@modelcontextprotocol/inspector@2.12.0", "--cli", *SERVER, *arguments]
+    # The Inspector hands the server a short list of variables only: without -e, it would open the user's own store.
+    ours = [f"{name}={value}" for name, value in environment.items() if name.startswith("LOOPGRAPH_")]
+    handed = [word for setting in ours for word in ("-e", setting)]
+    command = ["npx", "--yes", "@modelcontextprotocol/inspector@2.12.0", "--cli", *handed, *SERVER, *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
 
 
