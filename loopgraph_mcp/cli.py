@@ -302,6 +302,16 @@ def trace(
     screen.print_json(links) if as_json else screen.show_chain(links)
 
 
+@app.command()
+def merge(other: Annotated[Path, typer.Argument(help="The other loopgraph.db.")], *, as_json: Json = False) -> None:
+    """Take in what another machine's memory holds beside this one; merging again adds only what is new."""
+    added = _with_graph(lambda graph: graph.merge_store(other))
+    if as_json:
+        screen.print_json(added)
+    else:
+        screen.console.print(", ".join(f"{count} of {table}" for table, count in added.items()) or "Nothing new.")
+
+
 @app.command(name="import")
 def import_(
     files: Annotated[list[Path], typer.Argument(help="results.tsv, log.jsonl, or an MLflow or W&B export.")],

@@ -42,7 +42,7 @@ from loopgraph_mcp.sources import packs
 from loopgraph_mcp.sources.day_one import read_day_one
 from loopgraph_mcp.store import changes as change_store
 from loopgraph_mcp.store import edits as edit_store
-from loopgraph_mcp.store import experiments, imports, methods, outcomes, retrievals, search
+from loopgraph_mcp.store import experiments, imports, merging, methods, outcomes, retrievals, search
 from loopgraph_mcp.store.database import Database
 from loopgraph_mcp.store.experiments import NewExperiment
 from loopgraph_mcp.store.lineage import Link, chain_of
@@ -448,6 +448,18 @@ class LoopGraph:
             standings={each: memory.record(each).standing for each in row.method_ids},
             next_step=verdict.next_step,
         )
+
+    async def merge_store(self, other: Path) -> dict[str, int]:
+        """Take in what another machine's store, or a copy of this one that went its own way, holds beside this one.
+
+        Again adds only what is new. Returns the number of rows added, by table.
+
+        Raises:
+            StoreError: It is no store, or this one.
+        """
+        added = await merging.merge(self.db, other)
+        self._sight, self._ledger = None, evidence.Ledger(self.db)
+        return added
 
     async def import_history(
         self,

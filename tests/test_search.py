@@ -534,6 +534,24 @@ async def test_evidence_that_another_process_wrote_is_seen(db: Database) -> None
     assert (await ledger.recall(None)).record("gqa").wins == 1
 
 
+async def test_a_run_that_shared_its_device_says_little_until_it_is_replicated_alone(db: Database) -> None:
+    context, ledger = await a_context(db), Ledger(db)
+    alone = {"other_load": 0.02}
+
+    async def run(value: float, program: str, summary: dict[str, float], **more: str) -> VerdictKind:
+        made = replace(FINISHED, metric_value=value, summary=summary)
+        row = await experiments.get_experiment(db, await a_run(db, context, made, program=program, **more))
+        assert row is not None
+        verdict = await ledger.judge(row)
+        assert ("shared the device" in verdict.next_step) == (verdict.noise_floor > 0.1)
+        return verdict.kind
+
+    await run(1.5, "base", alone)
+    assert await run(1.8, "new", alone, base="base") is VerdictKind.LOSS
+    assert await run(1.8, "other", {"other_load": 0.6}, base="base") is VerdictKind.WITHIN_NOISE
+    assert await run(1.81, "other", alone, base="base") is VerdictKind.LOSS  # the run beside others counts no more
+
+
 async def test_a_run_that_ends_after_a_later_one_is_the_newer(db: Database) -> None:
     context, ledger = await a_context(db), Ledger(db)
     new = NewExperiment(context, "cpu-0", "slow", 42, 60.0, 30.0, method_ids=("gqa",),

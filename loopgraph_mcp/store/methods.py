@@ -1,8 +1,9 @@
 """Packs and methods: imported whole, read by id."""
 
 import json
+import logging
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from functools import lru_cache
 from typing import Any
@@ -25,6 +26,8 @@ from loopgraph_mcp.models import (
     Source,
 )
 from loopgraph_mcp.store.database import Database
+
+logger = logging.getLogger("loopgraph.store")
 
 _OPS: dict[str, type[RecipeOp]] = {
     kind.__name__: kind for kind in (SetConst, SetLocal, SetDefault, SetKwarg, ReplaceStmt, InsertAfter, AddMethod)
@@ -73,7 +76,7 @@ async def import_pack(db: Database, pack: Pack, *, now: float) -> bool:
 async def get_method(db: Database, method_id: str) -> Method | None:
     """Return one method, retired or not."""
     rows = await db.reader.execute_fetchall("SELECT card FROM method WHERE id = :id", {"id": method_id})
-    return next((_decode(row["card"]) for row in rows), None)
+    return next(_readable(rows), None)
 
 
 async def all_methods(db: Database) -> list[Method]:
@@ -98,7 +101,7 @@ def methods_in(conn: sqlite3.Connection, method_ids: Sequence[str]) -> list[Meth
         "SELECT card FROM method WHERE id IN (SELECT value FROM json_each(:ids)) AND retired_at IS NULL ORDER BY id",
         {"ids": json.dumps(list(method_ids))},
     )
-    return [_decode(row["card"]) for row in rows]
+    return list(_readable(rows))
 
 
 _LIBRARIES: dict[str, tuple[Method, ...]] = {}
@@ -111,7 +114,7 @@ async def _library(db: Database) -> tuple[Method, ...]:
     if held not in _LIBRARIES:
         cards = await db.reader.execute_fetchall("SELECT card FROM method WHERE retired_at IS NULL ORDER BY id")
         _LIBRARIES.clear()
-        _LIBRARIES[held] = tuple(_decode(card["card"]) for card in cards)
+        _LIBRARIES[held] = tuple(_readable(cards))
     return _LIBRARIES[held]
 
 
@@ -141,6 +144,15 @@ def _encode(method: Method) -> str:
     if method.recipe is not None:
         card["recipe"]["ops"] = [{"op": type(op).__name__, **asdict(op)} for op in method.recipe.ops]
     return json.dumps(card, ensure_ascii=False, sort_keys=True)
+
+
+def _readable(rows: Iterable[sqlite3.Row]) -> Iterator[Method]:
+    """Yield the methods whose cards can be read; one that was damaged takes no other with it."""
+    for row in rows:
+        try:
+            yield _decode(row["card"])
+        except (ValueError, LookupError, TypeError) as error:
+            logger.warning("a method's card cannot be read (%s); `loopgraph doctor` looks for damage", error)
 
 
 @lru_cache(maxsize=4_096)
