@@ -99,18 +99,19 @@ async def test_the_tools_are_described_for_a_model(environment: dict[str, str]) 
         "get_experiment",
         "cancel_experiment",
         "record_outcome",
+        "ingest",
     ]
     for tool in listed:
         assert tool.description
         assert tool.title
         assert tool.annotations is not None
-        assert tool.annotations.open_world_hint is False
+        assert tool.annotations.open_world_hint is (tool.name == "ingest")
         assert tool.output_schema is not None
         assert tool.input_schema["additionalProperties"] is False
         for name, schema in tool.input_schema["properties"].items():
             assert schema.get("description"), f"{tool.name}.{name}"
     spoken = json.dumps([[tool.name, tool.description, tool.input_schema] for tool in listed])
-    assert len(spoken) < 8_500  # about 2,000 tokens in every conversation
+    assert len(spoken) < 9_700  # about 2,300 tokens in every conversation
 
 
 async def test_a_killed_server_loses_nothing(environment: dict[str, str], workspace: Path) -> None:
