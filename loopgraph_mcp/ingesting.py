@@ -8,18 +8,20 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
-from loopgraph_mcp import passages
+from loopgraph_mcp import installing, passages
 from loopgraph_mcp.answers import Candidate, ImportAnswer, IngestAnswer, ShownPassage
 from loopgraph_mcp.config import ARXIV_URL, GITHUB_URL, Settings
-from loopgraph_mcp.documents import Document, chunk
-from loopgraph_mcp.errors import NotFoundError, PackError, SourceError
+from loopgraph_mcp.documents.chunking import chunk
+from loopgraph_mcp.documents.model import Document, Format
+from loopgraph_mcp.errors import NotFoundError, SourceError
 from loopgraph_mcp.models import DocumentState
+from loopgraph_mcp.quoting import plain_line, plain_text
 from loopgraph_mcp.sources import archives, arxiv, github, local, pack_archives
 from loopgraph_mcp.sources.cache import Cache
 from loopgraph_mcp.sources.http import Limits, Web
 from loopgraph_mcp.sources.packs import read_pack
 from loopgraph_mcp.sources.parsing import parse
-from loopgraph_mcp.store import methods, papers
+from loopgraph_mcp.store import papers
 from loopgraph_mcp.store.chunks import Chunk
 from loopgraph_mcp.store.database import Database
 from loopgraph_mcp.store.papers import NewDocument
@@ -29,14 +31,6 @@ _HISTORIES = frozenset({".tsv", ".csv", ".jsonl"})
 _ARCHIVES = (".tar.gz", ".tgz", ".zip", ".tar")
 _LEAST_WORDS = 40  # a paper's text below that is a cover page, or what a failed conversion left
 _MOST_WARNINGS = 20
-# Nothing of a source may move a cursor, turn the writing direction or hide: no controls, bidi marks, tags or joiners.
-_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\U000e0000-\U000e007f]")
-_FAILED = {
-    "encrypted": DocumentState.ENCRYPTED,
-    "password": DocumentState.ENCRYPTED,
-    "scanned": DocumentState.SCANNED,
-    "no text": DocumentState.SCANNED,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +84,10 @@ class Ingest:
         """Ingest whatever a source names."""
         path = own_path(source, self.settings)
         if path is not None and pack_archives.looks_like_one(path):
-            return await self._pack(source, pack_archives.Checked(await asyncio.to_thread(read_pack, path), path))
+            checked = pack_archives.Checked(await asyncio.to_thread(read_pack, path), path)
+            return await installing.install_pack(self.db, self.settings, source, checked, sha256=self.asked.sha256, now=self.now)
         if path is not None and (data := await asyncio.to_thread(_pack_bytes, path)) is not None:
-            return await self._pack_archive(source, data)
+            return await installing.install_archive(self.db, self.settings, source, data, sha256=self.asked.sha256, now=self.now)
         if path is not None:
             return await self._files(source, path)
         named = {self.settings.arxiv_url, self.settings.github_url} - {ARXIV_URL, GITHUB_URL}
@@ -170,7 +165,7 @@ class Ingest:
             notes += [f"left out of its source: {plain_line(each)}" for each in source.skipped[:5]]
             reading = await self._try("latex", source.tex, source.url)
             if reading.document is not None:
-                return _with(reading, state, notes)
+                return _with(reading, state, [*notes, *reading.notes])
             notes += [f"its LaTeX: {each}" for each in reading.notes]
         else:
             state = DocumentState.SOURCELESS
@@ -180,7 +175,7 @@ class Ingest:
         if page is not None:
             reading = await self._try("html", page.body, page.url)
             if reading.document is not None:
-                return _with(reading, state, notes)
+                return _with(reading, state, [*notes, *reading.notes])
             notes += [f"its HTML: {each}" for each in reading.notes]
         await self.tell(0.5, f"fetching {ref} as PDF")
         pdf = source.pdf if source is not None and source.pdf else b""
@@ -238,7 +233,7 @@ class Ingest:
         for count, piece in enumerate(found.pieces):
             await self.tell(0.9 * count / len(found.pieces), f"reading {piece.place}")
             try:
-                document_id, new, told = await self._file(path, piece)
+                document_id, new, told = await self._file(piece)
             except SourceError as error:
                 if len(found.pieces) == 1:
                     raise
@@ -251,10 +246,10 @@ class Ingest:
             return await self._answer(source, "files", ids[0], added=added, warnings=notes)
         return await self._answer(source, "files", *ids, added=added, warnings=notes, title=str(path))
 
-    async def _file(self, asked: Path, piece: local.Piece) -> tuple[str, int, list[str]]:
+    async def _file(self, piece: local.Piece) -> tuple[str, int, list[str]]:
         data = await asyncio.to_thread(piece.load)
         content_hash = _hash_of(data if isinstance(data, Mapping) else {"": data})
-        at = asked / piece.place if asked.is_dir() else asked
+        at = piece.root / piece.place
         document_id = f"local:{at}@{content_hash[:12]}"
         known = await papers.find_document(self.db, document_id)
         if known is not None and known.state is DocumentState.READ:
@@ -289,68 +284,27 @@ class Ingest:
         fetched = await web.get(source)
         if fetched is None:
             raise NotFoundError(f"{source[:200]!r}: nothing is there; check the URL")
-        return await self._pack_archive(source, fetched.body)
-
-    async def _pack_archive(self, source: str, data: bytes) -> IngestAnswer:
-        with pack_archives.opened(data, name=PurePosixPath(urlsplit(source).path).name or "pack") as checked:
-            return await self._pack(source, checked)
-
-    async def _pack(self, source: str, checked: pack_archives.Checked) -> IngestAnswer:
-        """Install a pack and bring the store's methods up to it; another content needs another version."""
-        pack = checked.pack
-        pack_archives.check_pin(pack, self.asked.sha256)
-        if pack.name == (await asyncio.to_thread(read_pack, self.settings.packs)).name:
-            raise PackError(f"pack {pack.name}: loaded at every start from {self.settings.packs}; rename yours")
-        held = await methods.held_pack(self.db, pack.name)
-        if held is not None and held[0] == pack.version and held[1] != pack.content_hash:
-            raise PackError(
-                f"pack {pack.name} {pack.version} is installed with another content (sha256 {held[1]}); "
-                "an update needs a new version"
-            )
-        taken = await methods.owned_by_others(self.db, pack)
-        if taken:
-            raise PackError(f"pack {pack.name}: its method {taken[0][0]!r} belongs to pack {taken[0][1]}; rename it")
-        folder = await asyncio.to_thread(pack_archives.install, checked, self.settings.packs_dir)
-        changed = await methods.import_pack(self.db, pack, now=self.now)
-        return IngestAnswer(
-            source=source,
-            kind="pack",
-            id=pack.name,
-            version=pack.version,
-            title=pack.name,
-            sha256=pack.content_hash,
-            fetched_from=str(folder),
-            documents=0,
-            added=len(pack.methods) if changed else 0,
-            known=0 if changed else len(pack.methods),
-            methods=[each.id for each in pack.methods],
-            next_step="search_methods finds its methods.",
-        )
+        return await installing.install_archive(self.db, self.settings, source, fetched.body, sha256=self.asked.sha256, now=self.now)
 
     # ------------------------------------------------------------------------------------------- common
 
     async def _try(
-        self,
-        kind: str,
-        data: bytes | Mapping[str, bytes],
-        url: str,
-        *,
-        path: str = "",
-        least: int = _LEAST_WORDS,
+        self, form: Format, data: bytes | Mapping[str, bytes], url: str, *, path: str = "", least: int = _LEAST_WORDS
     ) -> Reading:
         """Parse a document; what cannot be read is a state with its reason."""
         content_hash = _hash_of(data if isinstance(data, Mapping) else {"": data})
         try:
-            document = await parse(kind, data)
+            document = await parse(form, data, path=path)
         except SourceError as error:
-            words = str(error).casefold()
-            state = next((state for word, state in _FAILED.items() if word in words), DocumentState.BROKEN)
-            return Reading(state, None, kind, url, content_hash, (plain_line(str(error)),))
-        count = sum(len(each.text.split()) for each in chunk(document))
+            return Reading(DocumentState.BROKEN, None, form, url, content_hash, (plain_line(str(error)),))
+        notes = tuple(plain_line(each) for each in document.warnings)
+        if document.state != "read":
+            return Reading(DocumentState(document.state), None, form, url, content_hash, notes)
+        count = sum(len(each.text.split()) for each in document.blocks)
         if count < least:
-            scanned = DocumentState.SCANNED if kind == "pdf" else DocumentState.BROKEN
-            return Reading(scanned, None, kind, url, content_hash, (f"only {count} words of text were found",))
-        return Reading(DocumentState.READ, document, kind, url, content_hash)
+            state = DocumentState.SCANNED if form == "pdf" else DocumentState.BROKEN
+            return Reading(state, None, form, url, content_hash, (*notes, f"only {count} words of text were found"))
+        return Reading(DocumentState.READ, document, form, url, content_hash, notes)
 
     async def _store(self, document: NewDocument, reading: Reading, source_kind: str, *, abstract: str = "") -> Stored:
         """Store a document with its passages, the abstract in front where the text has none."""
@@ -433,16 +387,6 @@ def of_history(source: str, answer: ImportAnswer) -> IngestAnswer:
         warnings=[f"{answer.left_out} rows left out", *answer.notes] if answer.left_out else list(answer.notes),
         next_step=answer.next_step,
     )
-
-
-def plain_text(text: str) -> str:
-    """Return a source's words without what cannot be seen; lone surrogates are replaced."""
-    return _UNSEEN.sub("", text.encode("utf-8", "replace").decode("utf-8").replace("\r\n", "\n")).strip()
-
-
-def plain_line(text: str, *, limit: int = 300) -> str:
-    """Return a source's words as one line."""
-    return " ".join(plain_text(text).split())[:limit]
 
 
 def _chunks(document: Document, source_kind: str, paper_id: str, licence: str, *, path: str = "") -> list[Chunk]:

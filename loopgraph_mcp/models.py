@@ -299,6 +299,7 @@ class DocumentState(StrEnum):
     ENCRYPTED = "encrypted"
     SCANNED = "scanned"
     BROKEN = "broken"
+    TOO_LARGE = "too_large"
 
 
 class Decision(StrEnum):

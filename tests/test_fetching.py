@@ -358,7 +358,7 @@ def test_links_and_devices_are_left_and_told(kind: bytes) -> None:
 
 def test_a_million_members_are_refused_before_they_are_read() -> None:
     header = member("a").tobuf()
-    many = gzip.compress(header * 1_000_000, 1)
+    many = gzip.compress(header * 1_000) * 1_000
     empty = zipped({})
     forged = zipped({f"{number}": b"" for number in range(30)})
     started = time.monotonic()

@@ -18,8 +18,18 @@ _GZIP, _ZIP = b"\x1f\x8b", (b"PK\x03\x04", b"PK\x05\x06")
 _ZIP_END = 22  # bytes of the record that ends a zip, before its comment
 _LINK_MODE, _MODE_MASK = 0o120000, 0o170000
 # What the standard library raises at archives that are cut, forged or of a later format.
-_DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, lzma.LZMAError, ValueError, OverflowError)
-_DAMAGED += (OSError, struct.error, NotImplementedError, RuntimeError)
+_DAMAGED = (
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    EOFError,
+    OSError,
+    OverflowError,
+    RuntimeError,
+    ValueError,
+)
 
 
 @dataclass(frozen=True, slots=True)

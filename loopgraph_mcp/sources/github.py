@@ -96,6 +96,8 @@ class _Pull(BaseModel):
 def read_ref(text: str) -> Ref | None:
     """Return what a URL of github.com, or `github:owner/name@ref:path`, names, or None."""
     text = text.strip()
+    if re.search(r"(?:^|[/:])\.\.?(?:/|$)", text):  # an API's path is no place for it
+        return None
     match = _SHORT.fullmatch(text) or _SSH.fullmatch(text)
     if match is not None:
         told = match.groupdict()

@@ -6,10 +6,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath, PurePosixPath
 
+from loopgraph_mcp.documents.model import Format
 from loopgraph_mcp.errors import SourceError
 from loopgraph_mcp.sources import archives
 
-KINDS = {
+KINDS: dict[str, Format] = {
     ".pdf": "pdf",
     ".tex": "latex",
     ".ltx": "latex",
@@ -39,11 +40,11 @@ class Piece:
 
     Args:
         kind: How it is parsed.
-        place: Its path in the folder that was asked for, or its name.
-        files: Where it lies; for LaTeX the files of a whole project under `root`.
+        place: Its path in `root`, the folder that was asked for or that holds the file; `.` for that folder itself.
+        files: Where it lies; for LaTeX all the files of a project.
     """
 
-    kind: str
+    kind: Format
     place: str
     files: tuple[Path, ...]
     root: Path
@@ -139,16 +140,12 @@ def _find_in(folder: Path) -> Found:
         elif kind is not None and file.stat().st_size:
             pieces.append(Piece(kind, place, (file,), folder))
     for root in projects:
-        if root.is_file():
-            inside = any(root.is_relative_to(other) for other in projects if other != root)
-            files: tuple[Path, ...] = () if inside else (root,)
-        else:
+        if root.is_dir():
             files = tuple(each for each in _walk(root, []) if each.suffix.lower() in _TEX_PARTS)
+        else:  # a file that stands alone, unless a project around it was found after it
+            files = () if any(root.is_relative_to(other) for other in projects if other != root) else (root,)
         if files:
-            place = root.relative_to(folder).as_posix()
-            pieces.append(
-                Piece("latex", folder.name if place == "." else place, files, root if root.is_dir() else root.parent)
-            )
+            pieces.append(Piece("latex", root.relative_to(folder).as_posix(), files, folder))
     return Found(tuple(sorted(pieces, key=lambda piece: piece.place)), tuple(skipped))
 
 

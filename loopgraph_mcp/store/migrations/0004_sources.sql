@@ -9,7 +9,7 @@ CREATE TABLE document (
     paper_id     TEXT NOT NULL REFERENCES paper (id),
     version      TEXT NOT NULL,
     state        TEXT NOT NULL CHECK (state IN (
-        'read', 'sourceless', 'withdrawn', 'encrypted', 'scanned', 'broken')),
+        'read', 'sourceless', 'withdrawn', 'encrypted', 'scanned', 'broken', 'too_large')),
     form         TEXT NOT NULL,      -- what it was read from: latex, html, pdf, markdown, code
     licence      TEXT NOT NULL,
     fetched_from TEXT NOT NULL,
