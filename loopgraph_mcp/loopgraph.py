@@ -157,8 +157,7 @@ class LoopGraph:
 
     async def _remember(self, workspace: str | None) -> tuple[Workspace | None, Context | None, evidence.Memory, Past]:
         """Return where a question is asked, with all that is known there."""
-        where = await self._here.workspace_or_none(workspace)
-        context = None if where is None else await self._here.context(where, where.budget_s)
+        where, context = await self._here.place(workspace)
         return where, context, await self._ledger.recall(context), await self._past(context)
 
     async def _past(self, context: Context | None) -> Past:
