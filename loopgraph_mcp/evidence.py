@@ -5,6 +5,7 @@ from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from statistics import fmean
 
 from loopgraph_mcp import verdicts
@@ -294,12 +295,12 @@ class Ledger:
 
     def plateau_families(self, here: Context, runs: int) -> frozenset[str]:
         """Return the families that a context's last runs tried, if there are so many and none of them was a win."""
-        verdicts_of = [
+        judged = (
             (run, self._verdict(run.context_id, run.base_tree, run.tree))
-            for run in self._newest[-_PLATEAU_LOOK:]
+            for run in reversed(self._newest)
             if _comparable(self._contexts[run.context_id], here)
-        ]
-        changes = [(run, verdict) for run, verdict in verdicts_of if verdict.kind not in _NO_CHANGES][-runs:]
+        )
+        changes = list(islice((pair for pair in judged if pair[1].kind not in _NO_CHANGES), runs))
         if len(changes) < runs or any(verdict.kind is VerdictKind.WIN for _, verdict in changes):
             return frozenset()
         tried = {self._families.get(method_id, "") for run, _ in changes for method_id in run.method_ids}

@@ -51,6 +51,7 @@ from loopgraph_mcp.workspace import Workspace, default_timeout_s, write_program
 
 MAX_WAIT_S = 50.0  # most clients give up on a call after 60 s
 _CANDIDATES = 50
+_PATIENCE_S = 1.0
 _POLL_S = 0.25
 _NO_PAST = Past()
 _CANCEL_WAIT_S = 15.0
@@ -73,6 +74,7 @@ class LoopGraph:
         self._here = Surroundings(db, settings, clock)
         self._sight: Foresight | None = None
         self._ledger = evidence.Ledger(db)
+        self._fatigue = retrievals.Fatigue()
         self._learned: tuple[tuple[int, int], Context | None, Past] = ((0, 0), None, _NO_PAST)
 
     async def _foresight(self) -> Foresight:
@@ -115,8 +117,11 @@ class LoopGraph:
             family: Show methods of this family alone.
             standing: Show methods of this standing alone.
         """
-        found, shown_ages, (where, context, memory, past) = await asyncio.gather(  # the text has a thread of its own
-            self._find(query), retrievals.ages_since_shown(self.db), self._remember(workspace)
+        shown_ages, found, (where, context, memory, past), known = await asyncio.gather(
+            self.db.search(self._fatigue.ages, limit_s=_PATIENCE_S),
+            self._find(query),
+            self._remember(workspace),
+            methods.all_methods(self.db),
         )
         hits, note = searching.choose(
             [pair for pair in found if family in {None, pair[0].family}],
@@ -139,7 +144,7 @@ class LoopGraph:
             retrieval_id=retrieval_id,
             query=query,
             context=wording.context(context),
-            methods_known=await methods.count_methods(self.db),
+            methods_known=len(known),
             hits=hits,
             next_step=wording.after_search(hits, retrieval_id),
             note=note,
@@ -152,8 +157,7 @@ class LoopGraph:
 
     async def _remember(self, workspace: str | None) -> tuple[Workspace | None, Context | None, evidence.Memory, Past]:
         """Return where a question is asked, with all that is known there."""
-        where = await self._here.workspace_or_none(workspace)
-        context = None if where is None else await self._here.context(where, where.budget_s)
+        where, context = await self._here.place(workspace)
         return where, context, await self._ledger.recall(context), await self._past(context)
 
     async def _past(self, context: Context | None) -> Past:

@@ -275,7 +275,7 @@ def test_common_words_are_dropped_and_the_rarest_kept() -> None:
     few = plan(concepts[:5], counts, 10_000, Limits())
     assert few.every == " AND ".join(f'(("w{number}"))' for number in range(1, 5))  # no row holds w0
     assert few.common == match.common == ""
-    assert match.some == " OR ".join(f'"w{number}"' for number in range(1, 7))
+    assert match.some == " OR ".join(f'"w{number}"' for number in range(1, 9))
     assert plan(concepts, counts, 10_000, Limits(rows=35)).some == '"w1" OR "w2"'
     assert plan(concepts, counts, 10_000, Limits(rows=1)).some == '"w1"'
     assert plan([Concept(("the",))], counts, 10_000, Limits()).common == '"the"'
@@ -567,7 +567,7 @@ async def test_a_run_that_ends_after_a_later_one_is_the_newer(db: Database) -> N
 async def test_fatigue_is_what_counting_every_retrieval_would_find(db: Database, seed: int) -> None:
     rng = random.Random(seed)
     context, ids = await a_context(db), [method.id for method in PACK.methods]
-    shown, tried = [], defaultdict(float)
+    shown, tried, fatigue = [], defaultdict(float), retrievals.Fatigue()
     for number in range(260):
         if rng.random() < 0.05:
             method_id = rng.choice(ids)
@@ -577,6 +577,8 @@ async def test_fatigue_is_what_counting_every_retrieval_would_find(db: Database,
         shown.append((float(number), items))
         listed = [retrievals.ShownMethod(each, 1.0, {}) for each in items]
         await retrievals.add_retrieval(db, "q", listed, context_id=None, now=float(number))
+        if rng.random() < 0.2:
+            await db.search(fatigue.ages, limit_s=9)
     slow = {
         each: [
             len(shown) - 1 - place
@@ -585,7 +587,7 @@ async def test_fatigue_is_what_counting_every_retrieval_would_find(db: Database,
         ]
         for each in ids
     }
-    assert await retrievals.ages_since_shown(db) == {each: ages for each, ages in slow.items() if ages}
+    assert await db.search(fatigue.ages, limit_s=9) == {each: ages for each, ages in slow.items() if ages}
     assert any(slow.values())
 
 

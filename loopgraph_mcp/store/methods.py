@@ -95,36 +95,17 @@ async def get_method(db: Database, method_id: str) -> Method | None:
     return next(_readable(rows), None)
 
 
-async def all_methods(db: Database) -> list[Method]:
-    """Return every method that a pack still holds, ordered by id."""
-    return list(await _library(db))
-
-
 async def families(db: Database) -> dict[str, str]:
     """Return the family of each method, retired or not."""
     rows = await db.reader.execute_fetchall("SELECT id, family FROM method")
     return {str(row["id"]): str(row["family"]) for row in rows}
 
 
-async def count_methods(db: Database) -> int:
-    """Return how many methods the packs hold."""
-    return len(await _library(db))
-
-
-def methods_in(conn: sqlite3.Connection, method_ids: Sequence[str]) -> list[Method]:
-    """Return those of some methods that a pack still holds, ordered by id."""
-    rows = conn.execute(
-        "SELECT card FROM method WHERE id IN (SELECT value FROM json_each(:ids)) AND retired_at IS NULL ORDER BY id",
-        {"ids": json.dumps(list(method_ids))},
-    )
-    return list(_readable(rows))
-
-
 _LIBRARIES: dict[str, tuple[Method, ...]] = {}
 
 
-async def _library(db: Database) -> tuple[Method, ...]:
-    """Return what a store's packs hold, ordered by id, read again only when a pack changes."""
+async def all_methods(db: Database) -> tuple[Method, ...]:
+    """Return every method that a pack still holds, ordered by id, read again only when a pack changes."""
     rows = await db.reader.execute_fetchall("SELECT group_concat(name || content_hash) AS held FROM pack")
     held = f"{db.path} {next(iter(rows))['held']}"
     if held not in _LIBRARIES:
