@@ -64,7 +64,8 @@ class Reading:
 class Stored:
     """A document whose passages are in the store: what comes after storing starts from here."""
 
-    document: NewDocument
+    paper_id: str
+    document_id: str
     chunk_ids: tuple[str, ...]
     added: int
 
@@ -85,9 +86,13 @@ class Ingest:
         path = own_path(source, self.settings)
         if path is not None and pack_archives.looks_like_one(path):
             checked = pack_archives.Checked(await asyncio.to_thread(read_pack, path), path)
-            return await installing.install_pack(self.db, self.settings, source, checked, sha256=self.asked.sha256, now=self.now)
+            return await installing.install_pack(
+                self.db, self.settings, source, checked, sha256=self.asked.sha256, now=self.now
+            )
         if path is not None and (data := await asyncio.to_thread(_pack_bytes, path)) is not None:
-            return await installing.install_archive(self.db, self.settings, source, data, sha256=self.asked.sha256, now=self.now)
+            return await installing.install_archive(
+                self.db, self.settings, source, data, sha256=self.asked.sha256, now=self.now
+            )
         if path is not None:
             return await self._files(source, path)
         named = {self.settings.arxiv_url, self.settings.github_url} - {ARXIV_URL, GITHUB_URL}
@@ -145,7 +150,10 @@ class Ingest:
             abstract=plain_text(meta.abstract),
             published_on=meta.published_on,
         )
-        stored = await self._store(document, reading, "paper", abstract=document.abstract)
+        chunks = _chunks(reading.document, "paper", document.paper_id, document.licence)
+        if document.abstract and not any("abstract" in each.place.casefold() for each in chunks):
+            chunks.insert(0, Chunk("paper", document.abstract, "Abstract", document.paper_id, document.licence))
+        stored = await self._store(document, chunks)
         return await self._answer(
             source, "paper", document_id, added=stored.added, warnings=[*warnings, *reading.notes]
         )
@@ -205,9 +213,8 @@ class Ingest:
             kind = local.KINDS.get(PurePosixPath(path).suffix.lower(), "markdown")
             reading = await self._try(kind, data, snapshot.url, path=path, least=1)
             notes += [f"{path}: {each}" for each in reading.notes]
-            if reading.document is not None:
-                of = "code" if kind == "code" else "document"
-                chunks += _chunks(reading.document, of, paper_id, snapshot.licence, path=path)
+            of = "code" if kind == "code" else "document"
+            chunks += _chunks(reading.document, of, paper_id, snapshot.licence, path=path)
         document = NewDocument(
             kind="github",
             ref=snapshot.repository,
@@ -221,10 +228,10 @@ class Ingest:
             content_hash=content_hash,
             note="; ".join(notes[:_MOST_WARNINGS]),
         )
-        added = await papers.add_document(self.db, document, chunks, now=self.now)
+        stored = await self._store(document, chunks)
         if not snapshot.licence:
             notes.insert(0, "GitHub knows no licence of it: read it, but copy nothing")
-        return await self._answer(source, "repository", document_id, added=added, warnings=notes)
+        return await self._answer(source, "repository", document_id, added=stored.added, warnings=notes)
 
     async def _files(self, source: str, path: Path) -> IngestAnswer:
         """Ingest a file or a folder; each document in a transaction of its own, so that a cut loses none."""
@@ -262,14 +269,14 @@ class Ingest:
             id=document_id,
             version=content_hash[:12],
             state=reading.state,
-            title=plain_line(title) or piece.place,
+            title=plain_line(title) or at.name,
             form=reading.form,
             fetched_from=str(at),
             content_hash=content_hash,
             note="; ".join(reading.notes),
         )
         of = {"code": "code", "markdown": "document", "html": "document"}.get(piece.kind, "paper")
-        stored = await self._store(document, reading, of)
+        stored = await self._store(document, _chunks(reading.document, of, document.paper_id, ""))
         return document_id, stored.added, [f"{piece.place}: {each}" for each in reading.notes]
 
     # ------------------------------------------------------------------------------------------- packs
@@ -284,7 +291,9 @@ class Ingest:
         fetched = await web.get(source)
         if fetched is None:
             raise NotFoundError(f"{source[:200]!r}: nothing is there; check the URL")
-        return await installing.install_archive(self.db, self.settings, source, fetched.body, sha256=self.asked.sha256, now=self.now)
+        return await installing.install_archive(
+            self.db, self.settings, source, fetched.body, sha256=self.asked.sha256, now=self.now
+        )
 
     # ------------------------------------------------------------------------------------------- common
 
@@ -306,18 +315,11 @@ class Ingest:
             return Reading(state, None, form, url, content_hash, (*notes, f"only {count} words of text were found"))
         return Reading(DocumentState.READ, document, form, url, content_hash, notes)
 
-    async def _store(self, document: NewDocument, reading: Reading, source_kind: str, *, abstract: str = "") -> Stored:
-        """Store a document with its passages, the abstract in front where the text has none."""
-        chunks = (
-            []
-            if reading.document is None
-            else _chunks(reading.document, source_kind, document.paper_id, document.licence)
-        )
-        if abstract and not any("abstract" in each.place.casefold() for each in chunks):
-            chunks.insert(0, Chunk(source_kind, abstract, "Abstract", document.paper_id, document.licence))
+    async def _store(self, document: NewDocument, chunks: Sequence[Chunk]) -> Stored:
+        """Store a document with its passages, all or nothing."""
         await self.tell(0.9, f"storing {len(chunks)} passages of {document.id}")
         added = await papers.add_document(self.db, document, chunks, now=self.now)
-        return Stored(document, tuple(each.id for each in chunks), added)
+        return Stored(document.paper_id, document.id, tuple(each.id for each in chunks), added)
 
     async def _answer(
         self, source: str, kind: str, *document_ids: str, added: int, warnings: Sequence[str], title: str = ""
@@ -389,9 +391,10 @@ def of_history(source: str, answer: ImportAnswer) -> IngestAnswer:
     )
 
 
-def _chunks(document: Document, source_kind: str, paper_id: str, licence: str, *, path: str = "") -> list[Chunk]:
+def _chunks(document: Document | None, source_kind: str, paper_id: str, licence: str, *, path: str = "") -> list[Chunk]:
+    """Return a document's passages, made plain; none where it could not be read."""
     made = []
-    for each in chunk(document):
+    for each in chunk(document) if document is not None else []:
         place = plain_line(each.place)
         place = f"{path}: {place}" if path and place and not place.startswith(path) else place or path
         if text := plain_text(each.text):

@@ -1,4 +1,4 @@
-"""Installs packs from elsewhere: checked, pinned by hash, one content to a version, and no method taken from another."""
+"""Installs packs from elsewhere: pinned by hash, one content to a version, no method taken from another pack."""
 
 import asyncio
 from pathlib import PurePosixPath
@@ -8,8 +8,8 @@ from loopgraph_mcp.answers import IngestAnswer
 from loopgraph_mcp.config import Settings
 from loopgraph_mcp.errors import PackError
 from loopgraph_mcp.sources import pack_archives
-from loopgraph_mcp.sources.packs import read_pack
 from loopgraph_mcp.sources.pack_archives import Checked
+from loopgraph_mcp.sources.packs import read_pack
 from loopgraph_mcp.store import methods
 from loopgraph_mcp.store.database import Database
 

@@ -68,7 +68,8 @@ def show_ingest(answer: IngestAnswer) -> None:
             console.print(f"  [bold]{escape(each.id)}[/] {escape(each.title)}", highlight=False)
         return
     of = ", ".join(part for part in (answer.state.value, answer.form, answer.licence) if part)
-    console.print(f"[bold]{escape(answer.id)}[/] {escape(answer.title)} [dim]{escape(of)}[/]", highlight=False)
+    console.print(f"[bold]{escape(answer.id)}[/] [dim]{escape(of)}[/]", highlight=False, soft_wrap=True)
+    console.print(escape(answer.title), highlight=False)
     unit = {"pack": "methods", "history": "rows"}.get(answer.kind, "passages")
     console.print(f"{answer.added} new {unit}, {answer.known} known", highlight=False)
     if answer.kind == "pack":

@@ -266,7 +266,7 @@ def test_the_cache_makes_room_by_what_is_oldest(tmp_path: Path) -> None:
     assert [cache.find(str(number)) is not None for number in range(4)] == [False, False, True, True]
 
 
-async def test_requests_of_several_processes_keep_their_distance(tmp_path: Path) -> None:
+def test_requests_of_several_processes_keep_their_distance(tmp_path: Path) -> None:
     code = (
         "import asyncio, sys, time\nfrom pathlib import Path\nfrom loopgraph_mcp.sources.pace import Pace\n"
         "async def main():\n"

@@ -245,17 +245,7 @@ class Web:
                 return _Kept()
             if status in _GONE:
                 return None
-            if status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and part.size:
-                part.restart("")
-                raise httpx2.RemoteProtocolError("the file has become shorter")
-            goes_on = status == HTTPStatus.PARTIAL_CONTENT and part.size
-            if goes_on and not response.headers.get("content-range", "").startswith(f"bytes {part.size}-"):
-                part.restart("")
-                raise httpx2.RemoteProtocolError("it sent another part than it was asked for")
-            if status != HTTPStatus.OK and not goes_on:
-                raise StatusError(_refusal(url, status, response.headers), status, response.headers)
-            if not goes_on:
-                part.restart(response.headers.get("etag", ""))
+            _begin(url, response, part)
             await self._receive(url, response, part)
             return response
 
@@ -373,6 +363,26 @@ def decode(body: bytes, encoding: str, *, most: int, url: str) -> bytes:
     if not engine.eof:
         raise SourceError(f"{url}: its compressed body is cut short; try again later")
     return decoded
+
+
+def _begin(url: str, response: httpx2.Response, part: Part) -> None:
+    """Make the part ready for a body: go on with what is there if that is what is sent, or else begin anew.
+
+    Raises:
+        StatusError: It is no body.
+    """
+    status = response.status_code
+    if part.size and status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+        part.restart("")
+        raise httpx2.RemoteProtocolError("the file has become shorter")
+    if part.size and status == HTTPStatus.PARTIAL_CONTENT:
+        if not response.headers.get("content-range", "").startswith(f"bytes {part.size}-"):
+            part.restart("")
+            raise httpx2.RemoteProtocolError("it sent another part than it was asked for")
+    elif status == HTTPStatus.OK:
+        part.restart(response.headers.get("etag", ""))
+    else:
+        raise StatusError(_refusal(url, status, response.headers), status, response.headers)
 
 
 def _refusal(url: str, status: int, headers: Mapping[str, str]) -> str:

@@ -123,7 +123,7 @@ def read_bytes(path: Path, most: int) -> bytes:
 
 
 def _find_in(folder: Path) -> Found:
-    pieces, skipped, projects = list[Piece](), list[str](), dict[Path, list[Path]]()
+    pieces, skipped, projects = list[Piece](), list[str](), dict[Path, None]()
     for file in _walk(folder, skipped):
         place = file.relative_to(folder).as_posix()
         kind = KINDS.get(file.suffix.lower())
@@ -134,7 +134,7 @@ def _find_in(folder: Path) -> Found:
             root = next((each for each in projects if file.is_relative_to(each)), None)
             if root is None and _is_main(file):
                 root = file.parent
-            projects.setdefault(root or file, [])
+            projects[root or file] = None
         elif kind is not None and file.stat().st_size > _MOST_BYTES[kind]:
             skipped.append(f"{place}: over {_MOST_BYTES[kind] >> 20} MiB")
         elif kind is not None and file.stat().st_size:

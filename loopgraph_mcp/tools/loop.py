@@ -175,8 +175,8 @@ async def ingest(
     source: Annotated[
         str,
         Field(
-            description="An arXiv id, URL or title; a GitHub repository, folder, file or pull request; a local PDF, TeX, "
-            "Markdown, HTML or Python file or a folder of them; a method pack; somebody's results.tsv",
+            description="An arXiv id, URL or title; a GitHub repository, folder, file or pull request; a local PDF, "
+            "TeX, Markdown, HTML or Python file or a folder of them; a method pack; somebody's results.tsv",
             max_length=2_000,
         ),
     ],
