@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
@@ -18,7 +18,7 @@ from loopgraph_mcp.models import DocumentState
 from loopgraph_mcp.quoting import plain_line, plain_text
 from loopgraph_mcp.sources import archives, arxiv, github, local, pack_archives
 from loopgraph_mcp.sources.cache import Cache
-from loopgraph_mcp.sources.http import Limits, Web
+from loopgraph_mcp.sources.http import Web
 from loopgraph_mcp.sources.packs import read_pack
 from loopgraph_mcp.sources.parsing import parse
 from loopgraph_mcp.store import papers
@@ -79,7 +79,6 @@ class Ingest:
     asked: Asked
     now: float
     tell: OnStep
-    limits: Limits = field(default_factory=Limits)
 
     async def run(self, source: str) -> IngestAnswer:
         """Ingest whatever a source names."""
@@ -97,7 +96,7 @@ class Ingest:
             return await self._files(source, path)
         named = {self.settings.arxiv_url, self.settings.github_url} - {ARXIV_URL, GITHUB_URL}
         cache = Cache(self.settings.fetched_dir)
-        async with Web.open(cache, trusted=named, limits=self.limits, offline=self.asked.offline) as web:
+        async with Web.open(cache, trusted=named, offline=self.asked.offline) as web:
             if (paper := arxiv.read_ref(source)) is not None:
                 return await self._paper(source, arxiv.Arxiv.of(web, self.settings), paper)
             if (place := github.read_ref(source)) is not None:
@@ -121,17 +120,18 @@ class Ingest:
         return IngestAnswer(source, "choice", "", "", "", step, documents=0, candidates=candidates)
 
     async def _paper(self, source: str, site: arxiv.Arxiv, ref: arxiv.Ref) -> IngestAnswer:
+        if ref.version is not None and await self._is_read(f"arxiv:{ref}"):
+            return await self._answer(source, "paper", f"arxiv:{ref}", added=0, warnings=[])
         await self.tell(0.05, f"asking arXiv for {ref}")
         meta = await site.find(ref)
         document_id = f"arxiv:{meta.ref}"
-        known = await papers.find_document(self.db, document_id)
         cited = await papers.cited_title(self.db, f"arxiv:{meta.ref.id}")
         warnings = list[str]()
         if cited and _letters(cited) != _letters(meta.title):
             warnings.append(f"a pack cites it as {plain_line(cited)!r}")
         if ref.version is None and meta.ref.version is not None:
             warnings.append(f"version {meta.ref.version} is the newest, and is what was read")
-        if known is not None and known.state in {DocumentState.READ, DocumentState.SOURCELESS}:
+        if await self._is_read(document_id):
             return await self._answer(source, "paper", document_id, added=0, warnings=warnings)
         reading = await self._read_paper(site, meta)
         document = NewDocument(
@@ -258,8 +258,7 @@ class Ingest:
         content_hash = _hash_of(data if isinstance(data, Mapping) else {"": data})
         at = piece.root / piece.place
         document_id = f"local:{at}@{content_hash[:12]}"
-        known = await papers.find_document(self.db, document_id)
-        if known is not None and known.state is DocumentState.READ:
+        if await self._is_read(document_id):
             return document_id, 0, []
         reading = await self._try(piece.kind, data, str(at), path=piece.place, least=1)
         title = reading.document.title if reading.document is not None else ""
@@ -296,6 +295,11 @@ class Ingest:
         )
 
     # ------------------------------------------------------------------------------------------- common
+
+    async def _is_read(self, document_id: str) -> bool:
+        """Return whether a document is in the store with its text; one that failed is tried again."""
+        known = await papers.find_document(self.db, document_id)
+        return known is not None and known.state in {DocumentState.READ, DocumentState.SOURCELESS}
 
     async def _try(
         self, form: Format, data: bytes | Mapping[str, bytes], url: str, *, path: str = "", least: int = _LEAST_WORDS

@@ -1,8 +1,10 @@
 """Fetching from servers that misbehave, and unpacking archives that mean harm."""
 
 import asyncio
+import contextlib
 import gzip
 import io
+import itertools
 import stat
 import subprocess
 import sys
@@ -20,7 +22,7 @@ from hypothesis import strategies as st
 from loopgraph_mcp.errors import SourceError
 from loopgraph_mcp.sources import archives
 from loopgraph_mcp.sources.cache import Cache
-from loopgraph_mcp.sources.http import Limits, StatusError, Web, decode, is_public
+from loopgraph_mcp.sources.http import Limits, StatusError, Web, decode, headers_for, is_public
 from loopgraph_mcp.sources.pace import Pace
 
 BRISK = Limits(body_bytes=10_000, decoded_bytes=20_000, total_s=5, silence_s=2, backoff_s=0.01, wait_s=1)
@@ -185,6 +187,13 @@ async def test_a_trusted_place_cannot_be_reached_from_another(server: Any, cache
             await web.get(f"{server.url}/a")
 
 
+def test_a_token_goes_to_its_own_origin_alone() -> None:
+    headers = {"Authorization": "Bearer secret", "Accept": "x"}
+    assert headers_for("https://api.github.com:443/b", "https://api.github.com:443", headers) == headers
+    for other in ("https://codeload.github.com/b", "http://api.github.com/b", "https://api.github.com:444/b"):
+        assert headers_for(other, "https://api.github.com:443", headers) == {"Accept": "x"}
+
+
 async def test_a_redirect_loop_ends(web: Web, server: Any, reply: Any) -> None:
     server.replies["/a"] = reply(302, Location="/a")
     with pytest.raises(SourceError, match="redirects"):
@@ -280,7 +289,7 @@ def test_requests_of_several_processes_keep_their_distance(tmp_path: Path) -> No
     ]
     times = sorted(float(line) for each in running for line in each.communicate(timeout=30)[0].split())
     assert len(times) == 4
-    assert all(later - earlier >= 0.29 for earlier, later in zip(times, times[1:], strict=False))
+    assert all(later - earlier >= 0.29 for earlier, later in itertools.pairwise(times))
 
 
 @pytest.mark.parametrize(("last", "waits_s"), [("", 0), ("nonsense", 0), ("1000.0", 0), ("2000.1", 0.2), ("9999", 0.2)])
@@ -389,17 +398,13 @@ def test_bombs_are_refused() -> None:
 
 @given(st.binary(max_size=600), st.sampled_from([b"", b"\x1f\x8b\x08\x00", b"PK\x03\x04", b"PK\x05\x06"]))
 def test_any_bytes_unpack_or_are_refused(data: bytes, magic: bytes) -> None:
-    try:
+    with contextlib.suppress(SourceError):  # and nothing else
         archives.unpack(magic + data, name="p")
-    except SourceError as error:
-        assert str(error).startswith("p: ")
 
 
 @given(st.binary(max_size=40), st.integers(0, 600))
 def test_damaged_archives_unpack_or_are_refused(noise: bytes, at: int) -> None:
     for whole in (tar((member("a"), b"x" * 200)), zipped({"a": b"x" * 200, "b": b"y"})):
         place = at % len(whole)
-        try:
+        with contextlib.suppress(SourceError):  # and nothing else
             archives.unpack(whole[:place] + noise + whole[place + len(noise) :], name="p")
-        except SourceError as error:
-            assert str(error).startswith("p: ")

@@ -1,5 +1,6 @@
-"""Papers, repositories, files and packs on their way into the memory, from servers that speak as arXiv and GitHub do."""
+"""Papers, repositories, files and packs on their way in, from servers that speak as arXiv and GitHub do."""
 
+import asyncio
 import dataclasses
 import gzip
 import io
@@ -167,9 +168,10 @@ async def test_a_paper_is_read_from_its_source_once(graph: LoopGraph, server: An
     assert "add_method" in first.next_step
     assert steps == sorted(steps)
 
-    again = await graph.ingest("2309.00001v2")
-    assert (again.added, again.known) == (0, first.added)
-    assert server.paths().count("/e-print/2309.00001v2") == 1
+    for named in ("2309.00001", "2309.00001v2"):
+        again = await graph.ingest(named)
+        assert (again.added, again.known) == (0, first.added)
+    assert [each.partition("?")[0] for each in server.paths()] == ["/api/query", "/e-print/2309.00001v2", "/api/query"]
     asked = await graph.ingest("2309.00001", query="long contexts of others")
     assert "Others rotate keys" in asked.passages[0].text
 
@@ -185,6 +187,26 @@ async def test_what_was_fetched_is_there_without_a_network(
     with pytest.raises(SourceError, match="--offline"):
         await graph.ingest("2310.00001", offline=True)
     assert len(server.asked) == asked
+
+
+async def test_a_cancelled_ingest_stores_nothing_and_goes_on_where_it_ended(
+    graph: LoopGraph, server: Any, reply: Any
+) -> None:
+    body, half = targz({"main.tex": PAPER}), 200
+
+    async def hang(_: Any, writer: asyncio.StreamWriter) -> None:
+        writer.write(f'HTTP/1.1 200 X\r\nContent-Length: {len(body)}\r\nETag: "e"\r\n\r\n'.encode() + body[:half])
+        await writer.drain()
+        await asyncio.sleep(30)
+
+    rest = reply(206, body[half:], Content_Range=f"bytes {half}-{len(body) - 1}/{len(body)}", ETag='"e"')
+    server.replies["/api/query"] = reply(200, feed(entry("2309.00001v2")))
+    server.replies["/e-print/2309.00001v2"] = [hang, rest]
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(graph.ingest("2309.00001"), 1)
+    assert not list(await graph.db.reader.execute_fetchall("SELECT id FROM document"))
+    assert (await graph.ingest("2309.00001")).state is DocumentState.READ
+    assert server.asked[-1].headers["range"] == f"bytes={half}-"
 
 
 async def test_a_phrase_takes_none_but_the_paper_of_that_title(graph: LoopGraph, server: Any, reply: Any) -> None:
@@ -239,7 +261,7 @@ async def test_a_withdrawn_paper_keeps_its_abstract(graph: LoopGraph, server: An
 async def test_a_paper_that_is_not_there_is_told(graph: LoopGraph, server: Any, reply: Any) -> None:
     server.replies["/api/query"] = [reply(200, feed()), reply(400)]
     for _ in range(2):
-        with pytest.raises(NotFoundError, match="arXiv has no paper 2309.99999"):
+        with pytest.raises(NotFoundError, match=r"arXiv has no paper 2309\.99999"):
             await graph.ingest("2309.99999")
     server.replies["/api/query"] = reply(200, feed(entry("2309.00001v1")))
     broken = await graph.ingest("2309.00001")
@@ -384,8 +406,8 @@ async def test_a_pull_request_is_read_with_its_diff(graph: LoopGraph, server: An
 
 async def test_the_token_goes_to_the_api_alone(graph: LoopGraph, server: Any, reply: Any, online: Settings) -> None:
     repository(server, reply, FILES)
+    server.replies["/repos/o/r/commits/main"] = reply(302, Location=server.url.replace("127.0.0.1", "localhost"))
     with pytest.raises(SourceError, match="refused"):
-        server.replies["/repos/o/r/commits/main"] = reply(302, Location=server.url.replace("127.0.0.1", "localhost"))
         await graph.ingest("github:o/r")
     assert [each.headers["authorization"] for each in server.asked] == ["Bearer secret"] * 2
     server.asked.clear()

@@ -202,7 +202,7 @@ class Web:
         first = origin(url)
         with self.cache.part(key) as part:
             for _ in range(_MOST_REDIRECTS + 1):
-                allowed = headers if origin(url) == first else _without(headers, "authorization")
+                allowed = headers_for(url, first, headers)
                 turn: AbstractAsyncContextManager[None] = nullcontext() if pace is None else pace.turn()
                 async with turn:
                     answer = await self._request(url, allowed, known, part, from_origin=first)
@@ -328,6 +328,12 @@ def origin(url: str) -> str:
     return f"{parts.scheme}://{parts.hostname}:{port}"
 
 
+def headers_for(url: str, first: str, headers: Mapping[str, str]) -> dict[str, str]:
+    """Return the headers that a URL may be sent: Authorization only where it has the first one's origin."""
+    away = origin(url) != first
+    return {name: value for name, value in headers.items() if not (away and name.lower() == "authorization")}
+
+
 def is_public(text: str) -> bool:
     """Return whether an address is one of the internet's, also where IPv6 wraps an IPv4 one."""
     address = ipaddress.ip_address(text.partition("%")[0])
@@ -400,10 +406,6 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
         return max(0.0, email.utils.parsedate_to_datetime(told).timestamp() - time.time())
     except (ValueError, OverflowError):
         return None
-
-
-def _without(headers: Mapping[str, str], name: str) -> dict[str, str]:
-    return {key: value for key, value in headers.items() if key.lower() != name}
 
 
 def _reason(error: httpx2.TransportError) -> str:
