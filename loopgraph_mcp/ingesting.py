@@ -129,8 +129,6 @@ class Ingest:
         warnings = list[str]()
         if cited and _letters(cited) != _letters(meta.title):
             warnings.append(f"a pack cites it as {plain_line(cited)!r}")
-        if ref.version is None and meta.ref.version is not None:
-            warnings.append(f"version {meta.ref.version} is the newest, and is what was read")
         if await self._is_read(document_id):
             return await self._answer(source, "paper", document_id, added=0, warnings=warnings)
         reading = await self._read_paper(site, meta)

@@ -13,6 +13,7 @@ from loopgraph_mcp.sources import archives
 from loopgraph_mcp.sources.http import Fetched, StatusError, Web
 from loopgraph_mcp.sources.pace import Pace
 
+_PAGES = "https://arxiv.org"
 INTERVAL_S = 3.0  # https://info.arxiv.org/help/api/tou.html
 _NEW = r"(?P<new>\d{2}(?:0[1-9]|1[0-2])\.\d{4,5})"
 _OLD = r"(?P<old>[a-z]+(?:-[a-z]+)*(?:\.[A-Z]{2})?/\d{2}(?:0[1-9]|1[0-2])\d{3})"
@@ -154,6 +155,8 @@ class Arxiv:
     async def html(self, ref: Ref) -> Fetched | None:
         """Return arXiv's own HTML of a paper's version, which a quarter of papers lack."""
         fetched = await self._maybe(self._url("html", ref))
+        if fetched is None and self.base == ARXIV_URL:  # the host for programs need not have it
+            fetched = await self._maybe(f"{_PAGES}/html/{quote(str(ref))}")
         return fetched if fetched is not None and fetched.content_type.endswith("html") else None
 
     async def pdf(self, ref: Ref) -> Fetched | None:

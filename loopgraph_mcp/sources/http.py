@@ -181,7 +181,7 @@ class Web:
                 wait_s = wait_s if asked is None else asked
             except httpx2.TransportError as error:
                 if attempt == self.limits.attempts:
-                    raise SourceError(f"{url}: {_reason(error)}; is this machine online?") from error
+                    raise SourceError(f"{url}: {_reason(error)}; check the network, and ask again") from error
             else:
                 if isinstance(answer, _Kept):
                     assert known is not None  # noqa: S101 - we told the server what we have
