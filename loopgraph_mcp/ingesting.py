@@ -332,9 +332,9 @@ class Ingest:
             document = await papers.find_document(self.db, each)
             assert document is not None  # noqa: S101 - it was stored or found before
             known.append(document)
-            told += [
-                passages.Told(found.id, found.place, found.text) for found in await papers.chunks_of(self.db, each)
-            ]
+            of = f"{document.title}: " if len(document_ids) > 1 else ""
+            chunks = await papers.chunks_of(self.db, each)
+            told += [passages.Told(found.id, f"{of}{found.place}", found.text) for found in chunks]
             linked |= dict.fromkeys(await papers.linked_methods(self.db, document.paper_id))
         shown = await asyncio.to_thread(passages.choose, told, self.asked.query)
         first = known[0]

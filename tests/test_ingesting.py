@@ -473,7 +473,7 @@ async def test_a_folder_is_read_without_what_is_hidden_linked_or_made_by_tools(
 
 
 async def test_one_file_of_each_kind_is_read(graph: LoopGraph, workspace: Path) -> None:
-    (workspace / "note.md").write_text("# Note\n\nA gate.\n")
+    (workspace / "note.md").write_text("A gate that turns the heads of a model.\n")
     assert (await graph.ingest("note.md")).added == 1
     (workspace / "src.tar.gz").write_bytes(targz({"main.tex": PAPER}))
     assert (await graph.ingest("src.tar.gz")).added > 2
@@ -581,7 +581,7 @@ async def test_packs_that_do_not_fit_install_nothing(graph: LoopGraph, online: S
 def test_the_command_ingests_several_and_says_what_failed(
     environment: dict[str, str], workspace: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "note.md").write_text("# Note\n\nA gate [bold]here[/bold].\n")
+    (tmp_path / "note.md").write_text("A gate [bold]here[/bold] turns the heads.\n")
     command = [sys.executable, "-c", "from loopgraph_mcp.cli import main; main()", "ingest", "note.md", "./gone.md"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 1

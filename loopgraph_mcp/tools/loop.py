@@ -187,7 +187,7 @@ async def ingest(
         str | None, Field(description="Refuse a pack whose content has another hash", max_length=80)
     ] = None,
 ) -> Annotated[CallToolResult, IngestAnswer]:
-    """Read a source into the memory and return the few passages that matter; again, with another query, shows others."""
+    """Read a source into the memory and return its few passages that matter; with another query, others of them."""
     graph, reached = _graph(ctx), 0.0
 
     async def step(share: float, words: str) -> None:
