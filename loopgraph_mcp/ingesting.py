@@ -173,6 +173,8 @@ class Ingest:
             if reading.document is not None:
                 return _with(reading, state, [*notes, *reading.notes])
             notes += [f"its LaTeX: {each}" for each in reading.notes]
+        elif source is not None and source.refused:
+            notes.append(f"its source: {plain_line(source.refused)}")
         else:
             state = DocumentState.SOURCELESS
             notes.append("arXiv has no LaTeX of it")

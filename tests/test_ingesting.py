@@ -258,6 +258,21 @@ async def test_a_withdrawn_paper_keeps_its_abstract(graph: LoopGraph, server: An
     assert [each.text for each in gone.passages] == ["We gate. And rotate."]
 
 
+@pytest.mark.parametrize(
+    ("comment", "withdrawn"),
+    [
+        ("This paper has been withdrawn by the author", True),
+        ("The submission is temporarily withdrawn", True),
+        ("Withdrawn: an error in Lemma 2", True),
+        ("This work studies withdrawn papers", False),
+        ("Accepted; an earlier title was withdrawn", False),
+    ],
+)
+def test_a_withdrawal_is_told_from_talk_of_one(comment: str, withdrawn: bool) -> None:  # noqa: FBT001
+    (meta,) = arxiv.read_feed(feed(entry("2309.00001v1", comment=comment)))
+    assert meta.withdrawn is withdrawn
+
+
 async def test_a_paper_that_is_not_there_is_told(graph: LoopGraph, server: Any, reply: Any) -> None:
     server.replies["/api/query"] = [reply(200, feed()), reply(400)]
     for _ in range(2):
@@ -298,8 +313,10 @@ def test_any_answer_is_a_feed_or_refused(noise: bytes) -> None:
 async def test_hostile_sources_are_refused(graph: LoopGraph, server: Any, reply: Any) -> None:
     server.replies["/api/query"] = reply(200, feed(entry("2309.00001v1")))
     server.replies["/e-print/2309.00001v1"] = reply(200, targz({"../main.tex": PAPER}))
-    with pytest.raises(SourceError, match="leads out"):
-        await graph.ingest("2309.00001")
+    refused = await graph.ingest("2309.00001")
+    assert refused.state is DocumentState.BROKEN
+    assert "leads out of it; refused" in refused.warnings[0]
+    assert [each.place for each in refused.passages] == ["Abstract"]
 
 
 async def test_what_a_source_says_reaches_the_agent_plain_and_quoted(

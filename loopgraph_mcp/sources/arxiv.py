@@ -28,7 +28,8 @@ _PATHS = {
 _TEXT_SUFFIXES = (".tex", ".ltx", ".bib", ".bbl", ".sty", ".cls", ".txt", ".def", ".clo", ".tikz", ".md", ".json", "")
 _ATOM = {"a": "http://www.w3.org/2005/Atom", "x": "http://arxiv.org/schemas/atom"}
 _WITHDRAWN = re.compile(
-    r"\b(?:paper|article|submission|manuscript|preprint|version|work)\b[^.]{0,40}\bwithdrawn\b|^\s*withdrawn\b",
+    r"\b(?:paper|article|submission|manuscript|preprint|version|work)\s+(?:(?:has|had|have|been|being|is|was|to|be|now|"
+    r"temporarily)\s+){1,4}withdrawn\b|^\s*withdrawn\b",
     re.IGNORECASE,
 )
 _SEARCHED = 5
@@ -71,12 +72,14 @@ class Source:
         tex: LaTeX files by their path; empty where there are none.
         pdf: Or the PDF that stands in for them.
         skipped: What was not unpacked, with the reason.
+        refused: Why nothing was.
     """
 
     url: str
     tex: Mapping[str, bytes]
     pdf: bytes = b""
     skipped: tuple[str, ...] = ()
+    refused: str = ""
     withdrawn: bool = False
 
 
@@ -150,7 +153,10 @@ class Arxiv:
             if error.status in {400, 403}:
                 return None
             raise
-        return None if fetched is None else _open_source(fetched, ref)
+        try:
+            return None if fetched is None else _open_source(fetched, ref)
+        except SourceError as error:
+            return Source(fetched.url if fetched else url, {}, refused=str(error))
 
     async def html(self, ref: Ref) -> Fetched | None:
         """Return arXiv's own HTML of a paper's version, which a quarter of papers lack."""

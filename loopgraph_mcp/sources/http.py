@@ -310,7 +310,9 @@ class Web:
         async for data in response.aiter_raw():
             if part.size + len(data) > self.limits.body_bytes or told > self.limits.body_bytes:
                 part.restart("")
-                raise SourceError(f"{url}: larger than {_mib(self.limits.body_bytes)}; refused")
+                raise SourceError(
+                    f"{url}: larger than {_mib(self.limits.body_bytes)}; name a part of it, or give a local copy"
+                )
             part.write(data)
 
     def _fetched(self, entry: Entry, body: bytes) -> Fetched:
