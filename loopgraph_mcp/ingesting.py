@@ -1,18 +1,15 @@
 """Takes papers, repositories, files and packs into the memory: fetched, read, cut into passages, stored by version."""
 
 import asyncio
-import hashlib
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
-from loopgraph_mcp import installing, passages
+from loopgraph_mcp import forms, installing, passages
 from loopgraph_mcp.answers import Candidate, ImportAnswer, IngestAnswer, ShownPassage
 from loopgraph_mcp.config import ARXIV_URL, GITHUB_URL, Settings
-from loopgraph_mcp.documents.chunking import chunk
-from loopgraph_mcp.documents.model import Document, Format
 from loopgraph_mcp.errors import NotFoundError, SourceError
 from loopgraph_mcp.models import DocumentState
 from loopgraph_mcp.quoting import plain_line, plain_text
@@ -20,16 +17,13 @@ from loopgraph_mcp.sources import archives, arxiv, github, local, pack_archives
 from loopgraph_mcp.sources.cache import Cache
 from loopgraph_mcp.sources.http import Web
 from loopgraph_mcp.sources.packs import read_pack
-from loopgraph_mcp.sources.parsing import parse
 from loopgraph_mcp.store import papers
 from loopgraph_mcp.store.chunks import Chunk
 from loopgraph_mcp.store.database import Database
 from loopgraph_mcp.store.papers import NewDocument
 
-OnStep = Callable[[float, str], Awaitable[None]]
 _HISTORIES = frozenset({".tsv", ".csv", ".jsonl"})
 _ARCHIVES = (".tar.gz", ".tgz", ".zip", ".tar")
-_LEAST_WORDS = 40  # a paper's text below that is a cover page, or what a failed conversion left
 _MOST_WARNINGS = 20
 
 
@@ -46,18 +40,6 @@ class Asked:
     query: str = ""
     sha256: str | None = None
     offline: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """What could be read of a document, from which form of it."""
-
-    state: DocumentState
-    document: Document | None = None
-    form: str = ""
-    url: str = ""
-    content_hash: str = ""
-    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +60,7 @@ class Ingest:
     settings: Settings
     asked: Asked
     now: float
-    tell: OnStep
+    tell: forms.OnStep
 
     async def run(self, source: str) -> IngestAnswer:
         """Ingest whatever a source names."""
@@ -131,7 +113,7 @@ class Ingest:
             warnings.append(f"a pack cites it as {plain_line(cited)!r}")
         if await self._is_read(document_id):
             return await self._answer(source, "paper", document_id, added=0, warnings=warnings)
-        reading = await self._read_paper(site, meta)
+        reading = await forms.read_paper(site, meta, self.tell)
         document = NewDocument(
             kind="arxiv",
             ref=meta.ref.id,
@@ -148,52 +130,13 @@ class Ingest:
             abstract=plain_text(meta.abstract),
             published_on=meta.published_on,
         )
-        chunks = _chunks(reading.document, "paper", document.paper_id, document.licence)
+        chunks = forms.chunks_of(reading.document, "paper", document.paper_id, document.licence)
         if document.abstract and not any("abstract" in each.place.casefold() for each in chunks):
             chunks.insert(0, Chunk("paper", document.abstract, "Abstract", document.paper_id, document.licence))
         stored = await self._store(document, chunks)
         return await self._answer(
             source, "paper", document_id, added=stored.added, warnings=[*warnings, *reading.notes]
         )
-
-    async def _read_paper(self, site: arxiv.Arxiv, meta: arxiv.Metadata) -> Reading:
-        """Read a paper from its source, or else from arXiv's HTML, or else from its PDF."""
-        ref, notes = meta.ref, list[str]()
-        await self.tell(0.15, f"fetching the source of {ref}")
-        source = await site.source(ref)
-        if meta.withdrawn or (source is not None and source.withdrawn):
-            before = (ref.version or 1) - 1
-            earlier = f"; an earlier version may be readable: {ref.id}v{before}" if before else ""
-            note = f"withdrawn{f': {plain_line(meta.comment)}' if meta.comment else ''}{earlier}"
-            return Reading(DocumentState.WITHDRAWN, notes=(note,))
-        state = DocumentState.READ
-        if source is not None and source.tex:
-            notes += [f"left out of its source: {plain_line(each)}" for each in source.skipped[:5]]
-            reading = await self._try("latex", source.tex, source.url)
-            if reading.document is not None:
-                return _with(reading, state, [*notes, *reading.notes])
-            notes += [f"its LaTeX: {each}" for each in reading.notes]
-        elif source is not None and source.refused:
-            notes.append(f"its source: {plain_line(source.refused)}")
-        else:
-            state = DocumentState.SOURCELESS
-            notes.append("arXiv has no LaTeX of it")
-        await self.tell(0.4, f"fetching {ref} as HTML")
-        page = await site.html(ref)
-        if page is not None:
-            reading = await self._try("html", page.body, page.url)
-            if reading.document is not None:
-                return _with(reading, state, [*notes, *reading.notes])
-            notes += [f"its HTML: {each}" for each in reading.notes]
-        await self.tell(0.5, f"fetching {ref} as PDF")
-        pdf = source.pdf if source is not None and source.pdf else b""
-        url = source.url if source is not None else ""
-        if not pdf and (fetched := await site.pdf(ref)) is not None:
-            pdf, url = fetched.body, fetched.url
-        if not pdf:
-            return Reading(DocumentState.BROKEN, notes=(*notes, "arXiv has no PDF of it either"))
-        reading = await self._try("pdf", pdf, url)
-        return _with(reading, state if reading.document is not None else reading.state, [*notes, *reading.notes])
 
     # ------------------------------------------------------------------------------- repositories, files
 
@@ -202,7 +145,7 @@ class Ingest:
         snapshot = await hub.read(ref)
         document_id = f"github:{snapshot.repository}@{snapshot.commit}"
         document_id += f":{snapshot.path}" if snapshot.path else ""
-        content_hash = _hash_of(snapshot.files)
+        content_hash = forms.hash_of(snapshot.files)
         known = await papers.find_document(self.db, document_id)
         if known is not None and known.content_hash == content_hash:
             return await self._answer(source, "repository", document_id, added=0, warnings=[])
@@ -211,10 +154,10 @@ class Ingest:
         for count, (path, data) in enumerate(snapshot.files.items()):
             await self.tell(0.3 + 0.6 * count / len(snapshot.files), f"reading {path}")
             kind = local.KINDS.get(PurePosixPath(path).suffix.lower(), "markdown")
-            reading = await self._try(kind, data, snapshot.url, path=path, least=1)
+            reading = await forms.read_form(kind, data, snapshot.url, path=path, least=1)
             notes += [f"{path}: {each}" for each in reading.notes]
             of = "code" if kind == "code" else "document"
-            chunks += _chunks(reading.document, of, paper_id, snapshot.licence, path=path)
+            chunks += forms.chunks_of(reading.document, of, paper_id, snapshot.licence, path=path)
         document = NewDocument(
             kind="github",
             ref=snapshot.repository,
@@ -255,12 +198,12 @@ class Ingest:
 
     async def _file(self, piece: local.Piece) -> tuple[str, int, list[str]]:
         data = await asyncio.to_thread(piece.load)
-        content_hash = _hash_of(data if isinstance(data, Mapping) else {"": data})
+        content_hash = forms.hash_of(data if isinstance(data, Mapping) else {"": data})
         at = piece.root / piece.place
         document_id = f"local:{at}@{content_hash[:12]}"
         if await self._is_read(document_id):
             return document_id, 0, []
-        reading = await self._try(piece.kind, data, str(at), path=piece.place, least=1)
+        reading = await forms.read_form(piece.kind, data, str(at), path=piece.place, least=1)
         title = reading.document.title if reading.document is not None else ""
         document = NewDocument(
             kind="local",
@@ -275,7 +218,7 @@ class Ingest:
             note="; ".join(reading.notes),
         )
         of = {"code": "code", "markdown": "document", "html": "document"}.get(piece.kind, "paper")
-        stored = await self._store(document, _chunks(reading.document, of, document.paper_id, ""))
+        stored = await self._store(document, forms.chunks_of(reading.document, of, document.paper_id, ""))
         return document_id, stored.added, [f"{piece.place}: {each}" for each in reading.notes]
 
     # ------------------------------------------------------------------------------------------- packs
@@ -300,24 +243,6 @@ class Ingest:
         """Return whether a document is in the store with its text; one that failed is tried again."""
         known = await papers.find_document(self.db, document_id)
         return known is not None and known.state in {DocumentState.READ, DocumentState.SOURCELESS}
-
-    async def _try(
-        self, form: Format, data: bytes | Mapping[str, bytes], url: str, *, path: str = "", least: int = _LEAST_WORDS
-    ) -> Reading:
-        """Parse a document; what cannot be read is a state with its reason."""
-        content_hash = _hash_of(data if isinstance(data, Mapping) else {"": data})
-        try:
-            document = await parse(form, data, path=path)
-        except SourceError as error:
-            return Reading(DocumentState.BROKEN, None, form, url, content_hash, (plain_line(str(error)),))
-        notes = tuple(plain_line(each) for each in document.warnings)
-        if document.state != "read":
-            return Reading(DocumentState(document.state), None, form, url, content_hash, notes)
-        count = sum(len(each.text.split()) for each in document.blocks)
-        if count < least:
-            state = DocumentState.SCANNED if form == "pdf" else DocumentState.BROKEN
-            return Reading(state, None, form, url, content_hash, (*notes, f"only {count} words of text were found"))
-        return Reading(DocumentState.READ, document, form, url, content_hash, notes)
 
     async def _store(self, document: NewDocument, chunks: Sequence[Chunk]) -> Stored:
         """Store a document with its passages, all or nothing."""
@@ -395,21 +320,6 @@ def of_history(source: str, answer: ImportAnswer) -> IngestAnswer:
     )
 
 
-def _chunks(document: Document | None, source_kind: str, paper_id: str, licence: str, *, path: str = "") -> list[Chunk]:
-    """Return a document's passages, made plain; none where it could not be read."""
-    made = []
-    for each in chunk(document) if document is not None else []:
-        place = plain_line(each.place)
-        place = f"{path}: {place}" if path and place and not place.startswith(path) else place or path
-        if text := plain_text(each.text):
-            made.append(Chunk(source_kind, text, place, paper_id, plain_line(licence)))
-    return made
-
-
-def _with(reading: Reading, state: DocumentState, notes: Sequence[str]) -> Reading:
-    return Reading(state, reading.document, reading.form, reading.url, reading.content_hash, tuple(notes))
-
-
 def _next_step(shown: Sequence[passages.Told], linked: Sequence[str]) -> str:
     if not shown:
         return "Give its text another way: a local file of it, or another version."
@@ -444,10 +354,3 @@ def _refuse_path(source: str) -> None:
 
 def _letters(text: str) -> str:
     return "".join(re.findall(r"\w+", text.casefold()))
-
-
-def _hash_of(files: Mapping[str, bytes]) -> str:
-    digest = hashlib.sha256()
-    for path in sorted(files):
-        digest.update(path.encode("utf-8", "surrogateescape") + b"\0" + hashlib.sha256(files[path]).digest())
-    return digest.hexdigest()

@@ -21,8 +21,9 @@ from hypothesis import strategies as st
 
 from loopgraph_mcp.errors import SourceError
 from loopgraph_mcp.sources import archives
+from loopgraph_mcp.sources.addresses import headers_for, is_public
 from loopgraph_mcp.sources.cache import Cache
-from loopgraph_mcp.sources.http import Limits, StatusError, Web, decode, headers_for, is_public
+from loopgraph_mcp.sources.http import Limits, StatusError, Web, decode
 from loopgraph_mcp.sources.pace import Pace
 
 BRISK = Limits(body_bytes=10_000, decoded_bytes=20_000, total_s=5, silence_s=2, backoff_s=0.01, wait_s=1)

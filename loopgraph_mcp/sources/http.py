@@ -2,12 +2,10 @@
 
 import asyncio
 import email.utils
-import ipaddress
 import random
-import socket
 import time
 import zlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -17,6 +15,7 @@ import httpx2
 
 from loopgraph_mcp import __version__
 from loopgraph_mcp.errors import SourceError
+from loopgraph_mcp.sources.addresses import Resolve, headers_for, is_public, origin, resolve
 from loopgraph_mcp.sources.cache import Cache, Entry, Part
 from loopgraph_mcp.sources.pace import Pace
 
@@ -25,9 +24,6 @@ _MOST_REDIRECTS = 5
 _MOST_ADDRESSES = 4
 _AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
 _GONE = frozenset({404, 410})
-_NAT64 = ipaddress.ip_network("64:ff9b::/96")
-
-Resolve = Callable[[str, int], Awaitable[list[str]]]
 
 
 class StatusError(SourceError):
@@ -75,12 +71,6 @@ class Fetched:
 @dataclass(frozen=True, slots=True)
 class _Kept:
     """The server said that what we have is still right."""
-
-
-async def resolve(host: str, port: int) -> list[str]:
-    """Return a name's addresses."""
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return list(dict.fromkeys(str(address[4][0]) for address in found))
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,36 +308,6 @@ class Web:
     def _fetched(self, entry: Entry, body: bytes) -> Fetched:
         decoded = decode(body, entry.encoding, most=self.limits.decoded_bytes, url=entry.url)
         return Fetched(entry.url, decoded, entry.content_type.partition(";")[0].strip().lower(), entry.sha256)
-
-
-def origin(url: str) -> str:
-    """Return a URL's scheme, host and port."""
-    try:
-        parts = urlsplit(url)
-        port = parts.port or {"https": 443, "http": 80}.get(parts.scheme)
-    except ValueError as error:
-        raise SourceError(f"{url[:200]!r}: no URL ({error})") from error
-    return f"{parts.scheme}://{parts.hostname}:{port}"
-
-
-def headers_for(url: str, first: str, headers: Mapping[str, str]) -> dict[str, str]:
-    """Return the headers that a URL may be sent: Authorization only where it has the first one's origin."""
-    away = origin(url) != first
-    return {name: value for name, value in headers.items() if not (away and name.lower() == "authorization")}
-
-
-def is_public(text: str) -> bool:
-    """Return whether an address is one of the internet's, also where IPv6 wraps an IPv4 one."""
-    address = ipaddress.ip_address(text.partition("%")[0])
-    if isinstance(address, ipaddress.IPv6Address):
-        inside = address.ipv4_mapped or address.sixtofour
-        if address in _NAT64:
-            inside = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
-        if inside is not None:
-            return is_public(str(inside))
-        if address.teredo is not None:
-            return False
-    return address.is_global and not address.is_multicast
 
 
 def decode(body: bytes, encoding: str, *, most: int, url: str) -> bytes:
