@@ -205,7 +205,7 @@ def npx() -> None:
 def test_the_inspector_finds_no_fault_with_the_schemas(environment: dict[str, str]) -> None:
     listed = inspector(environment, "--method", "tools/list", "--format", "json", "--strict")
     assert listed.returncode == 0, listed.stdout + listed.stderr
-    assert len(json.loads(listed.stdout)["result"]["tools"]) == 6
+    assert len(json.loads(listed.stdout)["result"]["tools"]) == 7
 
 
 @pytest.mark.usefixtures("npx")
