@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from urllib.parse import urljoin, urlsplit
 
-import httpx2
+import httpx
 
 from loopgraph_mcp import __version__
 from loopgraph_mcp.errors import SourceError
@@ -83,7 +83,7 @@ class Web:
         offline: Whether only the cache is asked.
     """
 
-    client: httpx2.AsyncClient
+    client: httpx.AsyncClient
     cache: Cache
     trusted: Collection[str] = frozenset()
     limits: Limits = field(default_factory=Limits)
@@ -107,11 +107,11 @@ class Web:
         netrc are not asked: a proxy would look names up behind our back.
         """
         limits = limits or Limits()
-        async with httpx2.AsyncClient(
+        async with httpx.AsyncClient(
             trust_env=False,
             follow_redirects=False,
             timeout=limits.silence_s,
-            limits=httpx2.Limits(max_keepalive_connections=0),
+            limits=httpx.Limits(max_keepalive_connections=0),
             headers={"User-Agent": USER_AGENT, "Accept-Encoding": "identity"},
         ) as client:
             yield cls(client, cache, frozenset(origin(url) for url in trusted), limits, resolve, offline)
@@ -169,7 +169,7 @@ class Web:
                 if error.status not in _AGAIN or attempt == self.limits.attempts or (asked or 0) > self.limits.wait_s:
                     raise
                 wait_s = wait_s if asked is None else asked
-            except httpx2.TransportError as error:
+            except httpx.TransportError as error:
                 if attempt == self.limits.attempts:
                     raise SourceError(f"{url}: {_reason(error)}; check the network, and ask again") from error
             else:
@@ -201,7 +201,7 @@ class Web:
                 url = answer
             else:
                 raise SourceError(f"{url}: more than {_MOST_REDIRECTS} redirects; give the address it should end at")
-            if not isinstance(answer, httpx2.Response):
+            if not isinstance(answer, httpx.Response):
                 return answer
             body = await asyncio.to_thread(part.read)
             entry = await asyncio.to_thread(self.cache.keep, key, url, body, answer.headers)
@@ -216,7 +216,7 @@ class Web:
         part: Part,
         *,
         from_origin: str,
-    ) -> httpx2.Response | str | _Kept | None:
+    ) -> httpx.Response | str | _Kept | None:
         """Send one request; a redirect's answer is where it leads, and a body is left in the part."""
         asked = dict(headers)
         if part.size:
@@ -240,12 +240,12 @@ class Web:
             return response
 
     @asynccontextmanager
-    async def _send(self, url: str, headers: Mapping[str, str], *, from_origin: str) -> AsyncIterator[httpx2.Response]:
+    async def _send(self, url: str, headers: Mapping[str, str], *, from_origin: str) -> AsyncIterator[httpx.Response]:
         """Send a request to an address that was checked, under the name it was checked for."""
         addresses = await self._addresses(url, from_origin)
         try:
-            named = httpx2.URL(url.partition("#")[0])
-        except httpx2.InvalidURL as error:
+            named = httpx.URL(url.partition("#")[0])
+        except httpx.InvalidURL as error:
             raise SourceError(f"{url[:200]!r}: no URL ({error})") from error
         for address in addresses:
             request = self.client.build_request(
@@ -256,7 +256,11 @@ class Web:
             )
             try:
                 response = await self.client.send(request, stream=True)
-            except (httpx2.ConnectError, httpx2.ConnectTimeout):
+            except httpx.RemoteProtocolError as error:
+                if "location header" not in str(error):
+                    raise
+                raise SourceError(f"{url}: redirects to no URL ({error}); refused") from error
+            except (httpx.ConnectError, httpx.ConnectTimeout):
                 if address == addresses[-1]:
                     raise
                 continue
@@ -285,15 +289,15 @@ class Web:
         try:
             addresses = await self.resolve(parts.hostname, port)
         except (OSError, UnicodeError) as error:
-            raise httpx2.ConnectError(f"no address for {parts.hostname!r}") from error
+            raise httpx.ConnectError(f"no address for {parts.hostname!r}") from error
         for address in addresses:
             if not trusted and not is_public(address):
                 raise SourceError(f"{url[:200]!r}: refused; it leads to {address}, which is no public address")
         if not addresses:
-            raise httpx2.ConnectError(f"no address for {parts.hostname!r}")
+            raise httpx.ConnectError(f"no address for {parts.hostname!r}")
         return addresses[:_MOST_ADDRESSES]
 
-    async def _receive(self, url: str, response: httpx2.Response, part: Part) -> None:
+    async def _receive(self, url: str, response: httpx.Response, part: Part) -> None:
         """Write a body down as it comes, and stop where it is too large."""
         length = response.headers.get("content-length", "")
         told = part.size + int(length) if length.isdigit() else 0
@@ -333,7 +337,7 @@ def decode(body: bytes, encoding: str, *, most: int, url: str) -> bytes:
     return decoded
 
 
-def _begin(url: str, response: httpx2.Response, part: Part) -> None:
+def _begin(url: str, response: httpx.Response, part: Part) -> None:
     """Make the part ready for a body: go on with what is there if that is what is sent, or else begin anew.
 
     Raises:
@@ -342,11 +346,11 @@ def _begin(url: str, response: httpx2.Response, part: Part) -> None:
     status = response.status_code
     if part.size and status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
         part.restart("")
-        raise httpx2.RemoteProtocolError("the file has become shorter")
+        raise httpx.RemoteProtocolError("the file has become shorter")
     if part.size and status == HTTPStatus.PARTIAL_CONTENT:
         if not response.headers.get("content-range", "").startswith(f"bytes {part.size}-"):
             part.restart("")
-            raise httpx2.RemoteProtocolError("it sent another part than it was asked for")
+            raise httpx.RemoteProtocolError("it sent another part than it was asked for")
     elif status == HTTPStatus.OK:
         part.restart(response.headers.get("etag", ""))
     else:
@@ -370,7 +374,7 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
         return None
 
 
-def _reason(error: httpx2.TransportError) -> str:
+def _reason(error: httpx.TransportError) -> str:
     return str(error) or type(error).__name__
 
 
