@@ -19,7 +19,8 @@ METHODS = read_pack(bundled("methodpacks")).methods
         ("multi-query attention (n_kv_head=1)", ["mqa"]),
         ("GQA: fewer KV heads", ["gqa"]),
         ("SwiGLU and matrix LR 0.04 to 0.03", ["swiglu", "muon-lr"]),
-        ("label smoothing", []),
+        ("label smoothing", ["label-smoothing"]),
+        ("dropout 0.1", []),
     ],
 )
 def test_a_description_names_the_methods_it_tries(description: str, method_ids: list[str]) -> None:

@@ -60,6 +60,7 @@ FAMILIES = (
     "position",
     "regularization",
     "schedule",
+    "systems",
 )
 _PLACEHOLDER = re.compile(r"\{([a-z][a-z0-9_]*)\}")
 
