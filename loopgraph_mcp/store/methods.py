@@ -4,14 +4,17 @@ import json
 import logging
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import fields, is_dataclass
 from functools import lru_cache
 from typing import Any
 
 from loopgraph_mcp.models import (
     AddMethod,
+    Companion,
+    Computed,
     InsertAfter,
     Knob,
+    Mark,
     Method,
     Move,
     Pack,
@@ -19,11 +22,15 @@ from loopgraph_mcp.models import (
     Recipe,
     RecipeOp,
     ReplaceStmt,
+    Rule,
     SetConst,
     SetDefault,
     SetKwarg,
     SetLocal,
+    Sign,
     Source,
+    Variant,
+    all_ops,
 )
 from loopgraph_mcp.store.database import Database
 
@@ -115,16 +122,21 @@ def _method_row(method: Method, pack_name: str) -> dict[str, Any]:
 
 def _identifiers(method: Method) -> list[str]:
     """Return the names of the code that a recipe touches, whole and split at underscores."""
-    ops: Sequence[RecipeOp] = method.recipe.ops if method.recipe else ()
+    ops = all_ops(method.recipe) if method.recipe else []
     names = dict.fromkeys(op.name for op in ops if isinstance(op, SetConst | SetLocal | SetDefault | SetKwarg))
     return [word for name in names for word in dict.fromkeys([name, *name.split("_")]) if word]
 
 
 def _encode(method: Method) -> str:
-    card = asdict(method)
-    if method.recipe is not None:
-        card["recipe"]["ops"] = [{"op": type(op).__name__, **asdict(op)} for op in method.recipe.ops]
-    return json.dumps(card, ensure_ascii=False, sort_keys=True)
+    return json.dumps(_plain(method), ensure_ascii=False, sort_keys=True)
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as JSON; a recipe's op says which one it is."""
+    if is_dataclass(value):
+        plain = {each.name: _plain(getattr(value, each.name)) for each in fields(value)}
+        return {"op": type(value).__name__, **plain} if isinstance(value, RecipeOp) else plain
+    return [_plain(each) for each in value] if isinstance(value, tuple) else value
 
 
 def _readable(rows: Iterable[sqlite3.Row]) -> Iterator[Method]:
@@ -152,5 +164,35 @@ def _decode(card_json: str) -> Method:
 
 
 def _decode_recipe(recipe: dict[str, Any]) -> Recipe:
-    ops = tuple(_OPS[op["op"]](**{key: value for key, value in op.items() if key != "op"}) for op in recipe["ops"])
-    return Recipe(ops=ops, conflicts=tuple(recipe["conflicts"]))
+    return Recipe(
+        ops=_decode_ops(recipe["ops"]),
+        conflicts=tuple(recipe["conflicts"]),
+        requires=tuple(recipe.get("requires", ())),
+        needs=_decode_marks(recipe.get("needs", ())),
+        detect=tuple(Sign(sign["state"], *_decode_marks([sign["mark"]])) for sign in recipe.get("detect", ())),
+        computed=tuple(Computed(**each) for each in recipe.get("computed", ())),
+        rules=tuple(Rule(**each) for each in recipe.get("rules", ())),
+        variants=tuple(
+            Variant(_decode_ops(each["ops"]), _decode_marks(each["needs"]), each["part"])
+            for each in recipe.get("variants", ())
+        ),
+        companions=tuple(
+            Companion(
+                **{
+                    **each,
+                    "ops": _decode_ops(each["ops"]),
+                    "needs": _decode_marks(each["needs"]),
+                    "knobs": tuple((name, value) for name, value in each["knobs"]),
+                }
+            )
+            for each in recipe.get("companions", ())
+        ),
+    )
+
+
+def _decode_ops(ops: Iterable[dict[str, Any]]) -> tuple[RecipeOp, ...]:
+    return tuple(_OPS[op["op"]](**{key: value for key, value in op.items() if key != "op"}) for op in ops)
+
+
+def _decode_marks(marks: Iterable[dict[str, Any]]) -> tuple[Mark, ...]:
+    return tuple(Mark(tuple(each["has"]), tuple(each["lacks"]), each["scope"], each["why"]) for each in marks)
