@@ -69,15 +69,26 @@ class EarlierRun:
 
 
 @dataclass(frozen=True)
+class OfferedChange:
+    """A change that goes well with an edit: its name for `companions`, why, and what it would change."""
+
+    name: str
+    why: str
+    change: str
+
+
+@dataclass(frozen=True)
 class EditAnswer:
     """A method as an edit of the workspace's present file, or why there is none.
 
     Args:
         status: `ready`, `applied` (the file holds it now), `present` (it already did), or `refused`.
+        method_id: The method; several are joined by ` + `.
         nearest: Where refused: the lines of the file nearest to what was looked for.
         earlier: Earlier experiments that bear on it.
         p_keep: Probability that the change will be kept, as far as others' and this workspace's runs tell.
         foresight: Why, in one sentence.
+        companions: Changes that go well with it and are not in it.
     """
 
     status: str
@@ -92,6 +103,7 @@ class EditAnswer:
     next_step: str
     p_keep: float | None = None
     foresight: str = ""
+    companions: list[OfferedChange] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -158,16 +158,31 @@ def search(
 
 @app.command()
 def edit(
-    method: Annotated[str, typer.Argument(help="A method from `loopgraph search`.")],
+    method: Annotated[str, typer.Argument(help="A method from `loopgraph search`; to revert, also an edit.")],
     *,
+    also: Annotated[list[str] | None, typer.Option("--also", help="Another method for the same edit.")] = None,
     knob: Annotated[list[str] | None, typer.Option("--set", help="KNOB=VALUE, as often as needed.")] = None,
+    companion: Annotated[
+        list[str] | None, typer.Option("--with", help="A change that goes well with it, by name, or `all`.")
+    ] = None,
+    revert: Annotated[bool, typer.Option("--revert", help="Take the method's last edit out of the file.")] = False,
     apply: Annotated[bool, typer.Option("--apply", help="Write the edit to the file.")] = False,
     workspace: WorkspaceOption = None,
     as_json: Json = False,
 ) -> None:
-    """Turn a method into a diff of the present training file."""
+    """Turn methods into a diff of the present training file, or take one out of it again."""
     knobs = dict(_knob(text) for text in knob or [])
-    answer = _with_graph(lambda graph: graph.get_code_edit(method, knobs=knobs, apply=apply, workspace=workspace))
+    answer = _with_graph(
+        lambda graph: graph.get_code_edit(
+            method,
+            also=also or (),
+            knobs=knobs,
+            companions=companion or (),
+            revert=revert,
+            apply=apply,
+            workspace=workspace,
+        )
+    )
     screen.print_json(answer) if as_json else screen.show_edit(answer)
     if answer.status == "refused":
         raise typer.Exit(1)
@@ -300,6 +315,16 @@ def trace(
     """Show what led to an experiment, from paper and pack on, and what came of it."""
     links = _with_graph(lambda graph: graph.trace(experiment))
     screen.print_json(links) if as_json else screen.show_chain(links)
+
+
+@app.command()
+def merge(other: Annotated[Path, typer.Argument(help="The other loopgraph.db.")], *, as_json: Json = False) -> None:
+    """Take in what another machine's memory holds beside this one; merging again adds only what is new."""
+    added = _with_graph(lambda graph: graph.merge_store(other))
+    if as_json:
+        screen.print_json(added)
+    else:
+        screen.console.print(", ".join(f"{count} of {table}" for table, count in added.items()) or "Nothing new.")
 
 
 @app.command(name="import")

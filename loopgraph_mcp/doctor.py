@@ -19,6 +19,7 @@ from loopgraph_mcp.runner.device import choose_device
 from loopgraph_mcp.workspace import Workspace, load_workspace, python_of
 
 _IMPORT_TIMEOUT_S = 60
+_SAVE = "bring back a copy of it, or save what is left: sqlite3 FILE .recover | sqlite3 NEW"
 
 
 class Level(StrEnum):
@@ -43,7 +44,7 @@ async def examine(settings: Settings, *, home: Path, cwd: Path) -> list[Check]:
     """Run every check; none of them changes anything but makes the store where there was none."""
     checks = [_python(), _platform()]
     checks.append(await asyncio.to_thread(_device, settings))
-    checks.append(await _store(settings))
+    checks.append(await store(settings))
     workspace, check = await asyncio.to_thread(_workspace, settings)
     checks.append(check)
     if workspace is not None:
@@ -74,12 +75,16 @@ def _device(settings: Settings) -> Check:
     return Check("device", Level.OK, f"{device.label} ({device.slot})")
 
 
-async def _store(settings: Settings) -> Check:
+async def store(settings: Settings) -> Check:
+    """Open the store, count what it holds, and look for damage."""
     try:
         async with LoopGraph.open(settings) as graph:
             answer = await graph.count()
+            damage = await graph.db.check()
     except LoopGraphError as error:
-        return Check("store", Level.FAIL, str(error), "set LOOPGRAPH_DB to another file")
+        return Check("store", Level.FAIL, str(error), f"{_SAVE}, or set LOOPGRAPH_DB to another file")
+    if damage:
+        return Check("store", Level.FAIL, f"{settings.db_path}: {'; '.join(damage)}", _SAVE)
     rows = ", ".join(f"{count} {name}" for name, count in answer.items())
     return Check("store", Level.OK, f"{settings.db_path}: {rows}")
 

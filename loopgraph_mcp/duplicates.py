@@ -6,6 +6,7 @@ import operator
 from collections.abc import Callable
 
 _MAX_EXPONENT = 64
+_DECIMAL_BITS = 4_000
 _UNSAID = frozenset({"ctx", "kind", "type_comment"})  # told by the place, or without effect
 
 
@@ -38,7 +39,10 @@ def written(node: object) -> str:
         fields = ((name, value) for name, value in ast.iter_fields(node) if name not in _UNSAID)
         parts = ", ".join(f"{name}={written(value)}" for name, value in fields if value is not None and value != [])
         return f"{type(node).__name__}({parts})"
-    return f"[{', '.join(map(written, node))}]" if isinstance(node, list) else repr(node)
+    if isinstance(node, list):
+        return f"[{', '.join(map(written, node))}]"
+    # Python writes no number of thousands of digits in decimals, though code may hold one in another base.
+    return hex(node) if isinstance(node, int) and node.bit_length() > _DECIMAL_BITS else repr(node)
 
 
 def _drop_docstrings(tree: ast.Module) -> None:

@@ -5,6 +5,7 @@ from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from statistics import fmean
 
 from loopgraph_mcp import verdicts
@@ -131,12 +132,14 @@ class Ledger:
         self._imported: list[int] = []  # places of imported outcomes: one's own do not fade by them
         self._contexts: dict[str, Context] = {}
         self._values: dict[str, dict[str, list[float]]] = defaultdict(dict)
+        self._disturbed: dict[str, dict[str, list[float]]] = defaultdict(dict)  # runs beside others' work
+        self._sizes: dict[str, list[tuple[float, float]]] = defaultdict(list)  # tokens and parameters of each run
         self._runs: dict[str, dict[tuple[str, str | None, str], Run]] = defaultdict(dict)
         self._newest: list[Run] = []
         self._families: dict[str, str] = {}
         self._versions: dict[str, int] = defaultdict(int)
         self._sigmas: dict[str, tuple[int, float]] = {}
-        self._verdicts: dict[tuple[str, str | None, str], tuple[tuple[float, int, int], Verdict]] = {}
+        self._verdicts: dict[tuple[str, str | None, str], tuple[tuple[float, ...], Verdict]] = {}
         self._bearing: dict[tuple[str, str], set[str]] = defaultdict(set)  # methods whose trials a program stands in
         self._known_for: tuple[int, Context | None] = (-1, None)
         self._records: dict[str, TrackRecord] = {}
@@ -154,7 +157,7 @@ class Ledger:
                 self._versions[run.context_id] += 1
                 (self._imported.append(run.row) if run.imported else self._newest.append(run))
                 if run.metric_value is not None:
-                    self._values[run.context_id].setdefault(run.tree, []).append(run.metric_value)
+                    self._take_value(run, run.metric_value)
                 for method_id in run.method_ids:  # replicates of one change are one trial; the newest tells its age
                     self._runs[method_id][run.context_id, run.base_tree, run.tree] = run
                     for tree in (run.tree, run.base_tree or ""):
@@ -164,6 +167,20 @@ class Ledger:
             self.seen = await outcomes.newest_row(self._db)
             if not self._runs.keys() <= self._families.keys():
                 self._families = await methods.families(self._db)
+
+    def _take_value(self, run: Run, value: float) -> None:
+        sizes = self._sizes[run.context_id]
+        beside_others = verdicts.disturbed(run.other_load, run.tokens, run.params, sizes)
+        values = self._disturbed if beside_others else self._values
+        values[run.context_id].setdefault(run.tree, []).append(value)
+        if run.tokens and run.params and not beside_others:
+            sizes.append((run.tokens, run.params))
+
+    def _measured(self, context_id: str, tree: str | None) -> tuple[list[float], bool]:
+        """Return what runs of a program measured, and whether all of them shared the device: the others count alone."""
+        quiet = self._values[context_id].get(tree or "", [])
+        disturbed = self._disturbed[context_id].get(tree or "", [])
+        return (quiet, False) if quiet or not disturbed else (disturbed, True)
 
     async def recall(self, here: Context | None) -> Memory:
         """Return the evidence of every method that was ever run, seen from one context."""
@@ -225,11 +242,10 @@ class Ledger:
     def _observation(self, run: Run, verdict: Verdict, *, kappa: float, age: int) -> Observation | None:
         if verdict.gain is None:
             return None
-        values = self._values[run.context_id]
         return Observation(
             verdict.gain / verdict.noise_floor,
-            n_parent=len(values.get(run.base_tree or "", [])),
-            n_child=len(values.get(run.tree, [])),
+            n_parent=len(self._measured(run.context_id, run.base_tree)[0]),
+            n_child=len(self._measured(run.context_id, run.tree)[0]),
             age=age,
             kappa=kappa,
             shared=len(run.method_ids),
@@ -279,12 +295,12 @@ class Ledger:
 
     def plateau_families(self, here: Context, runs: int) -> frozenset[str]:
         """Return the families that a context's last runs tried, if there are so many and none of them was a win."""
-        verdicts_of = [
+        judged = (
             (run, self._verdict(run.context_id, run.base_tree, run.tree))
-            for run in self._newest[-_PLATEAU_LOOK:]
+            for run in reversed(self._newest)
             if _comparable(self._contexts[run.context_id], here)
-        ]
-        changes = [(run, verdict) for run, verdict in verdicts_of if verdict.kind not in _NO_CHANGES][-runs:]
+        )
+        changes = list(islice((pair for pair in judged if pair[1].kind not in _NO_CHANGES), runs))
         if len(changes) < runs or any(verdict.kind is VerdictKind.WIN for _, verdict in changes):
             return frozenset()
         tried = {self._families.get(method_id, "") for run, _ in changes for method_id in run.method_ids}
@@ -292,8 +308,12 @@ class Ledger:
 
     def _verdict(self, context_id: str, base_tree: str | None, tree: str) -> Verdict:
         """Return the verdict on a change, worked out again only where its runs or the noise floor have changed."""
-        values = self._values[context_id]
-        rests_on = self._sigma(context_id), len(values.get(base_tree or "", ())), len(values.get(tree, ()))
+        counts = [
+            len(kind[context_id].get(each or "", ()))
+            for kind in (self._values, self._disturbed)
+            for each in (base_tree, tree)
+        ]
+        rests_on = (self._sigma(context_id), *counts)
         known = self._verdicts.get((context_id, base_tree, tree))
         if known is None or known[0] != rests_on:
             known = rests_on, self._judge(context_id, base_tree, tree)
@@ -305,12 +325,13 @@ class Ledger:
 
         A run that failed has no values, whatever others of the same program did.
         """
-        sigma, values = self._sigma(context_id), self._values[context_id]
-        child = [] if failed else values.get(tree, [])
+        sigma = self._sigma(context_id)
+        child, disturbed = ([], False) if failed else self._measured(context_id, tree)
         if child and base_tree == tree:
             return verdicts.baseline(child, sigma=sigma)
+        parent, parent_disturbed = self._measured(context_id, base_tree)
         direction = self._contexts[context_id].direction
-        return verdicts.judge(values.get(base_tree or "", []), child, direction=direction, sigma=sigma)
+        return verdicts.judge(parent, child, direction=direction, sigma=sigma, disturbed=disturbed or parent_disturbed)
 
     def _sigma(self, context_id: str) -> float:
         version = self._versions[context_id]

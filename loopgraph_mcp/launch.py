@@ -95,7 +95,7 @@ async def plan_edit(db: Database, workspace: Workspace, edit_id: str, *, replica
             f"{workspace.editable} changed since {edit_id} was made; "
             + (f"call get_code_edit for {edit.method_id} again" if edit.method_id else "make the patch again")
         )
-    return Plan(edit.new_text, edit.base_text, edit.id, () if edit.method_id is None else (edit.method_id,))
+    return Plan(edit.new_text, edit.base_text, edit.id, edit.method_ids)
 
 
 def plan_patch(workspace: Workspace, patch: str) -> Plan:

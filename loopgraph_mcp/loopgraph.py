@@ -4,7 +4,7 @@ import asyncio
 import dataclasses
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -24,17 +24,16 @@ from loopgraph_mcp import (
 )
 from loopgraph_mcp.answers import EditAnswer, ExperimentAnswer, ImportAnswer, RecordAnswer, SearchAnswer
 from loopgraph_mcp.config import Settings, read_settings
-from loopgraph_mcp.errors import RunError, WorkspaceError
+from loopgraph_mcp.editing import Asked, make_edit
+from loopgraph_mcp.errors import RunError
 from loopgraph_mcp.foresight import Foresight, Past
 from loopgraph_mcp.models import (
-    Applied,
     Context,
     Decision,
     Direction,
     KnobValue,
     Method,
     OutcomeKind,
-    Presence,
     Standing,
     State,
 )
@@ -42,15 +41,16 @@ from loopgraph_mcp.sources import packs
 from loopgraph_mcp.sources.day_one import read_day_one
 from loopgraph_mcp.store import changes as change_store
 from loopgraph_mcp.store import edits as edit_store
-from loopgraph_mcp.store import experiments, imports, methods, outcomes, retrievals, search
+from loopgraph_mcp.store import experiments, imports, merging, methods, outcomes, retrievals, search
 from loopgraph_mcp.store.database import Database
 from loopgraph_mcp.store.experiments import NewExperiment
 from loopgraph_mcp.store.lineage import Link, chain_of
 from loopgraph_mcp.surroundings import Surroundings
-from loopgraph_mcp.workspace import Workspace, default_timeout_s, write_program
+from loopgraph_mcp.workspace import Workspace, default_timeout_s
 
 MAX_WAIT_S = 50.0  # most clients give up on a call after 60 s
 _CANDIDATES = 50
+_PATIENCE_S = 1.0
 _POLL_S = 0.25
 _NO_PAST = Past()
 _CANCEL_WAIT_S = 15.0
@@ -73,6 +73,7 @@ class LoopGraph:
         self._here = Surroundings(db, settings, clock)
         self._sight: Foresight | None = None
         self._ledger = evidence.Ledger(db)
+        self._fatigue = retrievals.Fatigue()
         self._learned: tuple[tuple[int, int], Context | None, Past] = ((0, 0), None, _NO_PAST)
 
     async def _foresight(self) -> Foresight:
@@ -115,8 +116,11 @@ class LoopGraph:
             family: Show methods of this family alone.
             standing: Show methods of this standing alone.
         """
-        found, shown_ages, (where, context, memory, past) = await asyncio.gather(  # the text has a thread of its own
-            self._find(query), retrievals.ages_since_shown(self.db), self._remember(workspace)
+        shown_ages, found, (where, context, memory, past), known = await asyncio.gather(
+            self.db.search(self._fatigue.ages, limit_s=_PATIENCE_S),
+            self._find(query),
+            self._remember(workspace),
+            methods.all_methods(self.db),
         )
         hits, note = searching.choose(
             [pair for pair in found if family in {None, pair[0].family}],
@@ -139,7 +143,7 @@ class LoopGraph:
             retrieval_id=retrieval_id,
             query=query,
             context=wording.context(context),
-            methods_known=await methods.count_methods(self.db),
+            methods_known=len(known),
             hits=hits,
             next_step=wording.after_search(hits, retrieval_id),
             note=note,
@@ -152,8 +156,7 @@ class LoopGraph:
 
     async def _remember(self, workspace: str | None) -> tuple[Workspace | None, Context | None, evidence.Memory, Past]:
         """Return where a question is asked, with all that is known there."""
-        where = await self._here.workspace_or_none(workspace)
-        context = None if where is None else await self._here.context(where, where.budget_s)
+        where, context = await self._here.place(workspace)
         return where, context, await self._ledger.recall(context), await self._past(context)
 
     async def _past(self, context: Context | None) -> Past:
@@ -176,65 +179,34 @@ class LoopGraph:
         self,
         method_id: str,
         *,
+        also: Sequence[str] = (),
         retrieval_id: str | None = None,
         knobs: Mapping[str, KnobValue] | None = None,
+        companions: bool | Sequence[str] = False,
+        revert: bool = False,
         apply: bool = False,
         workspace: str | None = None,
     ) -> EditAnswer:
-        """Turn a method into an edit of the workspace's present file; write it there only if asked to.
+        """Turn methods into one edit of the workspace's present file; write it there only if asked to.
+
+        Args:
+            method_id: The method; with `revert` also an edit's id.
+            also: Further methods for the same edit; their order does not matter.
+            retrieval_id: The search that showed the method.
+            knobs: Values for its knobs; for those of another method, `method.knob`.
+            companions: Whether to make the changes that go well with it too, or which of them.
+            revert: Take the method's last edit in this workspace out of the file instead.
+            apply: Write the file.
+            workspace: Folder to work on.
 
         Raises:
-            NotFoundError: No such method or retrieval.
+            NotFoundError: No such method, edit or retrieval.
+            RunError: The arguments contradict one another.
         """
-        method = await lookups.the_method(self.db, method_id)
-        await lookups.check_retrieval(self.db, retrieval_id)
-        where = await self._here.workspace(workspace)
-        program = where.read_program()
-        made = edits.apply_method(method, program, knobs or {})
-        if not isinstance(made, Applied):
-            return wording.no_edit(method, where.editable, made)
-        context_id = await self._here.context_id(where, where.budget_s)
-        diff = edits.unified_diff(program, made.text, where.editable)
-        base_hash = await launch.keep_program(self.db, program)
-        new_hash = await launch.keep_program(self.db, made.text)
-        edit_id = await edit_store.add_edit(
-            self.db,
-            workspace=await self._here.workspace_id(where),
-            method_id=method.id,
-            retrieval_id=retrieval_id,
-            base_hash=base_hash,
-            new_hash=new_hash,
-            knobs=dict(knobs or {}),
-            diff=diff,
-            now=self._now(),
-        )
-        if apply and not write_program(where, made.text, expected=program):
-            raise WorkspaceError(f"{where.editable_path}: changed while the edit was made; ask again")
-        conflicts = method.recipe.conflicts if method.recipe else ()
-        known = [found for each in conflicts if (found := await methods.get_method(self.db, each)) is not None]
-        in_the_way = [each for each in known if edits.detect(each, program) is Presence.PRESENT]
-        foresight = await self._foresight()
-        bearing = await precedents.find_precedents(
-            self.db,
-            context_id,
-            base_hash=base_hash,
-            new_hash=new_hash,
-            description=method.name,
-            foresight=foresight,
-        )
-        return EditAnswer(
-            status="applied" if apply else "ready",
-            method_id=method.id,
-            file=where.editable,
-            edit_id=edit_id,
-            diff=diff,
-            changes=list(made.changes),
-            reason=wording.replaced([each.id for each in in_the_way]),
-            nearest=[],
-            earlier=list(bearing.earlier),
-            next_step=wording.after_edit(edit_id, bearing.earlier),
-            p_keep=None if bearing.foreseen is None else round(bearing.foreseen.p_keep, 4),
-            foresight=wording.foresight(bearing.foreseen, foresight.seen(method.moves, Past())),
+        named = frozenset({edits.ALL} if companions is True else companions or ())
+        asked = Asked((method_id, *also), dict(knobs or {}), named, retrieval_id, revert, apply)
+        return await make_edit(
+            self.db, self._here, await self._foresight(), asked, workspace=workspace, now=self._now()
         )
 
     # ------------------------------------------------------------------------------------- experiments
@@ -448,6 +420,18 @@ class LoopGraph:
             standings={each: memory.record(each).standing for each in row.method_ids},
             next_step=verdict.next_step,
         )
+
+    async def merge_store(self, other: Path) -> dict[str, int]:
+        """Take in what another machine's store, or a copy of this one that went its own way, holds beside this one.
+
+        Again adds only what is new. Returns the number of rows added, by table.
+
+        Raises:
+            StoreError: It is no store, or this one.
+        """
+        added = await merging.merge(self.db, other)
+        self._sight, self._ledger = None, evidence.Ledger(self.db)
+        return added
 
     async def import_history(
         self,

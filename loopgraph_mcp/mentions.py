@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from loopgraph_mcp.models import Method, Move, SetConst, SetDefault, SetKwarg, SetLocal
+from loopgraph_mcp.models import Method, Move, SetConst, SetDefault, SetKwarg, SetLocal, all_ops
 from loopgraph_mcp.moves import read_moves, stripped
 
 
@@ -81,7 +81,7 @@ def _named(text: str, methods: Sequence[Method]) -> list[str]:
 
 @lru_cache(maxsize=1024)
 def _pattern(method: Method) -> re.Pattern[str]:
-    ops = () if method.recipe is None else method.recipe.ops
+    ops = [] if method.recipe is None else all_ops(method.recipe)
     set_here = [op.name for op in ops if isinstance(op, SetConst | SetLocal | SetDefault | SetKwarg)]
     words = [method.name, method.id, *method.aliases, *(name for name in set_here if "_" in name)]
     phrases = {" ".join(re.split(r"[\W_]+", word.casefold())).strip() for word in words}

@@ -57,7 +57,7 @@ class Knob:
 
 @dataclass(frozen=True, slots=True)
 class SetConst:
-    """Give the module-level constant `name` a new value."""
+    """Give the constant `name` a new value: one of the module, else one dataclass field or argparse default."""
 
     name: str
     value: str
@@ -121,14 +121,85 @@ RecipeOp = SetConst | SetLocal | SetDefault | SetKwarg | ReplaceStmt | InsertAft
 
 
 @dataclass(frozen=True, slots=True)
+class Mark:
+    """What shows something in a file: code that stands in a scope, and code that does not; anywhere without a scope."""
+
+    has: tuple[str, ...] = ()
+    lacks: tuple[str, ...] = ()
+    scope: str = ""
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Sign:
+    """A mark of a method in another form (`present`), or of what is in its way (`conflicting`)."""
+
+    state: str
+    mark: Mark
+
+
+@dataclass(frozen=True, slots=True)
+class Computed:
+    """A value worked out from the file's own numbers; `otherwise` is the code to write where it cannot be told."""
+
+    name: str
+    value: str
+    otherwise: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What must hold of a file's numbers after an edit."""
+
+    that: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One way to make a part of an edit, for files that meet its needs; the first of a part that fits is taken."""
+
+    ops: tuple[RecipeOp, ...]
+    needs: tuple[Mark, ...] = ()
+    part: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Companion:
+    """A change that goes well with a method: its own ops, or another method's with some knob values."""
+
+    name: str
+    why: str
+    required: bool = False
+    ops: tuple[RecipeOp, ...] = ()
+    needs: tuple[Mark, ...] = ()
+    method: str = ""
+    knobs: tuple[tuple[str, KnobValue], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Recipe:
     """How a method becomes an edit: ops that each match exactly once, in a dotted scope such as `GPT.forward`.
 
-    `{knob}` in an op's code is the knob's value; `{current}` in a value is the expression that stands there.
+    `{knob}` in an op's code is the knob's value; `{current}` in a value is the expression that stands there; `{_x}` is
+    a variable and `{__x}` an expression that the pattern finds. docs/method-packs.md tells what each field does.
     """
 
     ops: tuple[RecipeOp, ...]
     conflicts: tuple[str, ...] = ()
+    requires: tuple[str, ...] = ()
+    needs: tuple[Mark, ...] = ()
+    detect: tuple[Sign, ...] = ()
+    computed: tuple[Computed, ...] = ()
+    rules: tuple[Rule, ...] = ()
+    variants: tuple[Variant, ...] = ()
+    companions: tuple[Companion, ...] = ()
+
+
+def all_ops(recipe: Recipe) -> list[RecipeOp]:
+    """Return every op of a recipe, those of all its variants and companions included."""
+    found = [recipe.ops, *(each.ops for each in recipe.variants), *(each.ops for each in recipe.companions)]
+    return [op for each in found for op in each]
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,11 +288,12 @@ EditResult = Applied | Present | Refused
 
 
 class Presence(StrEnum):
-    """How far a text already holds a method."""
+    """How far a text already holds a method, or whether something there is in its way."""
 
     ABSENT = "absent"
     PRESENT = "present"
     PARTIAL = "partial"
+    CONFLICTING = "conflicting"
 
 
 KnobValues = Mapping[str, KnobValue]

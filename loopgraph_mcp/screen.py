@@ -70,6 +70,9 @@ def show_edit(answer: EditAnswer) -> None:
         console.print(f"[bold]{answer.edit_id}[/] ({answer.status})")
         if answer.foresight:
             console.print(f"[dim]foresight:[/] {escape(answer.foresight)}", highlight=False)
+        for each in answer.companions:
+            told = f"--with {each.name}: {each.why} ({each.change})"
+            console.print(f"[dim]goes well with it:[/] {escape(told)}", highlight=False)
         _show_earlier(answer.earlier)
     made = None if answer.edit_id is None else f"loopgraph run --edit {answer.edit_id}"
     console.print(f"[dim]next:[/] {made or escape(answer.next_step)}", highlight=False)

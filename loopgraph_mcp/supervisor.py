@@ -21,6 +21,7 @@ from loopgraph_mcp.errors import StoreError
 from loopgraph_mcp.models import Decision, Outcome, OutcomeKind, VerdictKind
 from loopgraph_mcp.runner import processes
 from loopgraph_mcp.runner.device import Device, find_devices
+from loopgraph_mcp.runner.load import LoadMeter
 from loopgraph_mcp.runner.locks import try_lock
 from loopgraph_mcp.runs import CODE_DIR, GRACE_S, LOG_NAME, TAIL_LINES, is_abandoned, read_tail, recover
 from loopgraph_mcp.store import edits, experiments
@@ -155,6 +156,7 @@ async def _train(db: Database, experiment: ExperimentRow, workspace: Workspace, 
     )
     protected = file_hashes(code, workspace.protected)
     command = run_command(workspace)
+    load = LoadMeter.start(device)
     try:
         child = processes.start_training(command, code, environment, log)
     except OSError as error:
@@ -173,11 +175,12 @@ async def _train(db: Database, experiment: ExperimentRow, workspace: Workspace, 
     if changed := [name for name, before in protected.items() if before and now[name] != before]:
         reason = f"it changed a protected file ({', '.join(changed)}): its number is void"
         outcome = Outcome(OutcomeKind.VOID, None, reason, {})
+    others = load.read() if outcome.kind is OutcomeKind.FINISHED else None
     return Outcome(
         outcome.kind,
         outcome.metric_value,
         outcome.reason,
-        outcome.summary,
+        {**outcome.summary, **({} if others is None else {"other_load": round(others, 3)})},
         trainlog.tail_lines(tail, count=TAIL_LINES),
     )
 

@@ -29,14 +29,23 @@ class Surroundings:
         """
         return await asyncio.to_thread(load_workspace, self._settings.workspace if path is None else Path(path))
 
-    async def workspace_or_none(self, path: str | None) -> Workspace | None:
-        """Return the workspace asked for, or the settings' own where there is one: a search needs none."""
+    async def place(self, path: str | None) -> tuple[Workspace, Context] | tuple[None, None]:
+        """Return the workspace asked for, or the settings' own where there is one, and its context at its budget.
+
+        A search needs neither. All files are read on a thread, in one go.
+        """
+
+        def look() -> tuple[Workspace, Device, str, str]:
+            where = load_workspace(self._settings.workspace if path is None else Path(path))
+            return where, *self._look(where)
+
         try:
-            return await self.workspace(path)
+            where, device, data, harness = await asyncio.to_thread(look)
         except WorkspaceError:
             if path is not None:
                 raise
-            return None
+            return None, None
+        return where, await self._context(where, where.budget_s, device, data, harness)
 
     async def workspace_id(self, where: Workspace) -> str:
         """Return the id of a workspace's row."""
@@ -48,12 +57,19 @@ class Surroundings:
 
     async def context(self, where: Workspace, budget_s: float) -> Context:
         """Return what makes outcomes of a workspace comparable, at a budget."""
+        return await self._context(where, budget_s, *await asyncio.to_thread(self._look, where))
+
+    def _look(self, where: Workspace) -> tuple[Device, str, str]:
+        device = choose_device(self._settings.device, self._settings.visible_gpus)
+        return device, dataset_hash(where), harness_hash(where)
+
+    async def _context(self, where: Workspace, budget_s: float, device: Device, data: str, harness: str) -> Context:
         return Context(
             workspace_id=await self.workspace_id(where),
-            device=(await self.device()).label,
+            device=device.label,
             budget_s=budget_s,
-            dataset_hash=dataset_hash(where),
-            harness_hash=harness_hash(where),
+            dataset_hash=data,
+            harness_hash=harness,
             metric=where.metric,
             direction=where.direction,
         )

@@ -5,7 +5,7 @@ import builtins
 import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 _NEWLINE = re.compile(rb"\r\n|\r|\n")
 _BOM = "\ufeff"
@@ -96,13 +96,20 @@ class Source:
         gap = self.data[self.span(one).end : self.start(other)].decode("utf-8")
         return [match.group().rstrip() for match in re.finditer(r"#[^\r\n]*", gap)]
 
+    def indent_unit(self) -> str:
+        """Return the white space of one level: that of the first function or class on lines of its own."""
+        for node in self.tree.body:
+            if isinstance(node, _SCOPES) and (unit := self.indent_of(node.body[0])):
+                return unit
+        return "    "
+
     def spliced(self, span: Span, replacement: str) -> str:
         """Return the whole text with a span replaced."""
         data = self.data[: span.start] + replacement.encode("utf-8") + self.data[span.end :]
         return self.bom + data.decode("utf-8")
 
     def indented(self, code: str, indent: str) -> str:
-        """Return code at a depth, in this text's newlines, and in tabs where the depth is in tabs.
+        """Return code at a depth, in this text's newlines and its own depth of a level.
 
         Lines that begin inside a string stay as they are: to indent them would change the string.
         """
@@ -112,11 +119,11 @@ class Source:
             if isinstance(node, ast.Constant | ast.JoinedStr)
             for line in range(node.lineno + 1, (node.end_lineno or node.lineno) + 1)
         }
-        lines = []
+        lines, unit = [], "\t" if "\t" in indent else self.indent_unit()
         for number, line in enumerate(re.split(r"\r\n|\r|\n", code), start=1):
             depth = re.match(r" *", line)
-            deeper = len(depth.group()) // 4 if depth and "\t" in indent else 0
-            moved = indent + "\t" * deeper + line[4 * deeper :] if line.strip() else ""
+            deeper = len(depth.group()) // 4 if depth else 0
+            moved = indent + unit * deeper + line[4 * deeper :] if line.strip() else ""
             lines.append(line if number in inside else moved)
         return self.newline.join(lines)
 
@@ -293,7 +300,8 @@ def _names_in(node: ast.AST) -> Iterator[str]:
             yield alias or imported.split(".")[0]
 
 
-HOLE = "__hole_"  # a pattern's name for "any constant here"; HOLE + "current" stands for any expression
+# A pattern's name for "any constant here"; with "_x" behind it, any variable, with "__x" or "current", any expression.
+HOLE = "__hole_"
 CURRENT = "current"
 _LAYOUT = {"ctx", "kind", "type_comment"}  # what a tree says beside its meaning
 Swaps = Mapping[int, ast.expr | Sequence[ast.stmt]]
@@ -340,18 +348,21 @@ def _swapped(item: ast.stmt, swaps: Swaps) -> Sequence[ast.stmt]:
 
 def _fills(name: str, node: ast.expr, holes: dict[str, ast.expr]) -> bool:
     plain = node.operand if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub) else node
-    if name != CURRENT and not isinstance(plain, ast.Constant):
-        return False
-    return alike(holes.setdefault(name, node), node)
+    if name.startswith("_") and not name.startswith("__"):
+        fits = isinstance(node, ast.Name)
+    else:
+        fits = name == CURRENT or name.startswith("__") or isinstance(plain, ast.Constant)
+    return fits and alike(holes.setdefault(name, node), node)
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Neighbouring statements in one list of statements."""
+    """Neighbouring statements in one list of statements, and what stands there in a pattern's holes."""
 
     body: Sequence[ast.stmt]
     start: int
     stop: int
+    holes: Mapping[str, ast.expr] = field(default_factory=dict, compare=False)
 
     @property
     def statements(self) -> Sequence[ast.stmt]:
@@ -369,10 +380,66 @@ class Run:
 
 def runs_of(scope: Scope, wanted: Sequence[ast.stmt]) -> list[Run]:
     """Return where some statements stand one behind the other in a scope; they may have holes."""
-    found = [
-        Run(body, start, start + len(wanted))
-        for body in bodies(scope)
-        for start in range(len(body) - len(wanted) + 1 if wanted else 0)
-        if alike(list(wanted), list(body[start : start + len(wanted)]), holes={})
-    ]
+    found = []
+    for body in bodies(scope):
+        for start in range(len(body) - len(wanted) + 1 if wanted else 0):
+            holes: dict[str, ast.expr] = {}
+            if alike(list(wanted), list(body[start : start + len(wanted)]), holes=holes):
+                found.append(Run(body, start, start + len(wanted), holes))
     return sorted(found, key=lambda run: run.statements[0].lineno)
+
+
+def standing(scope: Scope, wanted: ast.expr) -> list[ast.expr]:
+    """Return the expressions of a scope, of those inside it too, that are like a pattern."""
+    kind = ast.expr if isinstance(wanted, ast.Name) and wanted.id.startswith(HOLE) else type(wanted)
+    return [node for node in ast.walk(scope) if isinstance(node, kind) and alike(wanted, node, holes={})]
+
+
+def settings(tree: ast.Module, name: str) -> list[ast.expr]:
+    """Return the defaults of dataclass fields and argparse flags with a name; case, `-` and `_` do not count."""
+    wanted, found = _plain(name), list[ast.expr]()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef):
+            found += [value for target, value in _fields(node) if _plain(target) == wanted]
+        elif isinstance(node, ast.Call) and any(_plain(flag) == wanted for flag in _flags(node)):
+            found += [keyword.value for keyword in node.keywords if keyword.arg == "default"]
+    return sorted(found, key=lambda value: value.lineno)
+
+
+def given_elsewhere(tree: ast.Module, default: ast.expr) -> list[int]:
+    """Return the lines whose calls pass another value in place of a dataclass field's default."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef):
+            for name, value in _fields(node):
+                if value is default:
+                    return [
+                        call.lineno
+                        for call in ast.walk(tree)
+                        if isinstance(call, ast.Call)
+                        and isinstance(call.func, ast.Name)
+                        and call.func.id == node.name
+                        and any(keyword.arg == name for keyword in call.keywords)
+                    ]
+    return []
+
+
+def _plain(name: str) -> str:
+    return name.lstrip("-").replace("-", "_").lower()
+
+
+def _fields(node: ast.ClassDef) -> Iterator[tuple[str, ast.expr]]:
+    """Yield a class's fields with their defaults, `field(default=…)` included."""
+    for statement in node.body:
+        match statement:
+            case ast.AnnAssign(target=ast.Name(id=name), value=ast.Call(func=ast.Name(id="field"), keywords=given)):
+                yield from ((name, keyword.value) for keyword in given if keyword.arg == "default")
+            case ast.AnnAssign(target=ast.Name(id=name), value=ast.expr() as value):
+                yield name, value
+            case ast.Assign(targets=[ast.Name(id=name)], value=value):
+                yield name, value
+
+
+def _flags(node: ast.Call) -> Iterator[str]:
+    match node.func:
+        case ast.Attribute(attr="add_argument"):
+            yield from (arg.value for arg in node.args if isinstance(arg, ast.Constant) and isinstance(arg.value, str))

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from statistics import fmean
+from statistics import fmean, median
 
 from loopgraph_mcp.models import Decision, Direction, Verdict, VerdictKind
 from loopgraph_mcp.ranking import Observation, posterior
@@ -10,6 +10,11 @@ from loopgraph_mcp.ranking import Observation, posterior
 WIN_P, LOSS_P = 0.9, 0.1
 REPLICATE_P = (0.2, 0.9)
 MAX_REPLICATES = 3
+LOAD_LIMIT = 0.25  # a run that left a quarter of its device to others is not what it would have been alone
+DISTURBED_NOISE = 4.0  # one overnight log's baseline beside other jobs: 0.16 worse than the quiet one
+_USUAL_TOKENS = 0.6
+_USUAL_RUNS = 3
+_SAME_SIZE = 0.01
 _PRIOR_WEIGHT = 6  # the default noise counts like six degrees of freedom
 
 # Standard deviation of val_bpb over seeds, by device class. cuda: repeated baselines on H100 and RTX 5090 (0.0008,
@@ -24,6 +29,25 @@ def default_noise(metric: str, device: str, typical_value: float) -> float:
     if metric == "val_bpb" and device_class in _DEFAULT_NOISE:
         return _DEFAULT_NOISE[device_class]
     return max(abs(typical_value) * _RELATIVE_NOISE, 1e-12)
+
+
+def disturbed(
+    other_load: float | None, tokens: float | None, params: float | None, before: Sequence[tuple[float, float]]
+) -> bool:
+    """Return whether a run shared its device: measured, or told by far fewer tokens than models of its size saw.
+
+    Args:
+        other_load: The share of the device that others used, where that was measured.
+        tokens: Tokens it trained on.
+        params: The size of its model.
+        before: Tokens and size of the runs before it in its context.
+    """
+    if other_load is not None:
+        return other_load > LOAD_LIMIT
+    if not tokens or not params:
+        return False
+    alike = [seen for seen, size in before if abs(size - params) <= _SAME_SIZE * params]
+    return len(alike) >= _USUAL_RUNS and tokens < _USUAL_TOKENS * median(alike)
 
 
 def noise_floor(default: float, replicates: Sequence[Sequence[float]]) -> float:
@@ -41,7 +65,9 @@ def noise_floor(default: float, replicates: Sequence[Sequence[float]]) -> float:
     return math.sqrt(squares / freedom)
 
 
-def judge(parent: Sequence[float], child: Sequence[float], *, direction: Direction, sigma: float) -> Verdict:
+def judge(
+    parent: Sequence[float], child: Sequence[float], *, direction: Direction, sigma: float, disturbed: bool = False
+) -> Verdict:
     """Judge the runs of a change against the runs of its parent.
 
     Args:
@@ -49,6 +75,7 @@ def judge(parent: Sequence[float], child: Sequence[float], *, direction: Directi
         child: Metric values of the changed program; empty where it has none because it failed.
         direction: Which way the metric improves.
         sigma: The context's noise floor.
+        disturbed: Whether all runs of the one or the other shared their device; they say much less.
     """
     if not child:
         next_step = "Discard it, or fix what failed and run it again as a new change."
@@ -56,6 +83,7 @@ def judge(parent: Sequence[float], child: Sequence[float], *, direction: Directi
     if not parent:
         next_step = "Run the unchanged program (run_experiment without edit and patch) to have something to compare."
         return Verdict(VerdictKind.NO_BASELINE, None, sigma, None, Decision.DISCARD, next_step)
+    sigma *= DISTURBED_NOISE if disturbed else 1.0
     gain = direction.gain(fmean(parent), fmean(child))
     belief = posterior([Observation(gain / sigma, n_parent=len(parent), n_child=len(child))])
     decision = Decision.KEEP if gain > 0 else Decision.DISCARD
@@ -63,7 +91,10 @@ def judge(parent: Sequence[float], child: Sequence[float], *, direction: Directi
         return Verdict(VerdictKind.WIN, gain, sigma, belief.p_win, decision, "Keep it and build on it.")
     if belief.p_win <= LOSS_P:
         return Verdict(VerdictKind.LOSS, gain, sigma, belief.p_win, decision, "Revert it and try another method.")
-    next_step = _next_within_noise(belief.p_win, len(parent), len(child), decision)
+    if disturbed:
+        next_step = "Other work shared the device with it or its parent: replicate both when the device is quiet."
+    else:
+        next_step = _next_within_noise(belief.p_win, len(parent), len(child), decision)
     return Verdict(VerdictKind.WITHIN_NOISE, gain, sigma, belief.p_win, decision, next_step)
 
 

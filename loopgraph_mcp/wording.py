@@ -53,6 +53,8 @@ def why(
         parts.append("already in the file")
     elif presence is Presence.PARTIAL:
         parts.append("partly in the file")
+    elif presence is Presence.CONFLICTING:
+        parts.append("something in the file is in its way")
     return "; ".join(parts)
 
 
@@ -92,7 +94,7 @@ def after_search(hits: Sequence[MethodHit], retrieval_id: str) -> str:
     return f'get_code_edit(method_id="{ready[0].method_id}", retrieval_id="{retrieval_id}")'
 
 
-def no_edit(method: Method, file: str, made: EditResult) -> EditAnswer:
+def no_edit(subject: str, file: str, made: EditResult) -> EditAnswer:
     """Return the answer where a method makes no edit: it is there already, or its recipe does not fit."""
     if isinstance(made, Present):
         status, reason, near = "present", made.reason, list[str]()
@@ -103,7 +105,7 @@ def no_edit(method: Method, file: str, made: EditResult) -> EditAnswer:
         next_step = "Make the change by hand near these lines and run it with run_experiment(patch=…, method_id=…)."
     return EditAnswer(
         status=status,
-        method_id=method.id,
+        method_id=subject,
         file=file,
         edit_id=None,
         diff="",

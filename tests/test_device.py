@@ -1,4 +1,7 @@
 import os
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -6,7 +9,7 @@ import pytest
 
 from loopgraph_mcp.config import read_settings
 from loopgraph_mcp.errors import ConfigError
-from loopgraph_mcp.runner import device
+from loopgraph_mcp.runner import device, load
 from loopgraph_mcp.runner.locks import is_held, try_lock
 
 # What nvidia-smi prints for the query that finds devices, on a machine with two GPUs.
@@ -50,6 +53,39 @@ def test_a_hidden_gpu_is_not_used(tmp_path: Path) -> None:
     assert chosen("") == "cpu-0"
     assert chosen("-1") == "cpu-0"
     assert chosen("GPU-8932f937") == "cuda-0"
+
+
+def test_others_share_is_what_is_busy_beside_ones_own() -> None:
+    assert load.others_share(busy_s=20.0, own_s=8.0, elapsed_s=10.0, cores=2) == pytest.approx(0.6)
+    assert load.others_share(busy_s=7.9, own_s=8.0, elapsed_s=10.0, cores=2) == 0.0
+    assert load.others_share(busy_s=50.0, own_s=0.0, elapsed_s=10.0, cores=2) == 1.0
+
+
+def test_work_of_others_during_a_run_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = device.choose_device("cpu")
+    assert load.LoadMeter.start(cpu).read() is None  # too short to tell
+    monkeypatch.setattr(load, "MIN_S", 0.2)
+    burn = [sys.executable, "-c", "import time; end = time.monotonic() + 1.5\nwhile time.monotonic() < end: pass"]
+    others = [subprocess.Popen(burn) for _ in range(os.cpu_count() or 1)]
+    time.sleep(0.3)
+    meter = load.LoadMeter.start(cpu)
+    time.sleep(0.5)
+    seen = meter.read()
+    for other in others:
+        other.wait()
+    assert seen is not None
+    assert seen > 0.4
+
+
+def test_a_gpu_that_others_use_is_told_by_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = tmp_path / "nvidia-smi"
+    script.write_text('#!/bin/sh\ncase "$*" in *utilization.gpu*"-i 1") echo 37 ;; *) exit 1 ;; esac\n')
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(load, "MIN_S", 0.0)
+    monkeypatch.setattr(load, "SETTLE_S", 0.0)
+    assert load.LoadMeter.start(device.Device("cuda", 1, "H100")).read() == pytest.approx(0.37)
+    assert load.LoadMeter.start(device.Device("cuda", 0, "H100")).read() is None
 
 
 def test_a_lock_is_held_by_one_and_seen_by_all(tmp_path: Path) -> None:

@@ -279,7 +279,9 @@ def test_other_files_do_not_count(tmp_path: Path) -> None:
 
 
 def test_the_guide_s_example_is_a_pack_that_fits_the_trainer(tmp_path: Path) -> None:
-    manifest, example = re.findall(r"^```toml\n(.*?)^```$", GUIDE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    manifest, example, _ = re.findall(
+        r"^```toml\n(.*?)^```$", GUIDE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+    )
     folder = write_pack(tmp_path, manifest)
     (folder / "gated-mlp.toml").write_text(example)
     (method,) = read_pack(folder).methods

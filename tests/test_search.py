@@ -275,7 +275,7 @@ def test_common_words_are_dropped_and_the_rarest_kept() -> None:
     few = plan(concepts[:5], counts, 10_000, Limits())
     assert few.every == " AND ".join(f'(("w{number}"))' for number in range(1, 5))  # no row holds w0
     assert few.common == match.common == ""
-    assert match.some == " OR ".join(f'"w{number}"' for number in range(1, 7))
+    assert match.some == " OR ".join(f'"w{number}"' for number in range(1, 9))
     assert plan(concepts, counts, 10_000, Limits(rows=35)).some == '"w1" OR "w2"'
     assert plan(concepts, counts, 10_000, Limits(rows=1)).some == '"w1"'
     assert plan([Concept(("the",))], counts, 10_000, Limits()).common == '"the"'
@@ -534,6 +534,24 @@ async def test_evidence_that_another_process_wrote_is_seen(db: Database) -> None
     assert (await ledger.recall(None)).record("gqa").wins == 1
 
 
+async def test_a_run_that_shared_its_device_says_little_until_it_is_replicated_alone(db: Database) -> None:
+    context, ledger = await a_context(db), Ledger(db)
+    alone = {"other_load": 0.02}
+
+    async def run(value: float, program: str, summary: dict[str, float], **more: str) -> VerdictKind:
+        made = replace(FINISHED, metric_value=value, summary=summary)
+        row = await experiments.get_experiment(db, await a_run(db, context, made, program=program, **more))
+        assert row is not None
+        verdict = await ledger.judge(row)
+        assert ("shared the device" in verdict.next_step) == (verdict.noise_floor > 0.1)
+        return verdict.kind
+
+    await run(1.5, "base", alone)
+    assert await run(1.8, "new", alone, base="base") is VerdictKind.LOSS
+    assert await run(1.8, "other", {"other_load": 0.6}, base="base") is VerdictKind.WITHIN_NOISE
+    assert await run(1.81, "other", alone, base="base") is VerdictKind.LOSS  # the run beside others counts no more
+
+
 async def test_a_run_that_ends_after_a_later_one_is_the_newer(db: Database) -> None:
     context, ledger = await a_context(db), Ledger(db)
     new = NewExperiment(context, "cpu-0", "slow", 42, 60.0, 30.0, method_ids=("gqa",),
@@ -549,7 +567,7 @@ async def test_a_run_that_ends_after_a_later_one_is_the_newer(db: Database) -> N
 async def test_fatigue_is_what_counting_every_retrieval_would_find(db: Database, seed: int) -> None:
     rng = random.Random(seed)
     context, ids = await a_context(db), [method.id for method in PACK.methods]
-    shown, tried = [], defaultdict(float)
+    shown, tried, fatigue = [], defaultdict(float), retrievals.Fatigue()
     for number in range(260):
         if rng.random() < 0.05:
             method_id = rng.choice(ids)
@@ -559,6 +577,8 @@ async def test_fatigue_is_what_counting_every_retrieval_would_find(db: Database,
         shown.append((float(number), items))
         listed = [retrievals.ShownMethod(each, 1.0, {}) for each in items]
         await retrievals.add_retrieval(db, "q", listed, context_id=None, now=float(number))
+        if rng.random() < 0.2:
+            await db.search(fatigue.ages, limit_s=9)
     slow = {
         each: [
             len(shown) - 1 - place
@@ -567,7 +587,7 @@ async def test_fatigue_is_what_counting_every_retrieval_would_find(db: Database,
         ]
         for each in ids
     }
-    assert await retrievals.ages_since_shown(db) == {each: ages for each, ages in slow.items() if ages}
+    assert await db.search(fatigue.ages, limit_s=9) == {each: ages for each, ages in slow.items() if ages}
     assert any(slow.values())
 
 

@@ -87,7 +87,7 @@ async def test_methods_survive_the_store_unchanged(db: Database) -> None:
     assert await methods.import_pack(db, PACK, now=1.0)
     assert not await methods.import_pack(db, PACK, now=2.0)
     assert await methods.get_method(db, "embedding-lr") == EMBEDDING
-    assert await methods.all_methods(db) == [EMBEDDING, ATTENTION]
+    assert await methods.all_methods(db) == (EMBEDDING, ATTENTION)
 
 
 async def test_a_method_that_left_its_pack_is_not_found_but_still_known(db: Database) -> None:
@@ -223,13 +223,13 @@ async def test_replicates_pool_under_their_syntax_tree(db: Database) -> None:
 
 async def test_fatigue_counts_what_was_shown_since_it_was_tried(db: Database) -> None:
     await methods.import_pack(db, PACK, now=1.0)
-    shown = [retrievals.ShownMethod("gqa", 1.0, {"relevance": 1.0})]
+    shown, fatigue = [retrievals.ShownMethod("gqa", 1.0, {"relevance": 1.0})], retrievals.Fatigue()
     for now in (1.0, 1.5):
         await retrievals.add_retrieval(db, "q", shown, context_id=None, now=now)
-    assert await retrievals.ages_since_shown(db) == {"gqa": [1, 0]}
+    assert await db.search(fatigue.ages, limit_s=9) == {"gqa": [1, 0]}
     await an_experiment(db, await a_context(db), methods_=("gqa",))  # created at 2.0
     await retrievals.add_retrieval(db, "q", shown, context_id=None, now=3.0)
-    assert await retrievals.ages_since_shown(db) == {"gqa": [0]}
+    assert await db.search(fatigue.ages, limit_s=9) == {"gqa": [0]}
 
 
 async def test_a_cancelled_task_leaves_no_transaction_open(db: Database) -> None:
@@ -314,7 +314,7 @@ async def test_a_full_disk_writes_nothing_and_says_so(db: Database) -> None:
     long = dataclasses.replace(EMBEDDING, description="word " * 200_000)
     with pytest.raises(StoreError, match="disk"):
         await methods.import_pack(db, Pack("base", "1", "hash-1", (ATTENTION, long)), now=1.0)
-    assert await methods.all_methods(db) == []
+    assert await methods.all_methods(db) == ()
 
 
 def test_statements_are_split_outside_of_strings_and_triggers() -> None:

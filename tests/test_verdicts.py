@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loopgraph_mcp.models import Decision, Direction, VerdictKind
-from loopgraph_mcp.verdicts import baseline, default_noise, judge, noise_floor
+from loopgraph_mcp.verdicts import baseline, default_noise, disturbed, judge, noise_floor
 
 values = st.lists(st.floats(0.5, 3.0), min_size=1, max_size=4)
 
@@ -80,3 +80,22 @@ def test_an_unknown_metric_gets_a_noise_floor_of_its_own_size() -> None:
     assert default_noise("accuracy", "cuda: NVIDIA H100", 80.0) == pytest.approx(0.4)
     assert default_noise("val_bpb", "cuda: NVIDIA H100", 1.0) < default_noise("val_bpb", "cpu: x", 1.0)
     assert default_noise("reward", "cpu: x", 0.0) > 0
+
+
+def test_a_run_is_disturbed_by_what_was_measured_or_else_by_its_tokens() -> None:
+    usual = [(500.0, 50.3), (496.0, 50.3), (90.0, 124.0), (505.0, 50.4)]
+    assert disturbed(0.6, 500.0, 50.3, usual)
+    assert not disturbed(0.1, 140.0, 50.3, usual)  # the change made it slow: nothing else used the device
+    assert disturbed(None, 196.0, 50.3, usual)  # three jobs on one GPU: 140 steps instead of 355
+    assert not disturbed(None, 400.0, 50.3, usual)
+    assert not disturbed(None, 196.0, 120.0, usual)  # a larger model sees fewer
+    assert not disturbed(None, 196.0, 50.3, usual[:2])
+    assert not disturbed(None, None, None, usual)
+
+
+@given(values, values)
+def test_a_disturbed_comparison_claims_no_more_than_a_quiet_one(parent: list[float], child: list[float]) -> None:
+    quiet = judge(parent, child, direction=Direction.LOWER, sigma=0.01)
+    loud = judge(parent, child, direction=Direction.LOWER, sigma=0.01, disturbed=True)
+    if loud.kind in {VerdictKind.WIN, VerdictKind.LOSS}:
+        assert quiet.kind is loud.kind

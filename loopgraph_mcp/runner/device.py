@@ -70,7 +70,7 @@ def choose_device(wanted: str | None, visible_gpus: Collection[int] | None = Non
 
 
 def _nvidia() -> list[Device]:
-    printed = _output("nvidia-smi", "--query-gpu=index,name", "--format=csv,noheader")
+    printed = command_output("nvidia-smi", "--query-gpu=index,name", "--format=csv,noheader")
     rows = [line.split(",", 1) for line in printed.splitlines() if "," in line]
     return [Device("cuda", int(index), name.strip()) for index, name in rows if index.strip().isdigit()]
 
@@ -78,7 +78,7 @@ def _nvidia() -> list[Device]:
 def _apple() -> list[Device]:
     if platform.system() != "Darwin" or platform.machine() != "arm64":
         return []
-    return [Device("mps", 0, _output("sysctl", "-n", "machdep.cpu.brand_string").strip() or "Apple silicon")]
+    return [Device("mps", 0, command_output("sysctl", "-n", "machdep.cpu.brand_string").strip() or "Apple silicon")]
 
 
 def _cpu_name() -> str:
@@ -87,11 +87,12 @@ def _cpu_name() -> str:
         found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(errors="replace"), re.MULTILINE)
         name = found.group(1).strip() if found else platform.machine()
     except OSError:
-        name = _output("sysctl", "-n", "machdep.cpu.brand_string").strip() or platform.machine()
+        name = command_output("sysctl", "-n", "machdep.cpu.brand_string").strip() or platform.machine()
     return f"{name} x{cores}"
 
 
-def _output(*command: str) -> str:
+def command_output(*command: str) -> str:
+    """Return what a command of this machine prints, or nothing where there is none or it fails."""
     try:
         done = subprocess.run(  # noqa: S603 - fixed commands, no shell
             command,

@@ -2,30 +2,36 @@
 
 import ast
 import hashlib
-import re
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from loopgraph_mcp import ops
 from loopgraph_mcp.errors import PackError
 from loopgraph_mcp.models import (
     AddMethod,
+    Companion,
+    Computed,
     InsertAfter,
     Knob,
+    Mark,
     Method,
     Pack,
     PublishedResult,
     Recipe,
     RecipeOp,
     ReplaceStmt,
+    Rule,
     SetConst,
     SetDefault,
     SetKwarg,
     SetLocal,
+    Sign,
     Source,
+    Variant,
 )
 from loopgraph_mcp.moves import read_moves
 
@@ -43,6 +49,7 @@ _BRANCHES = {
     "constrained-int",
     "constrained-float",
     "constrained-str",
+    "literal['']",
 }  # pydantic's words
 CURRENT = "current"
 FAMILIES = (
@@ -62,7 +69,6 @@ FAMILIES = (
     "schedule",
     "systems",
 )
-_PLACEHOLDER = re.compile(r"\{([a-z][a-z0-9_]*)\}")
 
 # A pack is somebody else's text that ends up in terminals and prompts: nothing in it may move the cursor or hide.
 _UNSEEN = r"\p{Cc}\p{Zl}\p{Zp}\u202a-\u202e\u2066-\u2069"
@@ -154,7 +160,7 @@ class _SetDefault(_Table):
 
 class _SetKwarg(_Table):
     op: Literal["set_kwarg"]
-    scope: Dotted
+    scope: Dotted | Literal[""] = ""
     call: Identifier
     name: Identifier
     value: Line
@@ -165,7 +171,7 @@ class _SetKwarg(_Table):
 
 class _ReplaceStmt(_Table):
     op: Literal["replace_stmt"]
-    scope: Dotted
+    scope: Dotted | Literal[""] = ""
     old: Text
     new: Text
 
@@ -175,7 +181,7 @@ class _ReplaceStmt(_Table):
 
 class _InsertAfter(_Table):
     op: Literal["insert_after"]
-    scope: Dotted
+    scope: Dotted | Literal[""] = ""
     anchor: Text
     code: Text
 
@@ -198,9 +204,125 @@ _Op = Annotated[
 ]
 
 
+_Ops = Annotated[list[_Op], Field(max_length=50)]
+_Codes = Annotated[list[Text], Field(max_length=20)]
+
+
+class _Mark(_Table):
+    has: _Codes = Field(default_factory=list)
+    lacks: _Codes = Field(default_factory=list)
+    scope: Dotted | Literal[""] = ""
+    why: Annotated[str, Field(max_length=200, pattern=_ONE_LINE)] = ""
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if not (self.has or self.lacks or self.scope):
+            raise ValueError("a mark has a scope, `has` or `lacks`")
+        return self
+
+    def mark(self) -> Mark:
+        return Mark(tuple(self.has), tuple(self.lacks), self.scope, self.why)
+
+
+class _Sign(_Mark):
+    state: Literal["present", "conflicting"] = "present"
+
+
+class _Computed(_Table):
+    value: Line
+    otherwise: Line | Literal[""] = ""
+
+
+class _Rule(_Table):
+    that: Line
+    why: Line
+
+
+class _Variant(_Table):
+    part: Line | Literal[""] = ""
+    needs: list[_Mark] = Field(default_factory=list)
+    ops: _Ops = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _is_not_empty(self) -> Self:
+        if not (self.ops or self.needs):
+            raise ValueError("a variant without ops needs marks that say in which files there is nothing to do")
+        return self
+
+
+class _Companion(_Variant):
+    part: Literal[""] = ""
+    name: Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$", max_length=60)]
+    why: Line
+    required: bool = False
+    method: str = ""
+    knobs: dict[KnobName, Number | Line] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _is_not_empty(self) -> Self:
+        if bool(self.ops) is bool(self.method) and not (self.needs and not self.method):
+            raise ValueError("a companion has ops, or the id of another method")
+        return self
+
+
 class _Recipe(_Table):
     conflicts: list[str] = Field(default_factory=list)
-    ops: Annotated[list[_Op], Field(min_length=1, max_length=50)]
+    requires: list[str] = Field(default_factory=list)
+    needs: list[_Mark] = Field(default_factory=list)
+    detect: list[_Sign] = Field(default_factory=list)
+    computed: dict[KnobName, _Computed] = Field(default_factory=dict)
+    rules: list[_Rule] = Field(default_factory=list)
+    ops: _Ops = Field(default_factory=list)
+    variants: Annotated[list[_Variant], Field(max_length=50)] = Field(default_factory=list)
+    companions: Annotated[list[_Companion], Field(max_length=50)] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _does_something(self) -> Self:
+        if not (self.ops or self.variants):
+            raise ValueError("recipe.ops: none, and no variants")
+        return self
+
+    def all_ops(self) -> Iterator[tuple[str, _Op]]:
+        """Yield every op with its place in the file."""
+        lists: list[tuple[str, _Ops]] = [("recipe.ops", self.ops)]
+        lists += [(f"recipe.variants[{n}].ops", each.ops) for n, each in enumerate(self.variants, start=1)]
+        lists += [(f"recipe.companions[{n}].ops", each.ops) for n, each in enumerate(self.companions, start=1)]
+        yield from ((f"{place}[{n}]", op) for place, found in lists for n, op in enumerate(found, start=1))
+
+    def marks(self) -> Iterator[tuple[str, _Mark]]:
+        """Yield every mark with its place in the file."""
+        yield from ((f"recipe.needs[{n}]", each) for n, each in enumerate(self.needs, start=1))
+        yield from ((f"recipe.detect[{n}]", each) for n, each in enumerate(self.detect, start=1))
+        for kind, found in (("variants", self.variants), ("companions", self.companions)):
+            for n, each in enumerate(found, start=1):
+                yield from ((f"recipe.{kind}[{n}].needs[{m}]", mark) for m, mark in enumerate(each.needs, start=1))
+
+    def made(self) -> Recipe:
+        return Recipe(
+            ops=tuple(op.made() for op in self.ops),
+            conflicts=tuple(self.conflicts),
+            requires=tuple(self.requires),
+            needs=tuple(each.mark() for each in self.needs),
+            detect=tuple(Sign(each.state, each.mark()) for each in self.detect),
+            computed=tuple(Computed(name, each.value, each.otherwise) for name, each in self.computed.items()),
+            rules=tuple(Rule(each.that, each.why) for each in self.rules),
+            variants=tuple(
+                Variant(tuple(op.made() for op in each.ops), tuple(mark.mark() for mark in each.needs), each.part)
+                for each in self.variants
+            ),
+            companions=tuple(
+                Companion(
+                    each.name,
+                    each.why,
+                    each.required,
+                    tuple(op.made() for op in each.ops),
+                    tuple(mark.mark() for mark in each.needs),
+                    each.method,
+                    tuple(each.knobs.items()),
+                )
+                for each in self.companions
+            ),
+        )
 
 
 class _Method(_Table):
@@ -227,34 +349,72 @@ class _Method(_Table):
 
     @model_validator(mode="after")
     def _recipe_fits(self) -> Self:
-        used: set[str] = set()
-        for number, op in enumerate(self.recipe.ops if self.recipe else [], start=1):
-            for key, code in op.model_dump(exclude={"op", "scope", "name", "call"}).items():
-                used |= self._check_code(f"recipe.ops[{number}].{key}", code)
-            if isinstance(op, _AddMethod) and not _is_function(op.code):
-                raise ValueError(f"recipe.ops[{number}].code: it must be one function")
+        if self.recipe is None:
+            if self.knobs:
+                raise ValueError(f"knobs.{min(self.knobs)}: no op uses it")
+            return self
+        if clash := sorted(set(self.recipe.computed) & {*self.knobs, CURRENT}):
+            raise ValueError(f"recipe.computed.{clash[0]}: a knob has this name")
+        used = {name for place, op in self.recipe.all_ops() for name in self._check_op(place, op)}
+        if unused := sorted(set(self.recipe.computed) - used):
+            raise ValueError(f"recipe.computed.{unused[0]}: no op uses it")
+        for place, expression in self._expressions():
+            used |= self._check_expression(place, expression)
+        for place, mark in self.recipe.marks():
+            for code in (*mark.has, *mark.lacks):
+                _check_parses(place, ops.NAME_HOLE.sub(r"\1", code))
         if unused := sorted(set(self.knobs) - used):
             raise ValueError(f"knobs.{unused[0]}: no op uses it")
         return self
 
-    def _check_code(self, place: str, code: str) -> set[str]:
-        """Check that an op's code parses with its placeholders filled; return the knobs it uses."""
-        names = set(_PLACEHOLDER.findall(code))
-        known = {*self.knobs, CURRENT} if place.endswith(".value") else set(self.knobs)
-        if unknown := sorted(names - known):
-            why = "stands for the old value, which only `value` has" if unknown[0] == CURRENT else "is no declared knob"
-            raise ValueError(f"{place}: {{{unknown[0]}}} {why}")
-        filled = _PLACEHOLDER.sub(r"\1", code)
-        try:
-            if place.endswith(".value"):
-                ast.parse(filled, mode="eval")
-                ast.parse(f"({filled})", mode="eval")  # a comment would swallow what follows it on its line
-            body = ast.parse(filled).body
-        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-            raise ValueError(f"{place}: the code does not parse ({error})") from error
-        if not body:
-            raise ValueError(f"{place}: it holds no statement")
-        return names - {CURRENT}
+    def _check_op(self, place: str, op: _Op) -> set[str]:
+        """Check the code of an op; return the placeholders it uses."""
+        used: set[str] = set()
+        fields = op.model_dump(exclude={"op", "scope", "name", "call"})
+        holes = set(ops.NAME_HOLE.findall(fields.get("old", fields.get("anchor", ""))))
+        for key, code in fields.items():
+            used |= self._check_code(f"{place}.{key}", code, holes if key in {"new", "code"} else None)
+        if isinstance(op, _AddMethod) and not _is_function(op.code):
+            raise ValueError(f"{place}.code: it must be one function")
+        return used
+
+    def _expressions(self) -> Iterator[tuple[str, str]]:
+        recipe = self.recipe
+        assert recipe is not None  # noqa: S101 - the caller has looked
+        for name, each in recipe.computed.items():
+            yield f"recipe.computed.{name}.value", each.value
+            if each.otherwise:
+                yield f"recipe.computed.{name}.otherwise", each.otherwise
+        yield from ((f"recipe.rules[{n}].that", each.that) for n, each in enumerate(recipe.rules, start=1))
+
+    def _check_expression(self, place: str, code: str) -> set[str]:
+        names = set(ops.PLACEHOLDER.findall(code))
+        if unknown := sorted(names - {*self.knobs, *([CURRENT] if place.endswith(".otherwise") else [])}):
+            raise ValueError(f"{place}: {{{unknown[0]}}} is no declared knob")
+        _check_parses(place, f"({ops.PLACEHOLDER.sub(r'1', code)})")
+        return names
+
+    def _check_code(self, place: str, code: str, holes: set[str] | None) -> set[str]:
+        """Check that an op's code parses with its placeholders filled; return the knobs it uses.
+
+        `holes` are the `{_x}` that the code may hold; None where it makes its own.
+        """
+        is_value = place.endswith(".value")
+        made = self.recipe.computed if self.recipe else {}
+        known = {*self.knobs, *made, *([CURRENT] if is_value else [])}
+        found = set() if is_value else set(ops.NAME_HOLE.findall(code))
+        fillings = {name: name for name in (known | (found if holes is None else holes))}
+        filled = ops.filled(code, fillings)
+        body = _check_parses(place, filled, is_value=is_value)
+        for node in (each for statement in body for each in ast.walk(statement)):
+            match node:
+                case ast.Set(elts=[ast.Name(id=name)]) if ops.PLACEHOLDER.fullmatch(f"{{{name}}}"):
+                    why = "is no declared knob"
+                    why = "stands for the old value, which only `value` has" if name == CURRENT else why
+                    raise ValueError(f"{place}: {{{name}}} {why}")
+                case ast.Set(elts=[ast.Name(id=name)]) if ops.NAME_HOLE.fullmatch(f"{{{name}}}"):
+                    raise ValueError(f"{place}: {{{name}}} stands in no `old` or `anchor` of its op")
+        return (set(ops.PLACEHOLDER.findall(code)) & known) - {CURRENT}
 
     def made(self) -> Method:
         """Return the method as the rest of LoopGraph knows it."""
@@ -273,15 +433,26 @@ class _Method(_Table):
                 Knob(name, each.default, each.description, each.low, each.high, tuple(each.choices))
                 for name, each in self.knobs.items()
             ),
-            recipe=None
-            if self.recipe is None
-            else Recipe(tuple(op.made() for op in self.recipe.ops), tuple(self.recipe.conflicts)),
+            recipe=None if self.recipe is None else self.recipe.made(),
             moves=read_moves(self.change or self.name),
         )
 
 
+def _check_parses(place: str, code: str, *, is_value: bool = False) -> list[ast.stmt]:
+    try:
+        if is_value:
+            ast.parse(code, mode="eval")
+            ast.parse(f"({code})", mode="eval")  # a comment would swallow what follows it on its line
+        body = ast.parse(code).body
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise ValueError(f"{place}: the code does not parse ({error})") from error
+    if not body:
+        raise ValueError(f"{place}: it holds no statement")
+    return body
+
+
 def _is_function(code: str) -> bool:
-    body = ast.parse(_PLACEHOLDER.sub(r"\1", code)).body
+    body = ast.parse(ops.PLACEHOLDER.sub(r"\1", code)).body
     return len(body) == 1 and isinstance(body[0], ast.FunctionDef | ast.AsyncFunctionDef)
 
 
@@ -370,6 +541,10 @@ def _check_together(folder: Path, methods: Iterable[Method]) -> None:
                 file = folder / f"{method.id}.toml"
                 raise PackError(f"{file}: aliases: {name!r} names {owner} too; drop it from one of them")
     for method in methods:
-        for conflict in method.recipe.conflicts if method.recipe else ():
-            if conflict not in ids:
-                raise PackError(f"{folder / method.id}.toml: recipe.conflicts: no method {conflict!r} in this pack")
+        recipe = method.recipe
+        named = [("conflicts", each) for each in recipe.conflicts] if recipe else []
+        named += [("requires", each) for each in recipe.requires] if recipe else []
+        named += [("companions", each.method) for each in recipe.companions if each.method] if recipe else []
+        for key, other in named:
+            if other not in ids:
+                raise PackError(f"{folder / method.id}.toml: recipe.{key}: no method {other!r} in this pack")

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import aiosqlite
 
@@ -21,6 +21,10 @@ MIGRATIONS_DIR = Path(__file__).parent / "migrations"
 T = TypeVar("T")
 _BUSY_TIMEOUT_S = 30.0
 _CHECK_EVERY = 10_000  # SQLite's own instructions between looks at the clock: about a millisecond
+_DAMAGED = (
+    "the file is damaged. `loopgraph doctor` says where; bring back a copy of it, save what is left with "
+    "`sqlite3 FILE .recover | sqlite3 NEW`, or set LOOPGRAPH_DB to another file"
+)
 _NEXT_STEP = "Free disk space, or end the process that holds the database, and try again"
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32: nothing that reads like something else
 
@@ -33,6 +37,42 @@ def new_id(prefix: str) -> str:
 def text_hash(text: str) -> str:
     """Return the sha256 of a text; its newlines and encoding count."""
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+class _Cursor(sqlite3.Cursor):
+    """Says of a damaged file what to do, whatever was asked; busy, full and refused rows are others' to explain."""
+
+    def execute(self, sql: str, parameters: Any = (), /) -> "_Cursor":
+        with _damage_told(self.connection):
+            super().execute(sql, parameters)
+        return self
+
+    def fetchone(self) -> Any:
+        with _damage_told(self.connection):
+            return super().fetchone()
+
+    def fetchall(self) -> list[Any]:
+        with _damage_told(self.connection):
+            return super().fetchall()
+
+
+class _Connection(sqlite3.Connection):
+    def __init__(self, database: Path, *args: Any, **named: Any) -> None:
+        super().__init__(database, *args, **named)
+        self.file = database
+
+    def execute(self, sql: str, parameters: Any = (), /) -> sqlite3.Cursor:
+        return self.cursor(_Cursor).execute(sql, parameters)
+
+
+@contextmanager
+def _damage_told(conn: sqlite3.Connection) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        if type(error) is sqlite3.DatabaseError or "malformed" in str(error):
+            raise StoreError(f"{getattr(conn, 'file', '')}: {error}: {_DAMAGED}") from error
+        raise
 
 
 class Database:
@@ -112,6 +152,18 @@ class Database:
                     await self._writer.execute("ROLLBACK")
                 raise StoreError(f"{self.path}: {error}; nothing was written. {_NEXT_STEP}") from error
 
+    @asynccontextmanager
+    async def attached(self, other: Path, name: str) -> AsyncIterator[aiosqlite.Connection]:
+        """Hold the write lock for one transaction that reads another file's tables as well, under a name."""
+        async with self._lock:
+            await self._writer.execute("ATTACH ? AS " + name, (str(other),))
+        try:
+            async with self.transaction() as conn:
+                yield conn
+        finally:
+            async with self._lock:
+                await self._writer.execute("DETACH " + name)
+
     async def sync_every_commit(self) -> None:
         """Make each commit reach the disk before it returns, so that not even a power cut loses it.
 
@@ -136,9 +188,16 @@ class Database:
 
         return await asyncio.get_running_loop().run_in_executor(self._searches, job)
 
+    async def check(self) -> list[str]:
+        """Return what is wrong with the file: damaged pages, rows that point nowhere, text that is no JSON."""
+        found = [str(row[0]) for row in await self._reader.execute_fetchall("PRAGMA integrity_check(20)")]
+        strays = await self._reader.execute_fetchall("PRAGMA foreign_key_check")
+        found += [f"a row of {row['table']} points at a row of {row['parent']} that is not there" for row in strays]
+        return [each for each in found if each != "ok"]
+
     def _open_searcher(self) -> sqlite3.Connection:
         """Connect on the thread that searches: SQLite's module ties the two together."""
-        conn = sqlite3.connect(self.path, isolation_level=None, timeout=_BUSY_TIMEOUT_S)
+        conn = sqlite3.connect(self.path, isolation_level=None, timeout=_BUSY_TIMEOUT_S, factory=_Connection)
         conn.row_factory = sqlite3.Row
         conn.execute("PRAGMA query_only = ON")
         conn.set_progress_handler(lambda: time.monotonic() > self._deadline, _CHECK_EVERY)
@@ -164,7 +223,7 @@ def interruptible() -> Iterator[None]:
 
 
 async def _connect(path: Path) -> aiosqlite.Connection:
-    connection = await aiosqlite.connect(path, isolation_level=None, timeout=_BUSY_TIMEOUT_S)
+    connection = await aiosqlite.connect(path, isolation_level=None, timeout=_BUSY_TIMEOUT_S, factory=_Connection)
     try:
         connection.row_factory = sqlite3.Row
         await connection.execute("PRAGMA journal_mode = WAL")

@@ -9,6 +9,15 @@ from weakref import WeakKeyDictionary
 from loopgraph_mcp.models import Context, Direction, KnobValues
 from loopgraph_mcp.store.database import Database, new_id, text_hash
 
+# What an edit was asked for beside knob values; no knob can have such a name.
+METHODS = "+methods"
+COMPANIONS = "+companions"
+REVERTS = "+reverts"
+_EDITS = (
+    "SELECT edit.*, base.text AS base_text, new.text AS new_text FROM edit "
+    "JOIN program AS base ON base.hash = edit.base_hash JOIN program AS new ON new.hash = edit.new_hash "
+)
+
 
 @dataclass(frozen=True, slots=True)
 class EditRow:
@@ -23,6 +32,13 @@ class EditRow:
     base_text: str
     new_text: str
     diff: str
+    knobs: str
+
+    @property
+    def method_ids(self) -> tuple[str, ...]:
+        """The methods that it puts into practice."""
+        several = json.loads(self.knobs).get(METHODS)
+        return tuple(several.split()) if several else (() if self.method_id is None else (self.method_id,))
 
 
 _KNOWN: WeakKeyDictionary[Database, dict[str, str]] = WeakKeyDictionary()  # ids of workspaces and contexts
@@ -152,11 +168,19 @@ async def add_edit(
 
 async def get_edit(db: Database, edit_id: str) -> EditRow | None:
     """Return one edit, or None where the id names none."""
+    rows = await db.reader.execute_fetchall(f"{_EDITS} WHERE edit.id = :id", {"id": edit_id})
+    return next((_edit_of(row) for row in rows), None)
+
+
+async def edits_to_revert(db: Database, workspace: str, wanted: str) -> list[EditRow]:
+    """Return the newest edits of a method in a workspace, alone or among others, or the one edit of that id."""
     rows = await db.reader.execute_fetchall(
-        "SELECT edit.*, base.text AS base_text, new.text AS new_text FROM edit "
-        "JOIN program AS base ON base.hash = edit.base_hash JOIN program AS new ON new.hash = edit.new_hash "
-        "WHERE edit.id = :id",
-        {"id": edit_id},
+        f"{_EDITS} WHERE edit.workspace_id = :workspace AND (edit.id = :wanted OR edit.method_id = :wanted) "
+        "ORDER BY edit.created_at DESC, edit.rowid DESC LIMIT 20",
+        {"workspace": workspace, "wanted": wanted},
     )
-    names = EditRow.__dataclass_fields__
-    return next((EditRow(**{name: row[name] for name in names}) for row in rows), None)
+    return [_edit_of(row) for row in rows]
+
+
+def _edit_of(row: sqlite3.Row) -> EditRow:
+    return EditRow(**{name: row[name] for name in EditRow.__dataclass_fields__})

@@ -280,6 +280,14 @@ def _process(pid: int | None, started: float | None) -> ProcessId | None:
     return ProcessId(pid, started) if pid is not None and started is not None else None
 
 
+def _readable(summary: str) -> dict[str, float]:
+    """Return a summary's numbers; those of a row that was damaged are lost, the row is not."""
+    try:
+        return dict(json.loads(summary))
+    except ValueError:
+        return {}
+
+
 def _row(row: sqlite3.Row) -> ExperimentRow:
     outcome = None
     if row["kind"] is not None:
@@ -287,7 +295,7 @@ def _row(row: sqlite3.Row) -> ExperimentRow:
             kind=OutcomeKind(row["kind"]),
             metric_value=row["metric_value"],
             reason=row["reason"],
-            summary=json.loads(row["summary"]),
+            summary=_readable(row["summary"]),
             log_tail=row["log_tail"],
         )
     same = (

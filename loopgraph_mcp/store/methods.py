@@ -1,16 +1,20 @@
 """Packs and methods: imported whole, read by id."""
 
 import json
+import logging
 import sqlite3
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import fields, is_dataclass
 from functools import lru_cache
 from typing import Any
 
 from loopgraph_mcp.models import (
     AddMethod,
+    Companion,
+    Computed,
     InsertAfter,
     Knob,
+    Mark,
     Method,
     Move,
     Pack,
@@ -18,13 +22,19 @@ from loopgraph_mcp.models import (
     Recipe,
     RecipeOp,
     ReplaceStmt,
+    Rule,
     SetConst,
     SetDefault,
     SetKwarg,
     SetLocal,
+    Sign,
     Source,
+    Variant,
+    all_ops,
 )
 from loopgraph_mcp.store.database import Database
+
+logger = logging.getLogger("loopgraph.store")
 
 _OPS: dict[str, type[RecipeOp]] = {
     kind.__name__: kind for kind in (SetConst, SetLocal, SetDefault, SetKwarg, ReplaceStmt, InsertAfter, AddMethod)
@@ -73,12 +83,7 @@ async def import_pack(db: Database, pack: Pack, *, now: float) -> bool:
 async def get_method(db: Database, method_id: str) -> Method | None:
     """Return one method, retired or not."""
     rows = await db.reader.execute_fetchall("SELECT card FROM method WHERE id = :id", {"id": method_id})
-    return next((_decode(row["card"]) for row in rows), None)
-
-
-async def all_methods(db: Database) -> list[Method]:
-    """Return every method that a pack still holds, ordered by id."""
-    return list(await _library(db))
+    return next(_readable(rows), None)
 
 
 async def families(db: Database) -> dict[str, str]:
@@ -87,31 +92,17 @@ async def families(db: Database) -> dict[str, str]:
     return {str(row["id"]): str(row["family"]) for row in rows}
 
 
-async def count_methods(db: Database) -> int:
-    """Return how many methods the packs hold."""
-    return len(await _library(db))
-
-
-def methods_in(conn: sqlite3.Connection, method_ids: Sequence[str]) -> list[Method]:
-    """Return those of some methods that a pack still holds, ordered by id."""
-    rows = conn.execute(
-        "SELECT card FROM method WHERE id IN (SELECT value FROM json_each(:ids)) AND retired_at IS NULL ORDER BY id",
-        {"ids": json.dumps(list(method_ids))},
-    )
-    return [_decode(row["card"]) for row in rows]
-
-
 _LIBRARIES: dict[str, tuple[Method, ...]] = {}
 
 
-async def _library(db: Database) -> tuple[Method, ...]:
-    """Return what a store's packs hold, ordered by id, read again only when a pack changes."""
+async def all_methods(db: Database) -> tuple[Method, ...]:
+    """Return every method that a pack still holds, ordered by id, read again only when a pack changes."""
     rows = await db.reader.execute_fetchall("SELECT group_concat(name || content_hash) AS held FROM pack")
     held = f"{db.path} {next(iter(rows))['held']}"
     if held not in _LIBRARIES:
         cards = await db.reader.execute_fetchall("SELECT card FROM method WHERE retired_at IS NULL ORDER BY id")
         _LIBRARIES.clear()
-        _LIBRARIES[held] = tuple(_decode(card["card"]) for card in cards)
+        _LIBRARIES[held] = tuple(_readable(cards))
     return _LIBRARIES[held]
 
 
@@ -131,16 +122,30 @@ def _method_row(method: Method, pack_name: str) -> dict[str, Any]:
 
 def _identifiers(method: Method) -> list[str]:
     """Return the names of the code that a recipe touches, whole and split at underscores."""
-    ops: Sequence[RecipeOp] = method.recipe.ops if method.recipe else ()
+    ops = all_ops(method.recipe) if method.recipe else []
     names = dict.fromkeys(op.name for op in ops if isinstance(op, SetConst | SetLocal | SetDefault | SetKwarg))
     return [word for name in names for word in dict.fromkeys([name, *name.split("_")]) if word]
 
 
 def _encode(method: Method) -> str:
-    card = asdict(method)
-    if method.recipe is not None:
-        card["recipe"]["ops"] = [{"op": type(op).__name__, **asdict(op)} for op in method.recipe.ops]
-    return json.dumps(card, ensure_ascii=False, sort_keys=True)
+    return json.dumps(_plain(method), ensure_ascii=False, sort_keys=True)
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as JSON; a recipe's op says which one it is."""
+    if is_dataclass(value):
+        plain = {each.name: _plain(getattr(value, each.name)) for each in fields(value)}
+        return {"op": type(value).__name__, **plain} if isinstance(value, RecipeOp) else plain
+    return [_plain(each) for each in value] if isinstance(value, tuple) else value
+
+
+def _readable(rows: Iterable[sqlite3.Row]) -> Iterator[Method]:
+    """Yield the methods whose cards can be read; one that was damaged takes no other with it."""
+    for row in rows:
+        try:
+            yield _decode(row["card"])
+        except (ValueError, LookupError, TypeError) as error:
+            logger.warning("a method's card cannot be read (%s); `loopgraph doctor` looks for damage", error)
 
 
 @lru_cache(maxsize=4_096)
@@ -159,5 +164,35 @@ def _decode(card_json: str) -> Method:
 
 
 def _decode_recipe(recipe: dict[str, Any]) -> Recipe:
-    ops = tuple(_OPS[op["op"]](**{key: value for key, value in op.items() if key != "op"}) for op in recipe["ops"])
-    return Recipe(ops=ops, conflicts=tuple(recipe["conflicts"]))
+    return Recipe(
+        ops=_decode_ops(recipe["ops"]),
+        conflicts=tuple(recipe["conflicts"]),
+        requires=tuple(recipe.get("requires", ())),
+        needs=_decode_marks(recipe.get("needs", ())),
+        detect=tuple(Sign(sign["state"], *_decode_marks([sign["mark"]])) for sign in recipe.get("detect", ())),
+        computed=tuple(Computed(**each) for each in recipe.get("computed", ())),
+        rules=tuple(Rule(**each) for each in recipe.get("rules", ())),
+        variants=tuple(
+            Variant(_decode_ops(each["ops"]), _decode_marks(each["needs"]), each["part"])
+            for each in recipe.get("variants", ())
+        ),
+        companions=tuple(
+            Companion(
+                **{
+                    **each,
+                    "ops": _decode_ops(each["ops"]),
+                    "needs": _decode_marks(each["needs"]),
+                    "knobs": tuple((name, value) for name, value in each["knobs"]),
+                }
+            )
+            for each in recipe.get("companions", ())
+        ),
+    )
+
+
+def _decode_ops(ops: Iterable[dict[str, Any]]) -> tuple[RecipeOp, ...]:
+    return tuple(_OPS[op["op"]](**{key: value for key, value in op.items() if key != "op"}) for op in ops)
+
+
+def _decode_marks(marks: Iterable[dict[str, Any]]) -> tuple[Mark, ...]:
+    return tuple(Mark(tuple(each["has"]), tuple(each["lacks"]), each["scope"], each["why"]) for each in marks)

@@ -29,6 +29,9 @@ class Run:
         base_tree: What it is compared with, likewise; None where there is nothing.
         method_ids: What its edit put into practice.
         imported: Whether somebody's history tells of it.
+        other_load: The share of the device that others used meanwhile; None where it was not measured.
+        tokens: Tokens trained on, in millions, where the trainer tells.
+        params: The model's parameters, in millions, likewise.
     """
 
     row: int
@@ -39,6 +42,9 @@ class Run:
     base_tree: str | None
     method_ids: tuple[str, ...]
     imported: bool = False
+    other_load: float | None = None
+    tokens: float | None = None
+    params: float | None = None
 
 
 async def newest_row(db: Database) -> int:
@@ -70,8 +76,11 @@ async def runs_after(db: Database, row: int) -> list[Run]:
         SELECT outcome.rowid AS row, experiment.context_id, outcome.kind, outcome.metric_value,
                {_OWN_TREE} AS tree, {_BASE_TREE} AS base_tree, experiment.device_slot = 'imported' AS imported,
                (SELECT json_group_array(method_id) FROM experiment_method
-                WHERE experiment_id = experiment.id) AS methods
-        FROM outcome JOIN experiment ON experiment.id = outcome.experiment_id
+                WHERE experiment_id = experiment.id) AS methods,
+               json_extract(told, '$.other_load') AS other_load, json_extract(told, '$.total_tokens_M') AS tokens,
+               json_extract(told, '$.num_params_M') AS params
+        FROM (SELECT *, rowid, iif(json_valid(summary), summary, '{{}}') AS told FROM outcome) AS outcome
+        JOIN experiment ON experiment.id = outcome.experiment_id
         WHERE outcome.rowid > :row AND outcome.kind NOT IN ('cancelled', 'interrupted')
         ORDER BY outcome.rowid
         """,  # noqa: S608 - no input
@@ -87,6 +96,9 @@ async def runs_after(db: Database, row: int) -> list[Run]:
             base_tree=each["base_tree"],
             method_ids=tuple(sorted(json.loads(each["methods"]))),
             imported=bool(each["imported"]),
+            other_load=each["other_load"],
+            tokens=each["tokens"],
+            params=each["params"],
         )
         for each in found
     ]

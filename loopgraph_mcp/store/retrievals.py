@@ -1,6 +1,9 @@
 """Retrievals: what was shown for a query, in which order and why, and what answers cost."""
 
+import asyncio
 import json
+import sqlite3
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -25,23 +28,25 @@ async def add_retrieval(
     retrieval_id = new_id("ret")
     query = query[:2_000].encode("utf-8", "replace").decode("utf-8")  # lone surrogates cannot be stored
     async with db.transaction() as conn:
-        await conn.execute(
-            "INSERT INTO retrieval (id, context_id, query, created_at) VALUES (:id, :context, :query, :now)",
-            {"id": retrieval_id, "context": context_id, "query": query, "now": now},
-        )
-        await conn.executemany(
-            "INSERT INTO retrieval_item (retrieval_id, rank, method_id, score, parts) "
-            "VALUES (:retrieval, :rank, :method, :score, :parts)",
-            [
-                {
-                    "retrieval": retrieval_id,
-                    "rank": rank,
-                    "method": item.method_id,
-                    "score": item.score,
-                    "parts": json.dumps(dict(item.parts), sort_keys=True),
-                }
-                for rank, item in enumerate(shown, start=1)
-            ],
+        await asyncio.gather(  # which reach the connection's thread in this order, and together
+            conn.execute(
+                "INSERT INTO retrieval (id, context_id, query, created_at) VALUES (:id, :context, :query, :now)",
+                {"id": retrieval_id, "context": context_id, "query": query, "now": now},
+            ),
+            conn.executemany(
+                "INSERT INTO retrieval_item (retrieval_id, rank, method_id, score, parts) "
+                "VALUES (:retrieval, :rank, :method, :score, :parts)",
+                [
+                    {
+                        "retrieval": retrieval_id,
+                        "rank": rank,
+                        "method": item.method_id,
+                        "score": item.score,
+                        "parts": json.dumps(dict(item.parts), sort_keys=True),
+                    }
+                    for rank, item in enumerate(shown, start=1)
+                ],
+            ),
         )
     return retrieval_id
 
@@ -52,29 +57,39 @@ async def retrieval_exists(db: Database, retrieval_id: str) -> bool:
     return bool(list(rows))
 
 
-async def ages_since_shown(db: Database) -> dict[str, list[int]]:
-    """Return for each method shown of late the ages, in retrievals, of the times it was shown since last tried."""
-    shown = list(
-        await db.reader.execute_fetchall(
-            "WITH newest AS (SELECT coalesce(max(row), 0) AS row FROM retrieval) "
-            "SELECT retrieval_item.method_id, newest.row - retrieval.row AS age, retrieval.created_at AS at "
-            "FROM newest JOIN retrieval ON retrieval.row > newest.row - :window "
-            "JOIN retrieval_item ON retrieval_item.retrieval_id = retrieval.id ORDER BY retrieval.row",
-            {"window": _FATIGUE_WINDOW},
+class Fatigue:
+    """Follows what was shown of late and what was tried since, reading only what is new."""
+
+    def __init__(self) -> None:
+        self._shown: deque[tuple[int, float, str]] = deque()  # retrieval's row, when, method; the newest last
+        self._tried: dict[str, float] = {}
+        self._newest = self._newest_experiment = 0
+
+    def ages(self, conn: sqlite3.Connection) -> dict[str, list[int]]:
+        """Return for each method shown of late the ages, in retrievals, of the times it was shown since last tried."""
+        (newest,) = conn.execute("SELECT coalesce(max(row), 0) FROM retrieval").fetchone()
+        shown = conn.execute(
+            "SELECT retrieval.row, created_at, method_id FROM retrieval CROSS JOIN retrieval_item "
+            "ON retrieval_id = id WHERE retrieval.row > :seen AND retrieval.row <= :newest ORDER BY retrieval.row",
+            {"seen": max(self._newest, newest - _FATIGUE_WINDOW), "newest": newest},
         )
-    )
-    tried = await db.reader.execute_fetchall(
-        "SELECT experiment_method.method_id, max(experiment.created_at) AS at "
-        "FROM experiment CROSS JOIN experiment_method ON experiment_method.experiment_id = experiment.id "
-        "WHERE experiment.created_at >= :oldest AND device_slot <> 'imported' GROUP BY experiment_method.method_id",
-        {"oldest": min((row["at"] for row in shown), default=0.0)},
-    )
-    last_tried = {row["method_id"]: row["at"] for row in tried}
-    ages: dict[str, list[int]] = {}
-    for row in shown:
-        if row["at"] > last_tried.get(row["method_id"], 0.0):
-            ages.setdefault(row["method_id"], []).append(row["age"])
-    return ages
+        self._shown.extend((row["row"], row["created_at"], row["method_id"]) for row in shown)
+        self._newest = newest
+        while self._shown and self._shown[0][0] <= newest - _FATIGUE_WINDOW:
+            self._shown.popleft()
+        tried = conn.execute(
+            "SELECT experiment.row, method_id, created_at FROM experiment CROSS JOIN experiment_method "
+            "ON experiment_id = id WHERE experiment.row > :seen AND device_slot <> 'imported' ORDER BY experiment.row",
+            {"seen": self._newest_experiment},
+        )
+        for row in tried:
+            self._newest_experiment = row["row"]
+            self._tried[row["method_id"]] = max(self._tried.get(row["method_id"], 0.0), row["created_at"])
+        ages: dict[str, list[int]] = {}
+        for place, at, method_id in self._shown:
+            if at > self._tried.get(method_id, 0.0):
+                ages.setdefault(method_id, []).append(newest - place)
+        return ages
 
 
 async def add_cost(

@@ -4,6 +4,7 @@ bm25 scores every row that holds a word, so a common word would cost seconds in 
 common words are dropped, the rarest of the rest kept, and where all are common the newest rows stand for the others.
 """
 
+import asyncio
 import json
 import sqlite3
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from weakref import WeakKeyDictionary
 
 from loopgraph_mcp.models import Method
 from loopgraph_mcp.store.database import Database, interruptible
-from loopgraph_mcp.store.methods import methods_in
+from loopgraph_mcp.store.methods import all_methods
 from loopgraph_mcp.store.words import Limits, Match, plan, read_concepts, read_words, spans, words_of
 
 _HITS = 50  # rows of an index that are followed to their methods
@@ -130,14 +131,13 @@ async def find_methods(db: Database, query: str, *, limit: int, limits: Limits =
     if not words:
         return []
 
-    def look(conn: sqlite3.Connection) -> tuple[dict[str, float], list[Method]]:
-        relevance = _combine(_look_everywhere(conn, words, _COUNTS.setdefault(db, {}), limits))
-        first = sorted(relevance, key=lambda each: (-relevance[each], each))
-        return relevance, methods_in(conn, first[: 2 * limit])  # some may have left their packs
+    def look(conn: sqlite3.Connection) -> dict[str, float]:
+        return _combine(_look_everywhere(conn, words, _COUNTS.setdefault(db, {}), limits))
 
-    relevance, known = await db.search(look, limit_s=limits.seconds)
-    best = max((relevance[method.id] for method in known), default=1.0)
-    ranked = [(method, max(_LEAST_RELEVANCE, relevance[method.id] / best)) for method in known]
+    relevance, known = await asyncio.gather(db.search(look, limit_s=limits.seconds), all_methods(db))
+    found = [method for method in known if method.id in relevance]
+    best = max((relevance[method.id] for method in found), default=1.0)
+    ranked = [(method, max(_LEAST_RELEVANCE, relevance[method.id] / best)) for method in found]
     ranked.sort(key=lambda pair: (-pair[1], pair[0].id))
     return ranked[:limit]
 

@@ -45,10 +45,10 @@ class Limits:
         seconds: After which the search answers with what it has.
     """
 
-    common_share: float = 1 / 50
+    common_share: float = 1 / 100
     common_rows: int = 200
-    words: int = 6
-    rows: int = 2_000
+    words: int = 8
+    rows: int = 600
     seconds: float = 0.25
 
     def common(self, size: int) -> int:

@@ -54,23 +54,42 @@ async def search_methods(
 
 async def get_code_edit(
     ctx: Ctx,
-    method_id: Annotated[str, Field(description="A method_id from search_methods", max_length=200)],
+    method_id: Annotated[
+        str, Field(description="A method_id from search_methods; to revert, also an edit_id", max_length=200)
+    ],
+    also: Annotated[
+        list[str] | None, Field(description="Further methods for the same edit, in any order", max_length=10)
+    ] = None,
     retrieval_id: Annotated[
         str | None,
         Field(description="The retrieval_id the method came from, so that a win can be traced", max_length=64),
     ] = None,
     knobs: Annotated[
-        dict[str, int | float | str] | None, Field(description="Values for the method's knobs; defaults otherwise")
+        dict[str, int | float | str] | None,
+        Field(description="Values for the method's knobs; defaults otherwise. Another method's: `gqa.groups`"),
     ] = None,
+    companions: Annotated[  # noqa: FBT002 - a JSON flag
+        bool | list[str],
+        Field(description="Also make the changes that go well with it: true for all, or their names"),
+    ] = False,
+    revert: Annotated[bool, Field(description="Take the method's last edit out of the file")] = False,  # noqa: FBT002 - a JSON flag
     apply: Annotated[bool, Field(description="Also write the edit to the file")] = False,  # noqa: FBT002 - a JSON flag
+    diff_from: Annotated[int, Field(description="Show a long diff from this line of it on", ge=1)] = 1,
     workspace: Workspace = None,
 ) -> Annotated[CallToolResult, EditAnswer]:
-    """Turn a method into an edit of the present training file: its diff, or why it does not fit."""
+    """Turn methods into one edit of the present training file: its diff, or why it does not fit."""
     graph = _graph(ctx)
     answer = await graph.get_code_edit(
-        method_id, retrieval_id=retrieval_id, knobs=knobs, apply=apply, workspace=workspace
+        method_id,
+        also=also or (),
+        retrieval_id=retrieval_id,
+        knobs=knobs,
+        companions=companions,
+        revert=revert,
+        apply=apply,
+        workspace=workspace,
     )
-    return await _answer(graph, "get_code_edit", answer.edit_id or method_id, answer, text.edit(answer))
+    return await _answer(graph, "get_code_edit", answer.edit_id or method_id, answer, text.edit(answer, diff_from))
 
 
 async def run_experiment(

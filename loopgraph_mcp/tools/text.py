@@ -4,8 +4,10 @@ from collections.abc import Sequence
 
 from loopgraph_mcp.answers import EarlierRun, EditAnswer, ExperimentAnswer, RecordAnswer, SearchAnswer
 from loopgraph_mcp.models import State
+from loopgraph_mcp.tokens import estimate_tokens
 
-_MAX_DIFF_CHARS = 16_000
+_MAX_EDIT_TOKENS = 1_400
+_MIN_DIFF_TOKENS = 200
 _MAX_TAIL_LINES = 15
 
 
@@ -24,25 +26,37 @@ def search(answer: SearchAnswer, detail: str) -> str:
     return "\n".join(lines)
 
 
-def edit(answer: EditAnswer) -> str:
-    """Word an edit: its id and diff, or why there is none and the lines nearest to what was looked for."""
-    lines = []
-    if answer.edit_id is not None:
-        held = f"{answer.file} holds it now" if answer.status == "applied" else f"{answer.file} is unchanged"
-        lines.append(f"{answer.edit_id}: {answer.method_id}; {held}")
-        lines += [f"- {change}" for change in answer.changes]
-        lines += [f"Note: {answer.reason}"] if answer.reason else []
-        diff = answer.diff
-        if len(diff) > _MAX_DIFF_CHARS:
-            diff = diff[:_MAX_DIFF_CHARS] + "\n… (cut; the whole diff is in the structured answer)"
-        lines.append(f"```diff\n{diff.rstrip()}\n```")
-        lines += [f"Foresight: {answer.foresight}"] if answer.foresight else []
-        lines += _earlier(answer.earlier)
-    else:
-        lines.append(f"{answer.method_id} is {answer.status} in {answer.file}: {answer.reason}")
+def edit(answer: EditAnswer, diff_from: int = 1) -> str:
+    """Word an edit: its id and diff, or why there is none and the lines nearest to what was looked for.
+
+    A diff that would make the answer longer than a model should read is shown from one of its lines on, in part.
+    """
+    if answer.edit_id is None:
+        lines = [f"{answer.method_id} is {answer.status} in {answer.file}: {answer.reason}"]
         lines += [f"  {line}" for line in answer.nearest]
-    lines.append(f"Next: {answer.next_step}")
-    return "\n".join(lines)
+        return "\n".join([*lines, f"Next: {answer.next_step}"])
+    held = f"{answer.file} holds it now" if answer.status == "applied" else f"{answer.file} is unchanged"
+    head = [f"{answer.edit_id}: {answer.method_id}; {held}", *(f"- {change}" for change in answer.changes)]
+    head += [f"Note: {answer.reason}"] if answer.reason else []
+    tail = [f"Goes well with it: {each.name}: {each.why} ({each.change})" for each in answer.companions]
+    tail += ['companions=["name"] makes one of them too, companions=true all'] if tail else []
+    tail += [f"Foresight: {answer.foresight}"] if answer.foresight else []
+    tail += [*_earlier(answer.earlier), f"Next: {answer.next_step}"]
+    left = _MAX_EDIT_TOKENS - estimate_tokens("\n".join([*head, *tail]))
+    return "\n".join([*head, _diff(answer.diff, diff_from, max(left, _MIN_DIFF_TOKENS)), *tail])
+
+
+def _diff(diff: str, first: int, tokens: int) -> str:
+    """Quote as many lines of a diff as some tokens allow, from one line on, and say how to see the rest."""
+    lines, shown = diff.rstrip().splitlines(), list[str]()
+    for line in lines[first - 1 :]:
+        tokens -= estimate_tokens(line) + 1
+        if tokens < 0:
+            break
+        shown.append(line)
+    rest = first - 1 + len(shown)
+    more = f"\n… {len(lines) - rest} more lines: ask again with diff_from={rest + 1}" if rest < len(lines) else ""
+    return "```diff\n" + "\n".join(shown) + f"\n```{more}"
 
 
 def experiment(answer: ExperimentAnswer) -> str:

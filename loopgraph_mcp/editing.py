@@ -1,0 +1,158 @@
+"""The verb get_code_edit: methods as one edit of the workspace's present file, or an edit taken out of it again."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from loopgraph_mcp import composing, edits, launch, lookups, precedents, undoing, wording
+from loopgraph_mcp.answers import EditAnswer, OfferedChange
+from loopgraph_mcp.composing import Wish
+from loopgraph_mcp.edits import Around
+from loopgraph_mcp.errors import RunError, WorkspaceError
+from loopgraph_mcp.foresight import Foresight, Past
+from loopgraph_mcp.models import Applied, EditResult, KnobValue, Method, Presence, Refused
+from loopgraph_mcp.store import edits as edit_store
+from loopgraph_mcp.store import methods
+from loopgraph_mcp.store.database import Database
+from loopgraph_mcp.surroundings import Surroundings
+from loopgraph_mcp.workspace import Workspace, read_siblings, write_program
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What an edit is asked to hold, and whether the file is to be written.
+
+    Args:
+        method_ids: The methods, the main one first; to revert, also the id of an edit.
+        knobs: Knob values; of another method than the first as `method.knob`.
+        companions: Names of companions to make as well; `edits.ALL` for all.
+        revert: Whether to take the method's last edit out of the file.
+    """
+
+    method_ids: Sequence[str]
+    knobs: Mapping[str, KnobValue]
+    companions: frozenset[str] = frozenset()
+    retrieval_id: str | None = None
+    revert: bool = False
+    apply: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What came of it, and what of it is written down: the methods it puts into practice, and what was asked for."""
+
+    made: EditResult
+    methods: tuple[Method, ...]
+    asked: Mapping[str, KnobValue]
+    around: Around
+
+
+async def make_edit(
+    db: Database, here: Surroundings, foresight: Foresight, asked: Asked, *, workspace: str | None, now: float
+) -> EditAnswer:
+    """Make, store and, if asked to, write an edit of the workspace's present file.
+
+    Raises:
+        NotFoundError: No such method, edit or retrieval.
+        RunError: The arguments contradict one another.
+        WorkspaceError: The file changed meanwhile.
+    """
+    if asked.revert and (len(asked.method_ids) > 1 or asked.knobs or asked.companions):
+        raise RunError("revert takes one method or edit back as it was made; leave also, knobs and companions out")
+    await lookups.check_retrieval(db, asked.retrieval_id)
+    where = await here.workspace(workspace)
+    program = where.read_program()
+    if asked.revert:
+        plan = await _plan_revert(db, await here.workspace_id(where), asked, program)
+    else:
+        plan = await _plan_methods(db, where, asked, program)
+    subject = " + ".join(method.id for method in plan.methods) or asked.method_ids[0]
+    if not isinstance(plan.made, Applied):
+        return wording.no_edit(subject, where.editable, plan.made)
+    text = plan.made.text
+    context_id = await here.context_id(where, where.budget_s)
+    diff = edits.unified_diff(program, text, where.editable)
+    base_hash, new_hash = await launch.keep_program(db, program), await launch.keep_program(db, text)
+    edit_id = await edit_store.add_edit(
+        db,
+        workspace=await here.workspace_id(where),
+        method_id=plan.methods[0].id if plan.methods and not asked.revert else None,
+        retrieval_id=asked.retrieval_id,
+        base_hash=base_hash,
+        new_hash=new_hash,
+        knobs=plan.asked,
+        diff=diff,
+        now=now,
+    )
+    if asked.apply and not write_program(where, text, expected=program):
+        raise WorkspaceError(f"{where.editable_path}: changed while the edit was made; ask again")
+    moves = [] if asked.revert else [move for method in plan.methods for move in method.moves]
+    description = f"revert {subject}" if asked.revert else " + ".join(method.name for method in plan.methods)
+    bearing = await precedents.find_precedents(
+        db, context_id, base_hash=base_hash, new_hash=new_hash, description=description, foresight=foresight
+    )
+    return EditAnswer(
+        status="applied" if asked.apply else "ready",
+        method_id=subject,
+        file=where.editable,
+        edit_id=edit_id,
+        diff=diff,
+        changes=list(plan.made.changes),
+        reason="" if asked.revert else wording.replaced(_in_the_way(plan, program)),
+        nearest=[],
+        earlier=list(bearing.earlier),
+        next_step=wording.after_edit(edit_id, bearing.earlier),
+        p_keep=None if bearing.foreseen is None else round(bearing.foreseen.p_keep, 4),
+        foresight=wording.foresight(bearing.foreseen, foresight.seen(moves, Past())),
+        companions=[] if asked.revert else _offered(plan, asked, text),
+    )
+
+
+async def _plan_methods(db: Database, where: Workspace, asked: Asked, program: str) -> _Plan:
+    wanted = [await lookups.the_method(db, each) for each in dict.fromkeys(asked.method_ids)]
+    library = {method.id: method for method in await methods.all_methods(db)}
+    siblings = await asyncio.to_thread(read_siblings, where, program)
+    around = Around(siblings, library, asked.companions)
+    wish = Wish(wanted, composing.knobs_by_method(wanted, asked.knobs))
+    made = composing.compose(wish, program, around)
+    notes: dict[str, KnobValue] = {edit_store.METHODS: " ".join(each.id for each in wanted)} if len(wanted) > 1 else {}
+    if asked.companions:
+        notes[edit_store.COMPANIONS] = " ".join(sorted(asked.companions))
+    return _Plan(made, tuple(wanted), {**asked.knobs, **notes}, around)
+
+
+async def _plan_revert(db: Database, workspace_id: str, asked: Asked, program: str) -> _Plan:
+    """Take out the newest edit that stands in the file: the one whose very text it is, else one whose lines are."""
+    wanted = asked.method_ids[0]
+    rows = await edit_store.edits_to_revert(db, workspace_id, wanted)
+    if not rows and await edit_store.get_edit(db, wanted) is None:
+        wanted = (await lookups.the_method(db, wanted)).id
+    rows.sort(key=lambda row: row.new_text != program)
+    made: EditResult | None = None
+    for row in rows:
+        answer = undoing.undo(row.base_text, row.new_text, program)
+        if isinstance(answer, Applied):
+            known = [await lookups.the_method(db, each) for each in row.method_ids]
+            return _Plan(answer, tuple(known), {edit_store.REVERTS: row.id}, edits.NOTHING)
+        made = made or answer
+    missing = Refused(f"an edit of {wanted} made in this workspace", "there is none to take back; take it out by hand")
+    return _Plan(made or missing, (), {}, edits.NOTHING)
+
+
+def _in_the_way(plan: _Plan, program: str) -> list[str]:
+    """Return the methods in the file whose place the edit takes."""
+    conflicts = {each for method in plan.methods if method.recipe for each in method.recipe.conflicts}
+    known = [plan.around.library[each] for each in sorted(conflicts) if each in plan.around.library]
+    return [each.id for each in known if edits.detect(each, program) is Presence.PRESENT]
+
+
+def _offered(plan: _Plan, asked: Asked, text: str) -> list[OfferedChange]:
+    """Return the companions that were not asked for and would change the edited text further."""
+    given = composing.knobs_by_method(plan.methods, asked.knobs)
+    around = replace(plan.around, companions=frozenset())
+    return [
+        OfferedChange(companion.name, companion.why, change)
+        for method in plan.methods
+        for companion, change in edits.offered(method, text, given[method.id], around)
+        if not {companion.name, edits.ALL} & asked.companions
+    ]

@@ -1,0 +1,56 @@
+"""Looks for what shows something in a text: code that stands in a scope, whatever its variables are called."""
+
+import ast
+
+from loopgraph_mcp import ops, syntax
+from loopgraph_mcp.models import Mark, Refused
+from loopgraph_mcp.syntax import HOLE, Scope, Source
+
+
+def missing(source: Source, mark: Mark) -> Refused | None:
+    """Return what a text lacks of a mark, or has against it; None where the mark is there."""
+    found = syntax.scopes(source.tree, mark.scope)
+    where = f" in {mark.scope}" if mark.scope else ""
+    because = f": {mark.why}" if mark.why else ""
+    if len(found) != 1:
+        if not (mark.has or mark.lacks):
+            return Refused(
+                f"`{mark.scope}`", f"the file has {len(found)} of that name{because}", _like(source, mark.scope)
+            )
+        if mark.has:
+            return Refused(f"`{mark.has[0]}`{where}", f"the file has {len(found)} scopes of that name{because}")
+        return None
+    for code in mark.has:
+        if not _lines(found[0], code):
+            return Refused(f"`{code}`{where}", f"it does not stand there{because}", source.nearest(code))
+    for code in mark.lacks:
+        if lines := _lines(found[0], code):
+            return Refused(f"no `{code}`{where}", f"it stands in line {lines[0]}{because}")
+    return None
+
+
+def shown(source: Source, mark: Mark) -> str:
+    """Return where a mark stands, as the end of a sentence."""
+    found = syntax.scopes(source.tree, mark.scope)
+    lines = [line for code in mark.has for line in _lines(found[0], code)[:1]] if len(found) == 1 else []
+    return f" (line {lines[0]}: `{source.lines()[lines[0] - 1].strip()}`)" if lines else ""
+
+
+def _lines(scope: Scope, code: str) -> list[int]:
+    """Return the lines in which code stands, an expression anywhere, statements among statements."""
+    pattern = ops.filled(code, {name: HOLE + name for name in ops.NAME_HOLE.findall(code)})
+    try:
+        return [node.lineno for node in syntax.standing(scope, ast.parse(pattern.strip(), mode="eval").body)]
+    except SyntaxError:
+        pass
+    try:
+        wanted = ast.parse(pattern).body
+    except SyntaxError:
+        return []
+    inner = [node for node in ast.walk(scope) if isinstance(node, Scope)]
+    return [run.statements[0].lineno for each in inner for run in syntax.runs_of(each, wanted)]
+
+
+def _like(source: Source, dotted: str) -> tuple[str, ...]:
+    last = dotted.rsplit(".", 1)[-1]
+    return source.nearest(f"class {last}" if last[:1].isupper() else f"def {last}(")

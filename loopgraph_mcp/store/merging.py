@@ -1,0 +1,78 @@
+"""Takes in what another copy of the store holds: two machines that began with one, or a colleague's."""
+
+import asyncio
+import sqlite3
+import tempfile
+from contextlib import closing
+from pathlib import Path
+
+from loopgraph_mcp.errors import StoreError
+from loopgraph_mcp.store.database import Database
+
+# Rows are known by their ids, which are random or hashes of what they hold, so that equal ids are equal rows. Tables
+# whose rows have none are compared whole. Other columns named `row` only number a table in its own file.
+_NUMBER = "row"
+
+
+async def merge(db: Database, other: Path) -> dict[str, int]:
+    """Add the rows of another store that this one lacks, all or none; return how many by table.
+
+    Runs that are under way there stay out until they are over. A workspace that both have at one path under two ids
+    gets a second path here, since its programs need not be the same.
+
+    Raises:
+        StoreError: The other file is no store of this version, or is this one.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "theirs.db"
+        await asyncio.to_thread(_copy, other, copy, db.path)
+        async with Database.open(copy) as opened:  # brings it to this version, and says so if it is no store
+            tables = await opened.reader.execute_fetchall(_TABLES)
+        counts = {}
+        async with db.attached(copy, "theirs") as conn:
+            for table in tables:
+                columns = await conn.execute_fetchall(f"PRAGMA main.table_info({table['name']})")
+                names = [str(column["name"]) for column in columns if column["name"] != _NUMBER]
+                ordered = "WITHOUT ROWID" not in table["sql"]
+                cursor = await conn.execute(_statement(table["name"], names, ordered=ordered))
+                counts[str(table["name"])] = cursor.rowcount
+    return {table: count for table, count in counts.items() if count}
+
+
+def _copy(other: Path, copy: Path, ours: Path) -> None:
+    """Copy a store as it stands at one moment; the original is only read."""
+    if not other.is_file() or other.samefile(ours):
+        raise StoreError(f"{other}: name another machine's loopgraph.db, or a copy of it")
+    try:
+        with closing(sqlite3.connect(f"file:{other}?mode=ro", uri=True)) as conn:
+            conn.execute("VACUUM INTO ?", (str(copy),))
+    except sqlite3.Error as error:
+        raise StoreError(f"{other}: {error}; name another machine's loopgraph.db, or a copy of it") from error
+
+
+# In the order in which migrations made them: what is pointed at comes first.
+_TABLES = """
+    SELECT name, sql FROM sqlite_schema
+    WHERE type = 'table' AND sql LIKE '%STRICT%' AND name <> 'alias' -- which triggers make
+    ORDER BY rowid
+"""
+
+
+def _statement(table: str, columns: list[str], *, ordered: bool) -> str:
+    """Return SQL that adds the rows of a table that this store lacks."""
+    told = ["theirs." + column for column in columns]
+    where = {
+        "experiment": "theirs.state = 'done'",
+        "experiment_method": "experiment_id IN (SELECT id FROM main.experiment)",
+        "outcome": "experiment_id IN (SELECT id FROM main.experiment)",
+        "decision": "experiment_id IN (SELECT id FROM main.experiment)",
+    }.get(table, "TRUE")
+    if table == "workspace":
+        taken = "SELECT 1 FROM main.workspace AS ours WHERE ours.path = theirs.path AND ours.id <> theirs.id"
+        told[columns.index("path")] = f"theirs.path || iif(EXISTS ({taken}), ' (' || theirs.id || ')', '')"
+    same = " AND ".join(f"ours.{column} IS theirs.{column}" for column in columns)
+    whole = f"NOT EXISTS (SELECT 1 FROM main.{table} AS ours WHERE {same})"  # noqa: S608 - our schema
+    return (
+        f"INSERT OR IGNORE INTO main.{table} ({', '.join(columns)}) SELECT {', '.join(told)} "  # noqa: S608 - our schema
+        f"FROM theirs.{table} AS theirs WHERE {where} AND {whole}{' ORDER BY theirs.rowid' if ordered else ''}"
+    )
