@@ -232,8 +232,8 @@ def _named(name: str, place: _Place) -> Number:
     if len(found) == len(bound) == 1:
         return _value(found[0], module)
     if not bound:
-        settings = syntax.settings(tree, name)
-        if len(settings) == 1 and not syntax.given_elsewhere(tree, settings[0]):
+        settings = [each for each in syntax.settings(tree, name) if not syntax.given_elsewhere(tree, each)]
+        if len(settings) == 1:
             return _value(settings[0], module)
     for statement in syntax.statements(tree):
         match statement:

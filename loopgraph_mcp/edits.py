@@ -4,9 +4,8 @@ import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 
-from loopgraph_mcp import computing, marks, ops
+from loopgraph_mcp import computing, marks, ops, syntax
 from loopgraph_mcp.models import (
     Applied,
     Companion,
@@ -62,7 +61,7 @@ class _Way:
 @dataclass(frozen=True, slots=True)
 class _Made:
     source: Source
-    changes: tuple[str, ...] = ()
+    changes: tuple[ops.Change, ...] = ()
 
 
 def apply_method(method: Method, source: str, knobs: KnobValues, around: Around = NOTHING) -> EditResult:
@@ -76,12 +75,13 @@ def apply_method(method: Method, source: str, knobs: KnobValues, around: Around 
         return Refused(method.id, "it has no recipe: make the change by hand from its description")
     try:
         values = check_knobs(method.knobs, knobs)
-        start = _parsed(source)
+        start = syntax.read(source)
         if (answer := _forestalled(method, start, around)) is not None:
             return answer
         made = _Made(start)
         for ways in _parts(method.recipe, values, around):
             made = _taken(made, ways, method.recipe, around)
+        ops.check_names(start, made.changes)
         _check_after(method, start, made.source, values, around)
     except Mismatch as mismatch:
         return mismatch.refused
@@ -91,7 +91,7 @@ def apply_method(method: Method, source: str, knobs: KnobValues, around: Around 
         return Refused("a text of sane depth", f"its nesting is too deep to read ({type(error).__name__})")
     if made.source is start:
         return Present(f"the file already is what {method.id} would make of it")
-    return Applied(made.source.bom + made.source.text, made.changes)
+    return Applied(made.source.bom + made.source.text, tuple(change.summary for change in made.changes))
 
 
 def detect(method: Method, source: str, knobs: KnobValues | None = None, around: Around = NOTHING) -> Presence:
@@ -104,7 +104,7 @@ def detect(method: Method, source: str, knobs: KnobValues | None = None, around:
         return Presence.ABSENT
     try:
         values = check_knobs(method.knobs, knobs or {})
-        parsed = _parsed(source)
+        parsed = syntax.read(source)
         own = _own_presence(method.recipe, parsed, values, around, exact=knobs is not None)
         if own is not Presence.ABSENT:
             return own
@@ -128,12 +128,12 @@ def offered(method: Method, source: str, knobs: KnobValues, around: Around = NOT
             continue
         try:
             made = _carried_out(
-                _Made(_parsed(source)), _way(companion, check_knobs(method.knobs, knobs), around), recipe, around
+                _Made(syntax.read(source)), _way(companion, check_knobs(method.knobs, knobs), around), recipe, around
             )
         except (Mismatch, Unparsable, RecursionError, MemoryError):
             continue
         if made.changes:
-            found[companion.name] = (companion, "; ".join(made.changes))
+            found[companion.name] = (companion, "; ".join(change.summary for change in made.changes))
     return list(found.values())
 
 
@@ -177,6 +177,8 @@ def _taken(made: _Made, ways: Sequence[_Way], recipe: Recipe, around: Around) ->
     for way in ways:
         try:
             after = _carried_out(made, way, recipe, around)
+            if len(ways) > 1:
+                ops.check_names(made.source, after.changes[len(made.changes) :])
         except Mismatch as mismatch:
             misses.append(mismatch.refused)
             continue
@@ -205,7 +207,7 @@ def _carried_out(made: _Made, way: _Way, recipe: Recipe, around: Around) -> _Mad
             raise Mismatch(_as_of(made.source, source, op_now, values, mismatch.refused)) from mismatch
         if change is not None:
             source = ops.carried_out(source, change)
-            changes.append(f"{change.summary}; {way.why}" if way.why else change.summary)
+            changes.append(replace(change, summary=f"{change.summary}; {way.why}") if way.why else change)
     return _Made(source, tuple(changes))
 
 
@@ -296,18 +298,11 @@ def siblings(around: Around) -> dict[str, Source]:
     return {name: parsed for name, text in around.siblings.items() if (parsed := _sibling(text)) is not None}
 
 
-@lru_cache(maxsize=8)
 def _sibling(text: str) -> Source | None:
     try:
-        return Source(text)
+        return syntax.read(text)
     except (Unparsable, RecursionError, MemoryError):
         return None
-
-
-@lru_cache(maxsize=8)
-def _parsed(text: str) -> Source:
-    """Parse a text once: a search looks for every method it shows in the same file."""
-    return Source(text)
 
 
 # ------------------------------------------------------------------------------------------------- knobs

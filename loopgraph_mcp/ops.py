@@ -42,15 +42,8 @@ def carried_out(source: Source, change: Change) -> Source:
     """Return the text after a change, parsed: its tree must differ in the change's place and nowhere else.
 
     Raises:
-        Mismatch: It would not parse, would change more, or needs a name that the file lacks.
+        Mismatch: It would not parse, or would change more.
     """
-    there = change.swaps.values()
-    code = [
-        node for new in there for node in (new if isinstance(new, Sequence) else [new]) if id(node) not in change.swaps
-    ]
-    if unknown := syntax.unknown_names(source.tree, code):
-        reason = f"it needs `{unknown[0]}`, which stands nowhere in the file"
-        raise Mismatch(Refused(change.summary, reason, source.nearest(unknown[0])))
     try:
         after = Source(source.spliced(change.span, change.text))
     except Unparsable as error:
@@ -61,6 +54,25 @@ def carried_out(source: Source, change: Change) -> Source:
 
 
 # -------------------------------------------------------------------------------------------------- ops
+
+
+def check_names(before: Source, changes: Sequence[Change]) -> None:
+    """Refuse changes that together read a name which neither they nor the file holds.
+
+    Raises:
+        Mismatch: They do.
+    """
+    code = [
+        node
+        for change in changes
+        for new in change.swaps.values()
+        for node in (new if isinstance(new, Sequence) else [new])
+        if id(node) not in change.swaps
+    ]
+    if unknown := syntax.unknown_names(before.tree, code):
+        asking = next((each.summary for each in changes if unknown[0] in each.text), "the recipe's code")
+        reason = f"it needs `{unknown[0]}`, which stands nowhere in the file"
+        raise Mismatch(Refused(asking, reason, before.nearest(unknown[0])))
 
 
 def change_of(source: Source, op: RecipeOp, knobs: Mapping[str, KnobValue]) -> Change | None:
@@ -243,14 +255,16 @@ def _one_assignment(source: Source, dotted: str, name: str) -> ast.expr:
 def _constant(source: Source, name: str) -> ast.expr:
     """Return a constant's value: the module's own, else the one field's or flag's that has the name."""
     places = [] if _module_binds(source, name) else syntax.settings(source.tree, name)
+    passed = [lines for place in places if (lines := syntax.given_elsewhere(source.tree, place))]
+    if places and len(passed) == len(places):
+        reason = f"line {passed[0][0]} passes another value than the default, which counts for nothing"
+        raise _mismatch(source, f"`{name} = …` at module level", reason, f"{name} = ")
+    places = [place for place in places if not syntax.given_elsewhere(source.tree, place)]
     if not places:
         return _one_assignment(source, "", name)
     if len(places) > 1:
         reason = _times("is a default", [place.lineno for place in places])
         raise _mismatch(source, f"one field or flag `{name}`", reason, f"{name} = ")
-    if lines := syntax.given_elsewhere(source.tree, places[0]):
-        reason = f"line {lines[0]} passes another value, so its default in line {places[0].lineno} counts for nothing"
-        raise _mismatch(source, f"`{name} = …` at module level", reason, f"{name} = ")
     return places[0]
 
 

@@ -6,11 +6,13 @@ import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 _NEWLINE = re.compile(rb"\r\n|\r|\n")
 _BOM = "\ufeff"
 _MAX_CHARS = 2**20
 Scope = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+_BUILTINS = frozenset(dir(builtins))
 _SCOPES = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
@@ -154,6 +156,16 @@ class Source:
         return tuple(numbered[line] for line in close)
 
 
+@lru_cache(maxsize=16)
+def read(text: str) -> Source:
+    """Parse a text once: a search looks for every method it shows in the same file.
+
+    Raises:
+        Unparsable: Python cannot parse it.
+    """
+    return Source(text)
+
+
 def scopes(tree: ast.Module, dotted: str) -> list[Scope]:
     """Return the classes or functions with a dotted name such as `GPT.forward`; the module for an empty one."""
     found: list[Scope] = [tree]
@@ -282,11 +294,26 @@ def calls(scope: Scope, name: str) -> list[ast.Call]:
 
 def unknown_names(tree: ast.Module, code: Iterable[ast.AST]) -> list[str]:
     """Return the names that some code would read and that stand nowhere in a file: running it would fail."""
-    inside = [node for each in code for node in ast.walk(each)]
-    given = {name for node in [*ast.walk(tree), *inside] for name in _names_in(node)} | set(dir(builtins))
-    known = {name for node in ast.walk(tree) if isinstance(node, ast.Name) for name in [node.id]}
-    read = [node.id for node in inside if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)]
-    return [] if "*" in given else [name for name in dict.fromkeys(read) if name not in given | known]
+    inside = [node for each in code for node in _walk(each)]
+    read = dict.fromkeys(node.id for node in inside if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load))
+    known = _BUILTINS | {name for node in inside for name in _names_in(node)}
+    if wanted := [name for name in read if name not in known]:
+        for node in _walk(tree):
+            known |= {node.id} if isinstance(node, ast.Name) else set(_names_in(node))
+    return [] if "*" in known else [name for name in wanted if name not in known]
+
+
+def _walk(tree: ast.AST) -> Iterator[ast.AST]:
+    """Yield a node and all inside it, as ast.walk does in twice the time."""
+    pending = [tree]
+    while pending:
+        node = pending.pop()
+        yield node
+        for value in node.__dict__.values():
+            if isinstance(value, ast.AST):
+                pending.append(value)
+            elif isinstance(value, list):
+                pending += [item for item in value if isinstance(item, ast.AST)]
 
 
 def _names_in(node: ast.AST) -> Iterator[str]:

@@ -37,7 +37,6 @@ def undo(base: str, new: str, present: str) -> EditResult:
             return result
         if result == present:
             return Present("the file holds nothing of it")
-        Source(result)
         again = _swapped_back(new, base, result)
     except Unparsable as error:
         return Refused("a text that Python can parse", f"{error}; mend it first")
@@ -50,7 +49,7 @@ def undo(base: str, new: str, present: str) -> EditResult:
 
 def _swapped_back(base: str, new: str, present: str) -> str | Refused:
     """Return the present text with each of the edit's hunks as it was before, from the last one on."""
-    source, there = Source(present), Source(new)
+    source, there = syntax.read(present), syntax.read(new)
     lines, old_lines, new_lines = (_lines(text) for text in (present, base, new))
     places = []
     for hunk in _hunks(old_lines, new_lines, there):

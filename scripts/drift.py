@@ -127,9 +127,10 @@ def renamed(text: str) -> str:
         inner_names = {name.id for node in inner for name in ast.walk(node) if isinstance(name, ast.Name)}
         inner_names |= {node.name for node in inner if isinstance(node, ast.FunctionDef)}
         for node in ast.walk(function):
-            if isinstance(node, ast.Name) and node.id not in given | quoted | outer | inner_names:
-                if bindings(function, node.id) and source.slice(source.span(node)) == node.id:
-                    replaced.append((source.span(node), f"{node.id}_now"))
+            if not isinstance(node, ast.Name) or node.id in given | quoted | outer | inner_names:
+                continue
+            if bindings(function, node.id) and source.slice(source.span(node)) == node.id:
+                replaced.append((source.span(node), f"{node.id}_now"))
     return with_spans(text, replaced)
 
 
@@ -215,7 +216,7 @@ def files() -> dict[str, str]:
     """Every form of the bundled trainer and of a script in upstream's shape."""
     texts = {
         "trainer": (ROOT / "trainer" / "train.py").read_text(encoding="utf-8"),
-        "script": (ROOT / "tests" / "data" / "single_file.py").read_text(encoding="utf-8"),
+        "script": (ROOT / "tests" / "data" / "single_file.txt").read_text(encoding="utf-8"),
     }
     return {f"{name}, {form}": change(text) for name, text in texts.items() for form, change in FORMS.items()}
 
@@ -228,7 +229,8 @@ def check(methods: Sequence[Method], text: str, around: Around) -> EditResult:
     wish = Wish(methods)
     made = composing.compose(wish, text, around)
     if isinstance(made, Refused):
-        assert made.looked_for and made.reason, made
+        assert made.looked_for, made
+        assert made.reason, made
         return made
     if isinstance(made, Present):
         found = [edits.detect(method, text, around=around) for method in methods]
@@ -238,7 +240,8 @@ def check(methods: Sequence[Method], text: str, around: Around) -> EditResult:
     assert made.text != text
     assert isinstance(composing.compose(wish, made.text, around), Present), "asked for again, it is made again"
     back = undoing.undo(text, made.text, made.text)
-    assert isinstance(back, Applied) and back.text == text, back
+    assert isinstance(back, Applied), back
+    assert back.text == text, "it does not come out of the very text to the byte"
     later = moved_on(made.text)
     back = undoing.undo(text, made.text, later)
     assert isinstance(back, Applied), back

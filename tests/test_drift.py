@@ -1,0 +1,66 @@
+"""Recipes on forms of train.py that people make of it: each fits soundly, or says why it does not."""
+
+import importlib.util
+import random
+from pathlib import Path
+
+import pytest
+
+from loopgraph_mcp.edits import Around
+from loopgraph_mcp.models import Applied, Refused
+from loopgraph_mcp.sources.packs import read_pack
+
+ROOT = Path(__file__).parent.parent
+_SPEC = importlib.util.spec_from_file_location("drift", ROOT / "scripts" / "drift.py")
+assert _SPEC is not None
+assert _SPEC.loader is not None
+drift = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(drift)
+
+METHODS = [method for method in read_pack(ROOT / "methodpacks").methods if method.recipe is not None]
+AROUND = Around({}, {method.id: method for method in METHODS})
+FILES = drift.files()
+HUNDRED = list(zip(list(FILES) * 100, drift.sets_of(METHODS, 100, random.Random(1)), strict=False))
+# Which share of the recipes fits a form; the others must refuse.
+FITS = {"renamed locals": 0.7, "another attention": 0.7, "constants in a dataclass": 0.7, "constants in argparse": 0.7}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_recipe_fits_a_form_or_says_why_not(name: str) -> None:
+    each_third = METHODS[list(FILES).index(name) % 3 :: 3]  # scripts/drift.py does them all
+    made = [drift.check([method], FILES[name], AROUND) for method in each_third]
+    fitting = [answer for answer in made if not isinstance(answer, Refused)]
+    assert len(fitting) >= FITS.get(name.split(", ", 1)[1], 0.9) * len(made), [
+        each for each in made if each not in fitting
+    ]
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_a_set_of_methods_comes_to_one_text_in_any_order_or_names_the_pair(part: int) -> None:
+    for name, chosen in HUNDRED[part::4][: 100 // 4]:
+        answer = drift.check_set(chosen, FILES[name], AROUND)
+        if isinstance(answer, Refused):
+            assert any(method.id in f"{answer.looked_for} {answer.reason}" for method in chosen), answer
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="two steps need torch")
+def test_what_recipes_make_of_a_form_trains_every_parameter() -> None:
+    lots = random.Random(2)
+    made = {}
+    for name in lots.sample(list(FILES), 6):
+        method = lots.choice(METHODS)
+        answer = drift.check([method], FILES[name], AROUND)
+        made[f"{name}: {method.id}"] = answer.text if isinstance(answer, Applied) else FILES[name]
+    told = drift.train(made)
+    assert told == dict.fromkeys(made, "")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="two steps need torch")
+def test_a_parameter_in_no_group_and_one_without_a_gradient_are_found_out() -> None:
+    text = FILES["trainer, as it is"]
+    idle = "        self.idle = nn.Parameter(torch.ones(1))\n"
+    made = text.replace("        self.masks = {}\n", idle + "        self.masks = {}\n")
+    loose = made.replace("        if forgotten:\n", "        if False:\n")
+    told = drift.train({"forgotten": made, "loose": loose})
+    assert "add a group for idle" in told["forgotten"]
+    assert told["loose"] == "no group: idle; never moved: idle"
