@@ -5,6 +5,7 @@ import contextlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 
 from loopgraph_mcp import duplicates, models, syntax
@@ -45,7 +46,7 @@ def carried_out(source: Source, change: Change) -> Source:
         Mismatch: It would not parse, or would change more.
     """
     try:
-        after = Source(source.spliced(change.span, change.text))
+        after = syntax.read(source.spliced(change.span, change.text))
     except Unparsable as error:
         raise Mismatch(Refused(change.summary, f"the text would not parse after it ({error})")) from error
     if not source.becomes(after, change.swaps):
@@ -334,6 +335,7 @@ def literal(value: KnobValue) -> str:
     return f'"{text[1:-1]}"' if isinstance(value, str) and not {'"', "\\"} & set(text) else text
 
 
+@lru_cache(maxsize=512)
 def _statements(code: str) -> list[ast.stmt]:
     try:
         body = ast.parse(code).body
@@ -344,6 +346,7 @@ def _statements(code: str) -> list[ast.stmt]:
     return body
 
 
+@lru_cache(maxsize=512)
 def _expression(code: str) -> ast.expr:
     try:
         return ast.parse(code, mode="eval").body

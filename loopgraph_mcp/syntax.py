@@ -215,15 +215,24 @@ def assignments(scope: Scope, name: str) -> list[ast.expr]:
 
 def bindings(scope: Scope, name: str) -> list[int]:
     """Return the lines in which a scope gives a name a value in any way: `=`, `+=`, `for`, `with`, `import`, `def`."""
-    lines = [arg.lineno for arg in _parameters(scope) if arg.arg == name]
+    return list(_bound(scope).get(name, ()))
+
+
+@lru_cache(maxsize=32)
+def _bound(scope: Scope) -> dict[str, list[int]]:
+    found: dict[str, list[int]] = {}
+    for arg in _parameters(scope):
+        found.setdefault(arg.arg, []).append(arg.lineno)
     for statement in statements(scope):
         if isinstance(statement, ast.AnnAssign) and statement.value is None:
             continue
         if isinstance(statement, _SCOPES):
-            lines += [statement.lineno] if statement.name == name else []
+            found.setdefault(statement.name, []).append(statement.lineno)
             continue
-        lines += [node.lineno for node in _own_nodes(statement) if _binds(node, name)]
-    return sorted(lines)
+        for node in _own_nodes(statement):
+            if name := _bound_by(node):
+                found.setdefault(name, []).append(node.lineno)
+    return {name: sorted(lines) for name, lines in found.items()}
 
 
 def _parameters(scope: Scope) -> list[ast.arg]:
@@ -234,15 +243,16 @@ def _parameters(scope: Scope) -> list[ast.arg]:
     return [*given.posonlyargs, *given.args, *given.kwonlyargs, *rest]
 
 
-def _binds(node: ast.AST, name: str) -> bool:
+def _bound_by(node: ast.AST) -> str | None:
+    """Return the name that a node gives a value to."""
     match node:
-        case ast.Name(id=bound, ctx=ast.Store() | ast.Del()):
-            return bound == name
+        case ast.Name(id=name, ctx=ast.Store() | ast.Del()):
+            return name
         case ast.alias(name=imported, asname=alias):
-            return (alias or imported.split(".")[0]) == name
+            return alias or imported.split(".")[0]
         case ast.ExceptHandler(name=caught):
-            return caught == name
-    return False
+            return caught
+    return None
 
 
 def _own_nodes(statement: ast.stmt) -> Iterator[ast.expr | ast.alias | ast.ExceptHandler]:
@@ -259,7 +269,7 @@ def _own_nodes(statement: ast.stmt) -> Iterator[ast.expr | ast.alias | ast.Excep
 def global_bindings(tree: ast.Module, name: str) -> list[int]:
     """Return the lines in which functions that say `global name` give it a value."""
     lines = []
-    for node in ast.walk(tree):
+    for node in _nodes(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             inner = list(statements(node))
             if any(isinstance(statement, ast.Global) and name in statement.names for statement in inner):
@@ -298,9 +308,14 @@ def unknown_names(tree: ast.Module, code: Iterable[ast.AST]) -> list[str]:
     read = dict.fromkeys(node.id for node in inside if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load))
     known = _BUILTINS | {name for node in inside for name in _names_in(node)}
     if wanted := [name for name in read if name not in known]:
-        for node in _walk(tree):
+        for node in _nodes(tree):
             known |= {node.id} if isinstance(node, ast.Name) else set(_names_in(node))
     return [] if "*" in known else [name for name in wanted if name not in known]
+
+
+@lru_cache(maxsize=8)
+def _nodes(tree: ast.Module) -> tuple[ast.AST, ...]:
+    return tuple(_walk(tree))
 
 
 def _walk(tree: ast.AST) -> Iterator[ast.AST]:
@@ -419,13 +434,13 @@ def runs_of(scope: Scope, wanted: Sequence[ast.stmt]) -> list[Run]:
 def standing(scope: Scope, wanted: ast.expr) -> list[ast.expr]:
     """Return the expressions of a scope, of those inside it too, that are like a pattern."""
     kind = ast.expr if isinstance(wanted, ast.Name) and wanted.id.startswith(HOLE) else type(wanted)
-    return [node for node in ast.walk(scope) if isinstance(node, kind) and alike(wanted, node, holes={})]
+    return [node for node in _walk(scope) if isinstance(node, kind) and alike(wanted, node, holes={})]
 
 
 def settings(tree: ast.Module, name: str) -> list[ast.expr]:
     """Return the defaults of dataclass fields and argparse flags with a name; case, `-` and `_` do not count."""
     wanted, found = _plain(name), list[ast.expr]()
-    for node in ast.walk(tree):
+    for node in _nodes(tree):
         if isinstance(node, ast.ClassDef):
             found += [value for target, value in _fields(node) if _plain(target) == wanted]
         elif isinstance(node, ast.Call) and any(_plain(flag) == wanted for flag in _flags(node)):
@@ -435,13 +450,13 @@ def settings(tree: ast.Module, name: str) -> list[ast.expr]:
 
 def given_elsewhere(tree: ast.Module, default: ast.expr) -> list[int]:
     """Return the lines whose calls pass another value in place of a dataclass field's default."""
-    for node in ast.walk(tree):
+    for node in _nodes(tree):
         if isinstance(node, ast.ClassDef):
             for name, value in _fields(node):
                 if value is default:
                     return [
                         call.lineno
-                        for call in ast.walk(tree)
+                        for call in _nodes(tree)
                         if isinstance(call, ast.Call)
                         and isinstance(call.func, ast.Name)
                         and call.func.id == node.name

@@ -224,7 +224,7 @@ def files() -> dict[str, str]:
 # ------------------------------------------------------------------------------------------------ checks
 
 
-def check(methods: Sequence[Method], text: str, around: Around) -> EditResult:
+def check(methods: Sequence[Method], text: str, around: Around, *, again: bool = True) -> EditResult:
     """Make an edit and return what came of it; anything but a sound edit or a refusal that teaches is an error."""
     wish = Wish(methods)
     made = composing.compose(wish, text, around)
@@ -236,14 +236,10 @@ def check(methods: Sequence[Method], text: str, around: Around) -> EditResult:
         found = [edits.detect(method, text, around=around) for method in methods]
         assert all(each in {Presence.PRESENT, Presence.PARTIAL} for each in found), found
         return made
-    ast.parse(made.text.removeprefix("\ufeff"))
     assert made.text != text
-    assert isinstance(composing.compose(wish, made.text, around), Present), "asked for again, it is made again"
-    back = undoing.undo(text, made.text, made.text)
-    assert isinstance(back, Applied), back
-    assert back.text == text, "it does not come out of the very text to the byte"
-    later = moved_on(made.text)
-    back = undoing.undo(text, made.text, later)
+    if again:
+        assert isinstance(composing.compose(wish, made.text, around), Present), "asked for again, it is made again"
+    back = undoing.undo(text, made.text, moved_on(made.text))
     assert isinstance(back, Applied), back
     assert back.text == moved_on(text), "it does not come out to the byte"
     return made
@@ -251,14 +247,14 @@ def check(methods: Sequence[Method], text: str, around: Around) -> EditResult:
 
 def moved_on(text: str) -> str:
     """The same file some time later: other lines above, below and between the classes."""
-    newline = Source(text).newline
+    newline = "\r\n" if "\r\n" in text else "\n"
     head, mark, tail = text.partition("class GPT(")
     return f"{head}later = 1  # a new line{newline}{newline}{newline}{mark}{tail}{newline}# the end{newline}"
 
 
-def sets_of(methods: Sequence[Method], count: int, lots: random.Random) -> Iterator[list[Method]]:
+def sets_of(methods: Sequence[Method], count: int, lots: random.Random, *, most: int = 5) -> Iterator[list[Method]]:
     for _ in range(count):
-        yield lots.sample(methods, min(len(methods), lots.randint(2, 5)))
+        yield lots.sample(methods, min(len(methods), lots.randint(2, most)))
 
 
 def check_set(chosen: Sequence[Method], text: str, around: Around) -> EditResult:

@@ -98,6 +98,8 @@ def build_model_config(depth):
     )
 '''.lstrip()
 
+CAPPED = UPSTREAM_LIKE[UPSTREAM_LIKE.index("softcap = 15") : UPSTREAM_LIKE.index("        return logits")]
+
 
 def reordered(text: str) -> str:
     """The functions before the classes, the methods the other way round, everything decorated."""
@@ -328,13 +330,13 @@ def test_a_refusal_names_what_was_looked_for_and_the_nearest_lines() -> None:
         ("embedding-lr", "import torch\n", "from prepare import EMBEDDING_LR\n", "EMBEDDING_LR", "(lines 2, 10)"),
         ("logit-softcap", "class GPT(", "class Model(", "`GPT.forward`", "nothing has this name"),
         ("logit-softcap", "def forward(self, idx", "def run(self, idx", "`GPT.forward`", "nothing has this name"),
-        ("logit-softcap", "softcap = 15", "self.softcap = 15", "softcap = ", "nothing assigns it in GPT.forward"),
+        ("logit-softcap", CAPPED, "logits = torch.tanh(idx)\n", "softcap = ", "none of its 2 forms fits"),
         ("rope-base", "base=10000", "base", "a default of `base`", "it has none"),
         ("mqa", "    return GPTConfig(", "    GPTConfig()\n    return GPTConfig(", "GPTConfig", "called 2 times"),
         ("mqa", "GPTConfig(", "Config(", "GPTConfig", "nothing calls it"),
         ("mqa", "n_kv_head=num_heads", "**heads", "`n_kv_head=`", "no such keyword"),
         ("swiglu", "class MLP(", "class FFN(", "`MLP.__init__`", "nothing has this name"),
-        ("swiglu", "F.relu(x).square()", "F.gelu(x)", "`x = self.c_fc(x)` in MLP", "no statement there equals"),
+        ("swiglu", "F.relu(x).square()", "F.gelu(x)", "`{_h} = self.c_fc({_x})` in MLP", "no statement there equals"),
         ("swiglu", "        x = self.c_fc(x)\n", "        pass; x = self.c_fc(x)\n", "self.c_fc(x)", "shares its line"),
         ("swiglu", ".square()  # squared", ".square(); y = 1", "self.c_fc(x)", "shares its line"),
         ("swiglu", "-s, s)  # up", "-s, s); pass", "c_fc.weight", "shares its line"),
