@@ -4,12 +4,14 @@ import ast
 import hashlib
 import operator
 from collections.abc import Callable
+from functools import lru_cache
 
 _MAX_EXPONENT = 64
 _DECIMAL_BITS = 4_000
 _UNSAID = frozenset({"ctx", "kind", "type_comment"})  # told by the place, or without effect
 
 
+@lru_cache(maxsize=32)
 def program_hash(source: str) -> str:
     """Return the sha256 of a text's syntax tree: comments, layout and docstrings do not count.
 
@@ -46,11 +48,16 @@ def written(node: object) -> str:
 
 
 def _drop_docstrings(tree: ast.Module) -> None:
-    for node in ast.walk(tree):
+    pending: list[ast.AST] = [tree]
+    while pending:  # statements alone: an expression holds no docstring
+        node = pending.pop()
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             match node.body:
                 case [ast.Expr(value=ast.Constant(value=str())), *rest]:
                     node.body = rest
+        for value in node.__dict__.values():
+            if isinstance(value, list):
+                pending += [each for each in value if isinstance(each, ast.stmt | ast.ExceptHandler | ast.match_case)]
 
 
 def equal_numbers(one: ast.AST, other: ast.AST) -> bool:

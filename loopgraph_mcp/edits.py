@@ -127,9 +127,8 @@ def offered(method: Method, source: str, knobs: KnobValues, around: Around = NOT
         if companion.required or companion.name in found:
             continue
         try:
-            made = _carried_out(
-                _Made(syntax.read(source)), _way(companion, check_knobs(method.knobs, knobs), around), recipe, around
-            )
+            way = replace(_way(companion, check_knobs(method.knobs, knobs), around), why="")
+            made = _carried_out(_Made(syntax.read(source)), way, recipe, around)
         except (Mismatch, Unparsable, RecursionError, MemoryError):
             continue
         if made.changes:

@@ -324,7 +324,8 @@ def filled(template: str, texts: Mapping[str, str]) -> str:
             return match.group()
         filling = texts[match.group(1)]
         binds_tighter = re.match(r" *(\*\*|[.\[(])", template[match.end() :])
-        return f"({filling})" if binds_tighter and not filling.isidentifier() else filling
+        alone = filling.isidentifier() or (filling.isdigit() and "**" in (binds_tighter or [""])[0])
+        return f"({filling})" if binds_tighter and not alone else filling
 
     return _ANY_BRACES.sub(text, template)
 

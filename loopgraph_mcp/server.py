@@ -1,6 +1,7 @@
 """The MCP server: `loopgraph-mcp` serves the tools over stdio, in both protocol eras."""
 
 import argparse
+import gc
 import logging
 import os
 import sys
@@ -56,6 +57,7 @@ def main() -> None:
     parser.add_argument("--version", action="version", version=f"loopgraph-mcp {__version__}")
     parser.parse_args()
     warnings.simplefilter("ignore", SyntaxWarning)  # Python's remarks on programs that we only read
+    gc.set_threshold(100_000, 20, 100)  # syntax trees hold no cycles, and are made twice as fast with few collections
     try:
         settings = read_settings(os.environ, Path.cwd())
         logging.basicConfig(level=settings.log_level, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")

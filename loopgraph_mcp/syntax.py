@@ -307,10 +307,14 @@ def unknown_names(tree: ast.Module, code: Iterable[ast.AST]) -> list[str]:
     inside = [node for each in code for node in _walk(each)]
     read = dict.fromkeys(node.id for node in inside if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load))
     known = _BUILTINS | {name for node in inside for name in _names_in(node)}
-    if wanted := [name for name in read if name not in known]:
-        for node in _nodes(tree):
-            known |= {node.id} if isinstance(node, ast.Name) else set(_names_in(node))
-    return [] if "*" in known else [name for name in wanted if name not in known]
+    wanted = {name: None for name in read if name not in known}
+    for node in (inner for statement in tree.body for inner in _walk(statement)):  # what is imported stands first
+        if not wanted:
+            break
+        for name in (node.id,) if isinstance(node, ast.Name) else _names_in(node):
+            wanted = {} if name == "*" else wanted
+            wanted.pop(name, None)
+    return list(wanted)
 
 
 @lru_cache(maxsize=8)

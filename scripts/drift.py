@@ -11,6 +11,7 @@ What fits must parse, be there when asked for again, and come out again to the b
 
 import argparse
 import ast
+import gc
 import json
 import random
 import re
@@ -299,6 +300,7 @@ def main() -> None:
     parser.add_argument("--steps", action="store_true", help="train what was made for two steps")
     parser.add_argument("--verbose", action="store_true", help="print every refusal")
     given = parser.parse_args()
+    gc.disable()  # syntax trees hold no cycles
     methods = [method for method in read_pack(ROOT / "methodpacks").methods if method.recipe is not None]
     around = Around({}, {method.id: method for method in methods})
     texts, lots, began = files(), random.Random(0), time.perf_counter()

@@ -138,6 +138,15 @@ def test_a_pack_is_read_as_it_was_written(tmp_path: Path) -> None:
         ('name = "LR"', 'name = "L R"', "recipe.ops[1].name"),
         ('op = "set_const"', 'op = "run"', "recipe.ops[1]"),
         (f"[[recipe.ops]]\n{SET_CONST}", "ops = []", "recipe.ops"),
+        ("[recipe]", '[recipe]\nrequires = ["luck"]', "recipe.requires: no method 'luck'"),
+        ("[recipe]", "[recipe.computed.rate]\nvalue = '1'\n[recipe]", "recipe.computed.rate: a knob has this name"),
+        ("[recipe]", "[recipe.computed.x]\nvalue = '1'\n[recipe]", "recipe.computed.x: no op uses it"),
+        ("[recipe]", "[[recipe.needs]]\nwhy = 'x'\n[recipe]", "recipe.needs[1]: a mark has a scope"),
+        ("[recipe]", "[[recipe.needs]]\nhas = ['x (']\n[recipe]", "recipe.needs[1]: the code does not parse"),
+        ("[recipe]", "[[recipe.rules]]\nthat = '{x} > 1'\nwhy = 'x'\n[recipe]", "recipe.rules[1].that: {x} is no"),
+        ("[recipe]", "[[recipe.variants]]\npart = 'x'\n[recipe]", "recipe.variants[1]: a variant without ops"),
+        ("[recipe]", "[[recipe.companions]]\nname = 'x'\nwhy = 'x'\n[recipe]", "companions[1]: a companion has ops"),
+        (SET_CONST, OPS["replace_stmt"].replace("x = {", "{_x} = {"), "{_x} stands in no `old` or `anchor`"),
         ('id = "rate"', 'id = "other"', "id is 'other'; it must be the file's name, 'rate'"),
         ('id = "rate"', 'id = "Rate"', "id: "),
         ('family = "learning-rate"', 'family = "luck"', "family: "),
@@ -282,17 +291,25 @@ def test_other_files_do_not_count(tmp_path: Path) -> None:
 
 
 def test_the_guide_s_example_is_a_pack_that_fits_the_trainer(tmp_path: Path) -> None:
-    manifest, example, _ = re.findall(
+    manifest, example, other = re.findall(
         r"^```toml\n(.*?)^```$", GUIDE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
     )
     folder = write_pack(tmp_path, manifest)
     (folder / "gated-mlp.toml").write_text(example)
-    (method,) = read_pack(folder).methods
+    (folder / "logit-gain.toml").write_text(other)
+    method, gain = read_pack(folder).methods
     trainer = (ROOT / "trainer" / "train.py").read_text(encoding="utf-8")
     made = apply_method(method, trainer, {})
     assert isinstance(made, Applied), made
     assert len(made.changes) == 5
     assert detect(method, made.text) is Presence.PRESENT
+    script = (ROOT / "tests" / "data" / "single_file.txt").read_text(encoding="utf-8")
+    for text, group in ((trainer, "groups.append(adam"), (script, "x0_params.append(self.logit_gain)")):
+        made = apply_method(gain, text, {})
+        assert isinstance(made, Applied), made
+        assert f"{group}" in made.text
+        assert len(made.changes) == 4
+        assert detect(gain, made.text) is Presence.PRESENT
 
 
 def test_the_guide_names_every_op_family_and_form_of_refusal() -> None:

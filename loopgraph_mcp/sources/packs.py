@@ -2,6 +2,7 @@
 
 import ast
 import hashlib
+import re
 import tomllib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -403,6 +404,8 @@ class _Method(_Table):
         made = self.recipe.computed if self.recipe else {}
         known = {*self.knobs, *made, *([CURRENT] if is_value else [])}
         found = set() if is_value else set(ops.NAME_HOLE.findall(code))
+        if (loose := sorted(found - (found if holes is None else holes))) and not re.search(r"\bf[\"']", code):
+            raise ValueError(f"{place}: {{{loose[0]}}} stands in no `old` or `anchor` of its op")
         fillings = {name: name for name in (known | (found if holes is None else holes))}
         filled = ops.filled(code, fillings)
         body = _check_parses(place, filled, is_value=is_value)
@@ -412,8 +415,6 @@ class _Method(_Table):
                     why = "is no declared knob"
                     why = "stands for the old value, which only `value` has" if name == CURRENT else why
                     raise ValueError(f"{place}: {{{name}}} {why}")
-                case ast.Set(elts=[ast.Name(id=name)]) if ops.NAME_HOLE.fullmatch(f"{{{name}}}"):
-                    raise ValueError(f"{place}: {{{name}}} stands in no `old` or `anchor` of its op")
         return (set(ops.PLACEHOLDER.findall(code)) & known) - {CURRENT}
 
     def made(self) -> Method:
