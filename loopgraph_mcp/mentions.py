@@ -48,7 +48,9 @@ def _claim(move: Move, named: Sequence[str], methods: Sequence[Method]) -> Tried
         made = method.moves
         if len(made) != 1 or (made[0].knob, made[0].word) != (move.knob, move.word) or move.knob == "other":
             continue
-        if move.direction in {made[0].direction, 0}:
+        if not made[0].direction and not move.word:  # no way to turn a knob: tried only where it is named
+            fits += [method.id] if method.id in named and move.direction >= 0 else []
+        elif move.direction in {made[0].direction, 0}:
             clear = move.direction == made[0].direction or (made[0].value is None and method.id in named)
             (fits if clear else unsure).append(method.id)
     if len(fits) > 1 and (meant := [each for each in fits if each in named]):

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from loopgraph_mcp import clients
-from loopgraph_mcp.config import read_settings
+from loopgraph_mcp.config import bundled, read_settings
 from loopgraph_mcp.errors import ConfigError
+from loopgraph_mcp.sources.packs import read_pack
 
 SLOW = "@@ @@\n-SLEEP_S = 0.05\n-STEPS = 3\n+SLEEP_S = 0.2\n+STEPS = 300\n"
 LOOPGRAPH = [sys.executable, "-c", "from loopgraph_mcp.cli import main; main()"]
@@ -208,7 +209,7 @@ def test_codex_keeps_what_it_has_and_another_entry_is_not_replaced(tmp_path: Pat
 def test_doctor_names_what_is_missing(environment: dict[str, str], workspace: Path, tmp_path: Path) -> None:
     found = {check["name"]: check for check in as_json(environment, workspace, "doctor")}
     assert found["store"]["level"] == "ok"
-    assert "10 methods" in found["store"]["found"]
+    assert f"{len(read_pack(bundled('methodpacks')).methods)} methods" in found["store"]["found"]
     assert found["workspace"]["level"] == "ok"
     broken = {**environment, "LOOPGRAPH_DEVICE": "tpu", "LOOPGRAPH_WORKSPACE": str(tmp_path)}
     shown = loopgraph(broken, workspace, "doctor", status=1)

@@ -75,6 +75,15 @@ def test_every_module_is_in_its_layer_and_in_the_design() -> None:
         assert f"`{name}`" in design or f"`{name}/`" in design, name
 
 
+def test_the_page_of_methods_is_what_its_script_writes() -> None:
+    script = [sys.executable, str(ROOT / "scripts" / "methods_table.py")]
+    written = subprocess.run(script, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert (ROOT / "docs" / "methods.md").read_text(encoding="utf-8") == written
+    counts = re.search(r"^(\d+) methods in `methodpacks/`, (\d+) of them with a recipe", written, re.MULTILINE)
+    assert counts is not None
+    assert f"{counts[1]} methods, {counts[2]} of them with a recipe" in README
+
+
 def test_the_trainers_page_names_its_options_settings_and_files() -> None:
     page = (ROOT / "docs" / "trainer.md").read_text()
     sources = {path.name: path.read_text() for path in (ROOT / "trainer").glob("*.py")}

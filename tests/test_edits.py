@@ -29,7 +29,20 @@ from loopgraph_mcp.models import (
 )
 from loopgraph_mcp.sources.packs import read_pack
 
-METHODS = {method.id: method for method in read_pack(Path(__file__).parent.parent / "methodpacks").methods}
+SHIPPED = read_pack(Path(__file__).parent.parent / "methodpacks").methods
+FITTING = {  # what can be changed in the file below; tests/test_recipes_train.py tries the others on the trainer
+    "embedding-lr",
+    "gqa",
+    "logit-softcap",
+    "mqa",
+    "muon-lr",
+    "rope-base",
+    "sliding-window-pattern",
+    "smaller-batch",
+    "swiglu",
+    "warmdown-length",
+}
+METHODS = {method.id: method for method in SHIPPED if method.id in FITTING}
 
 UPSTREAM_LIKE = '''
 """A training file in the usual form."""

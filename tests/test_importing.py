@@ -46,7 +46,7 @@ async def test_rows_become_experiments_and_evidence(settings: Settings, tmp_path
     assert answer.understood == (3, 1)
     assert (answer.rows[4].understood, answer.rows[4].notes) == ("left_out", ["is no row of a table"])
     async with LoopGraph.open(settings) as graph:
-        hits = {hit.method_id: hit for hit in (await graph.search_methods(limit=20)).hits}
+        hits = {hit.method_id: hit for hit in (await graph.search_methods(limit=100)).hits}
         assert (await graph.count())["experiments"] == 4
     assert (hits["smaller-batch"].standing, hits["muon-lr"].standing) == (Standing.PROVEN, Standing.FLOPPED)
     assert hits["smaller-batch"].mean_gain == pytest.approx(0.1)
@@ -82,7 +82,7 @@ async def test_a_higher_metric_is_judged_the_right_way_round(settings: Settings,
     answer = await imported(settings, path, metric="val_acc")
     assert answer.direction is Direction.HIGHER
     async with LoopGraph.open(settings) as graph:
-        hits = {hit.method_id: hit for hit in (await graph.search_methods(limit=20)).hits}
+        hits = {hit.method_id: hit for hit in (await graph.search_methods(limit=100)).hits}
     assert hits["smaller-batch"].mean_gain == pytest.approx(0.2)
 
 
@@ -146,7 +146,7 @@ async def test_what_a_history_teaches_counts_until_it_is_switched_off(settings: 
     answer = await imported(settings, path)
     assert answer.lessons > 0
     async with LoopGraph.open(settings) as graph:
-        hits = {hit.method_id: hit for hit in (await graph.search_methods(limit=20)).hits}
+        hits = {hit.method_id: hit for hit in (await graph.search_methods(limit=100)).hits}
     assert hits["sliding-window-pattern"].parts["foresight"] > hits["gqa"].parts["foresight"]
 
 
@@ -227,7 +227,7 @@ async def test_each_machine_is_compared_within_itself(settings: Settings, tmp_pa
     assert first.context_id == second.context_id != third.context_id == fourth.context_id
     assert any("compared within itself" in note for note in answer.notes)
     async with LoopGraph.open(settings) as graph:
-        hits = {hit.method_id: hit for hit in (await graph.search_methods(limit=20)).hits}
+        hits = {hit.method_id: hit for hit in (await graph.search_methods(limit=100)).hits}
     assert hits["swiglu"].mean_gain == pytest.approx(0.1)
 
 
@@ -253,7 +253,7 @@ async def test_imports_age_nothing_of_ones_own(settings: Settings, tmp_path: Pat
         await graph.record_outcome(metric_value=2.0, description="baseline", decision=Decision.KEEP)
         await graph.record_outcome(method_id="gqa", metric_value=1.9, description="GQA")
         await graph.import_history(path)
-        hits = {hit.method_id: hit for hit in (await graph.search_methods(limit=20)).hits}
+        hits = {hit.method_id: hit for hit in (await graph.search_methods(limit=100)).hits}
     assert hits["gqa"].last_tried == 0
     assert hits["smaller-batch"].last_tried is None
     assert "all of them in imported histories" in hits["smaller-batch"].why

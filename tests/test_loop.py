@@ -124,7 +124,7 @@ async def test_a_loss_leaves_the_file_as_it_was(graph: LoopGraph, workspace: Pat
     assert (lost.verdict, lost.decision) == (VerdictKind.LOSS, Decision.DISCARD)
     assert files_of(workspace) == before
     assert (workspace / "results.tsv").read_text().splitlines()[-1].split("\t")[3] == "discard"
-    hit = (await graph.search_methods("embedding")).hits
+    hit = (await graph.search_methods("embedding LR")).hits
     assert {each.method_id: each.standing for each in hit}["embedding-lr"] is Standing.FLOPPED
 
 
@@ -451,7 +451,7 @@ async def test_evidence_of_another_budget_counts_but_is_not_compared(graph: Loop
     await run(graph, patch=HIGHER_RATE, method_id="gqa")
     other = await run(graph, budget_s=5)
     assert other.verdict is VerdictKind.BASELINE
-    hits = {hit.method_id: hit for hit in (await graph.search_methods("attention")).hits}
+    hits = {hit.method_id: hit for hit in (await graph.search_methods("attention heads", limit=50)).hits}
     assert hits["gqa"].score > hits["mqa"].score
 
 

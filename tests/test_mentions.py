@@ -19,7 +19,18 @@ METHODS = read_pack(bundled("methodpacks")).methods
         ("multi-query attention (n_kv_head=1)", ["mqa"]),
         ("GQA: fewer KV heads", ["gqa"]),
         ("SwiGLU and matrix LR 0.04 to 0.03", ["swiglu", "muon-lr"]),
-        ("label smoothing", []),
+        ("label smoothing", ["label-smoothing"]),
+        ("dropout 0.1", []),
+        ("batch size schedule", ["batch-size-schedule"]),
+        ("add gradient clipping max_norm=1.0", ["gradient-clipping"]),
+        ("remove gradient clipping", []),
+        ("cautious weight decay", ["cautious-weight-decay"]),
+        ("weight decay 0.1", []),
+        ("init scale 0.7 to 0.68", ["init-scale"]),
+        ("depth 9 aspect_ratio 57", ["depth-width-ratio"]),
+        ("warmdown 0.5 to 0.7", ["warmdown-length"]),
+        ("FINAL_LR_FRAC 0.0 to 0.05", ["final-lr-floor"]),
+        ("parallel attn+MLP", []),  # nobody calls it so in the pack
     ],
 )
 def test_a_description_names_the_methods_it_tries(description: str, method_ids: list[str]) -> None:

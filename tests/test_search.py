@@ -247,7 +247,7 @@ def test_words_hold_nothing_that_ends_a_quote(query: str) -> None:
 
 async def test_operators_of_the_query_language_are_words_like_others(db: Database) -> None:
     await told(db, "cache", "This is not near it.")
-    assert await found(db, "NOT halving") == ["batch", "cache"]
+    assert await found(db, "NEAR halving") == ["batch", "cache"]
     assert await found(db, "NEAR(memory steps)") == await found(db, "near memory steps")
     assert await found(db, "name : gqa") == await found(db, "gqa name")
 

@@ -68,6 +68,7 @@ FAMILIES = (
     "position",
     "regularization",
     "schedule",
+    "systems",
 )
 
 # A pack is somebody else's text that ends up in terminals and prompts: nothing in it may move the cursor or hide.

@@ -15,10 +15,12 @@ _NAME_WORDS = 5
 # fmt: off
 # Words that say nothing of a method; dropped unless they are all there is.
 _STOP_WORDS = frozenset({
-    "a", "an", "and", "are", "as", "at", "be", "by", "can", "could", "do", "does", "for", "from", "how", "i", "if",
-    "in", "into", "is", "it", "its", "make", "me", "of", "on", "or", "our", "should", "so", "some", "than", "that",
-    "the", "then", "there", "these", "this", "to", "try", "use", "using", "want", "was", "we", "what", "when",
-    "which", "with", "would", "you",
+    "a", "also", "an", "and", "any", "are", "as", "at", "be", "better", "by", "can", "could", "did", "do", "does",
+    "for", "from", "get", "has", "have", "help", "helps", "how", "i", "if", "improve", "in", "into", "is", "it",
+    "its", "just", "make", "me", "my", "need", "needs", "no", "not", "of", "on", "only", "or", "our", "should", "so",
+    "some", "than", "that", "the", "then", "there", "these", "this", "to", "too", "try", "use", "using", "very",
+    "want", "was", "way", "we", "what", "when", "where", "which", "while", "why", "will", "with", "without", "would",
+    "you",
 })
 # fmt: on
 

@@ -51,7 +51,7 @@ async def test_a_client_improves_the_trainer(environment: dict[str, str], worksp
         assert baseline.structured_content is not None
         assert baseline.structured_content["verdict"] == "baseline"
         found = await call(client, "search_methods", query="muon step size", detail="detailed")
-        assert found["hits"][0]["method_id"] == "muon-lr"
+        assert "muon-lr" in [hit["method_id"] for hit in found["hits"]]
         edit = await call(client, "get_code_edit", method_id="muon-lr", retrieval_id=found["retrieval_id"])
         run = await call(client, "run_experiment", edit_id=edit["edit_id"], description="muon", wait_s=30)
         assert run["state"] == "done"
@@ -60,7 +60,7 @@ async def test_a_client_improves_the_trainer(environment: dict[str, str], worksp
         again = await call(client, "get_experiment", experiment_id=run["experiment_id"])
         assert again["decision"] == "discard"
         after = await call(client, "search_methods", query="muon step size")
-        assert after["hits"][0]["tries"] == 1
+        assert [hit["tries"] for hit in after["hits"] if hit["method_id"] == "muon-lr"] == [1]
     assert seen
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
 

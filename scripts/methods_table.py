@@ -1,0 +1,74 @@
+"""Prints docs/methods.md, the table of the shipped methods.
+
+python scripts/methods_table.py > docs/methods.md
+"""
+
+from loopgraph_mcp.config import bundled
+from loopgraph_mcp.edits import apply_method
+from loopgraph_mcp.models import Method, Present, SetConst, SetDefault, SetKwarg, SetLocal, Source
+from loopgraph_mcp.sources.packs import read_pack
+
+HEAD = """# The methods that ship
+
+{methods} methods in `methodpacks/`, {recipes} of them with a recipe. `scripts/methods_table.py` writes this page
+from the pack, and a test compares the two.
+
+**edit**: what the recipe touches: a constant, a value inside a function, or the structure. **sign**: of the gains in
+val_bpb that were measured in five minutes on an H100: +, - or ± for both; "words" where results of other settings are
+told in words alone, ? where there is none. Each result, with its setting and source, stands in the method's file.
+**here**: whether the bundled trainer has it already.
+
+| method | family | edit | sign | here | sources |
+|---|---|---|---|---|---|"""
+LINKS = {"arxiv": "https://arxiv.org/abs/{}", "github": "https://github.com/{}", "url": "{}"}
+
+
+def edit_of(method: Method) -> str:
+    """Return what a method's recipe touches."""
+    if method.recipe is None:
+        return "by hand"
+    ops = [*method.recipe.ops, *(op for variant in method.recipe.variants for op in variant.ops)]
+    if all(isinstance(op, SetConst) for op in ops):
+        return "constant"
+    return "value" if all(isinstance(op, SetConst | SetLocal | SetDefault | SetKwarg) for op in ops) else "structure"
+
+
+def sign_of(method: Method) -> str:
+    """Return the signs of the gains that others measured."""
+    signs = {result.gain > 0 for result in method.published if result.gain}
+    if not signs:
+        return "words" if method.published else "?"
+    return "±" if len(signs) == 2 else "+" if True in signs else "-"
+
+
+def row(method: Method, program: str) -> str:
+    """Return a method's line of the table."""
+    here = method.recipe is not None and isinstance(apply_method(method, program, {}), Present)
+    cells = [
+        f"[`{method.id}`](../methodpacks/{method.id}.toml)",
+        method.family,
+        edit_of(method),
+        sign_of(method),
+        "yes" if here else "",
+        ", ".join(link(source) for source in method.sources),
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def link(source: Source) -> str:
+    """Return a source as a link, by its number in arXiv where it has one."""
+    name = source.ref if source.kind == "arxiv" else source.title
+    return f"[{name}]({LINKS[source.kind].format(source.ref)})"
+
+
+def main() -> None:
+    """Print the page."""
+    methods = read_pack(bundled("methodpacks")).methods
+    program = (bundled("trainer") / "train.py").read_text(encoding="utf-8")
+    print(HEAD.format(methods=len(methods), recipes=sum(method.recipe is not None for method in methods)))
+    for method in sorted(methods, key=lambda each: (each.family, each.id)):
+        print(row(method, program))
+
+
+if __name__ == "__main__":
+    main()
