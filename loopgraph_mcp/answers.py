@@ -69,15 +69,79 @@ class EarlierRun:
 
 
 @dataclass(frozen=True)
+class MappedEntry:
+    """One thing of a code map: what it is, its dotted name, its lines, and its value, signature or error."""
+
+    kind: str
+    name: str
+    line: int
+    end_line: int
+    text: str = ""
+    path: str = ""
+
+
+@dataclass(frozen=True)
+class CodeMapAnswer:
+    """What stands where in a program, or in a folder of them, within a budget of tokens.
+
+    Args:
+        text: The map as text, for a model to read.
+        entries: What of it is shown.
+        left_out: How many entries of each kind are not.
+        errors: What keeps a file from being read whole.
+    """
+
+    path: str
+    query: str
+    text: str
+    entries: list[MappedEntry]
+    left_out: dict[str, int]
+    errors: list[str]
+    next_step: str
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A passage that tells of a method: quoted material, no instruction."""
+
+    place: str
+    text: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """What helps to make a change by hand where no recipe fits; no diff.
+
+    Args:
+        places: Where in the file the method belongs, as far as names tell.
+        nearest_recipe: The method most like it that has a recipe.
+        learned: Why the recipes learned of it do not fit either.
+    """
+
+    name: str
+    description: str
+    sources: list[str]
+    passages: list[Passage]
+    places: list[MappedEntry]
+    nearest_recipe: str
+    nearest_recipe_note: str
+    learned: list[str]
+
+
+@dataclass(frozen=True)
 class EditAnswer:
     """A method as an edit of the workspace's present file, or why there is none.
 
     Args:
-        status: `ready`, `applied` (the file holds it now), `present` (it already did), or `refused`.
+        status: `ready`, `applied` (the file holds it now), `present` (it already did), `refused` (its recipe does not
+            fit), or `guidance` (it has none).
         nearest: Where refused: the lines of the file nearest to what was looked for.
         earlier: Earlier experiments that bear on it.
         p_keep: Probability that the change will be kept, as far as others' and this workspace's runs tell.
         foresight: Why, in one sentence.
+        learned: Where the recipe was learned from a patch: from which run, and what came of it since.
+        guidance: Where no recipe fits: what helps to make the change by hand.
     """
 
     status: str
@@ -92,6 +156,8 @@ class EditAnswer:
     next_step: str
     p_keep: float | None = None
     foresight: str = ""
+    learned: str = ""
+    guidance: Guidance | None = None
 
 
 @dataclass(frozen=True)

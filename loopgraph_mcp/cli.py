@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.status import Status
 
 from loopgraph_mcp import __version__, backtesting, clients, doctor, screen
-from loopgraph_mcp.answers import ExperimentAnswer, ImportAnswer
+from loopgraph_mcp.answers import CodeMapAnswer, ExperimentAnswer, ImportAnswer
 from loopgraph_mcp.config import Settings, bundled, read_settings
 from loopgraph_mcp.errors import HistoryError, LoopGraphError, first_of
 from loopgraph_mcp.loopgraph import LoopGraph
@@ -169,7 +169,7 @@ def edit(
     knobs = dict(_knob(text) for text in knob or [])
     answer = _with_graph(lambda graph: graph.get_code_edit(method, knobs=knobs, apply=apply, workspace=workspace))
     screen.print_json(answer) if as_json else screen.show_edit(answer)
-    if answer.status == "refused":
+    if answer.status in {"refused", "guidance"}:
         raise typer.Exit(1)
 
 
@@ -183,6 +183,28 @@ def _knob(text: str) -> tuple[str, KnobValue]:
         except ValueError:
             continue
     return name, value
+
+
+@app.command(name="map")
+def map_(
+    path: Annotated[
+        Path | None, typer.Argument(help="A Python file or a folder; the workspace's own by default.")
+    ] = None,
+    *,
+    query: Annotated[str, typer.Option("--query", "-q", help="What to show first, in plain words.")] = "",
+    budget: Annotated[int, typer.Option(min=150, max=20_000, help="About how many tokens the map may have.")] = 800,
+    workspace: WorkspaceOption = None,
+    as_json: Json = False,
+) -> None:
+    """Show what stands where in a program: knobs, classes, parameter groups, the loop, methods present."""
+
+    async def work(graph: LoopGraph) -> CodeMapAnswer:
+        if path is None:
+            return await graph.map_code(query=query, budget_tokens=budget, workspace=workspace)
+        return await graph.map_file(path.expanduser().absolute(), query=query, budget_tokens=budget)
+
+    answer = _with_graph(work)
+    screen.print_json(answer) if as_json else screen.show_map(answer)
 
 
 @app.command()

@@ -12,17 +12,20 @@ from loopgraph_mcp import (
     duplicates,
     edits,
     evidence,
+    guiding,
     importing,
     launch,
     lookups,
+    mapping,
     precedents,
+    recipes,
     recording,
     runs,
     searching,
     views,
     wording,
 )
-from loopgraph_mcp.answers import EditAnswer, ExperimentAnswer, ImportAnswer, RecordAnswer, SearchAnswer
+from loopgraph_mcp.answers import CodeMapAnswer, EditAnswer, ExperimentAnswer, ImportAnswer, RecordAnswer, SearchAnswer
 from loopgraph_mcp.config import Settings, read_settings
 from loopgraph_mcp.errors import RunError, WorkspaceError
 from loopgraph_mcp.foresight import Foresight, Past
@@ -31,10 +34,12 @@ from loopgraph_mcp.models import (
     Context,
     Decision,
     Direction,
+    EditResult,
     KnobValue,
     Method,
     OutcomeKind,
     Presence,
+    Refused,
     Standing,
     State,
 )
@@ -43,6 +48,7 @@ from loopgraph_mcp.sources.day_one import read_day_one
 from loopgraph_mcp.store import changes as change_store
 from loopgraph_mcp.store import edits as edit_store
 from loopgraph_mcp.store import experiments, imports, merging, methods, outcomes, retrievals, search
+from loopgraph_mcp.store import learned as learned_store
 from loopgraph_mcp.store.database import Database
 from loopgraph_mcp.store.experiments import NewExperiment
 from loopgraph_mcp.store.lineage import Link, chain_of
@@ -133,6 +139,8 @@ class LoopGraph:
             limit=limit,
             standing=standing,
         )
+        learned = await learned_store.methods_with_recipe(self.db)
+        hits = [dataclasses.replace(hit, has_edit=hit.has_edit or hit.method_id in learned) for hit in hits]
         retrieval_id = await retrievals.add_retrieval(
             self.db,
             query,
@@ -194,9 +202,19 @@ class LoopGraph:
         await lookups.check_retrieval(self.db, retrieval_id)
         where = await self._here.workspace(workspace)
         program = where.read_program()
-        made = edits.apply_method(method, program, knobs or {})
+        made: EditResult = edits.apply_method(method, program, knobs or {})
+        learned: recipes.Offer | None = None
+        if isinstance(made, Refused):
+            await recipes.learn(self.db, self._ledger, [method.id], now=self._now())
+            offers = await recipes.offers(self.db, self._ledger, method, program, knobs or {})
+            learned = offers[0] if offers and not isinstance(offers[0].made, Refused) else None
+            if learned is None:
+                guidance = await guiding.guide(self.db, method, program, learned=recipes.misfits(offers))
+                return wording.no_edit(method, where.editable, made, guidance=guidance)
+            made = learned.made
+        record = "" if learned is None else learned.record
         if not isinstance(made, Applied):
-            return wording.no_edit(method, where.editable, made)
+            return wording.no_edit(method, where.editable, made, learned=record)
         context_id = await self._here.context_id(where, where.budget_s)
         diff = edits.unified_diff(program, made.text, where.editable)
         base_hash = await launch.keep_program(self.db, program)
@@ -212,6 +230,8 @@ class LoopGraph:
             diff=diff,
             now=self._now(),
         )
+        if learned is not None:
+            await learned_store.add_edit(self.db, edit_id, learned.recipe.id)
         if apply and not write_program(where, made.text, expected=program):
             raise WorkspaceError(f"{where.editable_path}: changed while the edit was made; ask again")
         conflicts = method.recipe.conflicts if method.recipe else ()
@@ -239,7 +259,40 @@ class LoopGraph:
             next_step=wording.after_edit(edit_id, bearing.earlier),
             p_keep=None if bearing.foreseen is None else round(bearing.foreseen.p_keep, 4),
             foresight=wording.foresight(bearing.foreseen, foresight.seen(method.moves, Past())),
+            learned=record,
         )
+
+    async def map_code(
+        self,
+        path: str | None = None,
+        *,
+        query: str = "",
+        budget_tokens: int = mapping.DEFAULT_BUDGET,
+        workspace: str | None = None,
+    ) -> CodeMapAnswer:
+        """Return what stands where in a program: knobs, fields, classes, parameter groups, the loop, methods present.
+
+        Args:
+            path: A Python file or a folder of the workspace; by default the editable file.
+            query: Words whose places are shown first.
+            budget_tokens: About how long the text may be, at least 150.
+            workspace: Folder that it lies in.
+
+        Raises:
+            WorkspaceError: There is nothing there that can be read, or it lies outside.
+        """
+        where = await self._here.workspace(workspace)
+        target = (where.path / (path or where.editable)).resolve()
+        if not target.is_relative_to(where.path):
+            raise WorkspaceError(f"{target}: lies outside of {where.path}; `loopgraph map PATH` maps any file")
+        return await self.map_file(target, query=query, budget_tokens=budget_tokens)
+
+    async def map_file(
+        self, path: Path, *, query: str = "", budget_tokens: int = mapping.DEFAULT_BUDGET
+    ) -> CodeMapAnswer:
+        """Return what stands where in any Python file, or in a folder of them; see map_code."""
+        known = await methods.all_methods(self.db)
+        return await mapping.map_path(path, known, query=query, budget_tokens=budget_tokens)
 
     # ------------------------------------------------------------------------------------- experiments
 
@@ -436,6 +489,7 @@ class LoopGraph:
         await experiments.add_decision(
             self.db, row.id, decided, made_by=made_by, commit=commit, note=note, now=self._now()
         )
+        await recipes.learn(self.db, self._ledger, row.method_ids, now=self._now())
         if tokens is not None or cost_usd is not None:
             await self.add_cost("agent", subject_id=row.id, tokens=tokens, cost_usd=cost_usd)
         context = await edit_store.get_context(self.db, row.context_id)

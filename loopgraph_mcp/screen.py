@@ -12,7 +12,15 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.syntax import Syntax
 from rich.table import Table
 
-from loopgraph_mcp.answers import EarlierRun, EditAnswer, ExperimentAnswer, ImportAnswer, SearchAnswer
+from loopgraph_mcp.answers import (
+    CodeMapAnswer,
+    EarlierRun,
+    EditAnswer,
+    ExperimentAnswer,
+    Guidance,
+    ImportAnswer,
+    SearchAnswer,
+)
 from loopgraph_mcp.backtest import Report
 from loopgraph_mcp.doctor import Check, Level
 from loopgraph_mcp.launch import DEFAULT_SEED
@@ -65,14 +73,41 @@ def show_edit(answer: EditAnswer) -> None:
         console.print(f"[bold]{escape(answer.method_id)}[/] is {answer.status}: {escape(answer.reason)}")
         for line in answer.nearest:
             console.print(f"  {escape(line)}")
+        if answer.guidance is not None:
+            _show_guidance(answer.guidance)
     else:
         console.print(Syntax(answer.diff, "diff", background_color="default", word_wrap=True))
         console.print(f"[bold]{answer.edit_id}[/] ({answer.status})")
+        if answer.learned:
+            console.print(f"[dim]recipe:[/] {escape(answer.learned)}", highlight=False)
         if answer.foresight:
             console.print(f"[dim]foresight:[/] {escape(answer.foresight)}", highlight=False)
         _show_earlier(answer.earlier)
     made = None if answer.edit_id is None else f"loopgraph run --edit {answer.edit_id}"
     console.print(f"[dim]next:[/] {made or escape(answer.next_step)}", highlight=False)
+
+
+def _show_guidance(guidance: Guidance) -> None:
+    """Show what helps to make a change by hand."""
+    console.print(f"[bold]guidance[/] {escape(guidance.description)}", highlight=False)
+    for line in [*guidance.sources, *guidance.learned]:
+        console.print(f"  {escape(line)}", highlight=False)
+    for passage in guidance.passages:
+        console.print(f"[dim]> {escape(f'[{passage.source}, {passage.place}] {passage.text}')}[/]", highlight=False)
+    for place in guidance.places:
+        console.print(f"  {place.line}-{place.end_line} {place.kind} {escape(place.name)}", highlight=False)
+    if guidance.nearest_recipe:
+        console.print(
+            f"nearest recipe: {guidance.nearest_recipe} ({escape(guidance.nearest_recipe_note)})", highlight=False
+        )
+
+
+def show_map(answer: CodeMapAnswer) -> None:
+    """Show a code map."""
+    console.print(answer.text, markup=False, highlight=False, soft_wrap=True)
+    left = ", ".join(f"{count} {kind}" for kind, count in answer.left_out.items())
+    if left:
+        console.print(f"[dim]left out: {left}; --budget shows more, --query what you look for[/]", highlight=False)
 
 
 def _show_earlier(runs: Sequence[EarlierRun]) -> None:

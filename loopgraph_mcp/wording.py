@@ -2,12 +2,13 @@
 
 from collections.abc import Collection, Sequence
 
-from loopgraph_mcp.answers import EarlierRun, EditAnswer, MethodHit
+from loopgraph_mcp.answers import EarlierRun, EditAnswer, Guidance, MethodHit
 from loopgraph_mcp.changes import Kinship
 from loopgraph_mcp.evidence import TrackRecord
 from loopgraph_mcp.foresight import Foreseen
 from loopgraph_mcp.models import (
     Context,
+    Decision,
     Direction,
     EditResult,
     Method,
@@ -92,15 +93,22 @@ def after_search(hits: Sequence[MethodHit], retrieval_id: str) -> str:
     return f'get_code_edit(method_id="{ready[0].method_id}", retrieval_id="{retrieval_id}")'
 
 
-def no_edit(method: Method, file: str, made: EditResult) -> EditAnswer:
-    """Return the answer where a method makes no edit: it is there already, or its recipe does not fit."""
+def no_edit(
+    method: Method, file: str, made: EditResult, *, guidance: Guidance | None = None, learned: str = ""
+) -> EditAnswer:
+    """Return the answer where a method makes no edit: it is there already, its recipe does not fit, or it has none."""
     if isinstance(made, Present):
         status, reason, near = "present", made.reason, list[str]()
         next_step = "Ask for other knob values, or try another method."
     else:
         assert isinstance(made, Refused)  # noqa: S101 - the caller has handled Applied
         status, reason, near = "refused", f"looked for {made.looked_for}: {made.reason}", list(made.nearest)
-        next_step = "Make the change by hand near these lines and run it with run_experiment(patch=…, method_id=…)."
+        if method.recipe is None:
+            status, reason = "guidance", "it has no recipe, so there is no diff of it"
+        next_step = (
+            f'Write the change yourself and run it: run_experiment(patch="<unified diff of {file}>", '
+            f'method_id="{method.id}", description="…"). If it wins, LoopGraph learns its recipe.'
+        )
     return EditAnswer(
         status=status,
         method_id=method.id,
@@ -112,7 +120,21 @@ def no_edit(method: Method, file: str, made: EditResult) -> EditAnswer:
         nearest=near,
         earlier=[],
         next_step=next_step,
+        learned=learned,
+        guidance=guidance,
     )
+
+
+def taught(run: ExperimentRow, method_ids: Sequence[str]) -> str:
+    """Return what a winning change taught: the recipe of a method, or that it should be named to become one."""
+    if method_ids:
+        return f' Its edit is learned: get_code_edit(method_id="{method_ids[0]}") can make it of later versions.'
+    if not run.method_ids and run.decision is Decision.KEEP:
+        return (
+            " It counts for no method: name it with add_method, then replicate it with run_experiment(method_id=…, "
+            "replicate=true), and its edit is learned as that method's recipe."
+        )
+    return ""
 
 
 def earlier_run(run: ExperimentRow) -> EarlierRun:

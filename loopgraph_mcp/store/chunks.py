@@ -61,6 +61,16 @@ async def add_chunks(db: Database, chunks: Sequence[Chunk], *, method_id: str | 
     return [str(row["id"]) for row in rows]
 
 
+async def passages_of(db: Database, method_id: str, *, limit: int) -> list[Chunk]:
+    """Return the passages that tell of a method, those of papers first, then the oldest."""
+    rows = await db.reader.execute_fetchall(
+        "SELECT chunk.* FROM method_chunk JOIN chunk ON chunk.id = method_chunk.chunk_id "
+        "WHERE method_id = :method ORDER BY source_kind <> 'paper', chunk.row LIMIT :limit",
+        {"method": method_id, "limit": limit},
+    )
+    return [Chunk(row["source_kind"], row["text"], row["place"], row["paper_id"], row["licence"]) for row in rows]
+
+
 def split_names(text: str) -> list[str]:
     """Return the parts of the names of code in a text: `val_bpb` is also val and bpb."""
     names = dict.fromkeys(_CODE_NAME.findall(text))

@@ -3,7 +3,7 @@
 import json
 import logging
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import lru_cache
 from typing import Any
@@ -127,6 +127,17 @@ def _encode(method: Method) -> str:
     return json.dumps(card, ensure_ascii=False, sort_keys=True)
 
 
+def encode_recipe(recipe: Recipe, knobs: Sequence[Knob]) -> str:
+    """Return a recipe and its knobs as JSON, as a method's card has them."""
+    card = json.loads(_encode(Method("", "", "", "", "", knobs=tuple(knobs), recipe=recipe)))
+    return json.dumps({"recipe": card["recipe"], "knobs": card["knobs"]}, ensure_ascii=False, sort_keys=True)
+
+
+def decode_recipe(card: Mapping[str, Any]) -> tuple[Recipe, tuple[Knob, ...]]:
+    """Return the recipe and the knobs that JSON holds."""
+    return _decode_recipe(card["recipe"]), _decode_knobs(card["knobs"])
+
+
 def _readable(rows: Iterable[sqlite3.Row]) -> Iterator[Method]:
     """Yield the methods whose cards can be read; one that was damaged takes no other with it."""
     for row in rows:
@@ -145,10 +156,14 @@ def _decode(card_json: str) -> Method:
         aliases=tuple(card["aliases"]),
         sources=tuple(Source(**source) for source in card["sources"]),
         published=tuple(PublishedResult(**result) for result in card["published"]),
-        knobs=tuple(Knob(**{**knob, "choices": tuple(knob["choices"])}) for knob in card["knobs"]),
+        knobs=_decode_knobs(card["knobs"]),
         recipe=None if recipe is None else _decode_recipe(recipe),
         moves=tuple(Move(**move) for move in card.get("moves", ())),
     )
+
+
+def _decode_knobs(knobs: Sequence[dict[str, Any]]) -> tuple[Knob, ...]:
+    return tuple(Knob(**{**knob, "choices": tuple(knob["choices"])}) for knob in knobs)
 
 
 def _decode_recipe(recipe: dict[str, Any]) -> Recipe:

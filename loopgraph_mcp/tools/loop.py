@@ -1,4 +1,4 @@
-"""The six tools of the loop: search, edit, run, look, cancel, record."""
+"""The tools of the loop: search, edit, run, look, cancel, record; and the map of the code."""
 
 from typing import Annotated, Any, Literal
 
@@ -7,7 +7,7 @@ from mcp.server.mcpserver.tools import Tool
 from mcp_types import CallToolResult, TextContent, ToolAnnotations
 from pydantic import Field, TypeAdapter
 
-from loopgraph_mcp.answers import EditAnswer, ExperimentAnswer, RecordAnswer, SearchAnswer
+from loopgraph_mcp.answers import CodeMapAnswer, EditAnswer, ExperimentAnswer, RecordAnswer, SearchAnswer
 from loopgraph_mcp.loopgraph import LoopGraph, OnProgress
 from loopgraph_mcp.models import Decision, OutcomeKind, Standing
 from loopgraph_mcp.tokens import estimate_tokens
@@ -22,7 +22,9 @@ Workspace = Annotated[
 WaitS = Annotated[float, Field(description="Seconds to wait for the outcome before answering", ge=0, le=50)]
 ExperimentId = Annotated[str, Field(description="The experiment_id that run_experiment returned", max_length=64)]
 
-_ADAPTERS = {kind: TypeAdapter(kind) for kind in (SearchAnswer, EditAnswer, ExperimentAnswer, RecordAnswer)}
+_ADAPTERS = {
+    kind: TypeAdapter(kind) for kind in (SearchAnswer, EditAnswer, ExperimentAnswer, RecordAnswer, CodeMapAnswer)
+}
 
 
 async def search_methods(
@@ -65,7 +67,7 @@ async def get_code_edit(
     apply: Annotated[bool, Field(description="Also write the edit to the file")] = False,  # noqa: FBT002 - a JSON flag
     workspace: Workspace = None,
 ) -> Annotated[CallToolResult, EditAnswer]:
-    """Turn a method into an edit of the present training file: its diff, or why it does not fit."""
+    """Turn a method into an edit of the present training file: its diff, or guidance to make it by hand."""
     graph = _graph(ctx)
     answer = await graph.get_code_edit(
         method_id, retrieval_id=retrieval_id, knobs=knobs, apply=apply, workspace=workspace
@@ -168,6 +170,21 @@ async def record_outcome(
     return await _answer(graph, "record_outcome", answer.experiment_id, answer, text.record(answer))
 
 
+async def map_code(
+    ctx: Ctx,
+    path: Annotated[
+        str | None, Field(description="A Python file or folder of the workspace; its editable file by default")
+    ] = None,
+    query: Annotated[str, Field(description="What you look for, in plain words: shown first")] = "",
+    budget_tokens: Annotated[int, Field(description="About how long the map may be", ge=150, le=20_000)] = 800,
+    workspace: Workspace = None,
+) -> Annotated[CallToolResult, CodeMapAnswer]:
+    """See what stands where before you read a file: knobs, fields, classes, parameter groups, loop, methods present."""
+    graph = _graph(ctx)
+    answer = await graph.map_code(path, query=query, budget_tokens=budget_tokens, workspace=workspace)
+    return await _answer(graph, "map_code", answer.path, answer, text.code_map(answer))
+
+
 def loop_tools() -> list[Tool]:
     """Return the tools in the order in which the loop uses them."""
     look = ToolAnnotations(read_only_hint=True, open_world_hint=False)
@@ -181,6 +198,7 @@ def loop_tools() -> list[Tool]:
         strict_tool(get_experiment, title="Look at an experiment", annotations=look),
         strict_tool(cancel_experiment, title="Cancel an experiment", annotations=end),
         strict_tool(record_outcome, title="Record an outcome", annotations=run),
+        strict_tool(map_code, title="Map the code", annotations=look),
     ]
 
 
