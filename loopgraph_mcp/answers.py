@@ -270,3 +270,45 @@ class ImportAnswer:
     rows: list[ImportedLine]
     notes: list[str]
     next_step: str
+
+
+@dataclass(frozen=True)
+class ExportedMethod:
+    """One method of an exported pack; its recipe is its `own`, a `learned` one, or `none`."""
+
+    method_id: str
+    recipe: str
+    tries: int
+    wins: int
+
+
+@dataclass(frozen=True)
+class PackExportAnswer:
+    """A pack as it was written."""
+
+    name: str
+    folder: str
+    content_hash: str
+    methods: list[ExportedMethod]
+    next_step: str
+
+
+@dataclass(frozen=True)
+class CheckedMethod:
+    """How a method's recipe stands to some programs: `applied`, `present` or `refused`, and why; none has no recipe."""
+
+    method_id: str
+    fits: dict[str, str]
+    reasons: dict[str, str]
+
+
+@dataclass(frozen=True)
+class PackCheckAnswer:
+    """A valid pack and how it fits; `fits_nowhere` names the methods that every program refuses."""
+
+    name: str
+    version: str
+    content_hash: str
+    methods: list[CheckedMethod]
+    fits_nowhere: list[str]
+    next_step: str

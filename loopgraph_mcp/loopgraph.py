@@ -4,7 +4,7 @@ import asyncio
 import dataclasses
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from loopgraph_mcp import (
     launch,
     lookups,
     mapping,
+    packing,
     precedents,
     recipes,
     recording,
@@ -25,7 +26,15 @@ from loopgraph_mcp import (
     views,
     wording,
 )
-from loopgraph_mcp.answers import CodeMapAnswer, EditAnswer, ExperimentAnswer, ImportAnswer, RecordAnswer, SearchAnswer
+from loopgraph_mcp.answers import (
+    CodeMapAnswer,
+    EditAnswer,
+    ExperimentAnswer,
+    ImportAnswer,
+    PackExportAnswer,
+    RecordAnswer,
+    SearchAnswer,
+)
 from loopgraph_mcp.config import Settings, read_settings
 from loopgraph_mcp.errors import RunError, WorkspaceError
 from loopgraph_mcp.foresight import Foresight, Past
@@ -559,6 +568,18 @@ class LoopGraph:
         )
         self._sight, self._ledger = None, evidence.Ledger(self.db)  # known rows may have moved to another context
         return answer
+
+    async def export_pack(self, name: str, folder: Path, *, method_ids: Sequence[str] = ()) -> PackExportAnswer:
+        """Write methods with their recipes and what came of them for others: those named, or all learned or local ones.
+
+        Raises:
+            NotFoundError: No such method.
+            PackError: There is nothing to export, or it cannot be written.
+        """
+        own = await asyncio.to_thread(packs.read_pack, self.settings.packs)
+        return await packing.export_pack(
+            self.db, self._ledger, name, folder, method_ids=method_ids, but_pack=own.name, now=self._now()
+        )
 
     async def trace(self, experiment_id: str) -> list[Link]:
         """Return what led to an experiment, from pack and paper on, and what came of it.

@@ -40,6 +40,25 @@ class PublishedResult:
     gain: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class SharedOutcome:
+    """What a method did in somebody else's LoopGraph, in one context; weak evidence.
+
+    Args:
+        context: The device, the budget and the metric, in words.
+        mean_gain: Mean improvement in units of the metric, positive is better.
+        gain_sigmas: The same in noise floors of that context.
+    """
+
+    context: str
+    metric: str
+    tries: int
+    wins: int
+    crashes: int
+    mean_gain: float | None = None
+    gain_sigmas: float | None = None
+
+
 KnobValue = int | float | str
 
 
@@ -174,6 +193,7 @@ class Method:
     knobs: tuple[Knob, ...] = ()
     recipe: Recipe | None = None
     moves: tuple[Move, ...] = ()
+    outcomes: tuple[SharedOutcome, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,8 @@ from loopgraph_mcp.answers import (
     ExperimentAnswer,
     Guidance,
     ImportAnswer,
+    PackCheckAnswer,
+    PackExportAnswer,
     SearchAnswer,
 )
 from loopgraph_mcp.backtest import Report
@@ -164,6 +166,32 @@ def results_table(answers: Sequence[ExperimentAnswer]) -> Table:
             "" if answer.decision is None else _decision(answer.decision),
         )
     return table
+
+
+def show_export(answer: PackExportAnswer) -> None:
+    """Show a pack that was written."""
+    console.print(f"[bold]{answer.name}[/] in {escape(answer.folder)}, {answer.content_hash[:12]}", highlight=False)
+    for method in answer.methods:
+        tried = f"{method.tries} tries, {method.wins} won" if method.tries else "untried"
+        console.print(f"  {escape(method.method_id)}: recipe {method.recipe}; {tried}", highlight=False)
+    console.print(f"[dim]next:[/] {escape(answer.next_step)}", highlight=False)
+
+
+def show_pack_check(answer: PackCheckAnswer) -> None:
+    """Show how a pack's recipes fit."""
+    console.print(
+        f"[bold]{escape(answer.name)}[/] {escape(answer.version)}: {len(answer.methods)} methods, valid; "
+        f"hash {answer.content_hash}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    style = {"applied": "green", "present": "green", "refused": "yellow"}
+    for method in answer.methods:
+        console.print(f"  {escape(method.method_id)}" + ("" if method.fits else " [dim]no recipe[/]"), highlight=False)
+        for file, how in method.fits.items():
+            reason = f": {escape(method.reasons[file])}" if file in method.reasons else ""
+            console.print(f"    [{style[how]}]{how}[/] {escape(file)}{reason}", highlight=False)
+    console.print(f"[dim]next:[/] {escape(answer.next_step)}", highlight=False)
 
 
 def show_chain(links: Sequence[Link]) -> None:

@@ -65,6 +65,9 @@ def _ago(age: int | None) -> str:
 
 def _published(method: Method) -> list[str]:
     told = sorted((each for each in method.published if each.gain is not None), key=lambda each: each.gain or 0.0)
+    if method.outcomes:
+        most = max(method.outcomes, key=lambda each: each.tries)
+        return [f"others' {most.tries} tries, {most.wins} won ({most.context})"]
     if not told:
         return []
     gains = dict.fromkeys(signed(each.gain or 0.0) for each in (told[0], told[-1]))

@@ -25,6 +25,7 @@ from loopgraph_mcp.models import (
     SetDefault,
     SetKwarg,
     SetLocal,
+    SharedOutcome,
     Source,
 )
 from loopgraph_mcp.moves import read_moves
@@ -71,6 +72,7 @@ Text = Annotated[str, Field(min_length=1, max_length=4_000, pattern=rf"^([^{_UNS
 Number = Annotated[int, Field(ge=-(2**63), lt=2**63)] | Annotated[float, Field(allow_inf_nan=False)]
 Identifier = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 Dotted = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*$")]
+Place = Dotted | Literal[""]  # the module's own level
 KnobName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 
 
@@ -95,6 +97,22 @@ class _Published(_Table):
     setting: Line
     source: Line
     gain: Annotated[float, Field(allow_inf_nan=False)] | None = None
+
+
+class _Outcome(_Table):
+    context: Line
+    metric: Line
+    tries: Annotated[int, Field(ge=1, le=1_000_000)]
+    wins: Annotated[int, Field(ge=0)]
+    crashes: Annotated[int, Field(ge=0)]
+    mean_gain: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    gain_sigmas: Annotated[float, Field(allow_inf_nan=False)] | None = None
+
+    @model_validator(mode="after")
+    def _adds_up(self) -> Self:
+        if self.wins + self.crashes > self.tries:
+            raise ValueError(f"{self.wins} wins and {self.crashes} crashes are more than {self.tries} tries")
+        return self
 
 
 class _Knob(_Table):
@@ -153,7 +171,7 @@ class _SetDefault(_Table):
 
 class _SetKwarg(_Table):
     op: Literal["set_kwarg"]
-    scope: Dotted
+    scope: Place = ""
     call: Identifier
     name: Identifier
     value: Line
@@ -164,7 +182,7 @@ class _SetKwarg(_Table):
 
 class _ReplaceStmt(_Table):
     op: Literal["replace_stmt"]
-    scope: Dotted
+    scope: Place = ""
     old: Text
     new: Text
 
@@ -174,7 +192,7 @@ class _ReplaceStmt(_Table):
 
 class _InsertAfter(_Table):
     op: Literal["insert_after"]
-    scope: Dotted
+    scope: Place = ""
     anchor: Text
     code: Text
 
@@ -212,6 +230,7 @@ class _Method(_Table):
     change: Annotated[str, Field(max_length=200, pattern=_ONE_LINE)] = ""
     sources: list[_Source] = Field(default_factory=list)
     published: list[_Published] = Field(default_factory=list)
+    outcomes: list[_Outcome] = Field(default_factory=list, max_length=100)
     knobs: dict[KnobName, _Knob] = Field(default_factory=dict)
     recipe: _Recipe | None = None
 
@@ -276,6 +295,7 @@ class _Method(_Table):
             if self.recipe is None
             else Recipe(tuple(op.made() for op in self.recipe.ops), tuple(self.recipe.conflicts)),
             moves=read_moves(self.change or self.name),
+            outcomes=tuple(SharedOutcome(**each.model_dump()) for each in self.outcomes),
         )
 
 

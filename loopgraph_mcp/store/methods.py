@@ -23,6 +23,7 @@ from loopgraph_mcp.models import (
     SetDefault,
     SetKwarg,
     SetLocal,
+    SharedOutcome,
     Source,
 )
 from loopgraph_mcp.store.database import Database
@@ -77,6 +78,14 @@ async def get_method(db: Database, method_id: str) -> Method | None:
     """Return one method, retired or not."""
     rows = await db.reader.execute_fetchall("SELECT card FROM method WHERE id = :id", {"id": method_id})
     return next(_readable(rows), None)
+
+
+async def ids_beside(db: Database, pack_name: str) -> set[str]:
+    """Return the methods that other packs than one hold."""
+    rows = await db.reader.execute_fetchall(
+        "SELECT id FROM method WHERE pack_name <> :name AND retired_at IS NULL", {"name": pack_name}
+    )
+    return {str(row["id"]) for row in rows}
 
 
 async def families(db: Database) -> dict[str, str]:
@@ -159,6 +168,7 @@ def _decode(card_json: str) -> Method:
         knobs=_decode_knobs(card["knobs"]),
         recipe=None if recipe is None else _decode_recipe(recipe),
         moves=tuple(Move(**move) for move in card.get("moves", ())),
+        outcomes=tuple(SharedOutcome(**outcome) for outcome in card.get("outcomes", ())),
     )
 
 
