@@ -19,6 +19,8 @@ _MAX_TEXT = 60  # characters of a value, a signature or a name in an entry
 _MAX_SIGNATURE = 100
 _NAMED = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 _DEFINITION = re.compile(r"(?:async\s+def|def|class)\s+(\w+)|@")
+_START = re.compile(r"(?:async\s+def|def|class|import|from|if|for|while|with|try)\b|@|[A-Za-z_]\w*\s*(?::[^=]*)?=[^=]")
+_OPENED = re.compile(r"on line (\d+)")
 _KEY = re.compile(r"([A-Za-z]\w*):(?:\s|$)")
 _CONSTANT = re.compile(r"_?[A-Z][A-Z0-9_]*")
 _NO_TEXT = re.compile(r"[\0\ud800-\udfff]")
@@ -106,31 +108,63 @@ def _unreadable(lines: list[str]) -> Iterator[Entry]:
 
 
 def _parsed(lines: Sequence[str]) -> tuple[ast.Module | None, list[Entry]]:
-    """Return the tree of the lines, with the definitions that do not parse blanked out, and what was wrong there."""
+    """Return the tree of the lines without what does not parse, and what was wrong there.
+
+    What Python points at is taken out and the rest read again. Where that costs much, as when a quote is missing and
+    strings and code have changed places, each top-level statement is read by itself.
+    """
+    tree, errors, left = _mended(lines, _MAX_MENDS)
+    lost = _lost(lines, left)
+    if tree is not None and lost <= len(lines) // 5:
+        return tree, errors
+    pieces, piece_errors = list[str](), list[Entry]()
+    starts = sorted({0, *(index for index, line in enumerate(lines) if _START.match(line))})
+    for start, stop in zip(starts, [*starts[1:], len(lines)], strict=True):
+        _, wrong, kept = _mended(lines[start:stop], _MAX_MENDS if len(piece_errors) < _MAX_MENDS else 1)
+        pieces += kept
+        piece_errors += [replace(each, line=each.line + start, end_line=each.end_line + start) for each in wrong]
+    if _lost(lines, pieces) < lost or tree is None:
+        whole, _ = _tree("\n".join(pieces))
+        if whole is not None:
+            return whole, piece_errors[:_MAX_MENDS]
+    return tree, errors
+
+
+def _lost(lines: Sequence[str], left: Sequence[str]) -> int:
+    return sum(one != other for one, other in zip(lines, left, strict=True))
+
+
+def _mended(lines: Sequence[str], most: int) -> tuple[ast.Module | None, list[Entry], list[str]]:
+    """Return the tree of some lines with the definitions that do not parse blanked out, the errors, and what is left.
+
+    Where more is wrong than `most` places, nothing is left.
+    """
     left, errors = list(lines), list[Entry]()
-    for _ in range(_MAX_MENDS):
-        try:
-            return ast.parse("\n".join(left)), errors
-        except SyntaxError as error:
-            at = min(max(error.lineno or 1, 1), len(left))
-            told = str(error.msg)
-        except (ValueError, RecursionError, MemoryError) as error:
-            return None, [*errors, Entry(Kind.ERROR, "text", 1, len(lines), str(error) or type(error).__name__)]
-        first, last = _definition_around(left, at - 1)
-        name = next(
-            (match.group(1) for line in left[first : last + 1] if (match := _DEFINITION.match(line.strip()))), ""
-        )
-        errors.append(
-            Entry(Kind.ERROR, _cut(name or "statement"), first + 1, last + 1, _cut(f"line {at}: {told}", 120))
-        )
+    for _ in range(most + 1):
+        tree, error = _tree("\n".join(left))
+        if tree is not None or not isinstance(error, SyntaxError):
+            return tree, [*errors, *_unparsable(error, len(lines))], left if tree is not None else [""] * len(lines)
+        at = min(max(error.lineno or 1, 1), len(left))
+        opened = _OPENED.search(error.msg)  # Python stumbles behind the place that it blames
+        first, last = _definition_around(left, (min(int(opened.group(1)), at) if opened else at) - 1)
+        found = (_DEFINITION.match(line.strip()) for line in left[first : last + 1])
+        name = next((match.group(1) for match in found if match and match.group(1)), "statement")
+        errors.append(Entry(Kind.ERROR, _cut(name), first + 1, last + 1, _cut(f"line {at}: {error.msg}", 120)))
         _blank(left, first, last)
-    while left:  # the longest beginning, by halves: too much is wrong to say where each thing ends
-        del left[len(left) // 2 :]
-        try:
-            return ast.parse("\n".join(left)), errors
-        except (SyntaxError, ValueError, RecursionError, MemoryError):
-            continue
-    return None, errors
+    return None, errors, [""] * len(lines)
+
+
+def _tree(text: str) -> tuple[ast.Module | None, Exception | None]:
+    try:
+        return ast.parse(text), None
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        return None, error
+
+
+def _unparsable(error: Exception | None, lines: int) -> list[Entry]:
+    if error is None:
+        return []
+    return [Entry(Kind.ERROR, "text", 1, lines, _cut(str(error) or type(error).__name__, 120))]
 
 
 def _definition_around(lines: Sequence[str], at: int) -> tuple[int, int]:
@@ -158,7 +192,9 @@ def _definition_around(lines: Sequence[str], at: int) -> tuple[int, int]:
 
 
 def _blank(lines: list[str], first: int, last: int) -> None:
-    """Take lines out of a text without moving the others; a `pass` keeps the block around them whole."""
+    """Take lines, and decorators above, out of a text without moving others; a `pass` keeps the block around whole."""
+    while first > 0 and lines[first - 1].lstrip().startswith("@"):
+        first -= 1
     indent = lines[first][: _depth(lines[first])]
     again = lines[first].strip() == "pass"
     lines[first : last + 1] = ["" for _ in range(first, last + 1)]

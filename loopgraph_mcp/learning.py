@@ -196,8 +196,8 @@ class _Difference:
             for name in ("body", "orelse"):
                 yield from self._block(dotted, scope, getattr(one, name, []), getattr(other, name, []))
         else:
-            yield from self._assigned(dotted, scope, one, other)
             yield from self._keywords(dotted, scope, one, other)
+            yield from self._assigned(dotted, scope, one, other)
 
     def _assigned(self, dotted: str, scope: Scope, one: ast.stmt, other: ast.stmt) -> Iterator[Step]:
         match one, other:

@@ -179,7 +179,7 @@ class Move:
 class Method:
     """An idea that can be tried: what it is, who reported what of it, and, if known, how to make the edit.
 
-    `moves` is what it does with its knobs at their defaults, in the words in which runs are described.
+    `moves` is what it does with its knobs at their defaults, read from `change`, or from its name where that is empty.
     """
 
     id: str
@@ -194,6 +194,7 @@ class Method:
     recipe: Recipe | None = None
     moves: tuple[Move, ...] = ()
     outcomes: tuple[SharedOutcome, ...] = ()
+    change: str = ""
 
 
 @dataclass(frozen=True, slots=True)

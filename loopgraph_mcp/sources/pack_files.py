@@ -8,7 +8,6 @@ from typing import Any
 
 from loopgraph_mcp.errors import PackError
 from loopgraph_mcp.models import Method, Pack
-from loopgraph_mcp.moves import read_moves
 from loopgraph_mcp.sources.packs import MANIFEST, read_pack
 
 _HIDDEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
@@ -49,10 +48,7 @@ def _method_text(method: Method, remark: str) -> str:
 def _plain(method: Method) -> dict[str, Any]:
     """Return a method in the form of its file: what is empty is left out."""
     card = asdict(method)
-    del card["moves"]  # which are read from the name, or from `change`
-    if read_moves(method.name) != method.moves:
-        change = ", ".join(str(move) for move in method.moves)
-        card["change"] = change if read_moves(change) == method.moves else ""
+    del card["moves"]  # which are read from `change` or the name
     card["knobs"] = {knob.pop("name"): knob for knob in card["knobs"]}
     if method.recipe is not None:
         ops = [{"op": _snake(type(op).__name__), **asdict(op)} for op in method.recipe.ops]

@@ -296,6 +296,7 @@ class _Method(_Table):
             else Recipe(tuple(op.made() for op in self.recipe.ops), tuple(self.recipe.conflicts)),
             moves=read_moves(self.change or self.name),
             outcomes=tuple(SharedOutcome(**each.model_dump()) for each in self.outcomes),
+            change=self.change,
         )
 
 

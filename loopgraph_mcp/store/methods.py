@@ -169,6 +169,7 @@ def _decode(card_json: str) -> Method:
         recipe=None if recipe is None else _decode_recipe(recipe),
         moves=tuple(Move(**move) for move in card.get("moves", ())),
         outcomes=tuple(SharedOutcome(**outcome) for outcome in card.get("outcomes", ())),
+        change=card.get("change", ""),
     )
 
 
