@@ -15,6 +15,13 @@ _PART = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 _NAME_WEIGHT, _TEXT_WEIGHT, _FULL_BODY = 4.0, 2.0, 3  # a name says more than a value; a third mention says no more
 _NO_WORDS = frozenset(["and", "for", "from", "how", "in", "is", "of", "on", "or", "the", "this", "to", "what", "with"])
 
+_SHORT = {
+    "lr": ("learning", "rate"),
+    "wd": ("weight", "decay"),
+    "rope": ("rotary", "embedding"),
+    "init": ("initialize",),
+}
+
 # The most useful first; of definitions, the longest.
 _ORDER = (
     Kind.ERROR,
@@ -169,7 +176,7 @@ def _bags(made: CodeMap, entry: Entry) -> tuple[Counter[str], Counter[str], Coun
 
 def words(text: str) -> list[str]:
     """Return the words of a text or of names of code: `val_bpb` is val and bpb, `GPTConfig` is gpt and config."""
-    parts = (part.casefold() for part in _PART.findall(text))
+    parts = (full for part in _PART.findall(text) for full in _SHORT.get(part.casefold(), (part.casefold(),)))
     return [_singular(part) for part in parts if len(part) > 1 and part not in _NO_WORDS]
 
 

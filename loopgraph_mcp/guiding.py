@@ -14,6 +14,7 @@ from loopgraph_mcp.store.database import Database
 
 _MAX_PASSAGES = 3
 _PASSAGE_CHARS = 600
+_DESCRIPTION_CHARS = 1_200
 _MAX_PLACES = 6
 _PLACES = frozenset({Kind.KNOB, Kind.FIELD, Kind.FLAG, Kind.LOCAL, Kind.CLASS, Kind.FUNCTION, Kind.GROUP, Kind.LOOP})
 
@@ -27,7 +28,7 @@ async def guide(db: Database, method: Method, program: str, *, learned: Sequence
     passages = await chunks.passages_of(db, method.id, limit=_MAX_PASSAGES)
     return Guidance(
         name=method.name,
-        description=method.description,
+        description=wording.one_line(method.description, limit=_DESCRIPTION_CHARS),
         sources=[f"{each.kind}:{each.ref} {each.title}" for each in method.sources],
         passages=[
             Passage(each.place, wording.one_line(each.text, limit=_PASSAGE_CHARS), each.paper_id or each.source_kind)

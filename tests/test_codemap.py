@@ -190,7 +190,7 @@ def test_one_wrong_character_costs_little_of_the_map(place: int, put: str) -> No
     assert len(whole & {entry.name for entry in made.entries}) >= len(whole) / 2
 
 
-# The question, and the symbol that a researcher means: the first five should hold it.
+# The question, and the symbol that a researcher means: the first three should hold it.
 QUESTIONS = {
     "rope base frequency": "GPT._precompute_rotary_embeddings",
     "learning rate of the matrices": "MATRIX_LR",
@@ -215,14 +215,14 @@ QUESTIONS = {
 }
 
 
-def test_a_question_finds_its_place_among_the_first_five() -> None:
+def test_a_question_finds_its_place_among_the_first_three() -> None:
     made = map_text(TRAINER)
     missed = [
         question
         for question, meant in QUESTIONS.items()
-        if meant not in [entry.name for entry in fitting.relevant([made], question)[:5]]
+        if meant not in [entry.name for entry in fitting.relevant([made], question)[:3]]
     ]
-    assert len(missed) <= len(QUESTIONS) // 10, missed
+    assert not missed
 
 
 def test_a_folder_is_mapped_with_its_imports() -> None:
