@@ -18,7 +18,7 @@ _NO_WORDS = frozenset(["and", "for", "from", "how", "in", "is", "of", "on", "or"
 _SHORT = {
     "lr": ("learning", "rate"),
     "wd": ("weight", "decay"),
-    "rope": ("rotary", "embedding"),
+    "rope": ("rotary",),
     "init": ("initialize",),
 }
 

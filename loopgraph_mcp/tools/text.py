@@ -76,7 +76,8 @@ def _guidance(guidance: Guidance) -> list[str]:
 def place(entry: MappedEntry) -> str:
     """Word one place of a code map."""
     told = f"({entry.text})" if entry.kind in {"function", "class"} else f" = {entry.text}" if entry.text else ""
-    return f"{entry.kind} {entry.name}{told}, lines {entry.line}-{entry.end_line}"
+    where = f"lines {entry.line}-{entry.end_line}" if entry.end_line > entry.line else f"line {entry.line}"
+    return f"{entry.kind} {entry.name}{told}, {where}"
 
 
 def code_map(answer: CodeMapAnswer) -> str:
