@@ -89,6 +89,8 @@ def test_the_bundled_trainer_is_mapped_within_the_usual_budget() -> None:
     assert "backward" in "\n".join(TRAINER.splitlines()[found(made, Kind.LOOP)["training loop"].line - 1 :])
     shown = fitting.fit([made], "", 800)
     assert 600 < estimate_tokens(shown.text) <= 800
+    for budget in range(150, 1_300, 25):
+        assert estimate_tokens(fitting.fit([made], "", budget).text) <= budget - fitting._RESERVE
     assert {"MATRIX_LR", "GPT", "GPT.forward"} <= {entry.name for entry in shown.shown}
     assert shown.left_out[Kind.FUNCTION] > 10
     assert not fitting.fit([made], "", 20_000).left_out
@@ -179,7 +181,7 @@ def test_any_text_is_mapped_truly_within_the_budget_and_always_alike(text: str, 
             line = unicodedata.normalize("NFKC", made.lines[entry.line - 1])  # as Python does with names
             assert entry.name.rpartition(".")[2][:20] in line
     shown = fitting.fit([made], query, budget)
-    assert estimate_tokens(shown.text) <= max(budget, fitting.MIN_BUDGET)
+    assert estimate_tokens(shown.text) <= max(budget, fitting.MIN_BUDGET) - fitting._RESERVE
     assert len(shown.shown) + sum(shown.left_out.values()) == len(made.entries)
 
 

@@ -124,6 +124,7 @@ async def test_a_loss_teaches_nothing_and_a_nameless_win_asks_for_a_name(graph: 
     await run(graph)
     lost = await run(graph, patch=HIGHER_RATE.replace("0.9", "0.1"), method_id="more-rate")
     assert lost.verdict is VerdictKind.LOSS
+    await graph.record_outcome(experiment_id=lost.experiment_id, decision=Decision.KEEP)
     assert (await graph.get_code_edit("more-rate")).status == "guidance"
     won = await run(graph, patch=HIGHER_RATE, description="my own idea")
     assert "add_method" in won.next_step
