@@ -5,7 +5,7 @@ Without slots: the MCP SDK reads a field's default off the class, and finds a sl
 
 from dataclasses import dataclass, field
 
-from loopgraph_mcp.models import Decision, Direction, OutcomeKind, Presence, Standing, State, VerdictKind
+from loopgraph_mcp.models import Decision, Direction, DocumentState, OutcomeKind, Presence, Standing, State, VerdictKind
 
 
 @dataclass(frozen=True)
@@ -270,6 +270,59 @@ class ImportAnswer:
     rows: list[ImportedLine]
     notes: list[str]
     next_step: str
+
+
+@dataclass(frozen=True)
+class ShownPassage:
+    """A passage of a source, cut to what matters; `text` is the source's words, untrusted."""
+
+    chunk_id: str
+    place: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A paper that a phrase may mean."""
+
+    id: str
+    title: str
+
+
+@dataclass(frozen=True)
+class IngestAnswer:
+    """What came of ingesting one source; titles, warnings and passages hold its words, which are untrusted.
+
+    Args:
+        kind: `paper`, `repository`, `files`, `pack`, `history`, or `choice` where a phrase may mean several papers.
+        id: What the memory knows it by; with the version where it has one.
+        state: How far it could be read.
+        form: What it was read from: `latex`, `html`, `pdf`, `markdown`, `code`.
+        documents: How many documents it holds.
+        added: Passages, methods or rows that are new to the memory.
+        known: Those that were there already.
+        passages: The few that tell most of the method, or of what was asked.
+        methods: Ids of the methods that cite it or that its passages tell of.
+    """
+
+    source: str
+    kind: str
+    id: str
+    version: str
+    title: str
+    next_step: str
+    state: DocumentState = DocumentState.READ
+    form: str = ""
+    licence: str = ""
+    fetched_from: str = ""
+    sha256: str = ""
+    documents: int = 1
+    added: int = 0
+    known: int = 0
+    passages: list[ShownPassage] = field(default_factory=list)
+    methods: list[str] = field(default_factory=list)
+    candidates: list[Candidate] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import warnings
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.status import Status
 
 from loopgraph_mcp import __version__, backtesting, clients, doctor, packing, screen
-from loopgraph_mcp.answers import CodeMapAnswer, ExperimentAnswer, ImportAnswer
+from loopgraph_mcp.answers import CodeMapAnswer, ExperimentAnswer, ImportAnswer, IngestAnswer
 from loopgraph_mcp.config import Settings, bundled, read_settings
 from loopgraph_mcp.errors import HistoryError, LoopGraphError, first_of
 from loopgraph_mcp.loopgraph import LoopGraph
@@ -377,10 +377,56 @@ def import_(
     else:
         for answer in answers:
             screen.show_import(answer)
+    _end_with(failed)
+
+
+def _named(source: str) -> str:
+    """Return a source with its path in full where it is one: here is not always the workspace."""
+    path = Path(source).expanduser()
+    return str(path.absolute()) if "://" not in source and path.exists() else source
+
+
+def _end_with(failed: Sequence[LoopGraphError]) -> None:
+    """Say what failed, and end with status 1 where anything did."""
     for error in failed:
         screen.errors.print(f"loopgraph: {error}", style="red", markup=False, highlight=False)
     if failed:
         raise typer.Exit(1)
+
+
+@app.command()
+def ingest(
+    sources: Annotated[
+        list[str],
+        typer.Argument(help="arXiv ids, URLs or titles, GitHub URLs, files, folders, packs.", metavar="SOURCE..."),
+    ],
+    *,
+    query: Annotated[str, typer.Option("--query", "-q", help="What the passages shown should tell.")] = "",
+    sha256: Annotated[str | None, typer.Option("--sha256", help="What a pack's content must hash to.")] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Read only what was fetched before.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Take papers, repositories, files and packs into the memory; again adds only what is new."""
+    answers, failed = list[IngestAnswer](), list[LoopGraphError]()
+
+    async def work(graph: LoopGraph, shown: Status) -> None:
+        async def step(share: float, words: str) -> None:
+            shown.update(escape(f"{share:.0%} {words}"))
+
+        for named in map(_named, sources):
+            try:
+                answers.append(await graph.ingest(named, query=query, sha256=sha256, offline=offline, on_step=step))
+            except LoopGraphError as error:  # the other sources are ingested all the same
+                failed.append(error)
+
+    with screen.errors.status("opening the memory") as shown:
+        _with_graph(lambda graph: work(graph, shown))
+    if as_json:
+        screen.print_json(answers)
+    else:
+        for answer in answers:
+            screen.show_ingest(answer)
+    _end_with(failed)
 
 
 @app.command()

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
+from urllib.parse import urlsplit
 
 from platformdirs import user_data_path
 
@@ -11,6 +12,8 @@ from loopgraph_mcp.errors import ConfigError
 
 PACKAGE_DIR = Path(__file__).parent
 BUNDLED_DIR = PACKAGE_DIR / "_bundled"
+ARXIV_URL = "https://export.arxiv.org"
+GITHUB_URL = "https://api.github.com"
 
 
 def bundled(name: str) -> Path:
@@ -36,6 +39,9 @@ class Settings:
         packs: Folder of method packs to load at start.
         day_one: Whether what other people's published histories teach counts, for little.
         log_level: Level of the log on stderr.
+        arxiv_url: Where arXiv's API and files are asked for.
+        github_url: Where GitHub's API is asked.
+        github_token: Sent to that API and nowhere else.
     """
 
     home: Path
@@ -46,6 +52,9 @@ class Settings:
     packs: Path = field(default_factory=lambda: bundled("methodpacks"))
     day_one: bool = True
     log_level: LogLevel = "WARNING"
+    arxiv_url: str = ARXIV_URL
+    github_url: str = GITHUB_URL
+    github_token: str | None = field(default=None, repr=False)
 
     @property
     def runs_dir(self) -> Path:
@@ -56,6 +65,16 @@ class Settings:
     def locks_dir(self) -> Path:
         """The folder of device locks, shared by all databases of this user."""
         return self.home / "locks"
+
+    @property
+    def fetched_dir(self) -> Path:
+        """The cache of what was fetched, shared by all databases of this user."""
+        return self.home / "fetched"
+
+    @property
+    def packs_dir(self) -> Path:
+        """The folder that holds one folder per version of each pack that was ingested."""
+        return self.home / "packs"
 
 
 def read_settings(environment: Mapping[str, str], cwd: Path) -> Settings:
@@ -91,7 +110,22 @@ def read_settings(environment: Mapping[str, str], cwd: Path) -> Settings:
         packs=path(value) if (value := get("PACKS")) else bundled("methodpacks"),
         day_one=day_one == "on",
         log_level=level,
+        arxiv_url=_url("LOOPGRAPH_ARXIV_URL", get("ARXIV_URL") or ARXIV_URL),
+        github_url=_url("LOOPGRAPH_GITHUB_URL", get("GITHUB_URL") or GITHUB_URL),
+        github_token=environment.get("GITHUB_TOKEN") or environment.get("GH_TOKEN") or None,
     )
+
+
+def _url(variable: str, value: str) -> str:
+    """Return a base URL without its last slash; on this machine it may do without https."""
+    parts = urlsplit(value)
+    if not parts.hostname or not (parts.scheme == "https" or (parts.scheme == "http" and _is_here(parts.hostname))):
+        raise ConfigError(f"{variable} is {value!r}; use https://…, or http://127.0.0.1:PORT for a mirror of your own")
+    return value.rstrip("/")
+
+
+def _is_here(host: str) -> bool:
+    return host in {"127.0.0.1", "::1", "localhost"}
 
 
 def _visible_gpus(listed: str | None) -> tuple[int, ...] | None:

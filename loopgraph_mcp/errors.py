@@ -5,6 +5,7 @@
     ├── WorkspaceError     the user's folder is not one we can work on, or changed under us
     ├── PackError          a method pack does not follow the format
     ├── HistoryError       a file holds no experiments that can be read
+    ├── SourceError        a paper, repository or document cannot be fetched, unpacked or read
     ├── NotFoundError      an id names no method, edit, retrieval or experiment
     ├── StoreError         the database cannot be opened, or is newer than this version
     └── RunError           an experiment cannot be started
@@ -31,6 +32,10 @@ class PackError(LoopGraphError):
 
 class HistoryError(LoopGraphError):
     """A file holds no experiments that can be read."""
+
+
+class SourceError(LoopGraphError):
+    """A paper, repository or document cannot be fetched, unpacked or read."""
 
 
 class NotFoundError(LoopGraphError):

@@ -9,6 +9,7 @@ from loopgraph_mcp import codemap, edits, fitting, wording
 from loopgraph_mcp.answers import Guidance, MappedEntry, Passage
 from loopgraph_mcp.codemap import CodeMap, Entry, Kind
 from loopgraph_mcp.models import Method, Presence, RecipeOp
+from loopgraph_mcp.quoting import plain_line
 from loopgraph_mcp.store import chunks, methods
 from loopgraph_mcp.store.database import Database
 
@@ -31,7 +32,7 @@ async def guide(db: Database, method: Method, program: str, *, learned: Sequence
         description=wording.one_line(method.description, limit=_DESCRIPTION_CHARS),
         sources=[f"{each.kind}:{each.ref} {each.title}" for each in method.sources],
         passages=[
-            Passage(each.place, wording.one_line(each.text, limit=_PASSAGE_CHARS), each.paper_id or each.source_kind)
+            Passage(each.place, plain_line(each.text, limit=_PASSAGE_CHARS), each.paper_id or each.source_kind)
             for each in passages
         ],
         places=[MappedEntry(each.kind.value, each.name, each.line, each.end_line, each.text) for each in places],

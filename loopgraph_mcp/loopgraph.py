@@ -31,6 +31,7 @@ from loopgraph_mcp.answers import (
     EditAnswer,
     ExperimentAnswer,
     ImportAnswer,
+    IngestAnswer,
     PackExportAnswer,
     RecordAnswer,
     SearchAnswer,
@@ -568,6 +569,39 @@ class LoopGraph:
         )
         self._sight, self._ledger = None, evidence.Ledger(self.db)  # known rows may have moved to another context
         return answer
+
+    async def ingest(
+        self,
+        source: str,
+        *,
+        query: str = "",
+        sha256: str | None = None,
+        offline: bool = False,
+        on_step: Callable[[float, str], Awaitable[None]] | None = None,
+    ) -> IngestAnswer:
+        """Take a paper, repository, file, folder, pack or run history into the memory; again adds only what is new.
+
+        Args:
+            source: An arXiv id, URL, DOI or title; a GitHub URL; a path; or the URL of a pack.
+            query: What the passages shown should tell; by default of the method.
+            sha256: What a pack's content must hash to.
+            offline: Read only what was fetched before.
+            on_step: Awaited with the share that is done and what is being done.
+
+        Raises:
+            SourceError: It cannot be fetched or read.
+            NotFoundError: There is no such paper, repository or file.
+            PackError: A pack does not follow the format.
+            HistoryError: A history holds no experiments.
+        """
+        from loopgraph_mcp import ingesting  # noqa: PLC0415 - its client takes longer to import than the rest
+
+        async def quiet(_share: float, _words: str) -> None: ...
+
+        if (history := ingesting.history_path(source, self.settings)) is not None:
+            return ingesting.of_history(source, await self.import_history(history))
+        asked = ingesting.Asked(query, sha256, offline)
+        return await ingesting.Ingest(self.db, self.settings, asked, self._now(), on_step or quiet).run(source)
 
     async def export_pack(self, name: str, folder: Path, *, method_ids: Sequence[str] = ()) -> PackExportAnswer:
         """Write methods with their recipes and what came of them for others: those named, or all learned or local ones.

@@ -311,6 +311,18 @@ class State(StrEnum):
     DONE = "done"
 
 
+class DocumentState(StrEnum):
+    """How far a document could be read; where it could not, its abstract may be all there is."""
+
+    READ = "read"
+    SOURCELESS = "sourceless"
+    WITHDRAWN = "withdrawn"
+    ENCRYPTED = "encrypted"
+    SCANNED = "scanned"
+    BROKEN = "broken"
+    TOO_LARGE = "too_large"
+
+
 class Decision(StrEnum):
     """Whether a change stays in the workspace's file."""
 

@@ -8,6 +8,7 @@ from typing import Any, Self
 from pydantic import TypeAdapter
 from rich.console import Console
 from rich.markup import escape
+from rich.padding import Padding
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.syntax import Syntax
 from rich.table import Table
@@ -19,6 +20,7 @@ from loopgraph_mcp.answers import (
     ExperimentAnswer,
     Guidance,
     ImportAnswer,
+    IngestAnswer,
     PackCheckAnswer,
     PackExportAnswer,
     SearchAnswer,
@@ -67,6 +69,29 @@ def show_search(answer: SearchAnswer) -> None:
         console.print(f"[yellow]{escape(answer.note)}[/]", highlight=False)
     ready = next((hit.method_id for hit in answer.hits if hit.has_edit and hit.presence is not Presence.PRESENT), None)
     console.print(f"[dim]next:[/] {f'loopgraph edit {ready}' if ready else escape(answer.next_step)}", highlight=False)
+
+
+def show_ingest(answer: IngestAnswer) -> None:
+    """Show what was ingested, with its few passages."""
+    if answer.kind == "choice":
+        console.print("not ingested; it may be one of these:" if answer.candidates else "arXiv finds nothing for it")
+        for each in answer.candidates:
+            console.print(f"  [bold]{escape(each.id)}[/] {escape(each.title)}", highlight=False)
+        return
+    of = ", ".join(part for part in (answer.state.value, answer.form, answer.licence) if part)
+    console.print(f"[bold]{escape(answer.id)}[/] [dim]{escape(of)}[/]", highlight=False, soft_wrap=True)
+    console.print(escape(answer.title), highlight=False)
+    unit = {"pack": "methods", "history": "rows"}.get(answer.kind, "passages")
+    console.print(f"{answer.added} new {unit}, {answer.known} known", highlight=False)
+    if answer.kind == "pack":
+        console.print(f"sha256 {answer.sha256}", highlight=False, soft_wrap=True)
+    if answer.methods:
+        console.print(f"methods: {escape(', '.join(answer.methods))}", highlight=False)
+    for note in answer.warnings:
+        console.print(f"[yellow]{escape(note)}[/]", highlight=False)
+    for shown in answer.passages:
+        console.print(f"[dim]{shown.chunk_id}[/] [bold]{escape(shown.place)}[/]", highlight=False)
+        console.print(Padding(escape(shown.text), (0, 0, 0, 2)), highlight=False)
 
 
 def show_edit(answer: EditAnswer) -> None:

@@ -1,7 +1,10 @@
-"""What several tests share: settings in a folder of their own, and a workspace whose training takes a blink."""
+"""What several tests share: settings in a folder of their own, a workspace whose training takes a blink, a server."""
 
+import asyncio
 import os
 import textwrap
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -84,3 +87,71 @@ def environment(settings: Settings) -> dict[str, str]:
         "LOOPGRAPH_WORKSPACE": str(settings.workspace),
         "LOOPGRAPH_DEVICE": "cpu",
     }
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One request that a server got."""
+
+    path: str
+    headers: dict[str, str]
+
+
+Reply = Callable[[Asked, asyncio.StreamWriter], Awaitable[None]]
+
+
+@dataclass
+class Server:
+    """A loopback HTTP server that sends what it is told to, byte by byte, so that it can misbehave."""
+
+    url: str = ""
+    replies: dict[str, Reply | list[Reply]] = field(default_factory=dict)
+    asked: list[Asked] = field(default_factory=list)
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+            headers = {
+                name.lower(): value.strip() for name, _, value in (line.partition(":") for line in head[1:] if line)
+            }
+            request = Asked(head[0].split(" ")[1], headers)
+            self.asked.append(request)
+            reply = self.replies.get(request.path) or self.replies.get(request.path.partition("?")[0])
+            if isinstance(reply, list):
+                reply = reply.pop(0) if len(reply) > 1 else reply[0]
+            await (reply or answer(404))(request, writer)
+            await writer.drain()
+        except (ConnectionError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            writer.close()
+
+    def paths(self) -> list[str]:
+        return [each.path for each in self.asked]
+
+
+def answer(status: int = 200, body: bytes = b"", **headers: str) -> Reply:
+    """A reply in full; headers by their names with `_` for `-`."""
+
+    async def reply(_: Asked, writer: asyncio.StreamWriter) -> None:
+        told = {"Content-Length": str(len(body)), **{name.replace("_", "-"): value for name, value in headers.items()}}
+        lines = [f"HTTP/1.1 {status} X", *(f"{name}: {value}" for name, value in told.items()), "Connection: close"]
+        writer.write("\r\n".join([*lines, "", ""]).encode() + body)
+
+    return reply
+
+
+@pytest.fixture
+def reply() -> Callable[..., Reply]:
+    return answer
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[Server]:
+    made = Server()
+    listening = await asyncio.start_server(made.serve, "127.0.0.1", 0)
+    made.url = f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
+    try:
+        yield made
+    finally:
+        listening.close()

@@ -5,6 +5,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
+import aiosqlite
+
 from loopgraph_mcp.store.database import Database, text_hash
 
 _CODE_NAME = re.compile(r"\b(?:[A-Za-z]+\d*_\w+|_\w+|[a-z]+(?:[A-Z][a-z0-9]*)+|(?:[A-Z][a-z0-9]+){2,})\b")
@@ -35,30 +37,36 @@ class Chunk:
 
 async def add_chunks(db: Database, chunks: Sequence[Chunk], *, method_id: str | None = None) -> list[str]:
     """Keep passages, in order, and say of which method they tell; return their ids. Known ones are kept as they are."""
-    rows = [
-        {
-            "id": chunk.id,
-            "kind": chunk.source_kind,
-            "paper": chunk.paper_id,
-            "place": chunk.place,
-            "licence": chunk.licence,
-            "text": chunk.text,
-            "identifiers": " ".join(split_names(chunk.text)),
-        }
-        for chunk in chunks
-    ]
+    ids = [chunk.id for chunk in chunks]
     async with db.transaction() as conn:
-        await conn.executemany(
-            "INSERT INTO chunk (id, source_kind, paper_id, place, licence, text, identifiers) "
-            "VALUES (:id, :kind, :paper, :place, :licence, :text, :identifiers) ON CONFLICT (id) DO NOTHING",
-            rows,
-        )
+        await insert_chunks(conn, chunks)
         if method_id is not None:
             await conn.executemany(
                 "INSERT INTO method_chunk (method_id, chunk_id) VALUES (:method, :id) ON CONFLICT DO NOTHING",
-                [{"method": method_id, "id": row["id"]} for row in rows],
+                [{"method": method_id, "id": each} for each in ids],
             )
-    return [str(row["id"]) for row in rows]
+    return ids
+
+
+async def insert_chunks(conn: aiosqlite.Connection, chunks: Sequence[Chunk]) -> int:
+    """Keep passages within a transaction; return how many are new."""
+    cursor = await conn.executemany(
+        "INSERT INTO chunk (id, source_kind, paper_id, place, licence, text, identifiers) "
+        "VALUES (:id, :kind, :paper, :place, :licence, :text, :identifiers) ON CONFLICT (id) DO NOTHING",
+        [
+            {
+                "id": chunk.id,
+                "kind": chunk.source_kind,
+                "paper": chunk.paper_id,
+                "place": chunk.place,
+                "licence": chunk.licence,
+                "text": chunk.text,
+                "identifiers": " ".join(split_names(chunk.text)),
+            }
+            for chunk in chunks
+        ],
+    )
+    return max(cursor.rowcount, 0)  # -1 where there was nothing to insert
 
 
 async def passages_of(db: Database, method_id: str, *, limit: int) -> list[Chunk]:

@@ -74,6 +74,22 @@ async def import_pack(db: Database, pack: Pack, *, now: float) -> bool:
     return True
 
 
+async def held_pack(db: Database, name: str) -> tuple[str, str] | None:
+    """Return the version and content hash of a pack that the store holds, or None."""
+    rows = await db.reader.execute_fetchall("SELECT version, content_hash FROM pack WHERE name = :n", {"n": name})
+    return next(((str(row["version"]), str(row["content_hash"])) for row in rows), None)
+
+
+async def owned_by_others(db: Database, pack: Pack) -> list[tuple[str, str]]:
+    """Return the ids of a pack's methods that other packs hold, each with that pack's name."""
+    rows = await db.reader.execute_fetchall(
+        "SELECT id, pack_name FROM method WHERE pack_name <> :name AND id IN (SELECT value FROM json_each(:ids)) "
+        "AND retired_at IS NULL ORDER BY id",
+        {"name": pack.name, "ids": json.dumps([method.id for method in pack.methods])},
+    )
+    return [(str(row["id"]), str(row["pack_name"])) for row in rows]
+
+
 async def get_method(db: Database, method_id: str) -> Method | None:
     """Return one method, retired or not."""
     rows = await db.reader.execute_fetchall("SELECT card FROM method WHERE id = :id", {"id": method_id})

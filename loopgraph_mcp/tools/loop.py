@@ -1,4 +1,4 @@
-"""The tools of the loop: search, edit, run, look, cancel, record; and the map of the code."""
+"""The tools of the loop: search, edit, run, look, cancel, record; ingest, which feeds it; the map of the code."""
 
 from typing import Annotated, Any, Literal
 
@@ -7,7 +7,7 @@ from mcp.server.mcpserver.tools import Tool
 from mcp_types import CallToolResult, TextContent, ToolAnnotations
 from pydantic import Field, TypeAdapter
 
-from loopgraph_mcp.answers import CodeMapAnswer, EditAnswer, ExperimentAnswer, RecordAnswer, SearchAnswer
+from loopgraph_mcp.answers import CodeMapAnswer, EditAnswer, ExperimentAnswer, IngestAnswer, RecordAnswer, SearchAnswer
 from loopgraph_mcp.loopgraph import LoopGraph, OnProgress
 from loopgraph_mcp.models import Decision, OutcomeKind, Standing
 from loopgraph_mcp.tokens import estimate_tokens
@@ -23,7 +23,8 @@ WaitS = Annotated[float, Field(description="Seconds to wait for the outcome befo
 ExperimentId = Annotated[str, Field(description="The experiment_id that run_experiment returned", max_length=64)]
 
 _ADAPTERS = {
-    kind: TypeAdapter(kind) for kind in (SearchAnswer, EditAnswer, ExperimentAnswer, RecordAnswer, CodeMapAnswer)
+    kind: TypeAdapter(kind)
+    for kind in (SearchAnswer, EditAnswer, ExperimentAnswer, RecordAnswer, IngestAnswer, CodeMapAnswer)
 }
 
 
@@ -170,6 +171,35 @@ async def record_outcome(
     return await _answer(graph, "record_outcome", answer.experiment_id, answer, text.record(answer))
 
 
+async def ingest(
+    ctx: Ctx,
+    source: Annotated[
+        str,
+        Field(
+            description="An arXiv id, URL or title; a GitHub repository, folder, file or pull request; a local PDF, "
+            "TeX, Markdown, HTML or Python file or a folder of them; a method pack; somebody's results.tsv",
+            max_length=2_000,
+        ),
+    ],
+    query: Annotated[
+        str, Field(description="What its passages should tell; by default of its method", max_length=1_000)
+    ] = "",
+    sha256: Annotated[
+        str | None, Field(description="Refuse a pack whose content has another hash", max_length=80)
+    ] = None,
+) -> Annotated[CallToolResult, IngestAnswer]:
+    """Read a source into the memory and return its few passages that matter; with another query, others of them."""
+    graph, reached = _graph(ctx), 0.0
+
+    async def step(share: float, words: str) -> None:
+        nonlocal reached
+        reached = max(reached, 100 * share)
+        await ctx.report_progress(reached, 100.0, words)
+
+    answer = await graph.ingest(source, query=query, sha256=sha256, on_step=step)
+    return await _answer(graph, "ingest", answer.id or source, answer, text.ingest(answer))
+
+
 async def map_code(
     ctx: Ctx,
     path: Annotated[
@@ -191,6 +221,7 @@ def loop_tools() -> list[Tool]:
     change = ToolAnnotations(read_only_hint=False, destructive_hint=False, idempotent_hint=True, open_world_hint=False)
     run = ToolAnnotations(read_only_hint=False, destructive_hint=False, idempotent_hint=False, open_world_hint=False)
     end = ToolAnnotations(read_only_hint=False, destructive_hint=True, idempotent_hint=True, open_world_hint=False)
+    fetch = ToolAnnotations(read_only_hint=False, destructive_hint=False, idempotent_hint=True, open_world_hint=True)
     return [
         strict_tool(search_methods, title="Search methods", annotations=look),
         strict_tool(get_code_edit, title="Get a code edit", annotations=change),
@@ -198,6 +229,7 @@ def loop_tools() -> list[Tool]:
         strict_tool(get_experiment, title="Look at an experiment", annotations=look),
         strict_tool(cancel_experiment, title="Cancel an experiment", annotations=end),
         strict_tool(record_outcome, title="Record an outcome", annotations=run),
+        strict_tool(ingest, title="Ingest a source", annotations=fetch),
         strict_tool(map_code, title="Map the code", annotations=look),
     ]
 

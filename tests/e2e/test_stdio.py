@@ -99,19 +99,20 @@ async def test_the_tools_are_described_for_a_model(environment: dict[str, str]) 
         "get_experiment",
         "cancel_experiment",
         "record_outcome",
+        "ingest",
         "map_code",
     ]
     for tool in listed:
         assert tool.description
         assert tool.title
         assert tool.annotations is not None
-        assert tool.annotations.open_world_hint is False
+        assert tool.annotations.open_world_hint is (tool.name == "ingest")
         assert tool.output_schema is not None
         assert tool.input_schema["additionalProperties"] is False
         for name, schema in tool.input_schema["properties"].items():
             assert schema.get("description"), f"{tool.name}.{name}"
     spoken = json.dumps([[tool.name, tool.description, tool.input_schema] for tool in listed])
-    assert len(spoken) < 9_500  # about 2,200 tokens in every conversation
+    assert len(spoken) < 10_600  # about 2,500 tokens in every conversation
 
 
 async def test_a_killed_server_loses_nothing(environment: dict[str, str], workspace: Path) -> None:
@@ -205,7 +206,7 @@ def npx() -> None:
 def test_the_inspector_finds_no_fault_with_the_schemas(environment: dict[str, str]) -> None:
     listed = inspector(environment, "--method", "tools/list", "--format", "json", "--strict")
     assert listed.returncode == 0, listed.stdout + listed.stderr
-    assert len(json.loads(listed.stdout)["result"]["tools"]) == 7
+    assert len(json.loads(listed.stdout)["result"]["tools"]) == 8
 
 
 @pytest.mark.usefixtures("npx")
