@@ -78,17 +78,81 @@ class OfferedChange:
 
 
 @dataclass(frozen=True)
+class MappedEntry:
+    """One thing of a code map: what it is, its dotted name, its lines, and its value, signature or error."""
+
+    kind: str
+    name: str
+    line: int
+    end_line: int
+    text: str = ""
+    path: str = ""
+
+
+@dataclass(frozen=True)
+class CodeMapAnswer:
+    """What stands where in a program, or in a folder of them, within a budget of tokens.
+
+    Args:
+        text: The map as text, for a model to read.
+        entries: What of it is shown.
+        left_out: How many entries of each kind are not.
+        errors: What keeps a file from being read whole.
+    """
+
+    path: str
+    query: str
+    text: str
+    entries: list[MappedEntry]
+    left_out: dict[str, int]
+    errors: list[str]
+    next_step: str
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A passage that tells of a method: quoted material, no instruction."""
+
+    place: str
+    text: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """What helps to make a change by hand where no recipe fits; no diff.
+
+    Args:
+        places: Where in the file the method belongs, as far as names tell.
+        nearest_recipe: The method most like it that has a recipe.
+        learned: Why the recipes learned of it do not fit either.
+    """
+
+    name: str
+    description: str
+    sources: list[str]
+    passages: list[Passage]
+    places: list[MappedEntry]
+    nearest_recipe: str
+    nearest_recipe_note: str
+    learned: list[str]
+
+
+@dataclass(frozen=True)
 class EditAnswer:
     """A method as an edit of the workspace's present file, or why there is none.
 
     Args:
-        status: `ready`, `applied` (the file holds it now), `present` (it already did), or `refused`.
+        status: `ready`, `applied` (the file holds it now), `present` (it already did), `refused` (its recipe does not
+            fit), or `guidance` (it has none).
         method_id: The method; several are joined by ` + `.
         nearest: Where refused: the lines of the file nearest to what was looked for.
         earlier: Earlier experiments that bear on it.
         p_keep: Probability that the change will be kept, as far as others' and this workspace's runs tell.
         foresight: Why, in one sentence.
         companions: Changes that go well with it and are not in it.
+        learned: Where the recipe was learned from a patch: from which run, and what came of it since.
+        guidance: Where no recipe fits: what helps to make the change by hand.
     """
 
     status: str
@@ -104,6 +168,8 @@ class EditAnswer:
     p_keep: float | None = None
     foresight: str = ""
     companions: list[OfferedChange] = field(default_factory=list)
+    learned: str = ""
+    guidance: Guidance | None = None
 
 
 @dataclass(frozen=True)
@@ -269,3 +335,45 @@ class IngestAnswer:
     methods: list[str] = field(default_factory=list)
     candidates: list[Candidate] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class ExportedMethod:
+    """One method of an exported pack; its recipe is its `own`, a `learned` one, or `none`."""
+
+    method_id: str
+    recipe: str
+    tries: int
+    wins: int
+
+
+@dataclass(frozen=True)
+class PackExportAnswer:
+    """A pack as it was written."""
+
+    name: str
+    folder: str
+    content_hash: str
+    methods: list[ExportedMethod]
+    next_step: str
+
+
+@dataclass(frozen=True)
+class CheckedMethod:
+    """How a method's recipe stands to some programs: `applied`, `present` or `refused`, and why; none has no recipe."""
+
+    method_id: str
+    fits: dict[str, str]
+    reasons: dict[str, str]
+
+
+@dataclass(frozen=True)
+class PackCheckAnswer:
+    """A valid pack and how it fits; `fits_nowhere` names the methods that every program refuses."""
+
+    name: str
+    version: str
+    content_hash: str
+    methods: list[CheckedMethod]
+    fits_nowhere: list[str]
+    next_step: str

@@ -16,8 +16,8 @@ from rich.live import Live
 from rich.markup import escape
 from rich.status import Status
 
-from loopgraph_mcp import __version__, backtesting, clients, doctor, screen
-from loopgraph_mcp.answers import ExperimentAnswer, ImportAnswer, IngestAnswer
+from loopgraph_mcp import __version__, backtesting, clients, doctor, packing, screen
+from loopgraph_mcp.answers import CodeMapAnswer, ExperimentAnswer, ImportAnswer, IngestAnswer
 from loopgraph_mcp.config import Settings, bundled, read_settings
 from loopgraph_mcp.errors import HistoryError, LoopGraphError, first_of
 from loopgraph_mcp.loopgraph import LoopGraph
@@ -184,7 +184,7 @@ def edit(
         )
     )
     screen.print_json(answer) if as_json else screen.show_edit(answer)
-    if answer.status == "refused":
+    if answer.status in {"refused", "guidance"}:
         raise typer.Exit(1)
 
 
@@ -198,6 +198,28 @@ def _knob(text: str) -> tuple[str, KnobValue]:
         except ValueError:
             continue
     return name, value
+
+
+@app.command(name="map")
+def map_(
+    path: Annotated[
+        Path | None, typer.Argument(help="A Python file or a folder; the workspace's own by default.")
+    ] = None,
+    *,
+    query: Annotated[str, typer.Option("--query", "-q", help="What to show first, in plain words.")] = "",
+    budget: Annotated[int, typer.Option(min=150, max=20_000, help="About how many tokens the map may have.")] = 800,
+    workspace: WorkspaceOption = None,
+    as_json: Json = False,
+) -> None:
+    """Show what stands where in a program: knobs, classes, parameter groups, the loop, methods present."""
+
+    async def work(graph: LoopGraph) -> CodeMapAnswer:
+        if path is None:
+            return await graph.map_code(query=query, budget_tokens=budget, workspace=workspace)
+        return await graph.map_file(path.expanduser().absolute(), query=query, budget_tokens=budget)
+
+    answer = _with_graph(work)
+    screen.print_json(answer) if as_json else screen.show_map(answer)
 
 
 @app.command()
@@ -438,6 +460,38 @@ def backtest(
     with screen.errors.status("reading …") as shown:
         report = backtesting.run(files, memory or [], day_one=day_one, progress=shown.update)
     screen.print_json(report) if as_json else screen.show_backtest(report)
+
+
+packs_app = typer.Typer(help="Write method packs for others, and check them.", no_args_is_help=True)
+app.add_typer(packs_app, name="pack")
+
+
+@packs_app.command(name="export")
+def export_pack(
+    name: Annotated[str, typer.Argument(help="The pack's name: lower-case words joined by -.")],
+    directory: Annotated[Path, typer.Argument(help="A new folder.")],
+    *,
+    method: Annotated[
+        list[str] | None, typer.Option("--method", help="A method, as often as needed; all learned or local otherwise.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write methods with their recipes and what came of them here."""
+    answer = _with_graph(lambda graph: graph.export_pack(name, directory.expanduser(), method_ids=method or []))
+    screen.print_json(answer) if as_json else screen.show_export(answer)
+
+
+@packs_app.command(name="check")
+def check_pack(
+    directory: Annotated[Path, typer.Argument(help="The pack's folder.")],
+    *,
+    against: Annotated[list[Path] | None, typer.Option(help="A train.py, beside the bundled trainer's.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Check a pack: its format, and whether each recipe applies, is present or is refused."""
+    programs = {"trainer/train.py": bundled("trainer") / "train.py", **{str(each): each for each in against or []}}
+    answer = packing.check_pack(directory.expanduser(), programs)
+    screen.print_json(answer) if as_json else screen.show_pack_check(answer)
 
 
 @app.command()

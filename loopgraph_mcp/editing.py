@@ -4,14 +4,16 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from loopgraph_mcp import composing, edits, launch, lookups, precedents, undoing, wording
-from loopgraph_mcp.answers import EditAnswer, OfferedChange
+from loopgraph_mcp import composing, edits, guiding, launch, lookups, precedents, recipes, undoing, wording
+from loopgraph_mcp.answers import EditAnswer, Guidance, OfferedChange
 from loopgraph_mcp.composing import Wish
 from loopgraph_mcp.edits import Around
 from loopgraph_mcp.errors import RunError, WorkspaceError
+from loopgraph_mcp.evidence import Ledger
 from loopgraph_mcp.foresight import Foresight, Past
 from loopgraph_mcp.models import Applied, EditResult, KnobValue, Method, Presence, Refused
 from loopgraph_mcp.store import edits as edit_store
+from loopgraph_mcp.store import learned as learned_store
 from loopgraph_mcp.store import methods
 from loopgraph_mcp.store.database import Database
 from loopgraph_mcp.surroundings import Surroundings
@@ -48,9 +50,18 @@ class _Plan:
 
 
 async def make_edit(
-    db: Database, here: Surroundings, foresight: Foresight, asked: Asked, *, workspace: str | None, now: float
+    db: Database,
+    here: Surroundings,
+    ledger: Ledger,
+    foresight: Foresight,
+    asked: Asked,
+    *,
+    workspace: str | None,
+    now: float,
 ) -> EditAnswer:
     """Make, store and, if asked to, write an edit of the workspace's present file.
+
+    Where a method's own recipe does not fit, one learned of a winning patch is taken, or there is guidance instead.
 
     Raises:
         NotFoundError: No such method, edit or retrieval.
@@ -67,8 +78,23 @@ async def make_edit(
     else:
         plan = await _plan_methods(db, where, asked, program)
     subject = " + ".join(method.id for method in plan.methods) or asked.method_ids[0]
+    learned: recipes.Offer | None = None
+    guidance: Guidance | None = None
+    if isinstance(plan.made, Refused) and len(plan.methods) == 1:
+        method = plan.methods[0]
+        await recipes.learn(db, ledger, [method.id], now=now)
+        offers = await recipes.offers(db, ledger, method, program, asked.knobs)
+        if offers and not isinstance(offers[0].made, Refused):
+            learned = offers[0]
+            plan = replace(plan, made=learned.made)
+        else:
+            guidance = await guiding.guide(db, method, program, learned=recipes.misfits(offers))
+    record = "" if learned is None else learned.record
     if not isinstance(plan.made, Applied):
-        return wording.no_edit(subject, where.editable, plan.made)
+        has_recipe = learned is not None or all(method.recipe for method in plan.methods)
+        return wording.no_edit(
+            subject, where.editable, plan.made, has_recipe=has_recipe, guidance=guidance, learned=record
+        )
     text = plan.made.text
     context_id = await here.context_id(where, where.budget_s)
     diff = edits.unified_diff(program, text, where.editable)
@@ -84,6 +110,8 @@ async def make_edit(
         diff=diff,
         now=now,
     )
+    if learned is not None:
+        await learned_store.add_edit(db, edit_id, learned.recipe.id)
     if asked.apply and not write_program(where, text, expected=program):
         raise WorkspaceError(f"{where.editable_path}: changed while the edit was made; ask again")
     moves = [] if asked.revert else [move for method in plan.methods for move in method.moves]
@@ -104,7 +132,8 @@ async def make_edit(
         next_step=wording.after_edit(edit_id, bearing.earlier),
         p_keep=None if bearing.foreseen is None else round(bearing.foreseen.p_keep, 4),
         foresight=wording.foresight(bearing.foreseen, foresight.seen(moves, Past())),
-        companions=[] if asked.revert else _offered(plan, asked, text),
+        companions=[] if asked.revert or learned is not None else _offered(plan, asked, text),
+        learned=record,
     )
 
 

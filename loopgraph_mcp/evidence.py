@@ -215,6 +215,11 @@ class Ledger:
                 for result in method.published
                 if result.gain is not None
             ]
+            seen += [
+                Observation(outcome.gain_sigmas, kappa=LITERATURE_KAPPA)
+                for outcome in method.outcomes
+                if outcome.gain_sigmas is not None
+            ]
             prior = self.family_means(here).get(method.family, PRIOR_MEAN)
             self._appraisals[method.id] = appraise(seen, record.crashes, prior_mean=prior)
         return self._appraisals[method.id]

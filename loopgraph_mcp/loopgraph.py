@@ -15,17 +15,29 @@ from loopgraph_mcp import (
     importing,
     launch,
     lookups,
+    mapping,
+    packing,
     precedents,
+    recipes,
     recording,
     runs,
     searching,
     views,
     wording,
 )
-from loopgraph_mcp.answers import EditAnswer, ExperimentAnswer, ImportAnswer, IngestAnswer, RecordAnswer, SearchAnswer
+from loopgraph_mcp.answers import (
+    CodeMapAnswer,
+    EditAnswer,
+    ExperimentAnswer,
+    ImportAnswer,
+    IngestAnswer,
+    PackExportAnswer,
+    RecordAnswer,
+    SearchAnswer,
+)
 from loopgraph_mcp.config import Settings, read_settings
 from loopgraph_mcp.editing import Asked, make_edit
-from loopgraph_mcp.errors import RunError
+from loopgraph_mcp.errors import RunError, WorkspaceError
 from loopgraph_mcp.foresight import Foresight, Past
 from loopgraph_mcp.models import (
     Context,
@@ -42,6 +54,7 @@ from loopgraph_mcp.sources.day_one import read_day_one
 from loopgraph_mcp.store import changes as change_store
 from loopgraph_mcp.store import edits as edit_store
 from loopgraph_mcp.store import experiments, imports, merging, methods, outcomes, retrievals, search
+from loopgraph_mcp.store import learned as learned_store
 from loopgraph_mcp.store.database import Database
 from loopgraph_mcp.store.experiments import NewExperiment
 from loopgraph_mcp.store.lineage import Link, chain_of
@@ -132,6 +145,8 @@ class LoopGraph:
             limit=limit,
             standing=standing,
         )
+        learned = await learned_store.methods_with_recipe(self.db)
+        hits = [dataclasses.replace(hit, has_edit=hit.has_edit or hit.method_id in learned) for hit in hits]
         retrieval_id = await retrievals.add_retrieval(
             self.db,
             query,
@@ -206,8 +221,46 @@ class LoopGraph:
         named = frozenset({edits.ALL} if companions is True else companions or ())
         asked = Asked((method_id, *also), dict(knobs or {}), named, retrieval_id, revert, apply)
         return await make_edit(
-            self.db, self._here, await self._foresight(), asked, workspace=workspace, now=self._now()
+            self.db,
+            self._here,
+            self._ledger,
+            await self._foresight(),
+            asked,
+            workspace=workspace,
+            now=self._now(),
         )
+
+    async def map_code(
+        self,
+        path: str | None = None,
+        *,
+        query: str = "",
+        budget_tokens: int = mapping.DEFAULT_BUDGET,
+        workspace: str | None = None,
+    ) -> CodeMapAnswer:
+        """Return what stands where in a program: knobs, fields, classes, parameter groups, the loop, methods present.
+
+        Args:
+            path: A Python file or a folder of the workspace; by default the editable file.
+            query: Words whose places are shown first.
+            budget_tokens: About how long the text may be, at least 150.
+            workspace: Folder that it lies in.
+
+        Raises:
+            WorkspaceError: There is nothing there that can be read, or it lies outside.
+        """
+        where = await self._here.workspace(workspace)
+        target = (where.path / (path or where.editable)).resolve()
+        if not target.is_relative_to(where.path):
+            raise WorkspaceError(f"{target}: lies outside of {where.path}; `loopgraph map PATH` maps any file")
+        return await self.map_file(target, query=query, budget_tokens=budget_tokens)
+
+    async def map_file(
+        self, path: Path, *, query: str = "", budget_tokens: int = mapping.DEFAULT_BUDGET
+    ) -> CodeMapAnswer:
+        """Return what stands where in any Python file, or in a folder of them; see map_code."""
+        known = await methods.all_methods(self.db)
+        return await mapping.map_path(path, known, query=query, budget_tokens=budget_tokens)
 
     # ------------------------------------------------------------------------------------- experiments
 
@@ -404,6 +457,7 @@ class LoopGraph:
         await experiments.add_decision(
             self.db, row.id, decided, made_by=made_by, commit=commit, note=note, now=self._now()
         )
+        await recipes.learn(self.db, self._ledger, row.method_ids, now=self._now())
         if tokens is not None or cost_usd is not None:
             await self.add_cost("agent", subject_id=row.id, tokens=tokens, cost_usd=cost_usd)
         context = await edit_store.get_context(self.db, row.context_id)
@@ -506,6 +560,18 @@ class LoopGraph:
             return ingesting.of_history(source, await self.import_history(history))
         asked = ingesting.Asked(query, sha256, offline)
         return await ingesting.Ingest(self.db, self.settings, asked, self._now(), on_step or quiet).run(source)
+
+    async def export_pack(self, name: str, folder: Path, *, method_ids: Sequence[str] = ()) -> PackExportAnswer:
+        """Write methods with their recipes and what came of them for others: those named, or all learned or local ones.
+
+        Raises:
+            NotFoundError: No such method.
+            PackError: There is nothing to export, or it cannot be written.
+        """
+        own = await asyncio.to_thread(packs.read_pack, self.settings.packs)
+        return await packing.export_pack(
+            self.db, self._ledger, name, folder, method_ids=method_ids, but_pack=own.name, now=self._now()
+        )
 
     async def trace(self, experiment_id: str) -> list[Link]:
         """Return what led to an experiment, from pack and paper on, and what came of it.

@@ -40,6 +40,25 @@ class PublishedResult:
     gain: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class SharedOutcome:
+    """What a method did in somebody else's LoopGraph, in one context; weak evidence.
+
+    Args:
+        context: The device, the budget and the metric, in words.
+        mean_gain: Mean improvement in units of the metric, positive is better.
+        gain_sigmas: The same in noise floors of that context.
+    """
+
+    context: str
+    metric: str
+    tries: int
+    wins: int
+    crashes: int
+    mean_gain: float | None = None
+    gain_sigmas: float | None = None
+
+
 KnobValue = int | float | str
 
 
@@ -231,7 +250,7 @@ class Move:
 class Method:
     """An idea that can be tried: what it is, who reported what of it, and, if known, how to make the edit.
 
-    `moves` is what it does with its knobs at their defaults, in the words in which runs are described.
+    `moves` is what it does with its knobs at their defaults, read from `change`, or from its name where that is empty.
     """
 
     id: str
@@ -245,6 +264,8 @@ class Method:
     knobs: tuple[Knob, ...] = ()
     recipe: Recipe | None = None
     moves: tuple[Move, ...] = ()
+    outcomes: tuple[SharedOutcome, ...] = ()
+    change: str = ""
 
 
 @dataclass(frozen=True, slots=True)

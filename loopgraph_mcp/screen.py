@@ -13,7 +13,18 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.syntax import Syntax
 from rich.table import Table
 
-from loopgraph_mcp.answers import EarlierRun, EditAnswer, ExperimentAnswer, ImportAnswer, IngestAnswer, SearchAnswer
+from loopgraph_mcp.answers import (
+    CodeMapAnswer,
+    EarlierRun,
+    EditAnswer,
+    ExperimentAnswer,
+    Guidance,
+    ImportAnswer,
+    IngestAnswer,
+    PackCheckAnswer,
+    PackExportAnswer,
+    SearchAnswer,
+)
 from loopgraph_mcp.backtest import Report
 from loopgraph_mcp.doctor import Check, Level
 from loopgraph_mcp.launch import DEFAULT_SEED
@@ -89,9 +100,13 @@ def show_edit(answer: EditAnswer) -> None:
         console.print(f"[bold]{escape(answer.method_id)}[/] is {answer.status}: {escape(answer.reason)}")
         for line in answer.nearest:
             console.print(f"  {escape(line)}")
+        if answer.guidance is not None:
+            _show_guidance(answer.guidance)
     else:
         console.print(Syntax(answer.diff, "diff", background_color="default", word_wrap=True))
         console.print(f"[bold]{answer.edit_id}[/] ({answer.status})")
+        if answer.learned:
+            console.print(f"[dim]recipe:[/] {escape(answer.learned)}", highlight=False)
         if answer.foresight:
             console.print(f"[dim]foresight:[/] {escape(answer.foresight)}", highlight=False)
         for each in answer.companions:
@@ -100,6 +115,29 @@ def show_edit(answer: EditAnswer) -> None:
         _show_earlier(answer.earlier)
     made = None if answer.edit_id is None else f"loopgraph run --edit {answer.edit_id}"
     console.print(f"[dim]next:[/] {made or escape(answer.next_step)}", highlight=False)
+
+
+def _show_guidance(guidance: Guidance) -> None:
+    """Show what helps to make a change by hand."""
+    console.print(f"[bold]guidance[/] {escape(guidance.description)}", highlight=False)
+    for line in [*guidance.sources, *guidance.learned]:
+        console.print(f"  {escape(line)}", highlight=False)
+    for passage in guidance.passages:
+        console.print(f"[dim]> {escape(f'[{passage.source}, {passage.place}] {passage.text}')}[/]", highlight=False)
+    for place in guidance.places:
+        console.print(f"  {place.line}-{place.end_line} {place.kind} {escape(place.name)}", highlight=False)
+    if guidance.nearest_recipe:
+        console.print(
+            f"nearest recipe: {guidance.nearest_recipe} ({escape(guidance.nearest_recipe_note)})", highlight=False
+        )
+
+
+def show_map(answer: CodeMapAnswer) -> None:
+    """Show a code map."""
+    console.print(answer.text, markup=False, highlight=False, soft_wrap=True)
+    left = ", ".join(f"{count} {kind}" for kind, count in answer.left_out.items())
+    if left:
+        console.print(f"[dim]left out: {left}; --budget shows more, --query what you look for[/]", highlight=False)
 
 
 def _show_earlier(runs: Sequence[EarlierRun]) -> None:
@@ -156,6 +194,32 @@ def results_table(answers: Sequence[ExperimentAnswer]) -> Table:
             "" if answer.decision is None else _decision(answer.decision),
         )
     return table
+
+
+def show_export(answer: PackExportAnswer) -> None:
+    """Show a pack that was written."""
+    console.print(f"[bold]{answer.name}[/] in {escape(answer.folder)}, {answer.content_hash[:12]}", highlight=False)
+    for method in answer.methods:
+        tried = f"{method.tries} tries, {method.wins} won" if method.tries else "untried"
+        console.print(f"  {escape(method.method_id)}: recipe {method.recipe}; {tried}", highlight=False)
+    console.print(f"[dim]next:[/] {escape(answer.next_step)}", highlight=False)
+
+
+def show_pack_check(answer: PackCheckAnswer) -> None:
+    """Show how a pack's recipes fit."""
+    console.print(
+        f"[bold]{escape(answer.name)}[/] {escape(answer.version)}: {len(answer.methods)} methods, valid; "
+        f"hash {answer.content_hash}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    style = {"applied": "green", "present": "green", "refused": "yellow"}
+    for method in answer.methods:
+        console.print(f"  {escape(method.method_id)}" + ("" if method.fits else " [dim]no recipe[/]"), highlight=False)
+        for file, how in method.fits.items():
+            reason = f": {escape(method.reasons[file])}" if file in method.reasons else ""
+            console.print(f"    [{style[how]}]{how}[/] {escape(file)}{reason}", highlight=False)
+    console.print(f"[dim]next:[/] {escape(answer.next_step)}", highlight=False)
 
 
 def show_chain(links: Sequence[Link]) -> None:

@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from itertools import takewhile
 from pathlib import Path
 
-from loopgraph_mcp import evidence, trainlog
+from loopgraph_mcp import evidence, recipes, trainlog
 from loopgraph_mcp.config import Settings, read_settings
 from loopgraph_mcp.errors import StoreError
 from loopgraph_mcp.models import Decision, Outcome, OutcomeKind, VerdictKind
@@ -242,7 +242,8 @@ async def _conclude(db: Database, experiment: ExperimentRow, workspace: Workspac
 async def _decide(db: Database, experiment: ExperimentRow, workspace: Workspace, outcome: Outcome) -> None:
     row = await experiments.get_experiment(db, experiment.id)
     assert row is not None  # noqa: S101 - it was there a moment ago and rows are never deleted
-    verdict = await evidence.Ledger(db).judge(row)
+    ledger = evidence.Ledger(db)
+    verdict = await ledger.judge(row)
     commit, note = None, ""
     if verdict.decision is Decision.KEEP and verdict.kind is not VerdictKind.BASELINE:
         commit, note = await _keep(db, experiment, workspace, outcome)
@@ -261,6 +262,7 @@ async def _decide(db: Database, experiment: ExperimentRow, workspace: Workspace,
         append_result(workspace, row_of_results)
     except OSError as error:
         logger.warning("results.tsv was not written: %s; the outcome is in the store", error)
+    await recipes.learn(db, ledger, row.method_ids, now=time.time())
 
 
 async def _keep(

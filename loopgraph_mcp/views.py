@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from loopgraph_mcp import runs
+from loopgraph_mcp import runs, wording
 from loopgraph_mcp.answers import ExperimentAnswer
 from loopgraph_mcp.evidence import Ledger
-from loopgraph_mcp.models import Outcome, OutcomeKind, State
-from loopgraph_mcp.store import edits, experiments
+from loopgraph_mcp.models import Outcome, OutcomeKind, State, VerdictKind
+from loopgraph_mcp.store import edits, experiments, learned
 from loopgraph_mcp.store.database import Database
 from loopgraph_mcp.store.experiments import ExperimentRow
 from loopgraph_mcp.trainlog import Progress, parse_progress
@@ -54,13 +54,16 @@ def _eta_s(row: ExperimentRow, progress: Progress | None, now: float) -> float:
 
 async def _done(db: Database, ledger: Ledger, row: ExperimentRow, outcome: Outcome, *, metric: str) -> ExperimentAnswer:
     verdict = await ledger.judge(row) if outcome.kind.says_something else None
+    taught = ""
+    if verdict is not None and verdict.kind is VerdictKind.WIN and row.edit_id is not None:
+        taught = wording.taught(row, await learned.learned_from(db, row.id))
     return ExperimentAnswer(
         experiment_id=row.id,
         state=row.state,
         description=row.description,
         seed=row.seed,
         metric=metric,
-        next_step=verdict.next_step if verdict else "Nothing was measured; run it again.",
+        next_step=verdict.next_step + taught if verdict else "Nothing was measured; run it again.",
         run_dir=row.run_dir,
         outcome=outcome.kind,
         reason=outcome.reason,

@@ -2,12 +2,13 @@
 
 from collections.abc import Collection, Sequence
 
-from loopgraph_mcp.answers import EarlierRun, EditAnswer, MethodHit
+from loopgraph_mcp.answers import EarlierRun, EditAnswer, Guidance, MethodHit
 from loopgraph_mcp.changes import Kinship
 from loopgraph_mcp.evidence import TrackRecord
 from loopgraph_mcp.foresight import Foreseen
 from loopgraph_mcp.models import (
     Context,
+    Decision,
     Direction,
     EditResult,
     Method,
@@ -66,6 +67,9 @@ def _ago(age: int | None) -> str:
 
 def _published(method: Method) -> list[str]:
     told = sorted((each for each in method.published if each.gain is not None), key=lambda each: each.gain or 0.0)
+    if method.outcomes:
+        most = max(method.outcomes, key=lambda each: each.tries)
+        return [f"others' {most.tries} tries, {most.wins} won ({most.context})"]
     if not told:
         return []
     gains = dict.fromkeys(signed(each.gain or 0.0) for each in (told[0], told[-1]))
@@ -94,15 +98,24 @@ def after_search(hits: Sequence[MethodHit], retrieval_id: str) -> str:
     return f'get_code_edit(method_id="{ready[0].method_id}", retrieval_id="{retrieval_id}")'
 
 
-def no_edit(subject: str, file: str, made: EditResult) -> EditAnswer:
-    """Return the answer where a method makes no edit: it is there already, or its recipe does not fit."""
+def no_edit(
+    subject: str, file: str, made: EditResult, *, has_recipe: bool, guidance: Guidance | None = None, learned: str = ""
+) -> EditAnswer:
+    """Return the answer where a method makes no edit: it is there already, its recipe does not fit, or it has none."""
     if isinstance(made, Present):
         status, reason, near = "present", made.reason, list[str]()
         next_step = "Ask for other knob values, or try another method."
     else:
         assert isinstance(made, Refused)  # noqa: S101 - the caller has handled Applied
         status, reason, near = "refused", f"looked for {made.looked_for}: {made.reason}", list(made.nearest)
+        if not has_recipe:
+            status, reason = "guidance", "it has no recipe, so there is no diff of it"
         next_step = "Make the change by hand near these lines and run it with run_experiment(patch=…, method_id=…)."
+        if guidance is not None:
+            next_step = (
+                f'Write the change yourself and run it: run_experiment(patch="<unified diff of {file}>", '
+                f'method_id="{subject}", description="…"). If it wins, LoopGraph learns its recipe.'
+            )
     return EditAnswer(
         status=status,
         method_id=subject,
@@ -114,7 +127,21 @@ def no_edit(subject: str, file: str, made: EditResult) -> EditAnswer:
         nearest=near,
         earlier=[],
         next_step=next_step,
+        learned=learned,
+        guidance=guidance,
     )
+
+
+def taught(run: ExperimentRow, method_ids: Sequence[str]) -> str:
+    """Return what a winning change taught: the recipe of a method, or that it should be named to become one."""
+    if method_ids:
+        return f' Its edit is learned: get_code_edit(method_id="{method_ids[0]}") can make it of later versions.'
+    if not run.method_ids and run.decision is Decision.KEEP:
+        return (
+            " It counts for no method: name it with add_method, then replicate it with run_experiment(method_id=…, "
+            "replicate=true), and its edit is learned as that method's recipe."
+        )
+    return ""
 
 
 def earlier_run(run: ExperimentRow) -> EarlierRun:

@@ -30,6 +30,7 @@ from loopgraph_mcp.models import (
     SetDefault,
     SetKwarg,
     SetLocal,
+    SharedOutcome,
     Sign,
     Source,
     Variant,
@@ -79,6 +80,7 @@ Text = Annotated[str, Field(min_length=1, max_length=4_000, pattern=rf"^([^{_UNS
 Number = Annotated[int, Field(ge=-(2**63), lt=2**63)] | Annotated[float, Field(allow_inf_nan=False)]
 Identifier = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 Dotted = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*$")]
+Place = Dotted | Literal[""]  # the module's own level
 KnobName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 
 
@@ -103,6 +105,22 @@ class _Published(_Table):
     setting: Line
     source: Line
     gain: Annotated[float, Field(allow_inf_nan=False)] | None = None
+
+
+class _Outcome(_Table):
+    context: Line
+    metric: Line
+    tries: Annotated[int, Field(ge=1, le=1_000_000)]
+    wins: Annotated[int, Field(ge=0)]
+    crashes: Annotated[int, Field(ge=0)]
+    mean_gain: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    gain_sigmas: Annotated[float, Field(allow_inf_nan=False)] | None = None
+
+    @model_validator(mode="after")
+    def _adds_up(self) -> Self:
+        if self.wins + self.crashes > self.tries:
+            raise ValueError(f"{self.wins} wins and {self.crashes} crashes are more than {self.tries} tries")
+        return self
 
 
 class _Knob(_Table):
@@ -161,7 +179,7 @@ class _SetDefault(_Table):
 
 class _SetKwarg(_Table):
     op: Literal["set_kwarg"]
-    scope: Dotted | Literal[""] = ""
+    scope: Place = ""
     call: Identifier
     name: Identifier
     value: Line
@@ -172,7 +190,7 @@ class _SetKwarg(_Table):
 
 class _ReplaceStmt(_Table):
     op: Literal["replace_stmt"]
-    scope: Dotted | Literal[""] = ""
+    scope: Place = ""
     old: Text
     new: Text
 
@@ -182,7 +200,7 @@ class _ReplaceStmt(_Table):
 
 class _InsertAfter(_Table):
     op: Literal["insert_after"]
-    scope: Dotted | Literal[""] = ""
+    scope: Place = ""
     anchor: Text
     code: Text
 
@@ -336,6 +354,7 @@ class _Method(_Table):
     change: Annotated[str, Field(max_length=200, pattern=_ONE_LINE)] = ""
     sources: list[_Source] = Field(default_factory=list)
     published: list[_Published] = Field(default_factory=list)
+    outcomes: list[_Outcome] = Field(default_factory=list, max_length=100)
     knobs: dict[KnobName, _Knob] = Field(default_factory=dict)
     recipe: _Recipe | None = None
 
@@ -436,6 +455,8 @@ class _Method(_Table):
             ),
             recipe=None if self.recipe is None else self.recipe.made(),
             moves=read_moves(self.change or self.name),
+            outcomes=tuple(SharedOutcome(**each.model_dump()) for each in self.outcomes),
+            change=self.change,
         )
 
 

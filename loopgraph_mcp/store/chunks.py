@@ -69,6 +69,16 @@ async def insert_chunks(conn: aiosqlite.Connection, chunks: Sequence[Chunk]) -> 
     return max(cursor.rowcount, 0)  # -1 where there was nothing to insert
 
 
+async def passages_of(db: Database, method_id: str, *, limit: int) -> list[Chunk]:
+    """Return the passages that tell of a method, those of papers first, then the oldest."""
+    rows = await db.reader.execute_fetchall(
+        "SELECT chunk.* FROM method_chunk JOIN chunk ON chunk.id = method_chunk.chunk_id "
+        "WHERE method_id = :method ORDER BY source_kind <> 'paper', chunk.row LIMIT :limit",
+        {"method": method_id, "limit": limit},
+    )
+    return [Chunk(row["source_kind"], row["text"], row["place"], row["paper_id"], row["licence"]) for row in rows]
+
+
 def split_names(text: str) -> list[str]:
     """Return the parts of the names of code in a text: `val_bpb` is also val and bpb."""
     names = dict.fromkeys(_CODE_NAME.findall(text))

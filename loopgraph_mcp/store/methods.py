@@ -3,7 +3,7 @@
 import json
 import logging
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from functools import lru_cache
 from typing import Any
@@ -27,6 +27,7 @@ from loopgraph_mcp.models import (
     SetDefault,
     SetKwarg,
     SetLocal,
+    SharedOutcome,
     Sign,
     Source,
     Variant,
@@ -102,6 +103,14 @@ async def get_method(db: Database, method_id: str) -> Method | None:
     return next(_readable(rows), None)
 
 
+async def ids_beside(db: Database, pack_name: str) -> set[str]:
+    """Return the methods that other packs than one hold."""
+    rows = await db.reader.execute_fetchall(
+        "SELECT id FROM method WHERE pack_name <> :name AND retired_at IS NULL", {"name": pack_name}
+    )
+    return {str(row["id"]) for row in rows}
+
+
 async def families(db: Database) -> dict[str, str]:
     """Return the family of each method, retired or not."""
     rows = await db.reader.execute_fetchall("SELECT id, family FROM method")
@@ -155,6 +164,17 @@ def _plain(value: Any) -> Any:
     return [_plain(each) for each in value] if isinstance(value, tuple) else value
 
 
+def encode_recipe(recipe: Recipe, knobs: Sequence[Knob]) -> str:
+    """Return a recipe and its knobs as JSON, as a method's card has them."""
+    card = json.loads(_encode(Method("", "", "", "", "", knobs=tuple(knobs), recipe=recipe)))
+    return json.dumps({"recipe": card["recipe"], "knobs": card["knobs"]}, ensure_ascii=False, sort_keys=True)
+
+
+def decode_recipe(card: Mapping[str, Any]) -> tuple[Recipe, tuple[Knob, ...]]:
+    """Return the recipe and the knobs that JSON holds."""
+    return _decode_recipe(card["recipe"]), _decode_knobs(card["knobs"])
+
+
 def _readable(rows: Iterable[sqlite3.Row]) -> Iterator[Method]:
     """Yield the methods whose cards can be read; one that was damaged takes no other with it."""
     for row in rows:
@@ -173,10 +193,16 @@ def _decode(card_json: str) -> Method:
         aliases=tuple(card["aliases"]),
         sources=tuple(Source(**source) for source in card["sources"]),
         published=tuple(PublishedResult(**result) for result in card["published"]),
-        knobs=tuple(Knob(**{**knob, "choices": tuple(knob["choices"])}) for knob in card["knobs"]),
+        knobs=_decode_knobs(card["knobs"]),
         recipe=None if recipe is None else _decode_recipe(recipe),
         moves=tuple(Move(**move) for move in card.get("moves", ())),
+        outcomes=tuple(SharedOutcome(**outcome) for outcome in card.get("outcomes", ())),
+        change=card.get("change", ""),
     )
+
+
+def _decode_knobs(knobs: Sequence[dict[str, Any]]) -> tuple[Knob, ...]:
+    return tuple(Knob(**{**knob, "choices": tuple(knob["choices"])}) for knob in knobs)
 
 
 def _decode_recipe(recipe: dict[str, Any]) -> Recipe:

@@ -1,4 +1,4 @@
-"""The tools of the loop: search, edit, run, look, cancel, record, and ingest, which feeds it."""
+"""The tools of the loop: search, edit, run, look, cancel, record; ingest, which feeds it; the map of the code."""
 
 from typing import Annotated, Any, Literal
 
@@ -7,7 +7,7 @@ from mcp.server.mcpserver.tools import Tool
 from mcp_types import CallToolResult, TextContent, ToolAnnotations
 from pydantic import Field, TypeAdapter
 
-from loopgraph_mcp.answers import EditAnswer, ExperimentAnswer, IngestAnswer, RecordAnswer, SearchAnswer
+from loopgraph_mcp.answers import CodeMapAnswer, EditAnswer, ExperimentAnswer, IngestAnswer, RecordAnswer, SearchAnswer
 from loopgraph_mcp.loopgraph import LoopGraph, OnProgress
 from loopgraph_mcp.models import Decision, OutcomeKind, Standing
 from loopgraph_mcp.tokens import estimate_tokens
@@ -23,7 +23,8 @@ WaitS = Annotated[float, Field(description="Seconds to wait for the outcome befo
 ExperimentId = Annotated[str, Field(description="The experiment_id that run_experiment returned", max_length=64)]
 
 _ADAPTERS = {
-    kind: TypeAdapter(kind) for kind in (SearchAnswer, EditAnswer, ExperimentAnswer, RecordAnswer, IngestAnswer)
+    kind: TypeAdapter(kind)
+    for kind in (SearchAnswer, EditAnswer, ExperimentAnswer, RecordAnswer, IngestAnswer, CodeMapAnswer)
 }
 
 
@@ -79,7 +80,7 @@ async def get_code_edit(
     diff_from: Annotated[int, Field(description="Show a long diff from this line of it on", ge=1)] = 1,
     workspace: Workspace = None,
 ) -> Annotated[CallToolResult, EditAnswer]:
-    """Turn methods into one edit of the present training file: its diff, or why it does not fit."""
+    """Turn methods into one edit of the present training file: its diff, or guidance to make it by hand."""
     graph = _graph(ctx)
     answer = await graph.get_code_edit(
         method_id,
@@ -218,6 +219,21 @@ async def ingest(
     return await _answer(graph, "ingest", answer.id or source, answer, text.ingest(answer))
 
 
+async def map_code(
+    ctx: Ctx,
+    path: Annotated[
+        str | None, Field(description="A Python file or folder of the workspace; its editable file by default")
+    ] = None,
+    query: Annotated[str, Field(description="What you look for, in plain words: shown first")] = "",
+    budget_tokens: Annotated[int, Field(description="About how long the map may be", ge=150, le=20_000)] = 800,
+    workspace: Workspace = None,
+) -> Annotated[CallToolResult, CodeMapAnswer]:
+    """See what stands where before you read a file: knobs, fields, classes, parameter groups, loop, methods present."""
+    graph = _graph(ctx)
+    answer = await graph.map_code(path, query=query, budget_tokens=budget_tokens, workspace=workspace)
+    return await _answer(graph, "map_code", answer.path, answer, text.code_map(answer))
+
+
 def loop_tools() -> list[Tool]:
     """Return the tools in the order in which the loop uses them."""
     look = ToolAnnotations(read_only_hint=True, open_world_hint=False)
@@ -233,6 +249,7 @@ def loop_tools() -> list[Tool]:
         strict_tool(cancel_experiment, title="Cancel an experiment", annotations=end),
         strict_tool(record_outcome, title="Record an outcome", annotations=run),
         strict_tool(ingest, title="Ingest a source", annotations=fetch),
+        strict_tool(map_code, title="Map the code", annotations=look),
     ]
 
 
