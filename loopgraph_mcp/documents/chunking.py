@@ -5,16 +5,19 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from loopgraph_mcp.documents.model import Block, Document
+from loopgraph_mcp.documents.model import Block, Document, Kind
 
 LEAST_WORDS = 80
 ENOUGH_WORDS = 160  # a passage that has these ends with its paragraph
 MOST_WORDS = 250
 _MOST_WORDS_OF_A_BOX = 800  # a table longer than that is cut between rows
 _WHOLE = frozenset({"equation", "table", "algorithm", "caption", "code", "list"})
+_LED_TO = frozenset({"equation", "list", "code"})  # the sentence before one of these leads to it
 _BOXES = frozenset({"table", "algorithm", "caption", "code"})
 _SENTENCE_END = re.compile(r"(?<=[.!?])[\])”\"’']*\s+(?=[\"“‘'(\[]*[A-Z0-9$\\])")
-_NO_END = re.compile(r"(?:\b(?:e\.g|i\.e|cf|vs|etc|al|Fig|Figs|Eq|Eqs|Sec|Tab|Alg|App|Dr|Prof|resp|approx|w\.r\.t|No)|\b[A-Z])\.$")
+_NO_END = re.compile(
+    r"(?:\b(?:e\.g|i\.e|cf|vs|etc|al|Fig|Figs|Eq|Eqs|Sec|Tab|Alg|App|Dr|Prof|resp|approx|w\.r\.t|No)|\b[A-Z])\.$"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,14 +80,15 @@ def _pieces(blocks: Sequence[Block]) -> Iterator[_Piece]:
         if block.kind in _WHOLE:
             for part in _parts(block.text):
                 beside = pieces and (
-                    (block.kind == "equation" and last in {"text", "equation"})
-                    or (block.kind == "list" and last == "text" and pieces[-1].text.endswith(":"))
+                    (block.kind in _LED_TO and last in {"text", block.kind})
                     or (block.kind in _BOXES and last == "caption")
-                    or (block.kind == "caption" and last in {"table", "algorithm", "code"})
+                    or (block.kind == "caption" and last in _BOXES)
                     or (block.kind in _BOXES and last == "text" and pieces[-1].text.endswith(":"))
                 )
-                if beside and pieces[-1].words + len(part.split()) <= _MOST_WORDS_OF_A_BOX:
-                    pieces[-1] = _Piece(f"{pieces[-1].text}\n\n{part}", pieces[-1].page, True, pieces[-1].before)
+                if beside and pieces[-1].words + len(part.split()) <= _most(block.kind):
+                    pieces[-1] = _Piece(
+                        f"{pieces[-1].text}\n\n{part}", pieces[-1].page, ends_paragraph=True, before=pieces[-1].before
+                    )
                 else:
                     pieces.append(_Piece(part, block.page, ends_paragraph=True))
                 last = block.kind
@@ -100,6 +104,11 @@ def _pieces(blocks: Sequence[Block]) -> Iterator[_Piece]:
                 pieces.append(_Piece(sentence, block.page, ends, " " if at else "\n\n"))
         joins_next, last = False, "text"
     yield from pieces
+
+
+def _most(kind: Kind) -> int:
+    """Return how many words a piece may have that boxes are joined to; references need not stand together."""
+    return MOST_WORDS if kind == "list" else _MOST_WORDS_OF_A_BOX
 
 
 def _parts(text: str) -> Iterator[str]:

@@ -54,7 +54,9 @@ def _collect(body: Sequence[ast.stmt], prefix: str, found: list[tuple[str, int, 
         first = min([node.lineno, *(each.lineno for each in node.decorator_list)])
         last = node.end_lineno or node.lineno
         name = f"{prefix}.{node.name}" if prefix else node.name
-        symbols = [each for each in node.body if isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)]
+        symbols = [
+            each for each in node.body if isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+        ]
         if isinstance(node, ast.ClassDef) and symbols and last - first >= _SHORT_LINES and level < _MOST_LEVELS:
             begin = min([symbols[0].lineno, *(each.lineno for each in symbols[0].decorator_list)])
             found.append((name, first, max(first, begin - 1)))

@@ -7,13 +7,15 @@ from loopgraph_mcp.documents.tex import Scope, Tokens
 Inline = Callable[[list[str]], str]
 _BLOCKS = {  # what opens a block in algorithmic and algorithm2e, and the word for it
     "For": "for", "ForAll": "for all", "ForEach": "for each", "While": "while", "If": "if", "uIf": "if", "lIf": "if",
-    "lFor": "for", "lForEach": "for each", "Procedure": "procedure", "Function": "function", "Fn": "function", "ForPar": "for",
+    "lFor": "for", "lForEach": "for each", "Procedure": "procedure", "Function": "function", "Fn": "function",
+    "ForPar": "for",
 }  # fmt: skip
 _ELSE = {"Else": "else", "uElse": "else", "lElse": "else"}
 _ELSE_IF = {"ElsIf": "else if", "ElseIf": "else if", "uElseIf": "else if", "lElseIf": "else if"}
 _LINES = {
-    "State": "", "STATE": "", "Statex": "", "Require": "Require: ", "REQUIRE": "Require: ", "Ensure": "Ensure: ", "ENSURE": "Ensure: ",
-    "Input": "Input: ", "Output": "Output: ", "INPUT": "Input: ", "OUTPUT": "Output: ", "KwIn": "Input: ", "KwOut": "Output: ",
+    "Statex": "", "Require": "Require: ", "REQUIRE": "Require: ", "Ensure": "Ensure: ", "ENSURE": "Ensure: ",
+    "Input": "Input: ", "Output": "Output: ", "INPUT": "Input: ", "OUTPUT": "Output: ", "KwIn": "Input: ",
+    "KwOut": "Output: ",
     "KwData": "Data: ", "KwResult": "Result: ", "KwInput": "Input: ", "KwOutput": "Output: ", "KwRet": "return ",
 }  # fmt: skip
 _COMMENTS = frozenset({"Comment", "COMMENT", "tcp", "tcc", "tcp*", "LComment"})
@@ -68,7 +70,7 @@ class _Box:
         if text:
             self.lines.append("  " * min(self.depth, 20) + text)
 
-    def read(self, tokens: Tokens, level: int) -> None:
+    def read(self, tokens: Tokens, level: int) -> None:  # noqa: C901, PLR0912 - one case a command
         """Read lines until the tokens end."""
         while (token := tokens.raw()) is not None:
             name = token[1:] if token[0] == "\\" else ""
@@ -88,7 +90,12 @@ class _Box:
                 self.end_line()
                 self._line.append("return ")
             elif title in {"Forall"} | _BLOCKS.keys():
-                self.block(tokens, _BLOCKS.get(title, "for all"), level, conditions=2 if title in {"Procedure", "Function"} else 1)
+                self.block(
+                    tokens,
+                    _BLOCKS.get(title, "for all"),
+                    level,
+                    conditions=2 if title in {"Procedure", "Function"} else 1,
+                )
             elif title in _ELSE_IF or title == "Elsif":
                 self.depth = max(0, self.depth - (not self._braces))
                 self.block(tokens, "else if", level)

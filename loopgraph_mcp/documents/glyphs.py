@@ -12,7 +12,20 @@ from pdfminer.pdfpage import PDFPage
 _BOLD = re.compile(r"bold|cmbx|black|heavy|-medi|demi|sfbx|\.b\b|nimbusromno9l-medi", re.IGNORECASE)
 _MATH = re.compile(r"cmmi|cmsy|cmex|msam|msbm|lmmath|symbol|eufm|rsfs|math|bbold|dsrom|wasy|stmary", re.IGNORECASE)
 # Where TeX's old text fonts keep their ligatures and dashes; a PDF that lost its encoding still shows these numbers.
-_OF_TEX = {11: "ff", 12: "fi", 13: "fl", 14: "ffi", 15: "ffl", 27: "ff", 28: "fi", 29: "fl", 30: "ffi", 31: "ffl", 123: "–", 124: "—"}
+_OF_TEX = {
+    11: "ff",
+    12: "fi",
+    13: "fl",
+    14: "ffi",
+    15: "ffl",
+    27: "ff",
+    28: "fi",
+    29: "fl",
+    30: "ffi",
+    31: "ffl",
+    123: "–",
+    124: "—",
+}
 _LIGATURES = str.maketrans({"ﬀ": "ff", "ﬁ": "fi", "ﬂ": "fl", "ﬃ": "ffi", "ﬄ": "ffl", "ﬅ": "st", "ﬆ": "st", "\xa0": " "})
 _MOST_LETTERS_A_PAGE = 100_000
 
@@ -78,7 +91,7 @@ class Letters(PDFTextDevice):
 
     def __init__(self, manager: PDFResourceManager) -> None:
         super().__init__(manager)
-        self.kinds: dict[int, tuple[bool, bool]] = {}
+        self.kinds: dict[PDFFont, tuple[bool, bool]] = {}
         self.start()
 
     def start(self) -> None:
@@ -86,7 +99,7 @@ class Letters(PDFTextDevice):
         self.runs: tuple[list[_Growing], list[_Growing]] = ([], [])  # of the page itself, of its figures
         self.depth = 0
         self.count = self.unknown = self.images = 0
-        self.last = ("", 0.0, 0.0)
+        self.last: tuple[str, int, int] = ("", 0, 0)
 
     def begin_figure(self, name: str, bbox: Any, matrix: Any) -> None:
         """Note that what follows belongs to a figure."""
@@ -101,11 +114,19 @@ class Letters(PDFTextDevice):
         self.images += 1
 
     def render_char(
-        self, matrix: Any, font: PDFFont, fontsize: float, scaling: float, rise: float, cid: int, ncs: Any, graphicstate: Any
+        self,
+        matrix: Any,
+        font: PDFFont,
+        fontsize: float,
+        scaling: float,
+        rise: float,
+        cid: int,
+        ncs: Any,
+        graphicstate: Any,
     ) -> float:
         """Take a letter; return by how much the pen moves on."""
         advance = font.char_width(cid) * fontsize * scaling
-        a, b, c, d, x, y = matrix
+        a, b, _, d, x, y = matrix
         size = abs(fontsize * d)
         if abs(b) > 0.1 * abs(a) or a <= 0 or size < 1 or self.count > _MOST_LETTERS_A_PAGE:
             return advance  # turned text is no part of what is read: axis labels, arXiv's stamp
@@ -127,10 +148,10 @@ class Letters(PDFTextDevice):
         if self.last == (text, round(x0), round(y)) and size > 3:  # drawn twice to look bold
             return
         self.last = (text, round(x0), round(y))
-        kind = self.kinds.get(id(font))
+        kind = self.kinds.get(font)
         if kind is None:
             name = str(getattr(font, "basefont", "") or getattr(font, "fontname", ""))
-            kind = self.kinds[id(font)] = (bool(_BOLD.search(name)), bool(_MATH.search(name)))
+            kind = self.kinds[font] = (bool(_BOLD.search(name)), bool(_MATH.search(name)))
         runs = self.runs[self.depth > 0]
         run = runs[-1] if runs else None
         larger = max(size, run.size) if run is not None else size
@@ -148,7 +169,7 @@ class Letters(PDFTextDevice):
             run.size, run.y = size, y
 
     def page(self, number: int, page: PDFPage) -> Page:
-        """Return what was taken; text in figures only where the page has little else, since some tools wrap whole pages."""
+        """Return what was taken; text in figures only where there is little else, since some tools wrap whole pages."""
         own, within = self.runs
         count = [sum(len(run.letters) for run in runs) for runs in (own, within)]
         runs = own if count[0] > count[1] else [*own, *within]

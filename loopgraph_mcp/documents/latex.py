@@ -12,14 +12,20 @@ from loopgraph_mcp.documents.tex import Scope, Tokens
 
 _LEVELS = {r"\part": 0, r"\chapter": 0, r"\section": 1, r"\subsection": 2, r"\subsubsection": 3}
 _RUN_IN = frozenset({r"\paragraph", r"\subparagraph"})
-_EQUATIONS = frozenset(
-    "equation align gather multline eqnarray displaymath flalign alignat dmath dgroup math empheq IEEEeqnarray".split()
-)
-_TABLES = frozenset("tabular tabularx tabulary tabu longtable tabular* tabularx* longtabu xltabular NiceTabular".split())
-_LISTS = frozenset("itemize enumerate description compactitem compactenum inparaenum asparaenum enumerate*".split())
-_LISTINGS = frozenset("verbatim Verbatim lstlisting minted alltt python pythoncode".split())
-_SKIPPED = frozenset("comment tikzpicture pgfpicture picture filecontents CCSXML overpic forest".split())
-_ALGORITHMS = frozenset("algorithm algorithm2e algorithmic algorithmicx pseudocode".split())
+_EQUATIONS = frozenset({
+    "equation", "align", "gather", "multline", "eqnarray", "displaymath", "flalign", "alignat", "dmath", "dgroup",
+    "math", "empheq", "IEEEeqnarray",
+})  # fmt: skip
+_TABLES = frozenset({
+    "tabular", "tabularx", "tabulary", "tabu", "longtable", "tabular*", "tabularx*", "longtabu", "xltabular",
+    "NiceTabular",
+})  # fmt: skip
+_LISTS = frozenset({
+    "itemize", "enumerate", "description", "compactitem", "compactenum", "inparaenum", "asparaenum", "enumerate*",
+})  # fmt: skip
+_LISTINGS = frozenset({"verbatim", "Verbatim", "lstlisting", "minted", "alltt", "python", "pythoncode"})
+_SKIPPED = frozenset({"comment", "tikzpicture", "pgfpicture", "picture", "filecontents", "CCSXML", "overpic", "forest"})
+_ALGORITHMS = frozenset({"algorithm", "algorithm2e", "algorithmic", "algorithmicx", "pseudocode"})
 _ENVIRONMENT_ARGUMENTS = {
     "minipage": "ooom", "multicols": "m", "wrapfigure": "omom", "wraptable": "omom", "adjustbox": "m", "spacing": "m",
     "subfigure": "oom", "subtable": "oom", "thebibliography": "m", "figure": "o", "table": "o", "adjustwidth": "mm",
@@ -30,18 +36,20 @@ _DROPPED = {
     name: signature
     for signature, names in {
         "": r"\centering \maketitle \FloatBarrier \phantomsection \twocolumngrid \morecmidrules",
-        "m": r"\label \bibliographystyle \pagestyle \thispagestyle \vskip \hskip \email \hypersetup \phantom \index \date "
-        r"\hphantom \vphantom \keywords \pagenumbering \colorbox \cline \hyperlink \hypertarget \scalebox \lstset "
-        r"\sisetup \tikzset \pgfplotsset \usetikzlibrary \graphicspath \setlist \nocite \stepcounter \refstepcounter "
-        r"\bibinfo \bibfield \href \enlargethispage \icmlkeywords \ccsdesc \titlerunning \authorrunning \todo "
-        r"\addbibresource \newcounter \newlength \theoremstyle \thanks \institute \orcid \inst",
+        "m": r"\label \bibliographystyle \pagestyle \thispagestyle \vskip \hskip \email \hypersetup \phantom \index "
+        r"\date \hphantom \vphantom \keywords \pagenumbering \colorbox \cline \hyperlink \hypertarget "
+        r"\scalebox \lstset \sisetup \tikzset \pgfplotsset \usetikzlibrary \graphicspath \setlist \nocite "
+        r"\stepcounter \refstepcounter \bibinfo \bibfield \href \enlargethispage \icmlkeywords \ccsdesc "
+        r"\titlerunning \authorrunning \todo \addbibresource \newcounter \newlength \theoremstyle \thanks "
+        r"\institute \orcid \inst",
         "o": r"\hyperref \linebreak \pagebreak \nolinebreak \nopagebreak \toprule \midrule \bottomrule "
         r"\allowdisplaybreaks",
-        "om": r"\includegraphics \RequirePackage \documentclass \color \author \affiliation \affil \address \captionsetup "
-        r"\textcolor \rowcolor \cellcolor \columncolor \rotatebox \PassOptionsToPackage \lstinputlisting \includesvg "
-        r"\includepdf \setmainfont \vspace \hspace \tag",
-        "mm": r"\setlength \addtolength \setcounter \addtocounter \resizebox \fontsize \multicolumn \markboth \crefname "
-        r"\crefformat \Crefname \numberwithin \counterwithin \icmlauthor \icmlaffiliation \icmlcorrespondingauthor",
+        "om": r"\includegraphics \RequirePackage \documentclass \color \author \affiliation \affil \address "
+        r"\captionsetup \textcolor \rowcolor \cellcolor \columncolor \rotatebox \PassOptionsToPackage "
+        r"\lstinputlisting \includesvg \includepdf \setmainfont \vspace \hspace \tag",
+        "mm": r"\setlength \addtolength \setcounter \addtocounter \resizebox \fontsize \multicolumn \markboth "
+        r"\crefname \crefformat \Crefname \numberwithin \counterwithin \icmlauthor \icmlaffiliation "
+        r"\icmlcorrespondingauthor",
         "mmm": r"\definecolor \specialrule \addcontentsline",
         "moo": r"\raisebox",
         "oo": r"\makebox \framebox",
@@ -53,18 +61,23 @@ _DROPPED = {
     }.items()
     for name in names.split()
 }
-_REFERENCES = frozenset(r"\ref \cref \Cref \autoref \pageref \nameref \vref \Vref \subref \labelcref".split())
+_REFERENCES = frozenset({
+    r"\ref", r"\cref", r"\Cref", r"\autoref", r"\pageref", r"\nameref", r"\vref", r"\Vref", r"\subref",
+    r"\labelcref",
+})  # fmt: skip
 _CITE = re.compile(r"\\(?:[a-zA-Z]*[cC]ite(?:[a-z]*|[A-Z]\w*)|shortcites)$")
-_FOOTNOTES = frozenset(r"\footnote \footnotetext \sidenote \marginpar \marginnote".split())
-_TITLES = frozenset(r"\title \icmltitle \Title \papertitle".split())
+_FOOTNOTES = frozenset({r"\footnote", r"\footnotetext", r"\sidenote", r"\marginpar", r"\marginnote"})
+_TITLES = frozenset({r"\title", r"\icmltitle", r"\Title", r"\papertitle"})
 _BIBLIOGRAPHIES = frozenset({r"\bibliography", r"\printbibliography", r"\putbib", r"\bibliographyunit"})
 _KEPT = frozenset().union(
-    _LEVELS, _RUN_IN, _DROPPED, _REFERENCES, _FOOTNOTES, _TITLES, _BIBLIOGRAPHIES, SYMBOLS,
-    r"\cite \citep \citet \begin \end \item \caption \bibitem \verb \[ \] \( \) \url \and".split(),
+    _LEVELS, _RUN_IN, _DROPPED, _REFERENCES, _FOOTNOTES, _TITLES, _BIBLIOGRAPHIES,
+    {r"\cite", r"\citep", r"\citet", r"\begin", r"\end", r"\item", r"\caption", r"\bibitem", r"\verb", r"\[", r"\]"},
+    {r"\(", r"\)", r"\url", r"\\", r"\par"},
 )  # fmt: skip
 _DEEPEST = 12
 _SPACE = re.compile(r"[ \t\n]+")
-_LINE = "\x1e"  # a line's end that stays; no text has it, since control characters are taken out of the source
+_INDENT = "\x02"
+_LINE = "\x01"  # a line's end that stays; no text has it, since control characters are taken out of the source
 
 
 def read(files: Mapping[str, bytes]) -> Document:
@@ -106,10 +119,16 @@ def main_file(files: Mapping[str, bytes]) -> tuple[str | None, list[str]]:
         for path, data in files.items()
         if PurePosixPath(path).suffix.lower() in {".tex", ".ltx", ".latex", ".txt", ""} or len(files) == 1
     }
-    named = re.findall(r'^(\S+) +toplevelfile|"filename" *: *"([^"]+)"[^}]*"usage" *: *"toplevel"', _readme(files), re.M)
-    heads = {path for path, text in texts.items() if re.search(r"^[^%\n]*\\document(?:class|style)", text, re.M)}
+    named = re.findall(
+        r'^(\S+) +toplevelfile|"filename" *: *"([^"]+)"[^}]*"usage" *: *"toplevel"', _readme(files), re.MULTILINE
+    )
+    heads = {
+        path for path, text in texts.items() if re.search(r"^[^%\n]*\\document(?:class|style)", text, re.MULTILINE)
+    }
     parts = {
-        _normal(name) for text in texts.values() for name in re.findall(r"\\(?:input|include|subfile)\s*\{([^}]*)\}", text)
+        _normal(name)
+        for text in texts.values()
+        for name in re.findall(r"\\(?:input|include|subfile)\s*\{([^}]*)\}", text)
     }
 
     def likely(path: str) -> tuple[object, ...]:
@@ -122,7 +141,7 @@ def main_file(files: Mapping[str, bytes]) -> tuple[str | None, list[str]]:
             r"\begin{document}" in text,
             r"\begin{abstract}" in text or r"\abstract" in text or r"\title" in text,
             f"{stem}.bbl" in files,
-            not re.search(r"supp|append|rebuttal|response|cover|slides|poster", path, re.I),
+            not re.search(r"supp|append|rebuttal|response|cover|slides|poster", path, re.IGNORECASE),
             bool(re.fullmatch(r"(?:main|paper|ms|article|root|arxiv)", PurePosixPath(path).stem.lower())),
             -path.count("/"),
             len(text),
@@ -130,9 +149,7 @@ def main_file(files: Mapping[str, bytes]) -> tuple[str | None, list[str]]:
         )
 
     ranked = sorted(texts, key=likely, reverse=True)
-    others = [
-        path for path in ranked[1:] if path in heads and path not in parts and r"\begin{document}" in texts[path]
-    ]
+    others = [path for path in ranked[1:] if path in heads and path not in parts and r"\begin{document}" in texts[path]]
     return (ranked[0] if ranked else None), [
         path for path in others if str(PurePosixPath(path).with_suffix("")) not in parts
     ][:5]
@@ -229,11 +246,11 @@ class _Reader:
 
     def plain(self) -> str:
         """Return what was read as one line."""
-        return _squeezed(" ".join(block.text for block in self.blocks)).replace(_LINE, " ")
+        return _squeezed(" ".join(block.text for block in self.blocks)).replace(_LINE, " ").replace(_INDENT, "")
 
     # -------------------------------------------------------------------------------------------- commands
 
-    def command(self, token: str) -> None:  # noqa: C901, PLR0912 - one case a command
+    def command(self, token: str) -> None:  # noqa: C901, PLR0912, PLR0915 - one case a command
         """Read a command."""
         tokens = self.tokens
         if token == r"\begin":
@@ -268,14 +285,15 @@ class _Reader:
             self.caption(token)
         elif token == r"\item":
             label = tokens.optional()
-            self.text.append(f"{_LINE}- {f'{self.inline(label)}: ' if label else ''}")
+            depth = sum(each in _LISTS for each in self.environments)
+            self.text.append(f"{_LINE}{_INDENT * (depth - 1)}- {f'{self.inline(label)}: ' if label else ''}")
         elif token == r"\bibitem":
             self.flush()
             tokens.optional()
             self.text.append(f"[{tokens.name()}] ")
         elif token in _BIBLIOGRAPHIES:
             self.bibliography(tokens)
-        elif token == r"\verb" or token == r"\lstinline":
+        elif token in {r"\verb", r"\lstinline"}:
             self.verb()
         elif token in {r"\url", r"\path", r"\nolinkurl"}:
             self.text.append(tokens.name())
@@ -292,6 +310,8 @@ class _Reader:
             self.flush()
         elif token in SYMBOLS:
             self.text.append(SYMBOLS[token])
+            if token[1:].isalpha() and SYMBOLS[token].isalpha():
+                tokens.skip_space()  # `M\o ller` is one word
             if token == r"\\":
                 tokens.drop("*o")
         elif token == r"\appendix":
@@ -395,7 +415,7 @@ class _Reader:
 
     # ---------------------------------------------------------------------------------------- environments
 
-    def begin(self, name: str) -> None:  # noqa: C901, PLR0912 - one case an environment
+    def begin(self, name: str) -> None:
         """Read an environment, or its beginning."""
         tokens, plain = self.tokens, name.rstrip("*")
         if name == "document":
@@ -424,9 +444,9 @@ class _Reader:
             tokens.expand(self.scope.begins[name])
         else:
             self.environments.append(name)
-            self.open_environment(plain, name)
+            self.open_environment(plain)
 
-    def open_environment(self, plain: str, name: str) -> None:
+    def open_environment(self, plain: str) -> None:
         """Read the beginning of an environment that holds text."""
         tokens = self.tokens
         if plain in _LISTS:
@@ -536,7 +556,7 @@ class _Reader:
         """End a paragraph, and put its footnotes behind it."""
         raw, self.text = "".join(self.text), []
         lines = [_squeezed(line) for line in raw.split(_LINE)]
-        text = "\n".join(line for line in lines if line and line != "-")
+        text = "\n".join(line for line in lines if line.strip(_INDENT + "- ")).replace(_INDENT, "  ")
         in_references = bool(self.sections) and self.sections[0][1] == "References" and text.startswith("[")
         chosen: Kind = "list" if self.in_list() or in_references else "text"
         self.add(kind or chosen, text)
@@ -579,4 +599,3 @@ def _joined(tokens: list[str]) -> str:
 
 def _squeezed(text: str) -> str:
     return _SPACE.sub(" ", text).strip()
-

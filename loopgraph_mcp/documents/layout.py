@@ -11,8 +11,8 @@ from loopgraph_mcp.documents.model import Block, Kind
 
 _NUMBERED = re.compile(r"(?:(\d{1,2}(?:\.\d{1,2}){0,3})\.?|[A-Z](?:\.\d{1,2})*\.?|[IVX]{1,5}\.)\s+(?=[A-Z\d“\"'(])")
 _NAMED = re.compile(
-    r"(?:(?:\d|[IVX]+)?\.?\s*)(?:abstract|introduction|related work|background|methods?|experiments?|results|discussion|limitations|"
-    r"conclusions?|references|bibliography|acknowledge?ments?|appendix|appendices)\W*$",
+    r"(?:(?:\d|[IVX]+)?\.?\s*)(?:abstract|introduction|related work|background|methods?|experiments?|results|"
+    r"discussion|limitations|conclusions?|references|bibliography|acknowledge?ments?|appendix|appendices)\W*$",
     re.IGNORECASE,
 )
 _CAPTION = re.compile(r"(?:Figure|Fig\.|Table|Algorithm|Listing)\s*\d+\s*[:.|]\s")
@@ -116,7 +116,7 @@ def _column(runs: Sequence[Run], page: int, column: int) -> list[Line]:
         base = max(row, key=lambda run: (len(run.text), run.size))
         parts = sorted(row, key=lambda run: run.x0)
         text, cells = parts[0].text, 1
-        for one, other in zip(parts, parts[1:], strict=False):
+        for one, other in itertools.pairwise(parts):
             gap = other.x0 - one.x1
             cells += gap > 1.2 * base.size
             text += other.text if gap < 0.12 * base.size and one.size != other.size else f" {other.text}"
@@ -247,7 +247,12 @@ def _continues(kind: Kind, group: Sequence[Line], line: Line, new: Kind) -> bool
         return False
     gap, size = last.y - line.y, max(last.size, line.size)
     if kind == "heading":
-        return new == "heading" and not _NUMBERED.match(line.text) and gap < 1.7 * size and abs(last.size - line.size) < 0.3
+        return (
+            new == "heading"
+            and not _NUMBERED.match(line.text)
+            and gap < 1.7 * size
+            and abs(last.size - line.size) < 0.3
+        )
     if kind == "caption":
         return new in {"text", "equation"} and gap < 1.5 * size and abs(last.size - line.size) < 0.6
     if new != kind:

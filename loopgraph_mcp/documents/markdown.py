@@ -22,7 +22,12 @@ _INLINE = [
     (re.compile(r"(?<![\w*])\*\*([^*\n]{1,1000})\*\*(?![\w*])"), r"\1"),
     (re.compile(r"(?<![\w*])\*([^*\n]{1,1000})\*(?![\w*])"), r"\1"),
     (re.compile(r"(?<![\w_])__([^_\n]{1,1000})__(?![\w_])"), r"\1"),
-    (re.compile(r"</?(?:a|b|i|em|strong|br|p|div|img|sub|sup|details|summary|center|h[1-6]|span|kbd|picture|source)\b[^<>]{0,2000}>"), ""),
+    (
+        re.compile(
+            r"</?(?:a|b|i|em|strong|br|p|div|img|sub|sup|details|summary|center|h[1-6]|span|kbd|picture|source)\b[^<>]{0,2000}>"
+        ),
+        "",
+    ),
 ]
 
 
@@ -63,7 +68,7 @@ class _Reader:
         while self.at < len(self.lines):
             self.block()
 
-    def block(self) -> None:
+    def block(self) -> None:  # noqa: C901 - one case a kind of block
         """Read one block."""
         line = self.lines[self.at]
         following = self.lines[self.at + 1] if self.at + 1 < len(self.lines) else ""

@@ -34,6 +34,8 @@ def read(data: bytes) -> Document:
     try:
         with warnings.catch_warnings(action="ignore"):
             notes = _take(data, pages)
+    except MemoryError:
+        raise
     except PDFEncryptionError:
         return _unread("encrypted")
     except Exception as error:  # noqa: BLE001 - pdfminer raises whatever a malformed file leads it to
@@ -62,6 +64,8 @@ def _take(data: bytes, pages: list[Page]) -> list[str]:
             return [*broken, f"only the first {MOST_PAGES} pages were read"]
         try:
             pages.append(letters_of(page, number, device, interpreter))
+        except MemoryError:
+            raise
         except Exception as error:  # noqa: BLE001 - pdfminer raises whatever a malformed page leads it to
             broken.append(f"page {number} is broken ({type(error).__name__}) and was left out")
     return broken

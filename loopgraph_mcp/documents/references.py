@@ -16,7 +16,9 @@ def from_bibtex(text: str, cited: Mapping[str, None]) -> dict[str, str]:
     for start, following in zip(starts, [*starts[1:], None], strict=True):
         end = following.start() if following is not None else len(text)
         if start[1].lower() not in {"string", "comment", "preamble"} and (not cited or start[2] in cited):
-            found[start[2]] = _one_line(dict(_fields(text[start.end() - 1 : min(end, start.end() + _MOST_OF_AN_ENTRY)])))
+            found[start[2]] = _one_line(
+                dict(_fields(text[start.end() - 1 : min(end, start.end() + _MOST_OF_AN_ENTRY)]))
+            )
     return found
 
 
@@ -45,7 +47,9 @@ def _one_line(fields: Mapping[str, str]) -> str:
     authors = re.sub(r"\s+and\s+", "; ", fields.get("author", ""))
     where = fields.get("journal") or fields.get("booktitle") or fields.get("eprint") or ""
     when = fields.get("year") or fields.get("date") or ""
-    return ". ".join(part for part in (authors, fields.get("title", ""), ", ".join(filter(None, (where, when)))) if part)
+    return ". ".join(
+        part for part in (authors, fields.get("title", ""), ", ".join(filter(None, (where, when)))) if part
+    )
 
 
 def from_biblatex(text: str) -> dict[str, str]:

@@ -18,7 +18,8 @@ SYMBOLS = {
     r"\textbullet": "•", r"\textperiodcentered": "·", r"\textregistered": "®", r"\texttrademark": "™", r"\S": "§",
     r"\P": "¶", r"\copyright": "©", r"\pounds": "£", r"\euro": "€", r"\dag": "†", r"\ddag": "‡", r"\TeX": "TeX",
     r"\LaTeX": "LaTeX", r"\ss": "ß", r"\ae": "æ", r"\AE": "Æ", r"\oe": "œ", r"\OE": "Œ", r"\o": "ø", r"\O": "Ø",
-    r"\l": "ł", r"\L": "Ł", r"\aa": "å", r"\AA": "Å", r"\i": "ı", r"\j": "ȷ", r"\dh": "ð", r"\th": "þ", r"\checkmark": "✓",
+    r"\l": "ł", r"\L": "Ł", r"\aa": "å", r"\AA": "Å", r"\i": "ı", r"\j": "ȷ", r"\dh": "ð", r"\th": "þ",
+    r"\checkmark": "✓",
     r"\cmark": "✓", r"\xmark": "✗", r"\slash": "/", r"\lbrack": "[", r"\rbrack": "]", r"\guillemotleft": "«",
     r"\guillemotright": "»", r"\par": "\n\n", r"\ddots": "…", r"\vdots": "…", r"\cdots": "…",
 }  # fmt: skip
@@ -33,7 +34,9 @@ def is_accent(command: str) -> bool:
 def accented(command: str, letters: str) -> str:
     r"""Return `é` for `\'` and `e`; the rest of the letters follow as they are."""
     letters = letters.replace("ı", "i").replace("ȷ", "j")
-    return unicodedata.normalize("NFC", letters[:1] + _ACCENTS[command[1:]] + letters[1:]) if letters.strip() else letters
+    return (
+        unicodedata.normalize("NFC", letters[:1] + _ACCENTS[command[1:]] + letters[1:]) if letters.strip() else letters
+    )
 
 
 def ligatures(text: str) -> str:

@@ -13,11 +13,15 @@ _MOST_TOKENS = 3_000_000  # a book of 800 pages; what TeX macros can write has n
 _MOST_EXPANSIONS = 300_000
 _MOST_TIMES_A_FILE = 50
 _MOST_OF_AN_OPTION = 2_000
-_CONDITIONALS = frozenset(
-    r"\if \ifx \ifnum \ifdim \ifcase \ifodd \iftrue \iffalse \ifmmode \ifhmode \ifvmode \ifinner \ifdefined \ifcsname "
-    r"\ifcat \ifpdf \ifvoid \ifhbox \ifvbox \ifeof \ifPDFTeX \ifxetex \ifluatex".split()
-)
-_IGNORED = frozenset(r"\relax \protect \expandafter \noexpand \global \long \protected \outer \xspace".split())
+_CONDITIONALS = frozenset({
+    r"\if", r"\ifx", r"\ifnum", r"\ifdim", r"\ifcase", r"\ifodd", r"\iftrue", r"\iffalse", r"\ifmmode", r"\ifhmode",
+    r"\ifvmode", r"\ifinner", r"\ifdefined", r"\ifcsname", r"\ifcat", r"\ifpdf", r"\ifvoid", r"\ifhbox", r"\ifvbox",
+    r"\ifeof", r"\ifPDFTeX", r"\ifxetex", r"\ifluatex",
+})  # fmt: skip
+_IGNORED = frozenset({
+    r"\relax", r"\protect", r"\expandafter", r"\noexpand", r"\global", r"\long", r"\protected", r"\outer",
+    r"\xspace",
+})  # fmt: skip
 _TO_NUMBER = frozenset({r"\ifnum", r"\ifdim", r"\ifodd", r"\ifcase"})
 
 
@@ -69,7 +73,9 @@ class Tokens:
 
     def push(self, source: str | Sequence[str]) -> None:
         """Put a text or tokens before what is still to come."""
-        self._stack.append((match.group() for match in _TOKEN.finditer(source)) if isinstance(source, str) else iter(source))
+        self._stack.append(
+            (match.group() for match in _TOKEN.finditer(source)) if isinstance(source, str) else iter(source)
+        )
 
     def raw(self) -> str | None:
         """Return the next token as it stands, or None at the end."""
@@ -106,7 +112,10 @@ class Tokens:
                 self._skip_branch()
         elif token == r"\else":
             self._skip_branch(to_else=False)
-        elif token.endswith(("true", "false")) and (name := r"\if" + token[1:].removesuffix("true").removesuffix("false")) in self.scope.switches:
+        elif (
+            token.endswith(("true", "false"))
+            and (name := r"\if" + token[1:].removesuffix("true").removesuffix("false")) in self.scope.switches
+        ):
             self.scope.switches[name] = token.endswith("true")
         elif (action := _ACTIONS.get(token)) is not None:
             action(self)
@@ -216,7 +225,9 @@ class Tokens:
         scope.expansions_left -= 1
         scope.tokens_left -= size
         if scope.expansions_left >= 0 and scope.tokens_left >= 0:
-            self.push([token for each in macro.body for token in ((each,) if isinstance(each, str) else arguments[each])])
+            self.push(
+                [token for each in macro.body for token in ((each,) if isinstance(each, str) else arguments[each])]
+            )
 
     def _up_to(self, delimiter: Sequence[str]) -> tuple[str, ...]:
         """Return the tokens before some others; the rest of a text token that begins with the last of them is kept."""
@@ -330,7 +341,7 @@ def _counted(tokens: Tokens) -> list[tuple[str, tuple[str, ...]]]:
     given = "".join(tokens.optional() or ()).strip()
     count = min(int(given), 9) if given.isdecimal() else 0
     default = tokens.optional() if count else None
-    parameters = [("m", ())] * count
+    parameters: list[tuple[str, tuple[str, ...]]] = [("m", ())] * count
     return parameters if default is None else [("o", default), *parameters[1:]]
 
 
