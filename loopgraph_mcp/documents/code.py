@@ -39,7 +39,7 @@ def read(text: str, path: str) -> Document:
 
 
 def _module(path: str) -> str:
-    parts = [part for part in PurePosixPath(path).with_suffix("").parts if part not in {"/", ".", "..", "src"}]
+    parts = [part for part in PurePosixPath(re.sub(r"\.\w*$", "", path)).parts if part not in {"/", ".", "..", "src"}]
     return ".".join(parts[:-1] if len(parts) > 1 and parts[-1] == "__init__" else parts)
 
 

@@ -8,7 +8,7 @@ from loopgraph_mcp.documents import references
 from loopgraph_mcp.documents.floats import algorithm, table
 from loopgraph_mcp.documents.model import Block, Document, Kind
 from loopgraph_mcp.documents.symbols import SYMBOLS, accented, is_accent, ligatures
-from loopgraph_mcp.documents.tex import Scope, Tokens
+from loopgraph_mcp.documents.tex import Scope, Tokens, budget
 
 _LEVELS = {r"\part": 0, r"\chapter": 0, r"\section": 1, r"\subsection": 2, r"\subsubsection": 3}
 _RUN_IN = frozenset({r"\paragraph", r"\subparagraph"})
@@ -75,6 +75,7 @@ _KEPT = frozenset().union(
     {r"\(", r"\)", r"\url", r"\\", r"\par"},
 )  # fmt: skip
 _DEEPEST = 12
+_MOST_ENVIRONMENTS = 100  # one in the other
 _SPACE = re.compile(r"[ \t\n]+")
 _INDENT = "\x02"
 _LINE = "\x01"  # a line's end that stays; no text has it, since control characters are taken out of the source
@@ -169,7 +170,10 @@ class _Reader:
     def __init__(self, files: Mapping[str, bytes], main: str) -> None:
         self.files = files
         self.main = main
-        self.scope = Scope(self.find_file, _KEPT)
+        letters = sum(
+            len(data) for path, data in files.items() if path.endswith((".tex", ".bbl", ".ltx")) or path == main
+        )
+        self.scope = Scope(self.find_file, _KEPT, tokens_left=budget(letters))
         self.tokens = Tokens(self.scope, _body_of(decode(files[main])))
         self.title = ""
         self.blocks: list[Block] = []
@@ -274,7 +278,10 @@ class _Reader:
         elif _CITE.match(token):
             self.cite()
         elif is_accent(token):
-            self.text.append(accented(token, self.inline(tokens.argument())))
+            letters = tokens.argument()
+            self.text.append(accented(token, self.inline(letters)))
+            if letters in {(r"\i",), (r"\j",)}:
+                tokens.skip_space()
         elif token in _FOOTNOTES:
             tokens.optional()
             self.notes.append(self.inline(tokens.argument()))
@@ -358,7 +365,7 @@ class _Reader:
         r"""Keep `\verb|…|` as it stands."""
         tokens = self.tokens
         tokens.starred()
-        first = tokens.raw() or ""
+        first = tokens.raw() or " "
         if first.isspace() or first == "{":
             tokens.push((first,))
             self.text.append("".join(tokens.argument()))
@@ -368,7 +375,7 @@ class _Reader:
         while mark not in rest:
             found.append(rest)
             following = tokens.raw()
-            if following is None or "\n" in following or len(found) > 1_000:
+            if following is None or "\n" in following.partition(mark)[0] or len(found) > 1_000:
                 tokens.push((following,) if following else ())
                 self.text += found
                 return
@@ -439,6 +446,8 @@ class _Reader:
             tokens.drop("o")
             caption, lines = algorithm(self.gather(name), self.inline)
             self.add("algorithm", "\n".join([f"Algorithm: {caption}", *lines] if caption else lines))
+        elif len(self.environments) > _MOST_ENVIRONMENTS:
+            return
         elif name in self.scope.begins and plain not in _LISTS:
             self.environments.append(name)
             tokens.expand(self.scope.begins[name])

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 _TOKEN = re.compile(
     r"\\(?:[a-zA-Z@]+|.|\Z)|%[^\n]*(?:\n[ \t]*|\Z)|[ \t\n]+|[{}&~#$^_\[\]*]|[^\\% \t\n{}&~#$^_\[\]*]+", re.DOTALL
 )
-_MOST_TOKENS = 3_000_000  # a book of 800 pages; what TeX macros can write has no bound of its own
+# What TeX macros can write has no bound of its own: this is a book of 800 pages, and a multiple of what a source holds.
+_MOST_TOKENS, _SOME_TOKENS, _TOKENS_A_LETTER = 3_000_000, 300_000, 3
 _MOST_EXPANSIONS = 300_000
 _MOST_TIMES_A_FILE = 50
 _MOST_OF_AN_OPTION = 2_000
@@ -59,8 +60,13 @@ class Scope:
     switches: dict[str, bool] = field(default_factory=dict)
     opened: dict[str, int] = field(default_factory=dict)
     missing: dict[str, None] = field(default_factory=dict)
-    tokens_left: int = _MOST_TOKENS
+    tokens_left: int = _SOME_TOKENS
     expansions_left: int = _MOST_EXPANSIONS
+
+
+def budget(letters: int) -> int:
+    """Return how many tokens a source of some letters may come to."""
+    return min(_MOST_TOKENS, _SOME_TOKENS + _TOKENS_A_LETTER * letters)
 
 
 class Tokens:
@@ -206,8 +212,10 @@ class Tokens:
         """Read a macro's arguments and put what it writes before what is still to come."""
         scope = self.scope
         for token in macro.prefix:
-            if (found := self.raw()) != token:
-                self.push((found,) if found else ())
+            found = self.raw() or ""
+            rest = found.removeprefix(token)
+            self.push((rest,) if rest else ())
+            if rest == found:
                 break
         arguments = list[Sequence[str]]()
         for kind, given in macro.parameters:
@@ -230,14 +238,18 @@ class Tokens:
             )
 
     def _up_to(self, delimiter: Sequence[str]) -> tuple[str, ...]:
-        """Return the tokens before some others; the rest of a text token that begins with the last of them is kept."""
-        found, depth, length = list[str](), 0, len(delimiter)
+        """Return the tokens before some others; where these never come, nothing, and the tokens come again."""
+        found, depth = list[str](), 0
+        wanted = [sign for token in delimiter for sign in _signs(token)]
         while (token := self.raw()) is not None:
+            if depth == 0 and len(token) > 1 and token[0] not in "\\%":
+                self.push(tuple(token))
+                continue
             found.append(token)
             depth += {"{": 1, "}": -1}.get(token, 0)
-            if depth == 0 and tuple(found[-length:]) == tuple(delimiter):
-                return tuple(found[:-length])
-            if depth < 0 or len(found) > 5_000:
+            if depth == 0 and found[-len(wanted) :] == wanted:
+                return tuple(_TOKEN.findall("".join(found[: -len(wanted)])))
+            if depth < 0 or len(found) > _MOST_OF_AN_OPTION:
                 break
         self.push(found)
         return ()
@@ -301,6 +313,10 @@ class Tokens:
             self.push("\n")
             self.push(text)
         return True
+
+
+def _signs(token: str) -> Sequence[str]:
+    return (token,) if token[0] == "\\" else tuple(token)
 
 
 def compile_body(tokens: Sequence[str]) -> tuple[str | int, ...]:
