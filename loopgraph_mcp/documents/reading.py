@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from loopgraph_mcp.documents import code, html, latex, markdown, pdf
+from loopgraph_mcp.documents import code, html, latex, markdown
 from loopgraph_mcp.documents.model import Document, Format
 
 
@@ -22,6 +22,8 @@ def read(form: Format, data: bytes | Mapping[str, bytes], *, path: str = "") -> 
         case "html":
             return html.read(only)
         case "pdf":
+            from loopgraph_mcp.documents import pdf  # noqa: PLC0415 - pdfminer.six takes a quarter of a second
+
             return pdf.read(only)
         case "markdown":
             return markdown.read(only.decode("utf-8", "replace"))
