@@ -108,7 +108,7 @@ async def test_a_good_token_is_taken_for_what_it_says(authority: Authority) -> N
         {"key": None, "algorithm": "none"},
         {"kid": "unknown"},
     ],
-    ids=lambda claims: " ".join(claims),
+    ids=" ".join,
 )
 async def test_any_other_token_is_refused(authority: Authority, claims: dict[str, Any]) -> None:
     assert await Issuer(OAuth(authority.issuer, AUDIENCE)).verify(token(authority, **claims)) is None
