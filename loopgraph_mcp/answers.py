@@ -38,8 +38,29 @@ class MethodHit:
 
 
 @dataclass(frozen=True)
+class RunningNow:
+    """An experiment that is queued or running while something is asked.
+
+    Args:
+        agents: Who asked for it, by token or client program; other agents' words.
+        yours: Whether the agent that asks now is one of them.
+    """
+
+    experiment_id: str
+    description: str
+    method_ids: list[str]
+    state: State
+    agents: list[str]
+    yours: bool
+
+
+@dataclass(frozen=True)
 class SearchAnswer:
-    """The methods for a query, best first; `note` says when the last runs have led nowhere."""
+    """The methods for a query, best first; `note` says when the last runs have led nowhere.
+
+    Args:
+        running: What agents run at this moment: not to be done a second time.
+    """
 
     retrieval_id: str
     query: str
@@ -48,6 +69,7 @@ class SearchAnswer:
     hits: list[MethodHit]
     next_step: str
     note: str = ""
+    running: list[RunningNow] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -153,6 +175,7 @@ class EditAnswer:
         companions: Changes that go well with it and are not in it.
         learned: Where the recipe was learned from a patch: from which run, and what came of it since.
         guidance: Where no recipe fits: what helps to make the change by hand.
+        running: What agents run at this moment of the same method or program.
     """
 
     status: str
@@ -170,6 +193,7 @@ class EditAnswer:
     companions: list[OfferedChange] = field(default_factory=list)
     learned: str = ""
     guidance: Guidance | None = None
+    running: list[RunningNow] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

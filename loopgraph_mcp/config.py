@@ -1,5 +1,7 @@
 """Settings, read once at the entry point from the environment and passed down from there."""
 
+import ipaddress
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,8 +24,70 @@ def bundled(name: str) -> Path:
     return installed if installed.is_dir() else PACKAGE_DIR.parent / name
 
 
+_HTTP_HOST, _HTTP_PORT = "127.0.0.1", 8848
+LogFormat = Literal["text", "json"]
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 _LOG_LEVELS: tuple[LogLevel, ...] = get_args(LogLevel)
+
+
+@dataclass(frozen=True, slots=True)
+class OAuth:
+    """An authorization server whose access tokens are taken.
+
+    Args:
+        issuer: Its URL, as its tokens' `iss` has it.
+        audience: What its tokens for this server have as `aud`: the server's own URL.
+        jwks: Where its keys are; by default, where its metadata says.
+    """
+
+    issuer: str
+    audience: str
+    jwks: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class HttpOptions:
+    """How to serve over HTTP.
+
+    Args:
+        hosts: Names that clients may call this server by, beside those of loopback and `host`.
+        origins: Web origins that may call it, beside those of loopback.
+        auth: Whether a bearer token is asked for.
+    """
+
+    host: str = _HTTP_HOST
+    port: int = _HTTP_PORT
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    hosts: tuple[str, ...] = ()
+    origins: tuple[str, ...] = ()
+    auth: bool = True
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can reach it."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
+
+def read_address(text: str) -> tuple[str, int]:
+    """Return host and port of `HOST:PORT`, `[::1]:PORT`, `HOST`, `:PORT` or `PORT`.
+
+    Raises:
+        ConfigError: It is none of these.
+    """
+    found = re.fullmatch(r"(?:\[(?P<six>[0-9a-fA-F:.]+)\]|(?P<host>[^:\[\]]*))(?::(?P<port>\d{1,5}))?", text.strip())
+    if found is None:
+        raise ConfigError(f"--http {text!r}: write HOST:PORT, such as 127.0.0.1:8848 or [::1]:8848")
+    host, port = found["six"] or found["host"], found["port"]
+    if host.isdigit() and port is None:
+        host, port = "", host
+    number = _HTTP_PORT if port is None else int(port)
+    if number > 65_535:
+        raise ConfigError(f"--http {text!r}: the port is above 65535")
+    return host or _HTTP_HOST, number
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +106,8 @@ class Settings:
         arxiv_url: Where arXiv's API and files are asked for.
         github_url: Where GitHub's API is asked.
         github_token: Sent to that API and nowhere else.
+        log_format: Whether that is lines for people or JSON for programs.
+        oauth: Who issues the tokens that are taken over HTTP beside LoopGraph's own.
     """
 
     home: Path
@@ -55,6 +121,8 @@ class Settings:
     arxiv_url: str = ARXIV_URL
     github_url: str = GITHUB_URL
     github_token: str | None = field(default=None, repr=False)
+    log_format: LogFormat = "text"
+    oauth: OAuth | None = None
 
     @property
     def runs_dir(self) -> Path:
@@ -98,6 +166,9 @@ def read_settings(environment: Mapping[str, str], cwd: Path) -> Settings:
     day_one = (get("DAY_ONE") or "on").lower()
     if day_one not in {"on", "off"}:
         raise ConfigError(f"LOOPGRAPH_DAY_ONE is {day_one!r}; use on or off")
+    log_format = next((known for known in get_args(LogFormat) if known == (get("LOG_FORMAT") or "text").lower()), None)
+    if log_format is None:
+        raise ConfigError("LOOPGRAPH_LOG_FORMAT: use text or json")
     db_path = path(value) if (value := get("DB")) else home / "loopgraph.db"
     if db_path.is_dir():
         raise ConfigError(f"LOOPGRAPH_DB is {db_path}, a folder; name a file in it")
@@ -113,6 +184,8 @@ def read_settings(environment: Mapping[str, str], cwd: Path) -> Settings:
         arxiv_url=_url("LOOPGRAPH_ARXIV_URL", get("ARXIV_URL") or ARXIV_URL),
         github_url=_url("LOOPGRAPH_GITHUB_URL", get("GITHUB_URL") or GITHUB_URL),
         github_token=environment.get("GITHUB_TOKEN") or environment.get("GH_TOKEN") or None,
+        log_format=log_format,
+        oauth=_oauth(get("OAUTH_ISSUER"), get("OAUTH_AUDIENCE"), get("OAUTH_JWKS")),
     )
 
 
@@ -126,6 +199,17 @@ def _url(variable: str, value: str) -> str:
 
 def _is_here(host: str) -> bool:
     return host in {"127.0.0.1", "::1", "localhost"}
+
+
+def _oauth(issuer: str | None, audience: str | None, jwks: str | None) -> OAuth | None:
+    if issuer is None and audience is None and jwks is None:
+        return None
+    if issuer is None or audience is None:
+        raise ConfigError("OAuth needs both LOOPGRAPH_OAUTH_ISSUER and LOOPGRAPH_OAUTH_AUDIENCE (this server's URL)")
+    for url in (issuer, audience, jwks):
+        if url is not None:
+            _url("LOOPGRAPH_OAUTH_*", url)
+    return OAuth(issuer, audience, jwks)
 
 
 def _visible_gpus(listed: str | None) -> tuple[int, ...] | None:

@@ -8,6 +8,7 @@
     ├── SourceError        a paper, repository or document cannot be fetched, unpacked or read
     ├── NotFoundError      an id names no method, edit, retrieval or experiment
     ├── StoreError         the database cannot be opened, or is newer than this version
+    ├── AccessError        a caller may not do this, or not so often
     └── RunError           an experiment cannot be started
 
 Expected results (no hit, a crashed run, an edit that does not fit) are values, not errors.
@@ -44,6 +45,10 @@ class NotFoundError(LoopGraphError):
 
 class StoreError(LoopGraphError):
     """The database cannot be opened or is newer than this version."""
+
+
+class AccessError(LoopGraphError):
+    """A caller may not do this, or not so often."""
 
 
 class RunError(LoopGraphError):

@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import functools
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -22,9 +23,11 @@ from loopgraph_mcp import (
     recording,
     runs,
     searching,
+    sharing,
     views,
     wording,
 )
+from loopgraph_mcp.access import Caller
 from loopgraph_mcp.answers import (
     CodeMapAnswer,
     EditAnswer,
@@ -55,11 +58,13 @@ from loopgraph_mcp.store import changes as change_store
 from loopgraph_mcp.store import edits as edit_store
 from loopgraph_mcp.store import experiments, imports, merging, methods, outcomes, retrievals, search
 from loopgraph_mcp.store import learned as learned_store
-from loopgraph_mcp.store.database import Database
+from loopgraph_mcp.store.database import Database, new_id
 from loopgraph_mcp.store.experiments import NewExperiment
 from loopgraph_mcp.store.lineage import Link, chain_of
 from loopgraph_mcp.surroundings import Surroundings
-from loopgraph_mcp.workspace import Workspace, default_timeout_s
+from loopgraph_mcp.together import Together
+from loopgraph_mcp.turns import Priority
+from loopgraph_mcp.workspace import default_timeout_s
 
 MAX_WAIT_S = 50.0  # most clients give up on a call after 60 s
 _CANDIDATES = 50
@@ -69,6 +74,12 @@ _NO_PAST = Past()
 _CANCEL_WAIT_S = 15.0
 
 
+_Look = tuple[
+    dict[str, list[int]],
+    tuple[str | None, Context | None, evidence.Memory, Past],
+    tuple[Method, ...],
+    sharing.UnderWay,
+]
 OnProgress = Callable[[ExperimentAnswer], Awaitable[None]]
 
 
@@ -83,7 +94,9 @@ class LoopGraph:
         self.db = db
         self.settings = settings
         self._now = clock
+        self.session = new_id("ses")  # tells agents that share no HTTP server apart
         self._here = Surroundings(db, settings, clock)
+        self._looks: Together[_Look] = Together()
         self._sight: Foresight | None = None
         self._ledger = evidence.Ledger(db)
         self._fatigue = retrievals.Fatigue()
@@ -119,6 +132,7 @@ class LoopGraph:
         limit: int = 5,
         family: str | None = None,
         standing: Standing | None = None,
+        caller: Caller | None = None,
     ) -> SearchAnswer:
         """Rank methods for a query, or all of them where it is empty, and record what was shown.
 
@@ -128,22 +142,22 @@ class LoopGraph:
             limit: How many methods to show.
             family: Show methods of this family alone.
             standing: Show methods of this standing alone.
+            caller: The agent that asks; None for a person at a terminal.
         """
-        shown_ages, found, (where, context, memory, past), known = await asyncio.gather(
-            self.db.search(self._fatigue.ages, limit_s=_PATIENCE_S),
-            self._find(query),
-            self._remember(workspace),
-            methods.all_methods(self.db),
+        found, (shown_ages, (program, context, memory, past), known, under_way) = await asyncio.gather(
+            self._find(query), self._looks.get(workspace, functools.partial(self._look, workspace))
         )
+        running = sharing.running_now(under_way, caller)
         hits, note = searching.choose(
             [pair for pair in found if family in {None, pair[0].family}],
             memory,
             await self._foresight(),
             past,
             shown_ages=shown_ages,
-            program=None if where is None else where.read_program(),
+            program=program,
             limit=limit,
             standing=standing,
+            in_flight={each for run in running for each in run.method_ids},
         )
         learned = await learned_store.methods_with_recipe(self.db)
         hits = [dataclasses.replace(hit, has_edit=hit.has_edit or hit.method_id in learned) for hit in hits]
@@ -153,6 +167,7 @@ class LoopGraph:
             [retrievals.ShownMethod(hit.method_id, hit.score, hit.parts) for hit in hits],
             context_id=None if context is None else await edit_store.context_id(self.db, context),
             now=self._now(),
+            caller=caller,
         )
         return SearchAnswer(
             retrieval_id=retrieval_id,
@@ -162,6 +177,16 @@ class LoopGraph:
             hits=hits,
             next_step=wording.after_search(hits, retrieval_id),
             note=note,
+            running=running,
+        )
+
+    async def _look(self, workspace: str | None) -> _Look:
+        """Return what every search in a workspace has to know, whatever it looks for."""
+        return await asyncio.gather(
+            self.db.search(self._fatigue.ages, limit_s=_PATIENCE_S),
+            self._remember(workspace),
+            methods.all_methods(self.db),
+            sharing.under_way(self.db),
         )
 
     async def _find(self, query: str) -> list[tuple[Method, float]]:
@@ -169,10 +194,11 @@ class LoopGraph:
             return [(method, 1.0) for method in await methods.all_methods(self.db)]
         return await search.find_methods(self.db, query, limit=_CANDIDATES)
 
-    async def _remember(self, workspace: str | None) -> tuple[Workspace | None, Context | None, evidence.Memory, Past]:
-        """Return where a question is asked, with all that is known there."""
+    async def _remember(self, workspace: str | None) -> tuple[str | None, Context | None, evidence.Memory, Past]:
+        """Return the program that a question is about and where it is asked, with all that is known there."""
         where, context = await self._here.place(workspace)
-        return where, context, await self._ledger.recall(context), await self._past(context)
+        program = None if where is None else where.read_program()
+        return program, context, await self._ledger.recall(context), await self._past(context)
 
     async def _past(self, context: Context | None) -> Past:
         """Return what this workspace's runs have taught, or nothing where there is no workspace."""
@@ -201,6 +227,7 @@ class LoopGraph:
         revert: bool = False,
         apply: bool = False,
         workspace: str | None = None,
+        caller: Caller | None = None,
     ) -> EditAnswer:
         """Turn methods into one edit of the workspace's present file; write it there only if asked to.
 
@@ -213,6 +240,7 @@ class LoopGraph:
             revert: Take the method's last edit in this workspace out of the file instead.
             apply: Write the file.
             workspace: Folder to work on.
+            caller: The agent that asks; None for a person at a terminal.
 
         Raises:
             NotFoundError: No such method, edit or retrieval.
@@ -220,7 +248,7 @@ class LoopGraph:
         """
         named = frozenset({edits.ALL} if companions is True else companions or ())
         asked = Asked((method_id, *also), dict(knobs or {}), named, retrieval_id, revert, apply)
-        return await make_edit(
+        answer = await make_edit(
             self.db,
             self._here,
             self._ledger,
@@ -229,6 +257,8 @@ class LoopGraph:
             workspace=workspace,
             now=self._now(),
         )
+        running = sharing.running_now(await sharing.under_way(self.db), caller)
+        return answer if revert else sharing.told_in_edit(answer, running, {method_id, *also})
 
     async def map_code(
         self,
@@ -278,6 +308,8 @@ class LoopGraph:
         wait_s: float = 20.0,
         workspace: str | None = None,
         on_progress: OnProgress | None = None,
+        priority: Priority = Priority.NORMAL,
+        caller: Caller | None = None,
     ) -> ExperimentAnswer:
         """Run one exact program for the budget: an edit, a patch of the present file, or that file as it stands.
 
@@ -296,10 +328,15 @@ class LoopGraph:
             wait_s: How long to wait for the outcome, at most 50 s.
             workspace: Folder to work on.
             on_progress: Awaited with each new state while waiting.
+            priority: `low` runs after everybody's others, `high` before the same agent's.
+            caller: The agent that asks; None for a person at a terminal.
 
         Raises:
-            RunError: The program cannot be run: a stale edit, a patch that does not fit, a syntax error.
+            RunError: The program cannot be run: a stale edit, a patch that does not fit, a syntax error. Or the
+                caller has as many experiments on their way as it may.
         """
+        if caller is not None:
+            idempotency_key = caller.own_key(idempotency_key)
         if idempotency_key is not None:
             known = await experiments.find_by_key(self.db, idempotency_key)
             if known is not None:
@@ -314,6 +351,8 @@ class LoopGraph:
         tree = duplicates.program_hash(plan.text)
         earlier = await experiments.runs_of_program(self.db, context_id, tree)
         if not replicate and (repeat := launch.worth_returning(plan, earlier, seed=seed)) is not None:
+            if repeat.state is not State.DONE:
+                await experiments.join_experiment(self.db, repeat.id, caller, now=self._now())
             answer = await self.get_experiment(repeat.id, wait_s=wait_s, on_progress=on_progress)
             return dataclasses.replace(answer, repeated=True)
         chosen_seed = launch.choose_seed(where, seed, {run.seed for run in earlier} if replicate else set())
@@ -345,13 +384,16 @@ class LoopGraph:
                 parent_id=None if incumbent is None else incumbent.id,
                 method_ids=plan.method_ids,
                 idempotency_key=idempotency_key,
+                priority=priority,
+                caller=caller,
+                shared="any_seed" if seed is None and not replicate else "same_seed",
             ),
             now=self._now(),
         )
         if new:
             await launch.start(self.db, self.settings, where, experiment_id, plan.text, self._now())
         answer = await self.get_experiment(experiment_id, wait_s=wait_s, on_progress=on_progress)
-        return dataclasses.replace(answer, earlier=[] if replicate else list(bearing.earlier))
+        return dataclasses.replace(answer, earlier=[] if replicate else list(bearing.earlier), repeated=not new)
 
     async def get_experiment(
         self, experiment_id: str, *, wait_s: float = 20.0, on_progress: OnProgress | None = None
@@ -379,13 +421,15 @@ class LoopGraph:
                 return answer
             await asyncio.sleep(min(_POLL_S, left))
 
-    async def cancel_experiment(self, experiment_id: str) -> ExperimentAnswer:
+    async def cancel_experiment(self, experiment_id: str, *, caller: Caller | None = None) -> ExperimentAnswer:
         """End an experiment, its whole process group with it; one that is done stays as it is.
 
         Raises:
             NotFoundError: No such experiment.
+            AccessError: Others wait for it.
         """
         row = await lookups.the_experiment(self.db, experiment_id)
+        await sharing.check_cancel(self.db, experiment_id, caller)
         if row.state is not State.DONE:
             await experiments.request_cancel(self.db, experiment_id, now=self._now())
         return await self.get_experiment(experiment_id, wait_s=_CANCEL_WAIT_S)

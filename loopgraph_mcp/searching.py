@@ -1,7 +1,7 @@
 """Chooses what to show for a query: ranked by text and evidence, not five of one family, another one on a plateau."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 
 from loopgraph_mcp import edits, ranking, wording
@@ -12,6 +12,7 @@ from loopgraph_mcp.models import Method, Presence, Standing
 
 SAME_FAMILY = 0.7  # what a method is worth behind another of its family
 PLATEAU_RUNS = 6
+IN_FLIGHT = 0.3  # what a method is worth that an agent runs at this moment
 PLATEAU_FAMILY = 0.5  # what a method is worth whose family the runs of a plateau have tried
 
 
@@ -25,6 +26,7 @@ def choose(
     program: str | None,
     limit: int,
     standing: Standing | None,
+    in_flight: Collection[str] = (),
 ) -> tuple[list[MethodHit], str]:
     """Return the methods to show, best first, and what is to be said of the search as a whole."""
     records = {method.id: memory.record(method.id) for method, _ in found}
@@ -42,7 +44,7 @@ def choose(
     ]
     stale = memory.plateau_families(PLATEAU_RUNS)
     ranked = ranking.rank(candidates)
-    chosen = _diverse(ranked, by_id, stale, limit)
+    chosen = _diverse(ranked, by_id, stale, in_flight, limit)
     hits = [
         _hit(by_id[each], score, records[each], program, foresight.seen(by_id[each].moves, past))
         for each, score in chosen
@@ -51,14 +53,19 @@ def choose(
 
 
 def _diverse(
-    ranked: Sequence[tuple[str, ranking.Score]], by_id: Mapping[str, Method], stale: frozenset[str], limit: int
+    ranked: Sequence[tuple[str, ranking.Score]],
+    by_id: Mapping[str, Method],
+    stale: frozenset[str],
+    in_flight: Collection[str],
+    limit: int,
 ) -> list[tuple[str, ranking.Score]]:
-    """Return the best few, each counted for less behind others of its family; ties stay in their order."""
+    """Return the best few, each counted for less behind others of its family or while it runs; ties stay in order."""
     left, chosen, shown = list(ranked), list[tuple[str, ranking.Score]](), Counter[str]()
 
     def worth(pair: tuple[str, ranking.Score]) -> float:
         family = by_id[pair[0]].family
-        return pair[1].score * SAME_FAMILY ** shown[family] * (PLATEAU_FAMILY if family in stale else 1.0)
+        running = IN_FLIGHT if pair[0] in in_flight else 1.0
+        return pair[1].score * SAME_FAMILY ** shown[family] * (PLATEAU_FAMILY if family in stale else 1.0) * running
 
     while left and len(chosen) < limit:
         best = max(range(len(left)), key=lambda place: (worth(left[place]), -place))

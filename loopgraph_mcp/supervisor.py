@@ -12,10 +12,9 @@ import sys
 import time
 from collections.abc import Coroutine, Mapping
 from contextlib import ExitStack
-from itertools import takewhile
 from pathlib import Path
 
-from loopgraph_mcp import evidence, recipes, trainlog
+from loopgraph_mcp import evidence, recipes, trainlog, turns
 from loopgraph_mcp.config import Settings, read_settings
 from loopgraph_mcp.errors import StoreError
 from loopgraph_mcp.models import Decision, Outcome, OutcomeKind, VerdictKind
@@ -24,7 +23,7 @@ from loopgraph_mcp.runner.device import Device, find_devices
 from loopgraph_mcp.runner.load import LoadMeter
 from loopgraph_mcp.runner.locks import try_lock
 from loopgraph_mcp.runs import CODE_DIR, GRACE_S, LOG_NAME, TAIL_LINES, is_abandoned, read_tail, recover
-from loopgraph_mcp.store import edits, experiments
+from loopgraph_mcp.store import agents, edits, experiments
 from loopgraph_mcp.store.database import Database
 from loopgraph_mcp.store.experiments import ExperimentRow, ProcessId
 from loopgraph_mcp.workspace import (
@@ -118,21 +117,25 @@ async def _run(db: Database, settings: Settings, experiment: ExperimentRow) -> N
 
 
 async def _wait_for_turn(db: Database, settings: Settings, experiment: ExperimentRow, held: ExitStack) -> bool:
-    """Wait until this is the oldest living experiment of its device and the device's lock is ours.
+    """Wait until it is this experiment's turn among those of its device that live, and the device's lock is ours.
 
     Returns False where it was cancelled meanwhile. The lock is held until `held` is closed.
     """
     while True:
         if await _cancelled(db, experiment.id):
             return False
-        ahead = [
-            other
-            for other in takewhile(lambda each: each.id != experiment.id, await experiments.live_experiments(db))
-            if other.device_slot == experiment.device_slot and not is_abandoned(settings, other)
-        ]
-        if not ahead and _take(settings, experiment.device_slot, held):
-            return True
+        waiting, served = await agents.queue(db, experiment.device_slot)
+        for each in turns.in_turn(waiting, served):
+            if each == experiment.id and _take(settings, experiment.device_slot, held):
+                return True
+            if each == experiment.id or not await _is_abandoned(db, settings, each):
+                break
         await asyncio.sleep(POLL_S)
+
+
+async def _is_abandoned(db: Database, settings: Settings, experiment_id: str) -> bool:
+    row = await experiments.get_experiment(db, experiment_id)
+    return row is None or is_abandoned(settings, row)
 
 
 async def _cancelled(db: Database, experiment_id: str) -> bool:

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from loopgraph_mcp import runs, wording
+from loopgraph_mcp import runs, turns, wording
 from loopgraph_mcp.answers import ExperimentAnswer
 from loopgraph_mcp.evidence import Ledger
 from loopgraph_mcp.models import Outcome, OutcomeKind, State, VerdictKind
-from loopgraph_mcp.store import edits, experiments, learned
+from loopgraph_mcp.store import agents, edits, experiments, learned
 from loopgraph_mcp.store.database import Database
 from loopgraph_mcp.store.experiments import ExperimentRow
 from loopgraph_mcp.trainlog import Progress, parse_progress
@@ -23,7 +23,8 @@ async def view(db: Database, ledger: Ledger, row: ExperimentRow, *, now: float) 
     position, progress, eta_s = None, None, None
     if row.state is State.QUEUED:
         live = [each.id for each in await experiments.live_experiments(db) if each.device_slot == row.device_slot]
-        position = live.index(row.id) if row.id in live else 0
+        order = turns.in_turn(*await agents.queue(db, row.device_slot))
+        position = len(live) - len(order) + order.index(row.id) if row.id in order else 0
     else:
         progress = parse_progress(runs.read_tail(Path(row.run_dir or "") / runs.LOG_NAME, limit=4_096))
         eta_s = _eta_s(row, progress, now)

@@ -1,8 +1,9 @@
 """The sentences of the answers: why a method ranks where it does, what happened, what to do next."""
 
+import dataclasses
 from collections.abc import Collection, Sequence
 
-from loopgraph_mcp.answers import EarlierRun, EditAnswer, Guidance, MethodHit
+from loopgraph_mcp.answers import EarlierRun, EditAnswer, Guidance, MethodHit, RunningNow
 from loopgraph_mcp.changes import Kinship
 from loopgraph_mcp.evidence import TrackRecord
 from loopgraph_mcp.foresight import Foreseen
@@ -196,6 +197,22 @@ def after_edit(edit_id: str, earlier: Sequence[EarlierRun]) -> str:
             f'try another value or method, or run_experiment(edit_id="{edit_id}", replicate=true).'
         )
     return f"Read what came of its like before; then {run}" if earlier else run
+
+
+def under_way(run: RunningNow) -> str:
+    """Return an experiment that is on its way in one line: which, whose, what."""
+    whose = "you" if run.yours else ", ".join(run.agents) or "somebody"
+    return f"{run.experiment_id} ({whose}, {run.state.value}): {run.description}"
+
+
+def edit_under_way(answer: EditAnswer, alike: Sequence[RunningNow]) -> EditAnswer:
+    """Return an edit's answer with the advice to wait for the experiments like it that are on their way."""
+    first = alike[0].experiment_id
+    advice = (
+        f'{first} tries this method now: wait with get_experiment(experiment_id="{first}"), or take another method. '
+        f"To run it all the same: {answer.next_step}"
+    )
+    return dataclasses.replace(answer, running=list(alike), next_step=advice)
 
 
 def description(given: str, method_ids: Sequence[str], base: str | None) -> str:

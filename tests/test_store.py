@@ -348,3 +348,18 @@ async def test_every_chain_row_is_json_where_it_says_so(db: Database) -> None:
     await retrievals.add_retrieval(db, "q", shown, context_id=None, now=1.0)
     rows = await db.reader.execute_fetchall("SELECT parts FROM retrieval_item")
     assert [json.loads(row["parts"]) for row in rows] == [{"relevance": 0.5}]
+
+
+async def test_rows_appended_at_one_moment_share_a_transaction_and_not_a_fault(db: Database) -> None:
+    began: list[str] = []
+    await db._writer.set_trace_callback(began.append)
+    good = [retrievals.add_retrieval(db, f"q {n}", [], context_id=None, now=1.0) for n in range(20)]
+    bad = retrievals.add_retrieval(db, "bad", [], context_id="no such context", now=1.0)
+    told = await asyncio.gather(*good[:10], bad, *good[10:], return_exceptions=True)
+    assert sum(isinstance(each, str) for each in told) == 20
+    assert isinstance(told[10], sqlite3.IntegrityError)
+    rows = await db.reader.execute_fetchall("SELECT count(*) AS n FROM retrieval")
+    assert next(iter(rows))["n"] == 20
+    began.clear()
+    await asyncio.gather(*(retrievals.add_retrieval(db, f"r {n}", [], context_id=None, now=1.0) for n in range(20)))
+    assert sum(each.startswith("BEGIN") for each in began) == 2  # the first alone, then all who waited for it

@@ -7,9 +7,10 @@ import re
 import secrets
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +20,7 @@ from loopgraph_mcp.errors import StoreError
 
 MIGRATIONS_DIR = Path(__file__).parent / "migrations"
 T = TypeVar("T")
+Rows = tuple[str, Sequence[Mapping[str, Any]]]  # an INSERT and what it is to insert
 _BUSY_TIMEOUT_S = 30.0
 _CHECK_EVERY = 10_000  # SQLite's own instructions between looks at the clock: about a millisecond
 _DAMAGED = (
@@ -75,6 +77,14 @@ def _damage_told(conn: sqlite3.Connection) -> Iterator[None]:
         raise
 
 
+@dataclass(slots=True)
+class _Batch:
+    """Rows that several wait to see inserted."""
+
+    rows: list[Rows] = field(default_factory=list)
+    inserted: bool = False
+
+
 class Database:
     """One SQLite file in WAL mode, safe with other processes writing to it.
 
@@ -87,6 +97,8 @@ class Database:
         self._writer = writer
         self._reader = reader
         self._lock = asyncio.Lock()
+        self._appending = asyncio.Lock()
+        self._batch = _Batch()
         self._searches = ThreadPoolExecutor(max_workers=1, thread_name_prefix="search")
         self._searcher: sqlite3.Connection | None = None
         self._deadline = math.inf
@@ -151,6 +163,31 @@ class Database:
                 with suppress(sqlite3.OperationalError):
                     await self._writer.execute("ROLLBACK")
                 raise StoreError(f"{self.path}: {error}; nothing was written. {_NEXT_STEP}") from error
+
+    async def append(self, rows: Sequence[Rows]) -> None:
+        """Insert rows, all or none; those of all who append at one moment share a transaction and its commit.
+
+        Raises:
+            StoreError: As for `transaction`.
+        """
+        batch = self._batch
+        batch.rows += rows
+        async with self._appending:
+            if batch is self._batch:
+                self._batch = _Batch()
+                with suppress(StoreError, sqlite3.IntegrityError):  # one row's fault is not the others'
+                    await self._insert(batch.rows)
+                    batch.inserted = True
+        if not batch.inserted:
+            await self._insert(rows)
+
+    async def _insert(self, rows: Sequence[Rows]) -> None:
+        statements: dict[str, list[Mapping[str, Any]]] = {}
+        for statement, values in rows:
+            statements.setdefault(statement, []).extend(values)
+        async with self.transaction() as conn:
+            # They reach the connection's thread in this order, and together.
+            await asyncio.gather(*(conn.executemany(each, values) for each, values in statements.items()))
 
     @asynccontextmanager
     async def attached(self, other: Path, name: str) -> AsyncIterator[aiosqlite.Connection]:

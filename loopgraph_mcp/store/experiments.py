@@ -3,11 +3,16 @@
 import json
 import sqlite3
 from dataclasses import dataclass
+from typing import Literal
 
 import aiosqlite
 
+from loopgraph_mcp.access import Caller
+from loopgraph_mcp.errors import RunError
 from loopgraph_mcp.models import Decision, Outcome, OutcomeKind, State
+from loopgraph_mcp.store import agents
 from loopgraph_mcp.store.database import Database, new_id
+from loopgraph_mcp.turns import Priority
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +25,12 @@ class ProcessId:
 
 @dataclass(frozen=True, slots=True)
 class NewExperiment:
-    """What is known of an experiment before it runs."""
+    """What is known of an experiment before it runs.
+
+    Args:
+        shared: Whether the run of the same program that somebody else has on its way will do: `never`, `same_seed`,
+            or with `any_seed`.
+    """
 
     context_id: str
     device_slot: str
@@ -34,6 +44,9 @@ class NewExperiment:
     parent_id: str | None = None
     method_ids: tuple[str, ...] = ()
     idempotency_key: str | None = None
+    priority: Priority = Priority.NORMAL
+    caller: Caller | None = None
+    shared: Literal["never", "same_seed", "any_seed"] = "never"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +94,14 @@ _SELECT = """
 
 
 async def add_experiment(db: Database, new: NewExperiment, *, now: float) -> tuple[str, bool]:
-    """Queue an experiment; return its id and whether it is new (a known idempotency key returns the earlier one)."""
+    """Queue an experiment; return its id and whether it is new: a known idempotency key returns the earlier one.
+
+    So does a program that is on its way already, where `shared` lets it: two agents who ask at the same moment share
+    one run.
+
+    Raises:
+        RunError: The caller has as many on their way as it may.
+    """
     experiment_id = new_id("exp")
     async with db.transaction() as conn:
         if new.idempotency_key is not None:
@@ -90,10 +110,19 @@ async def add_experiment(db: Database, new: NewExperiment, *, now: float) -> tup
             )
             for row in rows:
                 return str(row["id"]), False
+        for row in await conn.execute_fetchall(
+            _ON_ITS_WAY,
+            {"context": new.context_id, "program": new.program_hash, "seed": new.seed, "shared": new.shared},
+        ):
+            await agents.add_asked(conn, row["id"], new.caller, now=now)
+            return str(row["id"]), False
+        if new.caller is not None and new.program_hash is not None:
+            await _check_cap(conn, new.caller)
         await conn.execute(
             "INSERT INTO experiment (id, context_id, edit_id, base_hash, program_hash, parent_id, description, seed, "
-            "timeout_s, silence_s, idempotency_key, device_slot, state, created_at) VALUES (:id, :context, :edit, "
-            ":base, :program, :parent, :description, :seed, :timeout, :silence, :key, :slot, 'queued', :now)",
+            "timeout_s, silence_s, idempotency_key, priority, device_slot, state, created_at) VALUES (:id, :context, "
+            ":edit, :base, :program, :parent, :description, :seed, :timeout, :silence, :key, :priority, :slot, "
+            "'queued', :now)",
             {
                 "id": experiment_id,
                 "context": new.context_id,
@@ -107,14 +136,45 @@ async def add_experiment(db: Database, new: NewExperiment, *, now: float) -> tup
                 "timeout": new.timeout_s,
                 "silence": new.silence_s,
                 "key": new.idempotency_key,
+                "priority": new.priority.value,
                 "now": now,
             },
         )
+        await agents.add_asked(conn, experiment_id, new.caller, now=now)
         await conn.executemany(
             "INSERT INTO experiment_method (experiment_id, method_id) VALUES (?, ?)",
             [(experiment_id, method_id) for method_id in new.method_ids],
         )
     return experiment_id, True
+
+
+_ON_ITS_WAY = """
+    SELECT experiment.id FROM experiment JOIN program ON program.hash = experiment.program_hash
+    WHERE experiment.state <> 'done' AND experiment.cancel_requested_at IS NULL AND experiment.context_id = :context
+    AND program.tree_hash = (SELECT tree_hash FROM program WHERE hash = :program)
+    AND (:shared = 'any_seed' OR (:shared = 'same_seed' AND experiment.seed = :seed)) ORDER BY experiment.row LIMIT 1
+"""
+
+
+async def _check_cap(conn: aiosqlite.Connection, caller: Caller) -> None:
+    """Refuse an agent that has as many experiments on their way as it may.
+
+    Raises:
+        RunError: It has.
+    """
+    live = await agents.live_runs_of(conn, caller)
+    if len(live) >= caller.runs_at_once:
+        raise RunError(
+            f"{caller.token or caller.client} has {len(live)} experiments queued or running, the most it may "
+            f"({', '.join(live[:3])}, …); wait for one with get_experiment, or cancel one"
+        )
+
+
+async def join_experiment(db: Database, experiment_id: str, caller: Caller | None, *, now: float) -> None:
+    """Write down that somebody else asked for an experiment as well."""
+    if caller is not None:
+        async with db.transaction() as conn:
+            await agents.add_asked(conn, experiment_id, caller, now=now)
 
 
 async def get_experiment(db: Database, experiment_id: str) -> ExperimentRow | None:

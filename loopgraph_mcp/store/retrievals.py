@@ -1,12 +1,13 @@
 """Retrievals: what was shown for a query, in which order and why, and what answers cost."""
 
-import asyncio
 import json
 import sqlite3
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from loopgraph_mcp.access import Caller
+from loopgraph_mcp.store.agents import asked_rows
 from loopgraph_mcp.store.database import Database, new_id
 
 _FATIGUE_WINDOW = 100  # retrievals: five half-lives, behind which nothing is left
@@ -22,32 +23,41 @@ class ShownMethod:
 
 
 async def add_retrieval(
-    db: Database, query: str, shown: Sequence[ShownMethod], *, context_id: str | None, now: float
+    db: Database,
+    query: str,
+    shown: Sequence[ShownMethod],
+    *,
+    context_id: str | None,
+    now: float,
+    caller: Caller | None = None,
 ) -> str:
     """Record one answered query; return its id."""
     retrieval_id = new_id("ret")
     query = query[:2_000].encode("utf-8", "replace").decode("utf-8")  # lone surrogates cannot be stored
-    async with db.transaction() as conn:
-        await asyncio.gather(  # which reach the connection's thread in this order, and together
-            conn.execute(
+    items = [
+        {
+            "retrieval": retrieval_id,
+            "rank": rank,
+            "method": item.method_id,
+            "score": item.score,
+            "parts": json.dumps(dict(item.parts), sort_keys=True),
+        }
+        for rank, item in enumerate(shown, start=1)
+    ]
+    await db.append(
+        [
+            (
                 "INSERT INTO retrieval (id, context_id, query, created_at) VALUES (:id, :context, :query, :now)",
-                {"id": retrieval_id, "context": context_id, "query": query, "now": now},
+                [{"id": retrieval_id, "context": context_id, "query": query, "now": now}],
             ),
-            conn.executemany(
+            (
                 "INSERT INTO retrieval_item (retrieval_id, rank, method_id, score, parts) "
                 "VALUES (:retrieval, :rank, :method, :score, :parts)",
-                [
-                    {
-                        "retrieval": retrieval_id,
-                        "rank": rank,
-                        "method": item.method_id,
-                        "score": item.score,
-                        "parts": json.dumps(dict(item.parts), sort_keys=True),
-                    }
-                    for rank, item in enumerate(shown, start=1)
-                ],
+                items,
             ),
-        )
+            *asked_rows(retrieval_id, caller, now=now),
+        ]
+    )
     return retrieval_id
 
 
@@ -102,12 +112,16 @@ async def add_cost(
     now: float,
 ) -> None:
     """Record what one answer, or what an agent says of its own work, cost."""
-    async with db.transaction() as conn:
-        await conn.execute(
-            "INSERT INTO cost (source, subject_id, tokens, cost_usd, created_at) "
-            "VALUES (:source, :subject, :tokens, :cost, :now)",
-            {"source": source, "subject": subject_id, "tokens": tokens, "cost": cost_usd, "now": now},
-        )
+    cost = {"source": source, "subject": subject_id, "tokens": tokens, "cost": cost_usd, "now": now}
+    await db.append(
+        [
+            (
+                "INSERT INTO cost (source, subject_id, tokens, cost_usd, created_at) "
+                "VALUES (:source, :subject, :tokens, :cost, :now)",
+                [cost],
+            )
+        ]
+    )
 
 
 async def count_rows(db: Database) -> dict[str, int]:

@@ -2,19 +2,19 @@
 
 from typing import Annotated, Any, Literal
 
-from mcp.server.mcpserver import Context
 from mcp.server.mcpserver.tools import Tool
 from mcp_types import CallToolResult, TextContent, ToolAnnotations
 from pydantic import Field, TypeAdapter
 
+from loopgraph_mcp.access import Scope
 from loopgraph_mcp.answers import CodeMapAnswer, EditAnswer, ExperimentAnswer, IngestAnswer, RecordAnswer, SearchAnswer
 from loopgraph_mcp.loopgraph import LoopGraph, OnProgress
 from loopgraph_mcp.models import Decision, OutcomeKind, Standing
 from loopgraph_mcp.tokens import estimate_tokens
 from loopgraph_mcp.tools import text
+from loopgraph_mcp.tools.callers import Ctx, caller_of
 from loopgraph_mcp.tools.strict import strict_tool
-
-Ctx = Context[LoopGraph, Any]
+from loopgraph_mcp.turns import Priority
 
 Workspace = Annotated[
     str | None, Field(description="Folder of the training loop; the server's own workspace where it is left out")
@@ -44,13 +44,14 @@ async def search_methods(
     ] = "concise",
 ) -> Annotated[CallToolResult, SearchAnswer]:
     """Find methods worth trying next, ranked by text and by what they gained here. Call it before editing."""
-    graph = _graph(ctx)
+    graph, caller = _graph(ctx), caller_of(ctx)
     answer = await graph.search_methods(
         query,
         workspace=workspace,
         limit=limit,
         family=family,
         standing=None if standing is None else Standing(standing),
+        caller=caller,
     )
     return await _answer(graph, "search_methods", answer.retrieval_id, answer, text.search(answer, detail))
 
@@ -81,7 +82,9 @@ async def get_code_edit(
     workspace: Workspace = None,
 ) -> Annotated[CallToolResult, EditAnswer]:
     """Turn methods into one edit of the present training file: its diff, or guidance to make it by hand."""
-    graph = _graph(ctx)
+    graph, caller = _graph(ctx), caller_of(ctx)
+    if apply:
+        caller.check(Scope.RUN)
     answer = await graph.get_code_edit(
         method_id,
         also=also or (),
@@ -91,6 +94,7 @@ async def get_code_edit(
         revert=revert,
         apply=apply,
         workspace=workspace,
+        caller=caller,
     )
     return await _answer(graph, "get_code_edit", answer.edit_id or method_id, answer, text.edit(answer, diff_from))
 
@@ -111,6 +115,10 @@ async def run_experiment(
     idempotency_key: Annotated[
         str | None, Field(description="A repeated call with the same key returns the same run", max_length=200)
     ] = None,
+    priority: Annotated[
+        Literal["low", "normal", "high"],
+        Field(description="`high` before your own others; `low` when nobody else waits. Agents take turns"),
+    ] = "normal",
     wait_s: WaitS = 20.0,
     workspace: Workspace = None,
 ) -> Annotated[CallToolResult, ExperimentAnswer]:
@@ -118,7 +126,7 @@ async def run_experiment(
 
     The run goes on by itself; the answer is its outcome, or how far it is and when to ask get_experiment.
     """
-    graph = _graph(ctx)
+    graph, caller = _graph(ctx), caller_of(ctx)
     answer = await graph.run_experiment(
         edit_id=edit_id,
         patch=patch,
@@ -131,6 +139,8 @@ async def run_experiment(
         wait_s=wait_s,
         workspace=workspace,
         on_progress=_reporter(ctx),
+        priority=Priority(priority),
+        caller=caller,
     )
     return await _answer(graph, "run_experiment", answer.experiment_id, answer, text.experiment(answer))
 
@@ -147,7 +157,7 @@ async def get_experiment(
 async def cancel_experiment(ctx: Ctx, experiment_id: ExperimentId) -> Annotated[CallToolResult, ExperimentAnswer]:
     """End a queued or running experiment and everything it started."""
     graph = _graph(ctx)
-    answer = await graph.cancel_experiment(experiment_id)
+    answer = await graph.cancel_experiment(experiment_id, caller=caller_of(ctx))
     return await _answer(graph, "cancel_experiment", experiment_id, answer, text.experiment(answer))
 
 
@@ -242,14 +252,14 @@ def loop_tools() -> list[Tool]:
     end = ToolAnnotations(read_only_hint=False, destructive_hint=True, idempotent_hint=True, open_world_hint=False)
     fetch = ToolAnnotations(read_only_hint=False, destructive_hint=False, idempotent_hint=True, open_world_hint=True)
     return [
-        strict_tool(search_methods, title="Search methods", annotations=look),
-        strict_tool(get_code_edit, title="Get a code edit", annotations=change),
-        strict_tool(run_experiment, title="Run an experiment", annotations=run),
-        strict_tool(get_experiment, title="Look at an experiment", annotations=look),
-        strict_tool(cancel_experiment, title="Cancel an experiment", annotations=end),
-        strict_tool(record_outcome, title="Record an outcome", annotations=run),
-        strict_tool(ingest, title="Ingest a source", annotations=fetch),
-        strict_tool(map_code, title="Map the code", annotations=look),
+        strict_tool(search_methods, title="Search methods", annotations=look, needs=Scope.READ),
+        strict_tool(get_code_edit, title="Get a code edit", annotations=change, needs=Scope.READ),
+        strict_tool(run_experiment, title="Run an experiment", annotations=run, needs=Scope.RUN),
+        strict_tool(get_experiment, title="Look at an experiment", annotations=look, needs=Scope.READ),
+        strict_tool(cancel_experiment, title="Cancel an experiment", annotations=end, needs=Scope.RUN),
+        strict_tool(record_outcome, title="Record an outcome", annotations=run, needs=Scope.RUN),
+        strict_tool(ingest, title="Ingest a source", annotations=fetch, needs=Scope.RUN),
+        strict_tool(map_code, title="Map the code", annotations=look, needs=Scope.READ),
     ]
 
 

@@ -9,12 +9,23 @@ from mcp.server.mcpserver.tools import Tool
 from mcp_types import ToolAnnotations
 from pydantic import ConfigDict, create_model
 
+from loopgraph_mcp.access import Scope
 from loopgraph_mcp.errors import LoopGraphError
+from loopgraph_mcp.tools.callers import Ctx, caller_of, check_folder
 
 
-def strict_tool(function: Callable[..., Awaitable[Any]], *, title: str, annotations: ToolAnnotations) -> Tool:
-    """Return a tool whose arguments are taken as they are: no unknown names, no text where a number belongs."""
-    tool = Tool.from_function(_told(function), title=title, annotations=annotations)
+def strict_tool(
+    function: Callable[..., Awaitable[Any]], *, title: str, annotations: ToolAnnotations, needs: Scope = Scope.ADMIN
+) -> Tool:
+    """Return a tool whose arguments are taken as they are: no unknown names, no text where a number belongs.
+
+    Args:
+        function: What it does; its first parameter is `ctx`.
+        title: Its name for people.
+        annotations: What clients may expect of it.
+        needs: The scope that a token needs to call it: a tool that forgets to say is for admins.
+    """
+    tool = Tool.from_function(_told(function, needs), title=title, annotations=annotations)
     model = tool.fn_metadata.arg_model
     strict = create_model(model.__name__, __base__=model)
     strict.model_config = ConfigDict(extra="forbid", strict=True)
@@ -25,13 +36,16 @@ def strict_tool(function: Callable[..., Awaitable[Any]], *, title: str, annotati
     return tool
 
 
-def _told(function: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
-    """Turn our errors into ToolErrors: the SDK hides the text of every other exception from the model."""
+def _told(function: Callable[..., Awaitable[Any]], needs: Scope) -> Callable[..., Awaitable[Any]]:
+    """Check the token, and turn our errors into ToolErrors: the SDK hides all other exceptions' text from the model."""
 
     @functools.wraps(function)
-    async def wrapper(*args: Any, **kwargs: Any) -> Any:
+    async def wrapper(ctx: Ctx, **kwargs: Any) -> Any:
         try:
-            return await function(*args, **kwargs)
+            caller = caller_of(ctx)
+            caller.check(needs)
+            check_folder(ctx, caller, kwargs.get("workspace"))
+            return await function(ctx, **kwargs)
         except LoopGraphError as error:
             raise ToolError(str(error)) from error
 

@@ -1,4 +1,4 @@
-"""Real MCP clients over stdio, in both protocol eras."""
+"""Real MCP clients over stdio and HTTP, in both protocol eras: the same calls, the same answers."""
 
 import asyncio
 import json
@@ -7,6 +7,8 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from mcp import Client, StdioServerParameters
 
 from loopgraph_mcp.models import State
 
+Connect = Callable[..., AbstractAsyncContextManager[Client]]
 SERVER = [sys.executable, "-m", "loopgraph_mcp.server"]
 SLOW = "@@ @@\n-SLEEP_S = 0.05\n-STEPS = 3\n+SLEEP_S = 0.1\n+STEPS = 50\n"
 ERAS = ["legacy", "auto"]
@@ -39,14 +42,14 @@ async def error_of(client: Client, tool: str, **arguments: Any) -> str:
 
 
 @pytest.mark.parametrize("era", ERAS)
-async def test_a_client_improves_the_trainer(environment: dict[str, str], workspace: Path, era: Any) -> None:
+async def test_a_client_improves_the_trainer(connect: Connect, workspace: Path, era: Any) -> None:
     (workspace / "train.py").write_text("MATRIX_LR = 0.04\n" + (workspace / "train.py").read_text())
     seen: list[tuple[float, str | None]] = []
 
     async def progress(done: float, _total: float | None, message: str | None) -> None:
         seen.append((done, message))
 
-    async with Client(server(environment), mode=era) as client:
+    async with connect(era) as client:
         baseline = await client.call_tool("run_experiment", {"description": "base"}, progress_callback=progress)
         assert baseline.structured_content is not None
         assert baseline.structured_content["verdict"] == "baseline"
@@ -66,8 +69,8 @@ async def test_a_client_improves_the_trainer(environment: dict[str, str], worksp
 
 
 @pytest.mark.parametrize("era", ERAS)
-async def test_wrong_calls_teach(environment: dict[str, str], era: Any) -> None:
-    async with Client(server(environment), mode=era) as client:
+async def test_wrong_calls_teach(connect: Connect, era: Any) -> None:
+    async with connect(era) as client:
         assert "nope" in await error_of(client, "search_methods", query="x", nope=1)
         assert "integer" in await error_of(client, "search_methods", limit="5")
         assert "did you mean gqa" in await error_of(client, "get_code_edit", method_id="gqaa")
@@ -79,15 +82,15 @@ async def test_wrong_calls_teach(environment: dict[str, str], era: Any) -> None:
 
 
 @pytest.mark.parametrize("era", ERAS)
-async def test_hostile_queries_are_answered(environment: dict[str, str], era: Any) -> None:
-    async with Client(server(environment), mode=era) as client:
+async def test_hostile_queries_are_answered(connect: Connect, era: Any) -> None:
+    async with connect(era) as client:
         for query in ('"', "'; DROP TABLE method; --", "a\x00b", "NEAR(a b) *", "attention " * 100_000, "٣ ﬁ 😀"):
             assert "hits" in await call(client, "search_methods", query=query)
         assert (await call(client, "search_methods", query="attention"))["methods_known"] >= 10
 
 
-async def test_the_tools_are_described_for_a_model(environment: dict[str, str]) -> None:
-    async with Client(server(environment)) as client:
+async def test_the_tools_are_described_for_a_model(connect: Connect) -> None:
+    async with connect() as client:
         listed = (await client.list_tools()).tools
         assert client.instructions is not None
         assert "baseline" in client.instructions
@@ -135,8 +138,8 @@ async def test_a_killed_server_loses_nothing(environment: dict[str, str], worksp
 
 
 @pytest.mark.parametrize("era", ERAS)
-async def test_a_client_that_gives_up_cancels_its_call_and_not_the_run(environment: dict[str, str], era: Any) -> None:
-    async with Client(server(environment), mode=era) as client:
+async def test_a_client_that_gives_up_cancels_its_call_and_not_the_run(connect: Connect, era: Any) -> None:
+    async with connect(era) as client:
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(client.call_tool("run_experiment", {"patch": SLOW, "wait_s": 40}), 2)
         running = await call(client, "run_experiment", patch=SLOW, wait_s=0)
@@ -145,8 +148,8 @@ async def test_a_client_that_gives_up_cancels_its_call_and_not_the_run(environme
         assert cancelled["outcome"] == "cancelled"
 
 
-async def test_two_servers_on_one_store_see_each_others_runs(environment: dict[str, str]) -> None:
-    async with Client(server(environment)) as one, Client(server(environment)) as two:
+async def test_two_clients_of_one_store_see_each_others_runs(connect: Connect) -> None:
+    async with connect() as one, connect() as two:
         queries = [call(client, "search_methods", query=f"attention {n}") for n in range(100) for client in (one, two)]
         answers = await asyncio.gather(*queries)
         assert len({answer["retrieval_id"] for answer in answers}) == 200
