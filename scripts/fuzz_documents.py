@@ -42,7 +42,8 @@ PIECES: dict[Format, list[bytes]] = {  # what each form is made of
         Tm Do cm q Q (\\ Ti BI ID EI /ASCII85Decode /LZWDecode /RunLengthDecode /DecodeParms /Predictor 15
         /Columns 1000000 startxref %%EOF ObjStm /W /CIDFont /ToUnicode /Rotate 90 /MediaBox beginbfrange
         endbfrange""".split(),
-    "markdown": rb"""# ## ``` ~~~ | --- |---| - * 1. > $$ \[ \] [x](y) ![ [ ]( ** * __ _ <!-- --> <a === .. math:: : 1) ====
+    "markdown": rb"""#
+        ## ``` ~~~ | --- |---| - * 1. > $$ \[ \] [x](y) ![ [ ]( ** * __ _ <!-- --> <a === .. math:: : 1) ====
         | | |""".split(),
     "code": rb"""def
         class async @ ( ) [ ] { } : , = - ~ not lambda if else try: except: return yield await f"{ } '''

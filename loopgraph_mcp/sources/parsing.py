@@ -111,10 +111,10 @@ async def _receive(stream: asyncio.StreamReader | None, most: int) -> bytes:
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
-    """End a process with its group, and wait for it."""
+    """End a process with its group, wait for it, and close its pipes."""
     try:
         os.killpg(process.pid, signal.SIGKILL)
     except (ProcessLookupError, PermissionError):
         if process.returncode is None:
             process.kill()
-    await process.wait()
+    await process.communicate()

@@ -1,0 +1,86 @@
+"""Documents are read in a process of its own: with bounds, without secrets, ended with its caller."""
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from loopgraph_mcp.errors import SourceError
+from loopgraph_mcp.sources import parsing
+from loopgraph_mcp.sources.parsing import parse
+
+DATA = Path(__file__).parent / "data" / "documents"
+PDF = (DATA / "twocolumn.pdf").read_bytes()
+
+
+async def test_every_form_is_read() -> None:
+    paper = {path.name: path.read_bytes() for path in (DATA / "paper").iterdir()}
+    told = await asyncio.gather(
+        parse("pdf", PDF),
+        parse("latex", paper),
+        parse("html", (DATA / "latexml.html").read_bytes()),
+        parse("markdown", b"# Notes\n\nText."),
+        parse("code", b"def f():\n    pass\n", path="src/net.py"),
+    )
+    assert [each.state for each in told] == ["read"] * 5
+    assert [each.title.split(" ")[0] for each in told] == ["Bounded", "QuietNorm:", "Quiet", "Notes", "net"]
+    assert told[0].blocks[-1].page == 3
+    assert told[4].blocks[0].lines == (1, 2)
+
+
+async def test_what_cannot_be_read_has_a_state_and_no_error() -> None:
+    assert (await parse("pdf", b"%PDF-1.4 nothing")).state == "broken"
+
+
+async def test_too_much_time_or_memory_is_an_error_that_says_what_to_do() -> None:
+    with pytest.raises(SourceError, match=r"a\.pdf: reading it took longer than 0\.01 s; give its LaTeX source"):
+        await parse("pdf", PDF, path="a.pdf", timeout_s=0.01)
+    with pytest.raises(SourceError, match=r"takes over 100 MiB of memory; give a part of it"):
+        await parse("markdown", b"# x\n" * 8_000_000, memory_bytes=100 * 2**20)
+
+
+async def test_a_reader_that_dies_is_an_error_with_its_last_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader = tmp_path / "python"
+    for says, match in [("echo gone >&2; exit 3", r"exit 3: gone"), ("echo '{\"title\":'", r"wrote no document")]:
+        reader.write_text(f"#!/bin/sh\ncat >/dev/null\n{says}\n")
+        reader.chmod(0o755)
+        monkeypatch.setattr(sys, "executable", str(reader))
+        with pytest.raises(SourceError, match=match):
+            await parse("html", b"<p>x")
+
+
+async def test_endless_output_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = tmp_path / "python"
+    reader.write_text("#!/bin/sh\ncat >/dev/null\nyes | head -c 20000\n")
+    reader.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(reader))
+    monkeypatch.setattr(parsing, "MOST_BYTES_OUT", 1_000)
+    with pytest.raises(SourceError, match="wrote no document"):
+        await parse("html", b"<p>x")
+
+
+async def test_a_cancelled_call_ends_the_whole_group_and_secrets_stay_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told, environment = tmp_path / "told", tmp_path / "environment"
+    os.mkfifo(told)
+    reader = tmp_path / "python"
+    reader.write_text(f"#!/bin/sh\nenv > {environment}\nsleep 600 &\necho $! > {told}\nwait\n")
+    reader.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(reader))
+    monkeypatch.setenv("GITHUB_TOKEN", "ghp_secret")
+    call = asyncio.create_task(parse("pdf", PDF))
+    pid = int(await asyncio.to_thread(told.read_text))
+    assert psutil.pid_exists(pid)
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    kept = await asyncio.to_thread(environment.read_text)
+    assert "PATH=" in kept
+    assert "ghp_secret" not in kept
