@@ -1,6 +1,7 @@
 """Reads LaTeX: the main file of a source tree, with what it includes, as blocks; equations stay LaTeX."""
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 
@@ -76,6 +77,7 @@ _KEPT = frozenset().union(
 )  # fmt: skip
 _DEEPEST = 12
 _MOST_ENVIRONMENTS = 100  # one in the other
+_BIBLIOGRAPHY, _MOST_BIBLIOGRAPHIES = r"\bibliography", 5
 _SPACE = re.compile(r"[ \t\n]+")
 _INDENT = "\x02"
 _LINE = "\x01"  # a line's end that stays; no text has it, since control characters are taken out of the source
@@ -183,6 +185,8 @@ class _Reader:
         self.cited: dict[str, None] = {}
         self.environments: list[str] = []
         self.equations = 0
+        self.bodies: dict[str, str] = {}  # of included files, by their path
+        self.seen: Counter[str] = Counter()  # style files and bibliographies
         self.began = self.ended = False
 
     def document(self, warnings: list[str]) -> Document:
@@ -200,7 +204,9 @@ class _Reader:
         folder = str(PurePosixPath(self.main).parent)
         for candidate in (path, f"{path}.tex", _normal(f"{folder}/{path}"), _normal(f"{folder}/{path}.tex")):
             if candidate in self.files:
-                return _body_of(decode(self.files[candidate]), inner=True)
+                if candidate not in self.bodies:
+                    self.bodies[candidate] = _body_of(decode(self.files[candidate]), inner=True)
+                return self.bodies[candidate]
         return None
 
     def run(self) -> None:
@@ -240,6 +246,7 @@ class _Reader:
         """Read tokens apart from the rest."""
         inner = object.__new__(_Inner)
         inner.files, inner.main, inner.scope, inner.cited = self.files, self.main, self.scope, self.cited
+        inner.bodies, inner.seen = self.bodies, self.seen
         inner.tokens = Tokens(self.scope, source)
         inner.title, inner.equations, inner.began, inner.ended = self.title, 0, self.began, False
         inner.blocks, inner.sections, inner.text, inner.notes, inner.environments = [], [], [], [], []
@@ -389,7 +396,8 @@ class _Reader:
         """Take the macros of a style file that the authors wrote."""
         for name in names.split(","):
             data = self.files.get(f"{_normal(name)}.sty")
-            if data is None or len(data) > 200_000:
+            self.seen[name] += 1
+            if data is None or len(data) > 200_000 or self.seen[name] > 1:
                 continue
             for found in re.findall(
                 r"^[ \t]*(\\(?:(?:re)?newcommand|def|DeclareMathOperator)[^@\n]*)$", decode(data), re.MULTILINE
@@ -400,6 +408,9 @@ class _Reader:
         """Read the list of references in this place."""
         tokens.optional()
         names = tokens.name() if self.began else ""
+        self.seen[_BIBLIOGRAPHY] += 1
+        if self.seen[_BIBLIOGRAPHY] > _MOST_BIBLIOGRAPHIES:
+            return
         stem = str(PurePosixPath(self.main).with_suffix(""))
         lists = [path for path in self.files if path.endswith(".bbl")]
         found = f"{stem}.bbl" if f"{stem}.bbl" in self.files else min(lists, default=None)

@@ -12,7 +12,7 @@ _TOKEN = re.compile(
 # What TeX macros can write has no bound of its own: this is a book of 800 pages, and a multiple of what a source holds.
 _MOST_TOKENS, _SOME_TOKENS, _TOKENS_A_LETTER = 3_000_000, 300_000, 3
 _MOST_EXPANSIONS = 300_000
-_MOST_TIMES_A_FILE = 50
+_MOST_TIMES_A_FILE, _MOST_FILES = 50, 2_000
 _MOST_OF_AN_OPTION = 2_000
 _CONDITIONALS = frozenset({
     r"\if", r"\ifx", r"\ifnum", r"\ifdim", r"\ifcase", r"\ifodd", r"\iftrue", r"\iffalse", r"\ifmmode", r"\ifhmode",
@@ -304,14 +304,15 @@ class Tokens:
     def include(self, name: str) -> bool:
         """Read a file in this place; return whether there is one."""
         scope = self.scope
+        scope.opened[name] = scope.opened.get(name, 0) + 1
+        if scope.opened[name] > _MOST_TIMES_A_FILE or len(scope.opened) > _MOST_FILES:
+            return False
         text = scope.find_file(name)
         if text is None:
             scope.missing[name] = None
             return False
-        scope.opened[name] = scope.opened.get(name, 0) + 1
-        if scope.opened[name] <= _MOST_TIMES_A_FILE:
-            self.push("\n")
-            self.push(text)
+        self.push("\n")
+        self.push(text)
         return True
 
 
