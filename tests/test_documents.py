@@ -340,7 +340,7 @@ def test_words_are_whole_again_but_compounds_keep_their_hyphen() -> None:
     text = text_of(pdf.read(small_pdf(b"BT /F1 10 Tf 50 700 Td %s ET" % drawn)))
     assert (
         text
-        == "the low-rank form of normalisation is a low-rank matter of the stateof-the-art kind of reading on paper."
+        == "the low-rank form of normalisation is a low-rank matter of the state-of-the-art kind of reading on paper."
     )
 
 

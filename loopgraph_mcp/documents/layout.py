@@ -301,7 +301,7 @@ def _joined(lines: Sequence[Line], known: set[str]) -> str:
             after = re.match(r"[^\W\d_]+", line.text)
             head, tail = (before.group() if before else ""), (after.group() if after else "")
             keeps = f"{head}-{tail}".casefold() in known and (head + tail).casefold() not in known
-            keeps = keeps or not line.text[:1].islower()
+            keeps = keeps or not line.text[:1].islower() or line.text[len(tail) : len(tail) + 1] == "-"
             text = f"{text[:-1]}-{line.text}" if keeps else text[:-1] + line.text
         else:
             text += f" {line.text}" if text else line.text
