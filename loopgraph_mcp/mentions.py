@@ -1,4 +1,4 @@
-"""Tells which known methods a description tries, where its words leave no doubt."""
+"""Tells which known methods a description tries, or a passage describes, where its words leave no doubt."""
 
 import re
 from collections.abc import Sequence
@@ -89,3 +89,62 @@ def _pattern(method: Method) -> re.Pattern[str]:
     phrases = {" ".join(re.split(r"[\W_]+", word.casefold())).strip() for word in words}
     longest = sorted((phrase for phrase in phrases if phrase), key=len, reverse=True)
     return re.compile(r"\b(?:" + "|".join(re.escape(each).replace(r"\ ", r"[\W_]+") for each in longest) + r")s?\b")
+
+
+# ------------------------------------------------------------------------------------------------ passages
+
+_BESIDE = re.compile(r"related work|\breferences?\b|bibliograph|acknowledg|table of contents", re.IGNORECASE)
+_SET_AGAINST = re.compile(
+    r"\b(?:unlike|instead of|rather than|in contrast (?:to|with)|as opposed to|in place of|not|no|nor|neither|without|"
+    r"except|replac\w+|such as|e\.g\.|including|for example|see|cf\.)\b[^.;:]{0,40}$",
+    re.IGNORECASE,
+)
+_LOOK_BACK = 60
+_SHORT = 6  # letters of an acronym at most, and of a word that is a name only beside others of its method
+_WORD = re.compile(r"[a-z]{5,}")
+
+
+def methods_described(text: str, methods: Sequence[Method], *, place: str = "") -> dict[str, str]:
+    """Return the methods that a passage tells of, each with the words that name it.
+
+    Of names inside one another the longest counts. Acronyms are read in capitals alone; a short everyday word is a name
+    only beside another word of its method's summary. What is only set against something else, listed or cited is not
+    told of.
+    """
+    if _BESIDE.search(place):
+        return {}
+    seen = set(_WORD.findall(text.casefold()))
+    spans = [
+        (*match.span(), method, match.group())
+        for method in methods
+        for match in _name_pattern(method).finditer(text)
+        if _is_sure(match.group(), method, seen)
+    ]
+    told: dict[str, str] = {}
+    for start, end, method, words in sorted(spans, key=lambda span: span[:2]):
+        within = any(left <= start and end <= right and right - left > end - start for left, right, _, _ in spans)
+        if not within and not _SET_AGAINST.search(text[max(0, start - _LOOK_BACK) : start]):
+            told.setdefault(method.id, words)
+    return told
+
+
+def _is_sure(name: str, method: Method, seen: set[str]) -> bool:
+    if not name.isalpha() or not name.islower() or len(name) > _SHORT + 1:
+        return True
+    hints = set(_WORD.findall(f"{method.name} {method.summary} {method.family}".casefold()))
+    return bool(hints & seen - {name})
+
+
+@lru_cache(maxsize=1024)
+def _name_pattern(method: Method) -> re.Pattern[str]:
+    """Return what finds a method's names in running text: acronyms and identifiers as they are, words in any case."""
+    as_told, any_case = list[str](), list[str]()
+    for name in dict.fromkeys([method.name, method.id, *method.aliases]):
+        words = [re.escape(part) for part in re.split(r"[^\w+]+|_+", name) if part]
+        if len(words) == 1 and (name.isupper() or "_" in name) and len(name) <= _SHORT:
+            as_told.append(words[0])
+        elif words and not (len(words) == 1 and len(name) < 3):
+            any_case.append(r"[\W_]{1,2}".join(words))
+    longest = [sorted(set(each), key=lambda word: (-len(word), word)) for each in (as_told, any_case)]
+    parts = [part for part in ("|".join(longest[0]), f"(?i:{'|'.join(longest[1])})" if longest[1] else "") if part]
+    return re.compile(rf"(?<!\w)(?:{'|'.join(parts)})s?(?![\w+])") if parts else re.compile(r"(?!)")

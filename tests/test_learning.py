@@ -26,7 +26,11 @@ from loopgraph_mcp.sources.packs import read_pack
 
 ROOT = Path(__file__).parent.parent
 TRAINER = (ROOT / "trainer" / "train.py").read_text()
-METHODS = read_pack(ROOT / "methodpacks").methods
+METHODS = [
+    method
+    for method in read_pack(ROOT / "methodpacks").methods
+    if isinstance(edits.apply_method(method, TRAINER, {}), Applied)
+]
 PARENT = '''
 import math
 

@@ -97,7 +97,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Mapping[st
 
 
 @needs_torch
-@pytest.mark.xdist_group("trained")  # one worker trains them all
 @pytest.mark.parametrize(
     "name", ["itself", *(each.replace("-", "_") for each in METHODS if each not in IN_THE_TRAINER)]
 )

@@ -4,9 +4,9 @@ import ast
 import hashlib
 import re
 import tomllib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -508,6 +508,22 @@ def read_pack(folder: Path) -> Pack:
     methods = tuple(_method(file, texts[file]) for file in files)
     _check_together(folder, methods)
     return Pack(declared.name, declared.version, digest.hexdigest(), methods)
+
+
+def read_method(told: Mapping[str, Any]) -> Method:
+    """Check one method that is told in the form of a pack's file.
+
+    Raises:
+        PackError: It does not follow the format; the message names the key.
+    """
+    try:
+        return _Method.model_validate(dict(told)).made()
+    except ValidationError as error:
+        first = error.errors()[0]
+        key, why = _key(first["loc"]), first["msg"].removeprefix("Value error, ")
+        raise PackError(f"{f'{key}: ' if key else ''}{why}; docs/method-packs.md tells the keys") from error
+    except RecursionError as error:
+        raise PackError("nested too deeply") from error
 
 
 def _read(file: Path) -> bytes:
