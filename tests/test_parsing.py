@@ -84,3 +84,20 @@ async def test_a_cancelled_call_ends_the_whole_group_and_secrets_stay_here(
     kept = await asyncio.to_thread(environment.read_text)
     assert "PATH=" in kept
     assert "ghp_secret" not in kept
+
+
+@pytest.mark.parametrize("steps", range(8))
+async def test_a_call_may_be_cancelled_while_its_process_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int
+) -> None:
+    reader = tmp_path / "python"
+    reader.write_text("#!/bin/sh\nsleep 600 &\nwait\n")
+    reader.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(reader))
+    call = asyncio.create_task(parse("pdf", PDF))
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(call, 30)
+    assert not [each for each in psutil.Process().children() if "sleep" in each.name()]

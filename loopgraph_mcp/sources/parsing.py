@@ -52,18 +52,7 @@ async def parse(
     if size > _MOST_BYTES_IN:
         raise SourceError(f"{name}: {size:,} bytes; at most {_MOST_BYTES_IN // 2**20} MiB are read: give a part of it")
     line, bodies = request(form, data, path=path, memory_bytes=memory_bytes, cpu_s=max(1, int(timeout_s) + 1))
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-P",
-        "-m",
-        "loopgraph_mcp.documents",
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        start_new_session=True,
-        env={name: os.environ[name] for name in _PASSED_ON if name in os.environ},
-        cwd=Path(sys.executable).parent,
-    )
+    process = await _start()
     try:
         async with asyncio.timeout(timeout_s), asyncio.TaskGroup() as tasks:
             tasks.create_task(_send(process, [line, *bodies]))
@@ -86,6 +75,29 @@ async def parse(
         return _DOCUMENT.validate_json(told.result())
     except ValidationError as error:
         raise SourceError(f"{name}: its reader wrote no document; {_INSTEAD[form]}") from error
+
+
+async def _start() -> asyncio.subprocess.Process:
+    """Start a reader; a cancellation meanwhile ends it, which asyncio itself would wait for without an end."""
+    start = asyncio.ensure_future(
+        asyncio.create_subprocess_exec(
+            sys.executable,
+            "-P",
+            "-m",
+            "loopgraph_mcp.documents",
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            start_new_session=True,
+            env={name: os.environ[name] for name in _PASSED_ON if name in os.environ},
+            cwd=Path(sys.executable).parent,
+        )
+    )
+    try:
+        return await asyncio.shield(start)
+    except asyncio.CancelledError:
+        await _end(await start)
+        raise
 
 
 async def _send(process: asyncio.subprocess.Process, parts: list[bytes]) -> None:
