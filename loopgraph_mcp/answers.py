@@ -362,6 +362,69 @@ class IngestAnswer:
 
 
 @dataclass(frozen=True)
+class MethodAnswer:
+    """What is known of one method, and what came of registering it.
+
+    Args:
+        status: `added`, `amended`, `linked`, `known` or `retired`.
+        pack: The pack that holds it; `local` for what was registered here, empty for a retired one.
+        published: What its definition says was measured elsewhere, with setting and source.
+        reported: Sentences of passages that report a figure of it; quoted, untrusted.
+        chunk_ids: The passages that tell of it, those that somebody cited first.
+        recipe: `ready`, `no recipe`, or how it fits the file at hand: `applied`, `present`, `refused`, `untried`.
+        versions: When it was registered and by whom, the newest first.
+    """
+
+    method_id: str
+    status: str
+    pack: str
+    name: str
+    family: str
+    summary: str
+    description: str
+    next_step: str
+    aliases: list[str] = field(default_factory=list)
+    sources: list[str] = field(default_factory=list)
+    published: list[str] = field(default_factory=list)
+    reported: list[str] = field(default_factory=list)
+    chunk_ids: list[str] = field(default_factory=list)
+    recipe: str = "no recipe"
+    versions: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class TraceLink:
+    """A row on the way from or to another.
+
+    Args:
+        depth: How far away it is, at least 1; it belongs to the nearest one before it that is one less deep.
+        stage: `pack`, `paper`, `document`, `passage`, `method`, `retrieval`, `edit`, `experiment`, `outcome`,
+            `decision`, `recipe` or `history`.
+        id: Empty where more of a stage are only counted.
+        at: When it was made, in epoch seconds; None where that is not known.
+    """
+
+    depth: int
+    stage: str
+    id: str
+    words: str
+    at: float | None
+
+
+@dataclass(frozen=True)
+class TraceAnswer:
+    """A row of the chain, with what led to it and what came of it, each row before those that it is linked with."""
+
+    stage: str
+    id: str
+    words: str
+    at: float | None
+    before: list[TraceLink]
+    after: list[TraceLink]
+
+
+@dataclass(frozen=True)
 class ExportedMethod:
     """One method of an exported pack; its recipe is its `own`, a `learned` one, or `none`."""
 

@@ -23,6 +23,7 @@ from loopgraph_mcp.errors import HistoryError, LoopGraphError, first_of
 from loopgraph_mcp.loopgraph import LoopGraph
 from loopgraph_mcp.models import Direction, KnobValue, OutcomeKind, Standing, State
 from loopgraph_mcp.sources.files import expand
+from loopgraph_mcp.sources.packs import read_definition
 from loopgraph_mcp.workspace import create_workspace, prepare_command
 
 app = typer.Typer(
@@ -334,11 +335,16 @@ def cancel(
 
 @app.command()
 def trace(
-    experiment: Annotated[str, typer.Argument(help="An experiment from `loopgraph results`.")], *, as_json: Json = False
+    identity: Annotated[
+        str,
+        typer.Argument(metavar="ID", help="An experiment, edit, retrieval, method, paper, passage, recipe or pack."),
+    ],
+    *,
+    as_json: Json = False,
 ) -> None:
-    """Show what led to an experiment, from paper and pack on, and what came of it."""
-    links = _with_graph(lambda graph: graph.trace(experiment))
-    screen.print_json(links) if as_json else screen.show_chain(links)
+    """Show what led to a row, from paper and pack on, and what came of it."""
+    answer = _with_graph(lambda graph: graph.trace(identity))
+    screen.print_json(answer) if as_json else screen.show_trace(answer)
 
 
 @app.command()
@@ -494,6 +500,45 @@ def check_pack(
     programs = {"trainer/train.py": bundled("trainer") / "train.py", **{str(each): each for each in against or []}}
     answer = packing.check_pack(directory.expanduser(), programs)
     screen.print_json(answer) if as_json else screen.show_pack_check(answer)
+
+
+methods_app = typer.Typer(
+    help="Look at a method; register one that you read of, amend or retire it.", no_args_is_help=True
+)
+app.add_typer(methods_app, name="method")
+
+MethodId = Annotated[str, typer.Argument(metavar="METHOD", help="Its id: lower-case words joined by -.")]
+
+
+@methods_app.command(name="show")
+def show_method(method: MethodId, *, as_json: Json = False) -> None:
+    """Show what is known of a method, with the passages that tell of it."""
+    answer = _with_graph(lambda graph: graph.show_method(method))
+    screen.print_json(answer) if as_json else screen.show_method(answer)
+
+
+@methods_app.command(name="add")
+def add_method(
+    method: MethodId,
+    file: Annotated[
+        Path | None, typer.Argument(help="Its definition, as in a method pack; to link a known one, none.")
+    ] = None,
+    *,
+    cite: Annotated[list[str], typer.Option(metavar="PASSAGE", help="A passage that tells of it, from `ingest`.")],
+    workspace: WorkspaceOption = None,
+    as_json: Json = False,
+) -> None:
+    """Register a method with the passages it was read in, amend it, or link passages to a known one."""
+    definition = None if file is None else read_definition(file.expanduser())
+    answer = _with_graph(lambda graph: graph.add_method(method, cite, definition, workspace=workspace))
+    screen.print_json(answer) if as_json else screen.show_method(answer)
+
+
+@methods_app.command(name="retire")
+def retire_method(method: MethodId, *, as_json: Json = False) -> None:
+    """Take a registered method out of searches; its experiments stay."""
+    answer = _with_graph(lambda graph: graph.retire_method(method))
+    screen.print_json(answer) if as_json else screen.show_method(answer)
 
 
 @app.command()

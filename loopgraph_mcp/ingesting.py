@@ -11,13 +11,14 @@ from loopgraph_mcp import forms, installing, passages
 from loopgraph_mcp.answers import Candidate, ImportAnswer, IngestAnswer, ShownPassage
 from loopgraph_mcp.config import ARXIV_URL, GITHUB_URL, Settings
 from loopgraph_mcp.errors import NotFoundError, SourceError
+from loopgraph_mcp.linking import find_mentions
 from loopgraph_mcp.models import DocumentState
 from loopgraph_mcp.quoting import plain_line, plain_text
 from loopgraph_mcp.sources import archives, arxiv, github, local, pack_archives
 from loopgraph_mcp.sources.cache import Cache
 from loopgraph_mcp.sources.http import Web
 from loopgraph_mcp.sources.packs import read_pack
-from loopgraph_mcp.store import papers
+from loopgraph_mcp.store import methods, papers
 from loopgraph_mcp.store.chunks import Chunk
 from loopgraph_mcp.store.database import Database
 from loopgraph_mcp.store.papers import NewDocument
@@ -40,16 +41,6 @@ class Asked:
     query: str = ""
     sha256: str | None = None
     offline: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """A document whose passages are in the store: what comes after storing starts from here."""
-
-    paper_id: str
-    document_id: str
-    chunk_ids: tuple[str, ...]
-    added: int
 
 
 @dataclass(slots=True)
@@ -133,10 +124,8 @@ class Ingest:
         chunks = forms.chunks_of(reading.document, "paper", document.paper_id, document.licence)
         if document.abstract and not any("abstract" in each.place.casefold() for each in chunks):
             chunks.insert(0, Chunk("paper", document.abstract, "Abstract", document.paper_id, document.licence))
-        stored = await self._store(document, chunks)
-        return await self._answer(
-            source, "paper", document_id, added=stored.added, warnings=[*warnings, *reading.notes]
-        )
+        added = await self._store(document, chunks)
+        return await self._answer(source, "paper", document_id, added=added, warnings=[*warnings, *reading.notes])
 
     # ------------------------------------------------------------------------------- repositories, files
 
@@ -171,10 +160,10 @@ class Ingest:
             content_hash=content_hash,
             note="; ".join(notes[:_MOST_WARNINGS]),
         )
-        stored = await self._store(document, chunks)
+        added = await self._store(document, chunks)
         if not snapshot.licence:
             notes.insert(0, "GitHub knows no licence of it: read it, but copy nothing")
-        return await self._answer(source, "repository", document_id, added=stored.added, warnings=notes)
+        return await self._answer(source, "repository", document_id, added=added, warnings=notes)
 
     async def _files(self, source: str, path: Path) -> IngestAnswer:
         """Ingest a file or a folder; each document in a transaction of its own, so that a cut loses none."""
@@ -218,8 +207,8 @@ class Ingest:
             note="; ".join(reading.notes),
         )
         of = {"code": "code", "markdown": "document", "html": "document"}.get(piece.kind, "paper")
-        stored = await self._store(document, forms.chunks_of(reading.document, of, document.paper_id, ""))
-        return document_id, stored.added, [f"{piece.place}: {each}" for each in reading.notes]
+        added = await self._store(document, forms.chunks_of(reading.document, of, document.paper_id, ""))
+        return document_id, added, [f"{piece.place}: {each}" for each in reading.notes]
 
     # ------------------------------------------------------------------------------------------- packs
 
@@ -244,11 +233,12 @@ class Ingest:
         known = await papers.find_document(self.db, document_id)
         return known is not None and known.state in {DocumentState.READ, DocumentState.SOURCELESS}
 
-    async def _store(self, document: NewDocument, chunks: Sequence[Chunk]) -> Stored:
-        """Store a document with its passages, all or nothing."""
+    async def _store(self, document: NewDocument, chunks: Sequence[Chunk]) -> int:
+        """Store a document with its passages and the methods they tell of; return how many passages are new."""
         await self.tell(0.9, f"storing {len(chunks)} passages of {document.id}")
-        added = await papers.add_document(self.db, document, chunks, now=self.now)
-        return Stored(document.paper_id, document.id, tuple(each.id for each in chunks), added)
+        known = await methods.all_methods(self.db)
+        mentions = await asyncio.to_thread(find_mentions, chunks, known)
+        return await papers.add_document(self.db, document, chunks, mentions, now=self.now)
 
     async def _answer(
         self, source: str, kind: str, *document_ids: str, added: int, warnings: Sequence[str], title: str = ""

@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 from loopgraph_mcp import (
     duplicates,
@@ -21,9 +22,11 @@ from loopgraph_mcp import (
     precedents,
     recipes,
     recording,
+    registering,
     runs,
     searching,
     sharing,
+    tracing,
     views,
     wording,
 )
@@ -34,9 +37,11 @@ from loopgraph_mcp.answers import (
     ExperimentAnswer,
     ImportAnswer,
     IngestAnswer,
+    MethodAnswer,
     PackExportAnswer,
     RecordAnswer,
     SearchAnswer,
+    TraceAnswer,
 )
 from loopgraph_mcp.config import Settings, read_settings
 from loopgraph_mcp.editing import Asked, make_edit
@@ -60,7 +65,6 @@ from loopgraph_mcp.store import experiments, imports, merging, methods, outcomes
 from loopgraph_mcp.store import learned as learned_store
 from loopgraph_mcp.store.database import Database, new_id
 from loopgraph_mcp.store.experiments import NewExperiment
-from loopgraph_mcp.store.lineage import Link, chain_of
 from loopgraph_mcp.surroundings import Surroundings
 from loopgraph_mcp.together import Together
 from loopgraph_mcp.turns import Priority
@@ -617,14 +621,67 @@ class LoopGraph:
             self.db, self._ledger, name, folder, method_ids=method_ids, but_pack=own.name, now=self._now()
         )
 
-    async def trace(self, experiment_id: str) -> list[Link]:
-        """Return what led to an experiment, from pack and paper on, and what came of it.
+    async def add_method(
+        self,
+        method_id: str,
+        chunk_ids: Sequence[str],
+        definition: Mapping[str, Any] | None = None,
+        *,
+        workspace: str | None = None,
+        caller: Caller | None = None,
+    ) -> MethodAnswer:
+        """Register a method read in passages, amend it, or link the passages to a known one.
+
+        Args:
+            method_id: Its id: lower-case words with hyphens.
+            chunk_ids: The passages it was read in.
+            definition: What the file of a method pack holds, without sources and outcomes; None only links.
+            workspace: Folder whose present file its recipe is tried on.
+            caller: The agent that registers it; None for a person at a terminal.
 
         Raises:
-            NotFoundError: No such experiment.
+            NotFoundError: No such passage, or no such method to link.
+            PackError: The definition does not follow the format, says what no cited passage says, or names a method
+                that is known.
         """
-        await lookups.the_experiment(self.db, experiment_id)
-        return await chain_of(self.db, experiment_id)
+        return await registering.add_method(
+            self.db,
+            self._here,
+            method_id,
+            chunk_ids,
+            definition,
+            workspace=workspace,
+            added_by="a person" if caller is None else caller.token or caller.client,
+            now=self._now(),
+        )
+
+    async def show_method(self, method_id: str) -> MethodAnswer:
+        """Return what is known of one method, with the passages that tell of it and what they report.
+
+        Raises:
+            NotFoundError: No such method.
+        """
+        return await registering.show_method(self.db, method_id)
+
+    async def retire_method(self, method_id: str) -> MethodAnswer:
+        """Take a registered method out of searches; its experiments stay.
+
+        Raises:
+            NotFoundError: No such method.
+            PackError: A pack holds it.
+        """
+        return await registering.retire_method(self.db, method_id, now=self._now())
+
+    async def trace(self, identity: str) -> TraceAnswer:
+        """Return what led to a row and what came of it: from pack and paper to what an experiment taught.
+
+        Args:
+            identity: The id of an experiment, edit, retrieval, method, paper, passage, recipe, pack or history.
+
+        Raises:
+            NotFoundError: No row has this id.
+        """
+        return await tracing.trace(self.db, identity)
 
     async def count(self) -> dict[str, int]:
         """Return how many methods, experiments and the like the store holds."""

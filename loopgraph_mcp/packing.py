@@ -47,7 +47,7 @@ async def export_pack(
         if method.recipe is not None:
             beside = tuple(each for each in method.recipe.conflicts if each in chosen)
             method = replace(method, recipe=replace(method.recipe, conflicts=beside))
-        found.append(replace(method, outcomes=(*method.outcomes, *outcomes)))
+        found.append(_for_others(replace(method, outcomes=(*method.outcomes, *outcomes))))
         kind = "learned" if known else "none" if method.recipe is None else "own"
         tries, wins = sum(each.tries for each in outcomes), sum(each.wins for each in outcomes)
         told.append(ExportedMethod(method_id, kind, tries, wins))
@@ -60,6 +60,19 @@ async def export_pack(
         content_hash=pack.content_hash,
         methods=told,
         next_step=f"Read what goes out, set version and license in pack.toml, then: loopgraph pack check {folder}",
+    )
+
+
+def _for_others(method: Method) -> Method:
+    """Return a method without the paths of documents on this machine."""
+    published = [
+        replace(each, source="a local document") if each.source.startswith("local:") else each
+        for each in method.published
+    ]
+    return replace(
+        method,
+        sources=tuple(each for each in method.sources if each.kind != "local"),
+        published=tuple(published),
     )
 
 

@@ -12,6 +12,7 @@ from rich.padding import Padding
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.syntax import Syntax
 from rich.table import Table
+from rich.tree import Tree
 
 from loopgraph_mcp.answers import (
     CodeMapAnswer,
@@ -21,15 +22,16 @@ from loopgraph_mcp.answers import (
     Guidance,
     ImportAnswer,
     IngestAnswer,
+    MethodAnswer,
     PackCheckAnswer,
     PackExportAnswer,
     SearchAnswer,
+    TraceAnswer,
 )
 from loopgraph_mcp.backtest import Report
 from loopgraph_mcp.doctor import Check, Level
 from loopgraph_mcp.launch import DEFAULT_SEED
 from loopgraph_mcp.models import Decision, OutcomeKind, Presence, State, VerdictKind
-from loopgraph_mcp.store.lineage import Link
 
 console = Console()
 errors = Console(stderr=True)
@@ -222,10 +224,42 @@ def show_pack_check(answer: PackCheckAnswer) -> None:
     console.print(f"[dim]next:[/] {escape(answer.next_step)}", highlight=False)
 
 
-def show_chain(links: Sequence[Link]) -> None:
-    """Show the chain that led to an experiment, one stage a line."""
-    for link in links:
-        console.print(f"[bold]{link.stage:>10}[/]  {escape(link.id)}  [dim]{escape(link.words)}[/]", highlight=False)
+def show_trace(answer: TraceAnswer) -> None:
+    """Show what led to a row and what came of it as a tree."""
+    root = Tree(_traced(answer.stage, answer.id, answer.words), guide_style="dim")
+    for head, links in (("led to it", answer.before), ("came of it", answer.after)):
+        branches = [root.add(f"[dim]{head}[/]" if links else f"[dim]nothing {head}[/]")]
+        for link in links:
+            del branches[link.depth :]
+            branches.append(branches[-1].add(_traced(link.stage, link.id, link.words)))
+    console.print(root, highlight=False)
+
+
+def _traced(stage: str, identity: str, words: str) -> str:
+    return f"[bold]{stage}[/] {escape(identity)} [dim]{escape(words)}[/]"
+
+
+def show_method(answer: MethodAnswer) -> None:
+    """Show what is known of one method."""
+    console.print(f"[bold]{escape(answer.method_id)}[/] {escape(answer.name)} [dim]{answer.status}, {answer.recipe}[/]")
+    console.print(escape(answer.description), highlight=False)
+    rows = {
+        "family": [answer.family],
+        "pack": [answer.pack],
+        "aliases": answer.aliases,
+        "sources": answer.sources,
+        "published": answer.published,
+        "reported": answer.reported,
+        "passages": answer.chunk_ids,
+        "versions": answer.versions,
+        "warnings": answer.warnings,
+    }
+    table = Table(show_header=False, box=None)
+    for name, lines in rows.items():
+        if any(lines):
+            table.add_row(f"[dim]{name}[/]", escape("\n".join(lines)))
+    console.print(table)
+    console.print(f"[dim]Next: {escape(answer.next_step)}[/]", highlight=False)
 
 
 def show_checks(checks: Sequence[Check]) -> None:

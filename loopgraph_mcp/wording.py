@@ -199,6 +199,15 @@ def after_edit(edit_id: str, earlier: Sequence[EarlierRun]) -> str:
     return f"Read what came of its like before; then {run}" if earlier else run
 
 
+def after_method(method_id: str, status: str, *, mend: bool) -> str:
+    """Return what to do once a method is registered or was looked at."""
+    if status == "retired":
+        return f'It is in no search; add_method(method_id="{method_id}", …) brings it back.'
+    if mend:
+        return f'Mend the definition and call add_method(method_id="{method_id}", …) again: it makes a new version.'
+    return f'get_code_edit(method_id="{method_id}") makes the edit, or says what to write by hand.'
+
+
 def under_way(run: RunningNow) -> str:
     """Return an experiment that is on its way in one line: which, whose, what."""
     whose = "you" if run.yours else ", ".join(run.agents) or "somebody"

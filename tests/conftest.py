@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from loopgraph_mcp.config import Settings
+from loopgraph_mcp.loopgraph import LoopGraph
 
 ROOT = Path(__file__).parent.parent
 
@@ -75,6 +76,13 @@ def settings(tmp_path: Path, workspace: Path) -> Settings:
     """Settings whose store, runs and locks lie in the test's own folder; runs use the CPU."""
     home = tmp_path / "home"
     return Settings(home=home, db_path=home / "loopgraph.db", workspace=workspace, device="cpu")
+
+
+@pytest.fixture
+async def graph(settings: Settings) -> AsyncIterator[LoopGraph]:
+    """The memory under these settings, open."""
+    async with LoopGraph.open(settings) as opened:
+        yield opened
 
 
 @pytest.fixture

@@ -87,7 +87,7 @@ def test_a_patch_from_stdin_is_run_and_a_failure_ends_with_its_log(
         (["run", "--edit", "edit_x"], "get_code_edit makes one"),
         (["search", "x", "-w", "/nowhere"], "not a folder"),
         (["init", "/"], "not empty"),
-        (["trace", "exp_x"], "run_experiment starts one"),
+        (["trace", "exp_x"], "trace takes the id of an experiment"),
     ],
 )
 def test_errors_are_one_line_that_names_the_next_step(

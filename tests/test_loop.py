@@ -10,7 +10,6 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +26,6 @@ from loopgraph_mcp.runner.locks import try_lock
 HIGHER_RATE = "@@ @@\n-LEARNING_RATE = 0.5\n+LEARNING_RATE = 0.9\n"
 LOWER_RATE = "@@ @@\n-LEARNING_RATE = 0.5\n+LEARNING_RATE = 0.1\n"
 SLOW = "@@ @@\n-SLEEP_S = 0.05\n-STEPS = 3\n+SLEEP_S = 0.2\n+STEPS = 300\n"
-
-
-@pytest.fixture
-async def graph(settings: Settings) -> AsyncIterator[LoopGraph]:
-    async with LoopGraph.open(settings) as opened:
-        yield opened
 
 
 async def run(graph: LoopGraph, *, wait_s: float = 50.0, **asked: Any) -> ExperimentAnswer:
@@ -95,8 +88,9 @@ async def test_a_win_is_applied_remembered_and_traced(graph: LoopGraph, workspac
         ["1.750000", "2.0", "keep", "start here"],
         ["1.550000", "2.0", "keep", "more rate"],
     ]
-    stages = [link.stage for link in await graph.trace(won.experiment_id)]
-    assert stages == ["pack", "method", "edit", "experiment", "outcome", "decision"]
+    traced = await graph.trace(won.experiment_id)
+    assert {"pack", "method", "edit"} <= {link.stage for link in traced.before}
+    assert {"outcome", "decision"} <= {link.stage for link in traced.after}
 
 
 async def test_an_edit_is_traced_from_paper_to_outcome(graph: LoopGraph, workspace: Path) -> None:
@@ -109,7 +103,7 @@ async def test_an_edit_is_traced_from_paper_to_outcome(graph: LoopGraph, workspa
     assert "MATRIX_LR = 0.04" in (workspace / "train.py").read_text()
     tried = await run(graph, edit_id=edit.edit_id)
     assert tried.description == "muon-lr"
-    links = {link.stage: link for link in await graph.trace(tried.experiment_id)}
+    links = {link.stage: link for link in (await graph.trace(tried.experiment_id)).before}
     assert links["paper"].id == "arxiv:2502.16982"
     assert links["retrieval"].id == found.retrieval_id
     assert links["edit"].id == edit.edit_id

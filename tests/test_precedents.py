@@ -1,20 +1,11 @@
 """What run_experiment and get_code_edit say of earlier runs, with real runs."""
 
-from collections.abc import AsyncIterator
 from pathlib import Path
-
-import pytest
 
 from loopgraph_mcp.answers import EarlierRun, ExperimentAnswer
 from loopgraph_mcp.config import Settings
 from loopgraph_mcp.loopgraph import LoopGraph
 from loopgraph_mcp.models import Decision, OutcomeKind
-
-
-@pytest.fixture
-async def graph(settings: Settings) -> AsyncIterator[LoopGraph]:
-    async with LoopGraph.open(settings) as opened:
-        yield opened
 
 
 async def turn(graph: LoopGraph, name: str, old: str, new: str) -> ExperimentAnswer:

@@ -526,6 +526,18 @@ def read_method(told: Mapping[str, Any]) -> Method:
         raise PackError("nested too deeply") from error
 
 
+def read_definition(file: Path) -> dict[str, Any]:
+    """Return what a file tells of a method, unchecked.
+
+    Raises:
+        PackError: It cannot be read, or is no TOML.
+    """
+    try:
+        return tomllib.loads(_read(file).decode())
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError and UnicodeDecodeError are ValueErrors
+        raise PackError(f"{file}: {error}") from error
+
+
 def _read(file: Path) -> bytes:
     if file.is_symlink():
         raise PackError(f"{file}: a link; a pack holds plain files")

@@ -1,51 +1,103 @@
-"""The chain as one query: from an experiment back to the retrieval, the method, its papers and its pack."""
+"""The chain's rows and what links them: from pack and paper to what an experiment taught."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from loopgraph_mcp.store.database import Database
+from loopgraph_mcp.store.imports import IMPORTED
 
 
 @dataclass(frozen=True, slots=True)
-class Link:
-    """One row on the chain: its stage, its id, and a few words on it."""
+class Row:
+    """One row on the chain: its stage, its id, a few words on it, and when it was made, where that is known."""
 
     stage: str
     id: str
     words: str
+    at: float | None
 
 
-async def chain_of(db: Database, experiment_id: str) -> list[Link]:
-    """Return the links that led to an experiment and what came of it, in the order of the chain."""
-    rows = await db.reader.execute_fetchall(
-        """
-        WITH tried AS (
-            SELECT method.* FROM experiment_method JOIN method ON method.id = experiment_method.method_id
-            WHERE experiment_method.experiment_id = :id
-        ), made AS (
-            SELECT edit.* FROM experiment JOIN edit ON edit.id = experiment.edit_id WHERE experiment.id = :id
+@dataclass(frozen=True, slots=True)
+class Neighbours:
+    """The newest rows of a stage that a row is linked with, and how many there are in all."""
+
+    stage: str
+    rows: Sequence[Row]
+    count: int
+
+
+# A row's id, words and time, by stage, in the order of the chain. An id names the first of them that has it.
+_ROWS = {
+    "experiment": "SELECT id, description || ', seed ' || seed AS words, created_at AS at FROM experiment",
+    "method": "SELECT id, name || ': ' || summary AS words, NULL AS at FROM method",
+    "paper": "SELECT id, title AS words, NULL AS at FROM paper",
+    "document": "SELECT id, form || ' ' || state AS words, ingested_at AS at FROM document",
+    "passage": "SELECT id, place || ': ' || substr(text, 1, 200) AS words, NULL AS at FROM chunk",
+    "retrieval": "SELECT id, 'query: ' || query AS words, created_at AS at FROM retrieval",
+    "edit": "SELECT id, substr(base_hash, 1, 7) || ' -> ' || substr(new_hash, 1, 7) || "
+    "CASE knobs WHEN '{}' THEN '' ELSE ' ' || knobs END AS words, created_at AS at FROM edit",
+    "recipe": "SELECT id, 'learned for ' || method_id AS words, created_at AS at FROM learned_recipe",
+    "pack": "SELECT name AS id, 'version ' || version AS words, imported_at AS at FROM pack",
+    "history": "SELECT id, path AS words, created_at AS at FROM workspace",
+    "outcome": "SELECT experiment_id AS id, kind || coalesce(' ' || metric_value, '') || "
+    "CASE reason WHEN '' THEN '' ELSE ': ' || reason END AS words, created_at AS at FROM outcome",
+    "decision": "SELECT experiment_id AS id, decision || ' by ' || made_by || "
+    "CASE note WHEN '' THEN '' ELSE ': ' || note END AS words, created_at AS at FROM decision",
+}
+
+# What leads to what: pairs of ids, with the stages on both sides.
+_LINKS = (
+    ("pack", "method", "SELECT pack_name AS earlier, id AS later FROM method"),
+    ("paper", "document", "SELECT paper_id AS earlier, id AS later FROM document"),
+    ("document", "passage", "SELECT document_id AS earlier, chunk_id AS later FROM document_chunk"),
+    ("paper", "method", "SELECT paper_id AS earlier, method_id AS later FROM method_paper"),
+    ("passage", "method", "SELECT chunk_id AS earlier, method_id AS later FROM method_chunk"),
+    ("method", "retrieval", "SELECT method_id AS earlier, retrieval_id AS later FROM retrieval_item"),
+    ("method", "edit", "SELECT method_id AS earlier, id AS later FROM edit"),
+    ("retrieval", "edit", "SELECT retrieval_id AS earlier, id AS later FROM edit"),
+    ("recipe", "edit", "SELECT recipe_id AS earlier, edit_id AS later FROM learned_edit"),
+    ("edit", "experiment", "SELECT edit_id AS earlier, id AS later FROM experiment"),
+    ("method", "experiment", "SELECT method_id AS earlier, experiment_id AS later FROM experiment_method"),
+    (
+        "history",
+        "experiment",
+        "SELECT workspace_id AS earlier, experiment.id AS later FROM experiment "  # noqa: S608
+        f"JOIN context ON context.id = context_id WHERE device_slot = '{IMPORTED}'",
+    ),
+    ("experiment", "outcome", "SELECT experiment_id AS earlier, experiment_id AS later FROM outcome"),
+    ("experiment", "decision", "SELECT experiment_id AS earlier, experiment_id AS later FROM decision"),
+    ("experiment", "recipe", "SELECT experiment_id AS earlier, recipe_id AS later FROM learned_from"),
+)
+
+
+async def find_row(db: Database, identity: str) -> Row | None:
+    """Return the row that an id names, whatever it is, or None."""
+    for stage, rows in _ROWS.items():
+        if stage in {"outcome", "decision"}:
+            continue  # they bear their experiment's id
+        found = await db.reader.execute_fetchall(f"SELECT * FROM ({rows}) WHERE id = :id", {"id": identity})  # noqa: S608
+        for row in found:
+            return Row(stage, row["id"], row["words"], row["at"])
+    return None
+
+
+async def neighbours(db: Database, row: Row, *, later: bool, limit: int) -> list[Neighbours]:
+    """Return what a row led to, or what led to it, by stage, the newest first."""
+    mine, theirs = ("earlier", "later") if later else ("later", "earlier")
+    found = []
+    for earlier_stage, later_stage, pairs in _LINKS:
+        own, stage = (earlier_stage, later_stage) if later else (later_stage, earlier_stage)
+        if own != row.stage:
+            continue
+        rows = list(
+            await db.reader.execute_fetchall(
+                f"SELECT told.*, count(*) OVER () AS count FROM ({pairs}) AS link "  # noqa: S608
+                f"JOIN ({_ROWS[stage]}) AS told ON told.id = link.{theirs} WHERE link.{mine} = :id "
+                "ORDER BY at DESC, told.id LIMIT :limit",
+                {"id": row.id, "limit": limit},
+            )
         )
-        SELECT 1 AS place, 'pack' AS stage, pack.name AS id, 'version ' || pack.version AS words
-        FROM pack WHERE pack.name IN (SELECT pack_name FROM tried)
-        UNION ALL
-        SELECT 2, 'paper', paper.id, paper.title FROM paper
-        JOIN method_paper ON method_paper.paper_id = paper.id WHERE method_paper.method_id IN (SELECT id FROM tried)
-        UNION ALL SELECT 3, 'method', tried.id, tried.name FROM tried
-        UNION ALL
-        SELECT 4, 'retrieval', retrieval.id, 'query: ' || retrieval.query FROM retrieval
-        WHERE retrieval.id IN (SELECT retrieval_id FROM made)
-        UNION ALL
-        SELECT 5, 'edit', made.id, substr(made.base_hash, 1, 7) || ' -> ' || substr(made.new_hash, 1, 7) FROM made
-        UNION ALL
-        SELECT 6, 'experiment', experiment.id, experiment.description || ', seed ' || experiment.seed
-        FROM experiment WHERE experiment.id = :id
-        UNION ALL
-        SELECT 7, 'outcome', outcome.experiment_id, outcome.kind || ': ' || outcome.reason
-        FROM outcome WHERE outcome.experiment_id = :id
-        UNION ALL
-        SELECT 8, 'decision', decision.experiment_id, decision.decision || ' by ' || decision.made_by
-        FROM decision WHERE decision.experiment_id = :id
-        ORDER BY place, id
-        """,
-        {"id": experiment_id},
-    )
-    return [Link(row["stage"], row["id"], row["words"]) for row in rows]
+        if rows:
+            seen = [Row(stage, each["id"], each["words"], each["at"]) for each in rows]
+            found.append(Neighbours(stage, seen, int(rows[0]["count"])))
+    return found

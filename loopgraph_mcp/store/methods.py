@@ -4,9 +4,11 @@ import json
 import logging
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from functools import lru_cache
 from typing import Any
+
+import aiosqlite
 
 from loopgraph_mcp.models import (
     AddMethod,
@@ -33,7 +35,7 @@ from loopgraph_mcp.models import (
     Variant,
     all_ops,
 )
-from loopgraph_mcp.store.database import Database
+from loopgraph_mcp.store.database import Database, text_hash
 
 logger = logging.getLogger("loopgraph.store")
 
@@ -58,27 +60,104 @@ async def import_pack(db: Database, pack: Pack, *, now: float) -> bool:
             {"name": pack.name, "now": now},
         )
         for method in pack.methods:
-            await conn.execute(
-                "INSERT INTO method (id, pack_name, family, name, aliases, summary, description, identifiers, card) "
-                "VALUES (:id, :pack, :family, :name, :aliases, :summary, :description, :identifiers, :card) "
-                "ON CONFLICT (id) DO UPDATE SET pack_name = :pack, family = :family, name = :name, "
-                "aliases = :aliases, summary = :summary, description = :description, identifiers = :identifiers, "
-                "card = :card, retired_at = NULL",
-                _method_row(method, pack.name),
-            )
-            await conn.execute("DELETE FROM method_paper WHERE method_id = :id", {"id": method.id})
-            for source in method.sources:
-                paper_id = f"{source.kind}:{source.ref}"
-                await conn.execute(
-                    "INSERT INTO paper (id, kind, ref, title) VALUES (:id, :kind, :ref, :title) "
-                    "ON CONFLICT (id) DO UPDATE SET title = :title",
-                    {"id": paper_id, "kind": source.kind, "ref": source.ref, "title": source.title},
-                )
-                await conn.execute(
-                    "INSERT OR IGNORE INTO method_paper (method_id, paper_id) VALUES (:method, :paper)",
-                    {"method": method.id, "paper": paper_id},
-                )
+            await _put(conn, method, pack.name)
     return True
+
+
+async def _put(conn: aiosqlite.Connection, method: Method, pack_name: str) -> None:
+    await conn.execute(
+        "INSERT INTO method (id, pack_name, family, name, aliases, summary, description, identifiers, card) "
+        "VALUES (:id, :pack, :family, :name, :aliases, :summary, :description, :identifiers, :card) "
+        "ON CONFLICT (id) DO UPDATE SET pack_name = :pack, family = :family, name = :name, "
+        "aliases = :aliases, summary = :summary, description = :description, identifiers = :identifiers, "
+        "card = :card, retired_at = NULL",
+        _method_row(method, pack_name),
+    )
+    await conn.execute("DELETE FROM method_paper WHERE method_id = :id", {"id": method.id})
+    for source in method.sources:
+        paper_id = f"{source.kind}:{source.ref}"
+        await conn.execute(
+            "INSERT INTO paper (id, kind, ref, title) VALUES (:id, :kind, :ref, :title) "
+            "ON CONFLICT (id) DO UPDATE SET title = :title",
+            {"id": paper_id, "kind": source.kind, "ref": source.ref, "title": source.title},
+        )
+        await conn.execute(
+            "INSERT OR IGNORE INTO method_paper (method_id, paper_id) VALUES (:method, :paper)",
+            {"method": method.id, "paper": paper_id},
+        )
+
+
+# ------------------------------------------------------------------------------------ registered by agents
+
+LOCAL = "local"  # the pack of the methods that were registered here
+
+
+@dataclass(frozen=True, slots=True)
+class MethodVersion:
+    """A method as somebody registered it once."""
+
+    added_by: str
+    created_at: float
+
+
+async def put_local(db: Database, method: Method, chunk_ids: Sequence[str], *, added_by: str, now: float) -> None:
+    """Register a method, or a new version of it, with the passages it was read in."""
+    async with db.transaction() as conn:
+        await _touch_local(conn, _encode(method), now)
+        await _put(conn, method, LOCAL)
+        await conn.executemany(
+            "INSERT INTO method_chunk (method_id, chunk_id, words) VALUES (?, ?, '') "
+            "ON CONFLICT (method_id, chunk_id) DO UPDATE SET words = ''",
+            [(method.id, each) for each in chunk_ids],
+        )
+        await conn.execute(
+            "INSERT INTO method_version (method_id, card, chunk_ids, added_by, created_at) "
+            "VALUES (:method, :card, :chunks, :by, :now)",
+            {
+                "method": method.id,
+                "card": _encode(method),
+                "chunks": json.dumps(list(chunk_ids)),
+                "by": added_by,
+                "now": now,
+            },
+        )
+
+
+async def retire_local(db: Database, method_id: str, *, now: float) -> None:
+    """Take a registered method out of searches."""
+    async with db.transaction() as conn:
+        await _touch_local(conn, f"retired {method_id}", now)
+        await conn.execute(
+            "UPDATE method SET retired_at = :now WHERE id = :id AND pack_name = :local",
+            {"now": now, "id": method_id, "local": LOCAL},
+        )
+
+
+async def _touch_local(conn: aiosqlite.Connection, change: str, now: float) -> None:
+    """Count a change of the registered methods: what is kept of all methods in memory is read again."""
+    rows = await conn.execute_fetchall("SELECT version, content_hash FROM pack WHERE name = :n", {"n": LOCAL})
+    held = next(((int(row["version"]), str(row["content_hash"])) for row in rows), (0, ""))
+    await conn.execute(
+        "INSERT INTO pack (name, version, content_hash, imported_at) VALUES (:name, :version, :hash, :now) "
+        "ON CONFLICT (name) DO UPDATE SET version = :version, content_hash = :hash, imported_at = :now",
+        {"name": LOCAL, "version": str(held[0] + 1), "hash": text_hash(held[1] + change), "now": now},
+    )
+
+
+async def pack_of(db: Database, method_id: str) -> str | None:
+    """Return the pack that holds a method; None for one that is unknown or retired."""
+    rows = await db.reader.execute_fetchall(
+        "SELECT pack_name FROM method WHERE id = :id AND retired_at IS NULL", {"id": method_id}
+    )
+    return next((str(row["pack_name"]) for row in rows), None)
+
+
+async def versions_of(db: Database, method_id: str) -> list[MethodVersion]:
+    """Return how often a method was registered and by whom, the newest first."""
+    rows = await db.reader.execute_fetchall(
+        "SELECT added_by, created_at FROM method_version WHERE method_id = :id ORDER BY row DESC", {"id": method_id}
+    )
+    return [MethodVersion(row["added_by"], row["created_at"]) for row in rows]
 
 
 async def held_pack(db: Database, name: str) -> tuple[str, str] | None:
@@ -121,8 +200,10 @@ _LIBRARIES: dict[str, tuple[Method, ...]] = {}
 
 
 async def all_methods(db: Database) -> tuple[Method, ...]:
-    """Return every method that a pack still holds, ordered by id, read again only when a pack changes."""
-    rows = await db.reader.execute_fetchall("SELECT group_concat(name || content_hash) AS held FROM pack")
+    """Return every method that a pack still holds, ordered by id, read again only when one of them changes."""
+    rows = await db.reader.execute_fetchall(
+        "SELECT group_concat(name || content_hash) || (SELECT max(row) FROM method) AS held FROM pack"
+    )
     held = f"{db.path} {next(iter(rows))['held']}"
     if held not in _LIBRARIES:
         cards = await db.reader.execute_fetchall("SELECT card FROM method WHERE retired_at IS NULL ORDER BY id")

@@ -1,9 +1,16 @@
 """Papers, repositories and documents: which versions were read, from where, and their passages."""
 
+import json
+import re
+import sqlite3
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from loopgraph_mcp.models import DocumentState
+import aiosqlite
+
+from loopgraph_mcp.models import DocumentState, Method
+from loopgraph_mcp.reported import Figure
 from loopgraph_mcp.store.chunks import Chunk, insert_chunks
 from loopgraph_mcp.store.database import Database
 
@@ -65,8 +72,27 @@ class StoredChunk:
     text: str
 
 
-async def add_document(db: Database, document: NewDocument, chunks: Sequence[Chunk], *, now: float) -> int:
-    """Store a document with its passages, all or nothing; return how many passages are new.
+@dataclass(frozen=True, slots=True)
+class Mention:
+    """A passage that tells of a known method.
+
+    Args:
+        words: By which it was recognised.
+        figures: What it reports of the method.
+        titled: Whether its place names the method.
+    """
+
+    method_id: str
+    chunk_id: str
+    words: str
+    figures: tuple[Figure, ...] = ()
+    titled: bool = False
+
+
+async def add_document(
+    db: Database, document: NewDocument, chunks: Sequence[Chunk], mentions: Sequence[Mention] = (), *, now: float
+) -> int:
+    """Store a document with its passages and what they tell of, all or nothing; return how many passages are new.
 
     One that is there is read anew only where its content or state differs.
     """
@@ -111,7 +137,80 @@ async def add_document(db: Database, document: NewDocument, chunks: Sequence[Chu
                 for place, chunk in enumerate(dict.fromkeys(chunks))
             ],
         )
+        await _insert_mentions(conn, mentions)
     return new
+
+
+async def add_mentions(db: Database, mentions: Sequence[Mention]) -> None:
+    """Say which stored passages tell of which methods; what is known stays as it is."""
+    async with db.transaction() as conn:
+        await _insert_mentions(conn, mentions)
+
+
+async def _insert_mentions(conn: aiosqlite.Connection, mentions: Sequence[Mention]) -> None:
+    await conn.executemany(
+        "INSERT INTO method_chunk (method_id, chunk_id, words) VALUES (?, ?, ?) "
+        # no words, a person's or an agent's citation, win over those that were recognised
+        "ON CONFLICT (method_id, chunk_id) DO UPDATE SET words = min(words, excluded.words)",
+        [(each.method_id, each.chunk_id, each.words) for each in mentions],
+    )
+    await conn.executemany(
+        "INSERT INTO reported (method_id, chunk_id, claim, setting) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
+        [(each.method_id, each.chunk_id, figure.claim, figure.setting) for each in mentions for figure in each.figures],
+    )
+
+
+async def figures_of(db: Database, method_id: str, *, limit: int) -> list[tuple[str, Figure]]:
+    """Return what papers were read to report of a method, each with the paper's id; the newest papers first."""
+    rows = await db.reader.execute_fetchall(
+        "SELECT coalesce(paper_id, '') AS paper, claim, setting FROM reported JOIN chunk ON chunk.id = chunk_id "
+        "WHERE method_id = :method ORDER BY chunk.row DESC, claim LIMIT :limit",
+        {"method": method_id, "limit": limit},
+    )
+    return [(row["paper"], Figure(row["claim"], row["setting"])) for row in rows]
+
+
+async def chunks_by_id(db: Database, chunk_ids: Sequence[str]) -> dict[str, Chunk]:
+    """Return passages by id; unknown ids are left out."""
+    rows = await db.reader.execute_fetchall(
+        "SELECT * FROM chunk WHERE id IN (SELECT value FROM json_each(:ids))", {"ids": json.dumps(list(chunk_ids))}
+    )
+    return {str(row["id"]): _chunk(row) for row in rows}
+
+
+async def cited_by(db: Database, method_id: str) -> list[str]:
+    """Return the ids of the passages that tell of a method: those that somebody cited first."""
+    rows = await db.reader.execute_fetchall(
+        "SELECT chunk_id FROM method_chunk WHERE method_id = :id ORDER BY words <> '', chunk_id", {"id": method_id}
+    )
+    return [str(row["chunk_id"]) for row in rows]
+
+
+async def titles(db: Database, paper_ids: Sequence[str]) -> dict[str, str]:
+    """Return the titles of papers by id."""
+    rows = await db.reader.execute_fetchall(
+        "SELECT id, title FROM paper WHERE id IN (SELECT value FROM json_each(:ids))",
+        {"ids": json.dumps(list(paper_ids))},
+    )
+    return {str(row["id"]): str(row["title"]) for row in rows}
+
+
+async def chunks_saying(db: Database, method: Method, *, limit: int) -> dict[str, list[Chunk]]:
+    """Return the newest passages that say one of a method's names, by document."""
+    names = {" ".join(re.findall(r"\w+", name)) for name in (method.name, method.id, *method.aliases)}
+    rows = await db.reader.execute_fetchall(
+        "SELECT document_id, chunk.* FROM chunk_fts JOIN chunk ON chunk.row = chunk_fts.rowid "
+        "JOIN document_chunk ON chunk_id = chunk.id WHERE chunk_fts MATCH :names ORDER BY chunk.row DESC LIMIT :limit",
+        {"names": " OR ".join(f'"{name}"' for name in sorted(names) if name), "limit": limit},
+    )
+    found = defaultdict[str, list[Chunk]](list)
+    for row in rows:
+        found[row["document_id"]].insert(0, _chunk(row))
+    return found
+
+
+def _chunk(row: sqlite3.Row) -> Chunk:
+    return Chunk(row["source_kind"], row["text"], row["place"], row["paper_id"], row["licence"])
 
 
 async def find_document(db: Database, document_id: str) -> StoredDocument | None:

@@ -1,4 +1,4 @@
-"""The tools of the loop: search, edit, run, look, cancel, record; ingest, which feeds it; the map of the code."""
+"""The tools of the loop: search, edit, run, look, cancel, record; those that feed it; map and trace, to look around."""
 
 from typing import Annotated, Any, Literal
 
@@ -7,7 +7,16 @@ from mcp_types import CallToolResult, TextContent, ToolAnnotations
 from pydantic import Field, TypeAdapter
 
 from loopgraph_mcp.access import Scope
-from loopgraph_mcp.answers import CodeMapAnswer, EditAnswer, ExperimentAnswer, IngestAnswer, RecordAnswer, SearchAnswer
+from loopgraph_mcp.answers import (
+    CodeMapAnswer,
+    EditAnswer,
+    ExperimentAnswer,
+    IngestAnswer,
+    MethodAnswer,
+    RecordAnswer,
+    SearchAnswer,
+    TraceAnswer,
+)
 from loopgraph_mcp.loopgraph import LoopGraph, OnProgress
 from loopgraph_mcp.models import Decision, OutcomeKind, Standing
 from loopgraph_mcp.tokens import estimate_tokens
@@ -24,7 +33,16 @@ ExperimentId = Annotated[str, Field(description="The experiment_id that run_expe
 
 _ADAPTERS = {
     kind: TypeAdapter(kind)
-    for kind in (SearchAnswer, EditAnswer, ExperimentAnswer, RecordAnswer, IngestAnswer, CodeMapAnswer)
+    for kind in (
+        SearchAnswer,
+        EditAnswer,
+        ExperimentAnswer,
+        RecordAnswer,
+        IngestAnswer,
+        MethodAnswer,
+        CodeMapAnswer,
+        TraceAnswer,
+    )
 }
 
 
@@ -229,6 +247,43 @@ async def ingest(
     return await _answer(graph, "ingest", answer.id or source, answer, text.ingest(answer))
 
 
+async def add_method(
+    ctx: Ctx,
+    method_id: Annotated[
+        str, Field(description="Its id in lower-case words with hyphens, such as `qk-norm`", max_length=60)
+    ],
+    chunk_ids: Annotated[
+        list[str], Field(description="The passages that tell of it, as ingest showed them", min_length=1, max_length=20)
+    ],
+    definition: Annotated[
+        dict[str, Any] | None,
+        Field(
+            description="name, family, summary, description (what it does, in your words) and, where you can, aliases, "
+            "published ({claim, setting, gain}: numbers that a cited passage holds) and recipe, as in a pack's file. "
+            "Leave it out to link the passages to a method that is known"
+        ),
+    ] = None,
+    workspace: Workspace = None,
+) -> Annotated[CallToolResult, MethodAnswer]:
+    """Register a method that you read in passages, so that it is found and its runs count; again to amend it."""
+    graph = _graph(ctx)
+    answer = await graph.add_method(method_id, chunk_ids, definition, workspace=workspace, caller=caller_of(ctx))
+    return await _answer(graph, "add_method", answer.method_id, answer, text.method(answer))
+
+
+async def trace(
+    ctx: Ctx,
+    id: Annotated[  # noqa: A002 - what the caller knows it as
+        str,
+        Field(description="Of an experiment, edit, retrieval, method, paper, passage, recipe or pack", max_length=500),
+    ],
+) -> Annotated[CallToolResult, TraceAnswer]:
+    """See what led to something and what came of it: pack, paper, passage, method, search, edit, run, outcome."""
+    graph = _graph(ctx)
+    answer = await graph.trace(id)
+    return await _answer(graph, "trace", id, answer, text.trace(answer))
+
+
 async def map_code(
     ctx: Ctx,
     path: Annotated[
@@ -259,6 +314,8 @@ def loop_tools() -> list[Tool]:
         strict_tool(cancel_experiment, title="Cancel an experiment", annotations=end, needs=Scope.RUN),
         strict_tool(record_outcome, title="Record an outcome", annotations=run, needs=Scope.RUN),
         strict_tool(ingest, title="Ingest a source", annotations=fetch, needs=Scope.RUN),
+        strict_tool(add_method, title="Add a method", annotations=change, needs=Scope.RUN),
+        strict_tool(trace, title="Trace", annotations=look, needs=Scope.READ),
         strict_tool(map_code, title="Map the code", annotations=look, needs=Scope.READ),
     ]
 

@@ -11,9 +11,12 @@ from loopgraph_mcp.answers import (
     Guidance,
     IngestAnswer,
     MappedEntry,
+    MethodAnswer,
     RecordAnswer,
     RunningNow,
     SearchAnswer,
+    TraceAnswer,
+    TraceLink,
 )
 from loopgraph_mcp.models import State
 from loopgraph_mcp.tokens import estimate_tokens
@@ -22,6 +25,7 @@ _MAX_EDIT_TOKENS = 1_400
 _MIN_DIFF_TOKENS = 200
 _MAX_TAIL_LINES = 15
 _MAX_RUNNING = 10
+_MAX_TRACE_TOKENS = 650  # each way
 
 
 def search(answer: SearchAnswer, detail: str) -> str:
@@ -171,6 +175,38 @@ def ingest(answer: IngestAnswer) -> str:
         lines += [f"{each.chunk_id}" + _quoted(each.place) + _quoted(each.text) for each in answer.passages]
     lines.append(f"Next: {answer.next_step}")
     return "\n".join(lines)
+
+
+def method(answer: MethodAnswer) -> str:
+    """Word what came of registering a method."""
+    lines = [f"{answer.method_id} [{answer.family}]: {answer.status}; recipe: {answer.recipe}", answer.summary]
+    lines += [f"Source: {each}" for each in answer.sources]
+    lines += [f"Mend: {each}" for each in answer.warnings]
+    return "\n".join([*lines, f"Passages: {', '.join(answer.chunk_ids[:10])}", f"Next: {answer.next_step}"])
+
+
+def trace(answer: TraceAnswer) -> str:
+    """Word a row with what led to it and what came of it, the nearest first, as far as a model should read."""
+    lines = [_traced(answer.stage, answer.id, answer.words)]
+    for head, links in (("Led to it:", answer.before), ("Came of it:", answer.after)):
+        lines += [head, *_within(links, _MAX_TRACE_TOKENS)] if links else []
+    return "\n".join(lines)
+
+
+def _within(links: Sequence[TraceLink], tokens: int) -> list[str]:
+    """Word links as a tree in as many tokens; where that is too little, the deepest are left out."""
+    deepest = max(each.depth for each in links)
+    while True:
+        shown = [each for each in links if each.depth <= deepest]
+        lines = ["  " * (each.depth - 1) + f"- {_traced(each.stage, each.id, each.words)}" for each in shown]
+        if deepest == 1 or estimate_tokens("\n".join(lines)) <= tokens:
+            left = len(links) - len(shown)
+            return [*lines, f"… and {left} further away: trace one of these"] if left else lines
+        deepest -= 1
+
+
+def _traced(stage: str, identity: str, words: str) -> str:
+    return " ".join(part for part in (stage, identity, f"| {words}" if words else "") if part)
 
 
 def _quoted(text: str) -> str:

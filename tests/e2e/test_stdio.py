@@ -103,6 +103,8 @@ async def test_the_tools_are_described_for_a_model(connect: Connect) -> None:
         "cancel_experiment",
         "record_outcome",
         "ingest",
+        "add_method",
+        "trace",
         "map_code",
     ]
     for tool in listed:
@@ -209,7 +211,7 @@ def npx() -> None:
 def test_the_inspector_finds_no_fault_with_the_schemas(environment: dict[str, str]) -> None:
     listed = inspector(environment, "--method", "tools/list", "--format", "json", "--strict")
     assert listed.returncode == 0, listed.stdout + listed.stderr
-    assert len(json.loads(listed.stdout)["result"]["tools"]) == 8
+    assert len(json.loads(listed.stdout)["result"]["tools"]) == 10
 
 
 @pytest.mark.usefixtures("npx")

@@ -24,3 +24,8 @@ CREATE TABLE method_version (
 CREATE INDEX method_version_method ON method_version (method_id, row);
 
 CREATE TRIGGER method_version_append_only BEFORE UPDATE ON method_version BEGIN SELECT RAISE(ABORT, 'append-only'); END;
+
+-- Asked for by trace.
+CREATE INDEX edit_method ON edit (method_id) WHERE method_id IS NOT NULL;
+CREATE INDEX edit_retrieval ON edit (retrieval_id) WHERE retrieval_id IS NOT NULL;
+CREATE INDEX experiment_edit ON experiment (edit_id) WHERE edit_id IS NOT NULL;
