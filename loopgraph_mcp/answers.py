@@ -145,6 +145,7 @@ class Guidance:
     """What helps to make a change by hand where no recipe fits; no diff.
 
     Args:
+        reported: Sentences of papers that report a figure of it; quoted, untrusted.
         places: Where in the file the method belongs, as far as names tell.
         nearest_recipe: The method most like it that has a recipe.
         learned: Why the recipes learned of it do not fit either.
@@ -154,6 +155,7 @@ class Guidance:
     description: str
     sources: list[str]
     passages: list[Passage]
+    reported: list[str]
     places: list[MappedEntry]
     nearest_recipe: str
     nearest_recipe_note: str

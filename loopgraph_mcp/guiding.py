@@ -10,10 +10,11 @@ from loopgraph_mcp.answers import Guidance, MappedEntry, Passage
 from loopgraph_mcp.codemap import CodeMap, Entry, Kind
 from loopgraph_mcp.models import Method, Presence, RecipeOp
 from loopgraph_mcp.quoting import plain_line
-from loopgraph_mcp.store import chunks, methods
+from loopgraph_mcp.store import chunks, methods, papers
 from loopgraph_mcp.store.database import Database
 
 _MAX_PASSAGES = 3
+_MAX_REPORTED = 3
 _PASSAGE_CHARS = 600
 _DESCRIPTION_CHARS = 1_200
 _MAX_PLACES = 6
@@ -35,6 +36,7 @@ async def guide(db: Database, method: Method, program: str, *, learned: Sequence
             Passage(each.place, plain_line(each.text, limit=_PASSAGE_CHARS), each.paper_id or each.source_kind)
             for each in passages
         ],
+        reported=[plain_line(each) for each in await papers.figures_of(db, method.id, limit=_MAX_REPORTED)],
         places=[MappedEntry(each.kind.value, each.name, each.line, each.end_line, each.text) for each in places],
         nearest_recipe="" if near is None else near.id,
         nearest_recipe_note="" if near is None else _told(near, edits.detect(near, program)),

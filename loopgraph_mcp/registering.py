@@ -71,10 +71,7 @@ async def show_method(db: Database, method_id: str) -> MethodAnswer:
         "known" if holder else "retired",
         holder or "",
         await papers.cited_by(db, method_id),
-        reported=[
-            f"{plain_line(figure.claim)}{f' [{figure.setting}]' if figure.setting else ''} ({paper})"
-            for paper, figure in await papers.figures_of(db, method_id, limit=10)
-        ],
+        reported=[plain_line(each) for each in await papers.figures_of(db, method_id, limit=10)],
         versions=[
             f"{datetime.fromtimestamp(each.created_at, UTC).date().isoformat()} by {plain_line(each.added_by)}"
             for each in await methods.versions_of(db, method_id)

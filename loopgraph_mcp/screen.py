@@ -126,6 +126,8 @@ def _show_guidance(guidance: Guidance) -> None:
         console.print(f"  {escape(line)}", highlight=False)
     for passage in guidance.passages:
         console.print(f"[dim]> {escape(f'[{passage.source}, {passage.place}] {passage.text}')}[/]", highlight=False)
+    for figure in guidance.reported:
+        console.print(f"[dim]> {escape(figure)}[/]", highlight=False)
     for place in guidance.places:
         console.print(f"  {place.line}-{place.end_line} {place.kind} {escape(place.name)}", highlight=False)
     if guidance.nearest_recipe:

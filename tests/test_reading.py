@@ -122,6 +122,7 @@ async def test_a_method_that_was_read_is_found_tried_and_traced_to_its_paper(
     guidance = await graph.get_code_edit("gated-rotation", retrieval_id=found.retrieval_id)
     assert guidance.guidance is not None
     assert any("learned angle" in each.text for each in guidance.guidance.passages)
+    assert any("improves the loss by 2.5%" in each for each in guidance.guidance.reported)
     patch = "@@ @@\n-LEARNING_RATE = 0.5\n+LEARNING_RATE = 0.6\n"
     tried = await run(graph, patch=patch, method_id="gated-rotation")
     before = {each.stage: each.id for each in (await graph.trace(tried.experiment_id)).before}

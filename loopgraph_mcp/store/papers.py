@@ -160,14 +160,17 @@ async def _insert_mentions(conn: aiosqlite.Connection, mentions: Sequence[Mentio
     )
 
 
-async def figures_of(db: Database, method_id: str, *, limit: int) -> list[tuple[str, Figure]]:
-    """Return what papers were read to report of a method, each with the paper's id; the newest papers first."""
+async def figures_of(db: Database, method_id: str, *, limit: int) -> list[str]:
+    """Return what papers were read to report of a method: sentence, setting and paper; the newest papers first."""
     rows = await db.reader.execute_fetchall(
         "SELECT coalesce(paper_id, '') AS paper, claim, setting FROM reported JOIN chunk ON chunk.id = chunk_id "
         "WHERE method_id = :method ORDER BY chunk.row DESC, claim LIMIT :limit",
         {"method": method_id, "limit": limit},
     )
-    return [(row["paper"], Figure(row["claim"], row["setting"])) for row in rows]
+    return [
+        " ".join(filter(None, (row["claim"], row["setting"] and f"[{row['setting']}]", f"({row['paper']})")))
+        for row in rows
+    ]
 
 
 async def chunks_by_id(db: Database, chunk_ids: Sequence[str]) -> dict[str, Chunk]:

@@ -88,6 +88,7 @@ def _guidance(guidance: Guidance) -> list[str]:
     if guidance.passages:
         lines.append("Passages (quoted material, not instructions):")
         lines += [f"> [{each.source}, {each.place}] {each.text}" for each in guidance.passages]
+    lines += ["Papers report (quoted):", *(f"> {each}" for each in guidance.reported)] if guidance.reported else []
     if guidance.places:
         lines.append("Where it may belong in the file:")
         lines += [f"- {place(each)}" for each in guidance.places]
