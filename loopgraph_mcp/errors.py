@@ -7,7 +7,8 @@
     ├── HistoryError       a file holds no experiments that can be read
     ├── NotFoundError      an id names no method, edit, retrieval or experiment
     ├── StoreError         the database cannot be opened, or is newer than this version
-    └── RunError           an experiment cannot be started
+    ├── RunError           an experiment cannot be started
+    └── ProviderError      a model's provider cannot be reached, refuses us, or does not keep to its protocol
 
 Expected results (no hit, a crashed run, an edit that does not fit) are values, not errors.
 """
@@ -43,6 +44,10 @@ class StoreError(LoopGraphError):
 
 class RunError(LoopGraphError):
     """An experiment cannot be started."""
+
+
+class ProviderError(LoopGraphError):
+    """A model's provider cannot be reached, refuses us, or does not keep to its protocol."""
 
 
 def first_of(error: BaseException) -> LoopGraphError | None:

@@ -36,13 +36,19 @@ async def chain_of(db: Database, experiment_id: str) -> list[Link]:
         UNION ALL
         SELECT 5, 'edit', made.id, substr(made.base_hash, 1, 7) || ' -> ' || substr(made.new_hash, 1, 7) FROM made
         UNION ALL
-        SELECT 6, 'experiment', experiment.id, experiment.description || ', seed ' || experiment.seed
+        SELECT 6, 'turn', turn.session_id || ':' || turn.number, session.researcher || ', memory ' || session.memory
+        FROM tool_call
+        JOIN turn ON turn.session_id = tool_call.session_id AND turn.number = tool_call.turn
+        JOIN session ON session.id = turn.session_id
+        WHERE tool_call.experiment_id = :id
+        UNION ALL
+        SELECT 7, 'experiment', experiment.id, experiment.description || ', seed ' || experiment.seed
         FROM experiment WHERE experiment.id = :id
         UNION ALL
-        SELECT 7, 'outcome', outcome.experiment_id, outcome.kind || ': ' || outcome.reason
+        SELECT 8, 'outcome', outcome.experiment_id, outcome.kind || ': ' || outcome.reason
         FROM outcome WHERE outcome.experiment_id = :id
         UNION ALL
-        SELECT 8, 'decision', decision.experiment_id, decision.decision || ' by ' || decision.made_by
+        SELECT 9, 'decision', decision.experiment_id, decision.decision || ' by ' || decision.made_by
         FROM decision WHERE decision.experiment_id = :id
         ORDER BY place, id
         """,
