@@ -4,9 +4,11 @@ import asyncio
 import json
 from contextlib import AbstractAsyncContextManager
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
+from rich.table import Table
 
 from loopgraph_mcp import screen
 from loopgraph_mcp.config import Settings
@@ -81,6 +83,21 @@ def show(found: dict[str, Any], *, as_json: bool) -> None:
         f"[dim]next:[/] loopgraph trace EXPERIMENT names a turn, loopgraph prompt {found['session_id']}:TURN shows it",
         highlight=False,
     )
+
+
+def show_bench(rows: list[list[str]], files: list[Path], *, as_json: bool) -> None:
+    """Show the table of a comparison, and where all of it lies."""
+    if as_json:
+        print(files[0].read_text(encoding="utf-8"))  # noqa: T201 - for programs, unwrapped
+        return
+    table = Table()
+    for name in rows[0]:
+        table.add_column(name, overflow="fold")
+    for row in rows[1:]:
+        table.add_row(*row)
+    screen.console.print(table)
+    for file in files:
+        screen.console.print(str(file), style="dim", highlight=False, soft_wrap=True)
 
 
 def show_prompt(turn: tuple[str, list[Message], Assistant], *, as_json: bool) -> None:

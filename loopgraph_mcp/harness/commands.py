@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -128,6 +129,61 @@ def check_researcher(provider: str, model: str, policy: str) -> None:
 def _settings(workspace: str | None) -> Settings:
     environment = dict(os.environ) | ({"LOOPGRAPH_WORKSPACE": workspace} if workspace else {})
     return read_settings(environment, Path.cwd())
+
+
+@app.command()
+def bench(
+    *,
+    provider: Provider = "",
+    model: Model = "",
+    policy: Policy = "",
+    experiments: Annotated[int, typer.Option("--experiments", "-n", help="How many each session makes.", min=1)] = 20,
+    seeds: Annotated[int, typer.Option(help="Over how many seeds.", min=1)] = 3,
+    arms: Annotated[
+        str, typer.Option(help="Of none, outcomes, packs, both, both-warm, tpe; the first is compared with.")
+    ] = ("none,both"),
+    out: Annotated[Path, typer.Option(help="A new folder for results, workspaces and stores.")] = Path("bench"),
+    base_url: BaseUrl = None,
+    key_variable: KeyVariable = None,
+    context_tokens: ContextTokens = None,
+    prices: Prices = None,
+    budget_s: BudgetS = None,
+    max_tokens: MaxTokens = None,
+    max_usd: MaxUsd = None,
+    menu: Menu = Offer.AUTO,
+    workspace: Annotated[str | None, typer.Option("--workspace", "-w", help="Folder to start from; here.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
+) -> None:
+    """Measure what memory is worth: the same researcher with and without it, from the same start, over seeds."""
+    from loopgraph_mcp.harness import agents  # noqa: PLC0415 - see agent
+    from loopgraph_mcp.harness import bench as benches  # noqa: PLC0415
+    from loopgraph_mcp.harness.board import Board  # noqa: PLC0415
+
+    check_researcher(provider, model, policy)
+    plan = Plan(
+        provider=provider,
+        model=model,
+        policy=policy,
+        base_url=base_url,
+        key_variable=key_variable,
+        context_tokens=context_tokens,
+        prices=None if prices is None else str(prices.resolve()),
+        experiments=experiments,
+        budget_s=budget_s,
+        max_tokens=max_tokens,
+        max_usd=max_usd,
+        menu="off" if policy else menu.value,
+    )
+    chosen = list(dict.fromkeys(arm.strip() for arm in arms.split(",") if arm.strip()))
+    with Board(screen.errors) as board:
+        found = asyncio.run(
+            benches.run(
+                _settings(workspace), plan, chosen, range(1, seeds + 1), out.resolve(), os.environ, on_status=board.show
+            )
+        )
+    command = "loopgraph " + " ".join(sys.argv[1:])
+    files = benches.write(found, out.resolve(), command)
+    agents.show_bench(benches.rows(found), files, as_json=as_json)
 
 
 @app.command()

@@ -8,12 +8,12 @@ run again: all that a researcher without memory has is its own conversation.
 import ast
 import asyncio
 import difflib
+import logging
 import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Self
 
 from mcp import Client, StdioServerParameters
 from mcp_types import CallToolResult, TextContent
@@ -35,6 +35,8 @@ _CALL_TIMEOUT_S = 90.0
 # What the desk does itself, in both arms: run and record stand for them.
 _OWN = frozenset({"run_experiment", "get_experiment", "cancel_experiment", "record_outcome"})
 _SERVERS_OWN = frozenset({"workspace", "apply"})  # arguments that the desk decides
+
+logger = logging.getLogger("loopgraph.harness")
 
 OnProgress = Callable[[dict[str, Any]], None]
 
@@ -74,14 +76,24 @@ class Answer:
 
 
 class Server:
-    """A LoopGraph server in a process of its own; started anew once if it dies."""
+    """A LoopGraph server in a process of its own, an async context manager; started anew once if it dies.
 
-    def __init__(self, environment: Mapping[str, str], stack: AsyncExitStack) -> None:
+    A task of its own holds the connection, so that several servers may be opened and closed in any order.
+    """
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
         self._parameters = StdioServerParameters(
             command=sys.executable, args=["-m", "loopgraph_mcp.server"], env=dict(environment)
         )
-        self._stack = stack
         self._client: Client | None = None
+        self._leave = asyncio.Event()
+        self._holder: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._let_go()
 
     async def tools(self) -> list[ToolSpec]:
         """Return the server's tools that a researcher may call, without the arguments that are not its to choose."""
@@ -99,15 +111,34 @@ class Server:
             try:
                 return await client.call_tool(tool, dict(arguments), read_timeout_seconds=_CALL_TIMEOUT_S)
             except Exception as error:  # however the connection broke, the answer is a new one
-                self._client = None
+                await self._let_go()
                 if attempt == 2:
                     raise RunError(f"LoopGraph's server failed at {tool}: {error}; `loopgraph doctor`") from error
-        raise AssertionError
+        raise AssertionError  # the second attempt returned or raised
 
     async def _connected(self) -> Client:
         if self._client is None:
-            self._client = await self._stack.enter_async_context(Client(self._parameters))
+            self._leave = asyncio.Event()
+            ready: asyncio.Future[Client] = asyncio.get_running_loop().create_future()
+            self._holder = asyncio.create_task(self._hold(ready))
+            self._client = await ready
         return self._client
+
+    async def _hold(self, ready: "asyncio.Future[Client]") -> None:
+        try:
+            async with Client(self._parameters) as client:
+                ready.set_result(client)
+                await self._leave.wait()
+        except Exception as error:  # noqa: BLE001 - told to whoever waits for the connection, or calls over it next
+            if not ready.done():
+                ready.set_exception(RunError(f"LoopGraph's server does not start: {error}; `loopgraph doctor`"))
+            logger.debug("a server's connection ended: %s", error)
+
+    async def _let_go(self) -> None:
+        self._leave.set()
+        if self._holder is not None:
+            await self._holder
+        self._client = self._holder = None
 
 
 def _schema(schema: Mapping[str, Any]) -> dict[str, Any]:

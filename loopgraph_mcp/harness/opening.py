@@ -150,11 +150,13 @@ async def _at_work(
         researcher, price = await _researcher(plan, row, profile, environment, stack, where.direction)
         _make_stores(stores)
         db = await stack.enter_async_context(Database.open(stores.runner.db_path))
-        runner = Server(_inherited(stores.runner, plan, environment), stack)
+        runner = await stack.enter_async_context(Server(_inherited(stores.runner, plan, environment)))
         memory = None
         if stores.memory is not None:
             shared = stores.memory.db_path == stores.runner.db_path
-            memory = runner if shared else Server(_inherited(stores.memory, plan, environment), stack)
+            memory = runner
+            if not shared:
+                memory = await stack.enter_async_context(Server(_inherited(stores.memory, plan, environment)))
         desk = Desk(
             where=where,
             runner=runner,
@@ -188,7 +190,7 @@ async def _researcher(
 ) -> tuple[Researcher, Price | None]:
     if plan.policy:
         lower = direction is Direction.LOWER
-        return Scripted(plan.policy, row.start, profile, seed=plan.seed or 0, lower=lower), _FREE
+        return Scripted(plan.policy, row.start, profile, seed=plan.choice_seed or plan.seed or 0, lower=lower), _FREE
     endpoint = find_endpoint(
         plan.provider,
         plan.model,

@@ -19,7 +19,7 @@ class Plan(BaseModel):
     Args:
         policy: The habit of a scripted researcher; a model's provider otherwise.
         key_variable: The variable that holds the key.
-        seed: The seed of every run, and of a scripted researcher.
+        seed: The seed of every run, and of a scripted researcher unless it has its own.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -40,6 +40,7 @@ class Plan(BaseModel):
     max_turns: int | None = Field(default=None, gt=0)
     timeout_s: float = Field(default=180.0, gt=0)
     seed: int | None = Field(default=None, ge=0)
+    choice_seed: int | None = Field(default=None, ge=0)
 
     @property
     def researcher(self) -> str:

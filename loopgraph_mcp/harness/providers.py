@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from loopgraph_mcp.errors import ConfigError, ProviderError
 from loopgraph_mcp.harness import wires
-from loopgraph_mcp.harness.messages import MESSAGES, Message, Reply, ToolSpec
+from loopgraph_mcp.harness.messages import MESSAGES, Assistant, Message, Reply, ToolSpec
 from loopgraph_mcp.tokens import estimate_tokens
 
 Protocol = Literal["openai", "anthropic"]
@@ -179,7 +179,9 @@ class HttpModel:
         for attempt in range(1, _ATTEMPTS + 1):
             try:
                 reply = await self._once(payload, asked, on_text)
-                return dataclasses.replace(reply, wasted=wasted, attempts=attempt)
+                return dataclasses.replace(
+                    reply, message=self._scrubbed(reply.message), wasted=wasted, attempts=attempt
+                )
             except _AgainError as again:
                 wasted += again.wasted
                 if attempt == _ATTEMPTS:
@@ -191,6 +193,10 @@ class HttpModel:
                 self._on_wait(self.scrub(str(again)), wait_s)
                 await self._sleep(wait_s)
         raise AssertionError  # the last attempt returned or raised
+
+    def _scrubbed(self, message: Assistant) -> Assistant:
+        calls = [dataclasses.replace(call, arguments=self.scrub(call.arguments)) for call in message.calls]
+        return Assistant(self.scrub(message.text), calls)
 
     def _backoff_s(self, attempt: int) -> float:
         return float(min(_BACKOFF_S * 2 ** (attempt - 1), _MAX_BACKOFF_S) * self._rng.uniform(0.5, 1.0))

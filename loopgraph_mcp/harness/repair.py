@@ -235,6 +235,8 @@ def _written(text: str, name: str) -> list[ToolCall]:
             try:
                 node = ast.parse(text[match.start() : end + 1].strip(), mode="eval").body
                 assert isinstance(node, ast.Call)  # noqa: S101 - a name and its brackets
+                if node.args:
+                    break
                 arguments = {each.arg or "": ast.literal_eval(each.value) for each in node.keywords}
             except (SyntaxError, ValueError, MemoryError, RecursionError):
                 continue

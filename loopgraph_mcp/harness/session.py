@@ -153,6 +153,11 @@ class Session:
             await self._turn()
         return False
 
+    async def begin(self) -> None:
+        """Run the baseline, if that is not done yet."""
+        if not self.desk.runs and self.ended is None:
+            await self._turn()
+
     async def end(self, reason: str) -> None:
         """End the session for good."""
         self.ended = reason
