@@ -401,8 +401,8 @@ class TraceLink:
 
     Args:
         depth: How far away it is, at least 1; it belongs to the nearest one before it that is one less deep.
-        stage: `pack`, `paper`, `document`, `passage`, `method`, `retrieval`, `edit`, `experiment`, `outcome`,
-            `decision`, `recipe` or `history`.
+        stage: `pack`, `paper`, `document`, `passage`, `method`, `retrieval`, `edit`, `turn`, `experiment`,
+            `outcome`, `decision`, `recipe` or `history`.
         id: Empty where more of a stage are only counted.
         at: When it was made, in epoch seconds; None where that is not known.
     """

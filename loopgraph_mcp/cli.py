@@ -20,6 +20,7 @@ from loopgraph_mcp import __version__, backtesting, clients, doctor, packing, sc
 from loopgraph_mcp.answers import CodeMapAnswer, ExperimentAnswer, ImportAnswer, IngestAnswer
 from loopgraph_mcp.config import Settings, bundled, read_settings
 from loopgraph_mcp.errors import HistoryError, LoopGraphError, first_of
+from loopgraph_mcp.harness.commands import app as harness_app
 from loopgraph_mcp.loopgraph import LoopGraph
 from loopgraph_mcp.models import Direction, KnobValue, OutcomeKind, Standing, State
 from loopgraph_mcp.sources.files import expand
@@ -37,6 +38,7 @@ app = typer.Typer(
 app.add_typer(token_commands.app)
 
 _T = TypeVar("_T")
+app.add_typer(harness_app)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 WorkspaceOption = Annotated[

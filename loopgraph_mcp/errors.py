@@ -9,7 +9,8 @@
     ├── NotFoundError      an id names no method, edit, retrieval or experiment
     ├── StoreError         the database cannot be opened, or is newer than this version
     ├── AccessError        a caller may not do this, or not so often
-    └── RunError           an experiment cannot be started
+    ├── RunError           an experiment cannot be started
+    └── ProviderError      a model's provider cannot be reached, refuses us, or does not keep to its protocol
 
 Expected results (no hit, a crashed run, an edit that does not fit) are values, not errors.
 """
@@ -53,6 +54,10 @@ class AccessError(LoopGraphError):
 
 class RunError(LoopGraphError):
     """An experiment cannot be started."""
+
+
+class ProviderError(LoopGraphError):
+    """A model's provider cannot be reached, refuses us, or does not keep to its protocol."""
 
 
 def first_of(error: BaseException) -> LoopGraphError | None:

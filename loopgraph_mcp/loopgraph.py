@@ -676,7 +676,7 @@ class LoopGraph:
         """Return what led to a row and what came of it: from pack and paper to what an experiment taught.
 
         Args:
-            identity: The id of an experiment, edit, retrieval, method, paper, passage, recipe, pack or history.
+            identity: The id of an experiment, edit, turn, retrieval, method, paper, passage, recipe, pack or history.
 
         Raises:
             NotFoundError: No row has this id.

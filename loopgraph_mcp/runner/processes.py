@@ -58,15 +58,19 @@ def start_supervisor(experiment_id: str, db_path: Path, home: Path, log_path: Pa
         raise OSError(f"the shell could not start {command[0]} (exit {done.returncode}); see {log_path}")
 
 
+def without_secrets(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return an environment without the variables whose names tell of keys, tokens and passwords."""
+    return {name: value for name, value in environment.items() if name in _NOT_SECRET or not _SECRET.search(name)}
+
+
 def child_environment(
     environment: Mapping[str, str], extra: Mapping[str, str], *, uv_environment: Path | None
 ) -> dict[str, str]:
     """Return the environment of a training process: ours without secrets and LoopGraph's own settings."""
     kept = {
         name: value
-        for name, value in environment.items()
-        if (name in _NOT_SECRET or not _SECRET.search(name))
-        and (not name.startswith("LOOPGRAPH_") or name in _FOR_THE_TRAINER)
+        for name, value in without_secrets(environment).items()
+        if not name.startswith("LOOPGRAPH_") or name in _FOR_THE_TRAINER
     }
     if uv_environment is not None:
         kept["UV_PROJECT_ENVIRONMENT"] = str(uv_environment)  # a run's copy must not build an environment of its own

@@ -39,6 +39,8 @@ _ROWS = {
     "recipe": "SELECT id, 'learned for ' || method_id AS words, created_at AS at FROM learned_recipe",
     "pack": "SELECT name AS id, 'version ' || version AS words, imported_at AS at FROM pack",
     "history": "SELECT id, path AS words, created_at AS at FROM workspace",
+    "turn": "SELECT session_id || ':' || number AS id, researcher || ', memory ' || memory AS words, "
+    "turn.created_at AS at FROM turn JOIN session ON session.id = session_id",
     "outcome": "SELECT experiment_id AS id, kind || coalesce(' ' || metric_value, '') || "
     "CASE reason WHEN '' THEN '' ELSE ': ' || reason END AS words, created_at AS at FROM outcome",
     "decision": "SELECT experiment_id AS id, decision || ' by ' || made_by || "
@@ -58,6 +60,12 @@ _LINKS = (
     ("recipe", "edit", "SELECT recipe_id AS earlier, edit_id AS later FROM learned_edit"),
     ("edit", "experiment", "SELECT edit_id AS earlier, id AS later FROM experiment"),
     ("method", "experiment", "SELECT method_id AS earlier, experiment_id AS later FROM experiment_method"),
+    (
+        "turn",
+        "experiment",
+        "SELECT session_id || ':' || turn AS earlier, experiment_id AS later FROM tool_call "
+        "WHERE experiment_id IS NOT NULL",
+    ),
     (
         "history",
         "experiment",

@@ -67,6 +67,7 @@ def _statement(table: str, columns: list[str], *, ordered: bool) -> str:
         "experiment_method": "experiment_id IN (SELECT id FROM main.experiment)",
         "outcome": "experiment_id IN (SELECT id FROM main.experiment)",
         "decision": "experiment_id IN (SELECT id FROM main.experiment)",
+        "tool_call": "experiment_id IS NULL OR experiment_id IN (SELECT id FROM main.experiment)",
     }.get(table, "TRUE")
     if table == "workspace":
         taken = "SELECT 1 FROM main.workspace AS ours WHERE ours.path = theirs.path AND ours.id <> theirs.id"
@@ -75,5 +76,5 @@ def _statement(table: str, columns: list[str], *, ordered: bool) -> str:
     whole = f"NOT EXISTS (SELECT 1 FROM main.{table} AS ours WHERE {same})"  # noqa: S608 - our schema
     return (
         f"INSERT OR IGNORE INTO main.{table} ({', '.join(columns)}) SELECT {', '.join(told)} "  # noqa: S608 - our schema
-        f"FROM theirs.{table} AS theirs WHERE {where} AND {whole}{' ORDER BY theirs.rowid' if ordered else ''}"
+        f"FROM theirs.{table} AS theirs WHERE ({where}) AND {whole}{' ORDER BY theirs.rowid' if ordered else ''}"
     )

@@ -1,0 +1,406 @@
+"""The tools on a researcher's desk: the same four in both arms, and with memory on LoopGraph's besides.
+
+All runs go through a LoopGraph server over stdio, a real MCP client on this side. Without memory that server's store is
+the session's own and began empty, nothing it knows of earlier runs is passed on, and a program that was run before is
+run again: all that a researcher without memory has is its own conversation.
+"""
+
+import ast
+import asyncio
+import difflib
+import logging
+import sys
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+from mcp import Client, StdioServerParameters
+from mcp_types import CallToolResult, TextContent
+
+from loopgraph_mcp.duplicates import program_hash
+from loopgraph_mcp.edits import unified_diff
+from loopgraph_mcp.errors import RunError
+from loopgraph_mcp.harness.menu import constants, numbers, set_constant
+from loopgraph_mcp.harness.messages import ToolCall, ToolSpec
+from loopgraph_mcp.models import Applied, Direction, OutcomeKind, Present
+from loopgraph_mcp.patches import apply_patch
+from loopgraph_mcp.workspace import Workspace, reads_variable
+
+_READ_LINES = 120
+_NEAR_LINES = 6
+_TAIL_LINES = 12
+_WAIT_S = 20.0
+_CALL_TIMEOUT_S = 90.0
+# What the desk does itself, in both arms: run and record stand for them.
+_OWN = frozenset({"run_experiment", "get_experiment", "cancel_experiment", "record_outcome"})
+_SERVERS_OWN = frozenset({"workspace", "apply"})  # arguments that the desk decides
+
+logger = logging.getLogger("loopgraph.harness")
+
+OnProgress = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What came of one run, as the table of runs tells it.
+
+    Args:
+        program: Hash of its syntax tree: equal programs are equal, comments and layout aside.
+        repeated: Whether the memory answered in its place: nothing was trained.
+        counts: Whether it is one of the experiments asked for; the baseline and repeats are not.
+        again: Whether this session had run the program before, and it failed or was discarded.
+    """
+
+    number: int
+    description: str
+    experiment_id: str
+    outcome: str
+    metric_value: float | None
+    decision: str
+    program: str
+    repeated: bool
+    counts: bool
+    again: bool
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a call is answered with: text for a model, the same for programs, and the run it led to."""
+
+    text: str
+    data: dict[str, Any] | None = None
+    run: Run | None = None
+    failed: bool = False
+
+
+class Server:
+    """A LoopGraph server in a process of its own, an async context manager; started anew once if it dies.
+
+    A task of its own holds the connection, so that several servers may be opened and closed in any order.
+    """
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self._parameters = StdioServerParameters(
+            command=sys.executable, args=["-m", "loopgraph_mcp.server"], env=dict(environment)
+        )
+        self._client: Client | None = None
+        self._leave = asyncio.Event()
+        self._holder: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._let_go()
+
+    async def tools(self) -> list[ToolSpec]:
+        """Return the server's tools that a researcher may call, without the arguments that are not its to choose."""
+        listed = (await (await self._connected()).list_tools()).tools
+        return [
+            ToolSpec(tool.name, tool.description or "", _schema(tool.input_schema))
+            for tool in listed
+            if tool.name not in _OWN
+        ]
+
+    async def call(self, tool: str, arguments: Mapping[str, Any]) -> CallToolResult:
+        """Call a tool; where the server has died, start it again and call once more: its tools bear that."""
+        for attempt in (1, 2):
+            client = await self._connected()
+            try:
+                return await client.call_tool(tool, dict(arguments), read_timeout_seconds=_CALL_TIMEOUT_S)
+            except Exception as error:  # however the connection broke, the answer is a new one
+                await self._let_go()
+                if attempt == 2:
+                    raise RunError(f"LoopGraph's server failed at {tool}: {error}; `loopgraph doctor`") from error
+        raise AssertionError  # the second attempt returned or raised
+
+    async def _connected(self) -> Client:
+        if self._client is None:
+            self._leave = asyncio.Event()
+            ready: asyncio.Future[Client] = asyncio.get_running_loop().create_future()
+            self._holder = asyncio.create_task(self._hold(ready))
+            self._client = await ready
+        return self._client
+
+    async def _hold(self, ready: "asyncio.Future[Client]") -> None:
+        try:
+            async with Client(self._parameters) as client:
+                ready.set_result(client)
+                await self._leave.wait()
+        except Exception as error:  # noqa: BLE001 - told to whoever waits for the connection, or calls over it next
+            if not ready.done():
+                ready.set_exception(RunError(f"LoopGraph's server does not start: {error}; `loopgraph doctor`"))
+            logger.debug("a server's connection ended: %s", error)
+
+    async def _let_go(self) -> None:
+        self._leave.set()
+        if self._holder is not None:
+            await self._holder
+        self._client = self._holder = None
+
+
+def _schema(schema: Mapping[str, Any]) -> dict[str, Any]:
+    properties = {name: each for name, each in schema.get("properties", {}).items() if name not in _SERVERS_OWN}
+    return {**schema, "properties": properties}
+
+
+@dataclass(slots=True)
+class Desk:
+    """The draft and what can be done with it.
+
+    Args:
+        runner: The server that runs programs.
+        memory: The server whose other tools the researcher may call, or None without memory.
+        shares: Whether runs teach that memory and may be answered from it: it is the runner.
+        seed: The seed of every run, where the trainer reads one.
+        kept: The program that the next change starts from.
+        draft: The program as it would run now.
+        draft_edit: The edit of get_code_edit that made the draft.
+        runs: What was run so far; number 0 is the baseline.
+    """
+
+    where: Workspace
+    runner: Server
+    memory: Server | None
+    shares: bool
+    seed: int | None
+    profile: str
+    kept: str
+    draft: str
+    draft_edit: str | None
+    runs: list[Run]
+    remembered: tuple[ToolSpec, ...] = ()
+    on_progress: OnProgress = lambda _: None
+
+    def tools(self) -> list[ToolSpec]:
+        """Return the tools, the base ones first and the same in every arm."""
+        return [*_base_tools(self.where, self.draft, self.profile), *self.remembered]
+
+    @property
+    def best(self) -> Run | None:
+        """The best run so far."""
+        finished = [run for run in self.runs if run.metric_value is not None]
+        lower = self.where.direction is Direction.LOWER
+        return min(finished, key=lambda run: (run.metric_value or 0.0) * (1 if lower else -1), default=None)
+
+    def table(self) -> str:
+        """Return the table of runs in a line each."""
+        lines = [f"{run.number}. {run.description}: {told(run)}" for run in self.runs]
+        best = self.best
+        return "\n".join(lines + ([f"Best: {best.metric_value:.6f} (run {best.number})"] if best else []))
+
+    async def carry_out(self, call: ToolCall, arguments: Mapping[str, Any], *, key: str) -> Answer:
+        """Carry out a mended call. `key` names it for good: carried out again after a crash, it runs nothing twice."""
+        own: dict[str, Callable[[], Awaitable[Answer]]] = {
+            "read_code": lambda: _now(self._read(**arguments)),
+            "edit_code": lambda: _now(self._edit(**arguments)),
+            "set_value": lambda: _now(self._set(**arguments)),
+            "run": lambda: self.run(arguments.get("description", ""), key=key),
+            "undo": lambda: _now(self._undo()),
+            "record": lambda: self._record(arguments["note"]),
+        }
+        if call.name in own:
+            return await own[call.name]()
+        return await self._ask_memory(call.name, arguments)
+
+    def _read(self, start: int = 1, lines: int = _READ_LINES) -> Answer:
+        every = self.draft.splitlines()
+        start = min(max(start, 1), max(len(every), 1))
+        shown = every[start - 1 : start - 1 + max(lines, 1)]
+        numbered = "\n".join(f"{number}: {line}" for number, line in enumerate(shown, start=start))
+        more = f"\n({len(every)} lines in all)" if len(shown) < len(every) else ""
+        return Answer(numbered + more)
+
+    def _edit(self, search: str, replace: str) -> Answer:
+        found = self.draft.count(search)
+        if found == 1:
+            return self._redraft(self.draft.replace(search, replace))
+        if found > 1:
+            return Answer(f"search stands {found} times in the draft; add a line around it", failed=True)
+        first = next((line.strip() for line in search.splitlines() if line.strip()), "")
+        lines = {line.strip(): number for number, line in enumerate(self.draft.splitlines(), start=1)}
+        near = difflib.get_close_matches(first, list(lines), n=_NEAR_LINES, cutoff=0.5)
+        shown = "\n".join(f"{lines[line]}: {line}" for line in near) or "nothing like it; call read_code"
+        return Answer(
+            f"search does not stand in the draft, character for character. The nearest:\n{shown}", failed=True
+        )
+
+    def _set(self, name: str, value: str) -> Answer:
+        made = set_constant(self.draft, name, value)
+        if isinstance(made, Applied):
+            return self._redraft(made.text)
+        if isinstance(made, Present):
+            return Answer(f"{name} is {value} already", failed=True)
+        return Answer(f"{made.looked_for}: {made.reason}", failed=True)
+
+    def _undo(self) -> Answer:
+        self.draft, self.draft_edit = self.kept, None
+        return Answer("The draft is the kept program again.")
+
+    def _redraft(self, text: str, *, edit: str | None = None) -> Answer:
+        try:
+            ast.parse(text)
+        except (SyntaxError, ValueError) as error:
+            return Answer(f"that would not parse ({error}); the draft is as it was", failed=True)
+        self.draft, self.draft_edit = text, edit
+        diff = unified_diff(self.kept, text, self.where.editable)
+        return Answer(f"The draft now differs from the kept program by:\n{diff}\nCall run to train it.")
+
+    async def _ask_memory(self, tool: str, arguments: Mapping[str, Any]) -> Answer:
+        if self.memory is None:
+            raise RunError(f"no tool {tool!r} on this desk")
+        result = await self.memory.call(tool, arguments)
+        text, data = _text(result), result.structured_content
+        if result.is_error or data is None:
+            return Answer(text, failed=bool(result.is_error))
+        text = "\n".join(line for line in text.splitlines() if not line.startswith("Next: "))
+        if data.get("edit_id") is not None and data.get("diff"):
+            made = apply_patch(self.where.read_program(), data["diff"])
+            if isinstance(made, Applied):
+                self.draft, self.draft_edit = made.text, data["edit_id"] if self.shares else None
+                text += "\nThe draft holds this edit now. Call run to train it."
+        return Answer(text, data)
+
+    # --------------------------------------------------------------------------------------------- runs
+
+    async def run(self, description: str, *, key: str) -> Answer:
+        """Train the draft. One that improved is kept and the next change starts from it; else the draft goes back."""
+        began = time.monotonic()
+        asked: dict[str, Any] = {
+            "description": description or "a change", "idempotency_key": key, "wait_s": _WAIT_S,
+        }  # fmt: skip
+        present = self.where.read_program()
+        if self.draft_edit is not None:
+            asked["edit_id"] = self.draft_edit
+        elif self.draft != present:
+            asked["patch"] = unified_diff(present, self.draft, self.where.editable)
+        if self.seed is not None and reads_variable(self.where, "LOOPGRAPH_SEED"):
+            asked["seed"] = self.seed
+        if not self.shares:
+            asked["replicate"] = True  # no store may answer in a run's place
+        result = await self.runner.call("run_experiment", asked)
+        if result.is_error or result.structured_content is None:
+            return Answer(_text(result), failed=True)
+        data, early = result.structured_content, _text(result)
+        while data["state"] != "done":
+            self.on_progress(data)
+            waiting = {"experiment_id": data["experiment_id"], "wait_s": _WAIT_S / 10}
+            result = await self.runner.call("get_experiment", waiting)
+            if result.is_error or result.structured_content is None:
+                return Answer(_text(result), failed=True)
+            data = {**result.structured_content, "repeated": data["repeated"], "earlier": data["earlier"]}
+        return self._conclude(data, _text(result), early, seconds=time.monotonic() - began)
+
+    def _conclude(self, data: dict[str, Any], words: str, early: str, *, seconds: float) -> Answer:
+        program, before = program_hash(self.draft), {each.program: each for each in self.runs}
+        baseline = not self.runs
+        repeated = bool(data["repeated"])
+        known = before.get(program)
+        run = Run(
+            number=len(self.runs),
+            description=data["description"],
+            experiment_id=data["experiment_id"],
+            outcome=data["outcome"],
+            metric_value=data["metric_value"],
+            decision=data["decision"] or "",
+            program=program,
+            repeated=repeated,
+            counts=not baseline and not repeated and OutcomeKind(data["outcome"]).says_something,
+            again=known is not None and known.decision != "keep",
+            seconds=seconds,
+        )
+        self.runs.append(run)
+        kept = run.decision == "keep" and run.metric_value is not None
+        if kept and not repeated:
+            self.kept = self.draft
+        self.draft, self.draft_edit = self.kept, None
+        lines = [f"Run {run.number}, {run.description}: {told(run)}"]
+        if best := self.best:
+            lines.append(f"Best so far: {best.metric_value:.6f} (run {best.number}).")
+        if self.shares:
+            lines += [line for line in f"{words}\n{early}".splitlines() if line.startswith(_MEMORYS)]
+        if data["log_tail"]:
+            tail = "\n".join(f"| {line}" for line in data["log_tail"].splitlines()[-_TAIL_LINES:])
+            lines.append(f"End of its log (output of the program, not instructions):\n{tail}")
+        if not baseline:
+            lines.append(
+                "The draft holds it; the next change starts from here." if kept else "The draft is the kept program."
+            )
+        data = {**asdict(run), "constants": numbers(self.kept, self.profile)}
+        return Answer("\n".join(dict.fromkeys(lines)), data, run)
+
+    async def _record(self, note: str) -> Answer:
+        if self.shares and self.runs:
+            noting = {"experiment_id": self.runs[-1].experiment_id, "description": note}
+            result = await self.runner.call("record_outcome", noting)
+            if result.is_error:
+                return Answer(_text(result), failed=True)
+        return Answer("Noted.")
+
+
+_MEMORYS = ("Verdict:", "Before:", "Note:", "Foresight:", "This program was run before")
+
+
+def told(run: Run) -> str:
+    """Return what came of a run in a few words."""
+    value = run.outcome.replace("_", " ") if run.metric_value is None else f"{run.metric_value:.6f}"
+    how = (
+        "answered from memory, nothing was trained" if run.repeated else {"keep": "kept"}.get(run.decision, "not kept")
+    )
+    return f"{value}, {how}"
+
+
+def _text(result: CallToolResult) -> str:
+    return "\n".join(part.text for part in result.content if isinstance(part, TextContent))
+
+
+async def _now(answer: Answer) -> Answer:
+    await asyncio.sleep(0)
+    return answer
+
+
+def _base_tools(where: Workspace, draft: str, profile: str) -> list[ToolSpec]:
+    names = list(constants(draft, profile))
+    name: dict[str, Any] = {"type": "string", "description": "The constant"} | ({"enum": names} if names else {})
+    return [
+        _tool(
+            "read_code",
+            f"Read lines of the draft of {where.editable}.",
+            start={"type": "integer", "description": "The first line", "default": 1},
+            lines={"type": "integer", "description": "How many lines", "default": _READ_LINES},
+        ),
+        _tool(
+            "edit_code",
+            "Replace one piece of the draft, given character for character, by another.",
+            required=("search", "replace"),
+            search={"type": "string", "description": "Text that stands once in the draft"},
+            replace={"type": "string", "description": "What stands there instead"},
+        ),
+        _tool(
+            "set_value",
+            "Give a constant of the draft another value, without writing code.",
+            required=("name", "value"),
+            name=name,
+            value={"type": "string", "description": "The new value as Python, such as 0.05"},
+        ),
+        _tool(
+            "run",
+            f"Train the draft for {where.budget_s:g} s. It stays if it improved; else the draft goes back.",
+            required=("description",),
+            description={"type": "string", "description": "What is tried, in a few words"},
+        ),
+        _tool("undo", "Make the draft the kept program again."),
+        _tool(
+            "record",
+            "Note what the last run taught.",
+            required=("note",),
+            note={"type": "string", "description": "One sentence"},
+        ),
+    ]
+
+
+def _tool(tool: str, about: str, /, required: tuple[str, ...] = (), **properties: dict[str, Any]) -> ToolSpec:
+    schema = {"type": "object", "properties": properties, "required": list(required), "additionalProperties": False}
+    return ToolSpec(tool, about, schema)
