@@ -18,7 +18,7 @@ from rich.status import Status
 
 from loopgraph_mcp import __version__, backtesting, clients, doctor, packing, screen, token_commands
 from loopgraph_mcp.answers import CodeMapAnswer, ExperimentAnswer, ImportAnswer, IngestAnswer
-from loopgraph_mcp.config import Settings, bundled, read_settings
+from loopgraph_mcp.config import SKILL, Settings, bundled, read_settings
 from loopgraph_mcp.errors import HistoryError, LoopGraphError, first_of
 from loopgraph_mcp.harness.commands import app as harness_app
 from loopgraph_mcp.loopgraph import LoopGraph
@@ -566,6 +566,12 @@ def config(
     if (command := clients.as_command(known, made)) is not None:
         screen.errors.print("[dim]or run:[/]")
         screen.errors.print(command, soft_wrap=True, markup=False, highlight=False)
+
+
+@app.command()
+def skill() -> None:
+    """Print the skill file that teaches an agent to use the memory well: save it among your agent's skills."""
+    typer.echo(SKILL.read_text("utf-8"), nl=False)
 
 
 @app.command(name="doctor")

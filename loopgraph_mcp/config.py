@@ -24,6 +24,8 @@ def bundled(name: str) -> Path:
     return installed if installed.is_dir() else PACKAGE_DIR.parent / name
 
 
+SKILL = PACKAGE_DIR / "plugin" / "skills" / "loopgraph" / "SKILL.md"
+
 _HTTP_HOST, _HTTP_PORT = "127.0.0.1", 8848
 LogFormat = Literal["text", "json"]
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]

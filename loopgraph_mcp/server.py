@@ -17,6 +17,7 @@ from loopgraph_mcp.config import HttpOptions, Settings, read_address, read_setti
 from loopgraph_mcp.errors import LoopGraphError, first_of
 from loopgraph_mcp.loopgraph import LoopGraph
 from loopgraph_mcp.tools.loop import loop_tools
+from loopgraph_mcp.tools.prompts import loop_prompts
 
 INSTRUCTIONS = """\
 LoopGraph remembers what was tried on a training script and what came of it.
@@ -39,7 +40,7 @@ def build_server(settings: Settings, graph: LoopGraph | None = None) -> MCPServe
         async with nullcontext(graph) if graph is not None else LoopGraph.open(settings) as opened:
             yield opened
 
-    return MCPServer(
+    server = MCPServer(
         "loopgraph",
         title="LoopGraph",
         version=__version__,
@@ -48,6 +49,9 @@ def build_server(settings: Settings, graph: LoopGraph | None = None) -> MCPServe
         lifespan=lifespan,
         log_level=settings.log_level,
     )
+    for prompt in loop_prompts():
+        server.add_prompt(prompt)
+    return server
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -118,6 +119,22 @@ async def test_the_tools_are_described_for_a_model(connect: Connect) -> None:
             assert schema.get("description"), f"{tool.name}.{name}"
     spoken = json.dumps([[tool.name, tool.description, tool.input_schema] for tool in listed])
     assert len(spoken) < 10_600  # about 2,500 tokens in every conversation
+
+
+@pytest.mark.parametrize("era", ERAS)
+async def test_the_prompt_of_the_loop_is_the_skill_with_a_goal(connect: Connect, era: Any) -> None:
+    async with connect(era) as client:
+        (prompt,) = (await client.list_prompts()).prompts
+        assert prompt.name == "research_loop"
+        asked = {"goal": "a lower loss", "experiments": "7"}
+        (message,) = (await client.get_prompt("research_loop", asked)).messages
+        tools = {tool.name for tool in (await client.list_tools()).tools}
+    told = getattr(message.content, "text", "")
+    assert told.startswith("# Research with a memory")
+    assert "Goal: a lower loss." in told
+    assert "Make 7 experiments" in told
+    named = set(re.findall(r"`([a-z]+_[a-z]+)`", told))
+    assert named - {"retrieval_id", "edit_id", "method_id"} <= tools
 
 
 async def test_a_killed_server_loses_nothing(environment: dict[str, str], workspace: Path) -> None:

@@ -1,0 +1,121 @@
+"""Counts what a turn with LoopGraph adds to a model's context, beside reading and rewriting the file it changes.
+
+A turn is search, edit, run and record: what the model writes to call a tool, and the text that it reads of the answer.
+Tokens are estimated (loopgraph_mcp.tokens); the answers are those of a real server over stdio and a real run.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from mcp import Client, StdioServerParameters
+from mcp_types import TextContent
+from rich.console import Console
+from rich.table import Table
+
+from loopgraph_mcp.config import bundled
+from loopgraph_mcp.tokens import estimate_tokens
+from loopgraph_mcp.workspace import create_workspace, prepare_command
+
+TRIED = {
+    "muon-lr": "learning rate of the weight matrices",
+    "swiglu": "a better activation in the MLP",
+    "parallel-block": "faster layers",
+    "gqa": "fewer KV heads",
+    "z-loss": "make the logits stable",
+}
+
+
+async def measure(budget_s: float) -> dict[str, Any]:
+    """Make a turn with each method; return tokens by method and tool."""
+    turns: dict[str, dict[str, int]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        where, _ = create_workspace(Path(folder) / "workspace", bundled("trainer"), budget_s=budget_s)
+        environment = {
+            **os.environ,
+            "LOOPGRAPH_HOME": folder,
+            "LOOPGRAPH_WORKSPACE": str(where.path),
+            "LOOPGRAPH_DEVICE": "cpu",
+            "LOOPGRAPH_PROFILE": "smoke",
+        }
+        prepare = await asyncio.create_subprocess_exec(
+            *prepare_command(where.path), cwd=where.path, env=environment, stdout=asyncio.subprocess.DEVNULL
+        )
+        await prepare.wait()
+        program = where.read_program()
+        started = StdioServerParameters(command=sys.executable, args=["-m", "loopgraph_mcp.server"], env=environment)
+        async with Client(started) as client:
+            tools = (await client.list_tools()).tools
+            schemas = json.dumps([[tool.name, tool.description, tool.input_schema] for tool in tools])
+            await _call(client, "run_experiment", {"description": "baseline", "wait_s": 50}, {})
+            for method_id, query in TRIED.items():
+                turns[method_id] = await _turn(client, method_id, query)
+    file = estimate_tokens(program)
+    return {"turns": turns, "file": file, "rewritten": 2 * file, "schemas_once": estimate_tokens(schemas)}
+
+
+async def _turn(client: Client, method_id: str, query: str) -> dict[str, int]:
+    spent: dict[str, int] = {}
+    found = await _call(client, "search_methods", {"query": query}, spent)
+    asked = {"method_id": method_id, "retrieval_id": found["retrieval_id"]}
+    edit = await _call(client, "get_code_edit", asked, spent)
+    run = await _call(client, "run_experiment", {"edit_id": edit["edit_id"], "wait_s": 50}, spent)
+    while run["state"] != "done":
+        run = await _call(client, "get_experiment", {"experiment_id": run["experiment_id"], "wait_s": 50}, spent)
+    await _call(
+        client,
+        "record_outcome",
+        {"experiment_id": run["experiment_id"], "decision": "discard", "description": "to begin each alike"},
+        spent,
+    )
+    return spent
+
+
+async def _call(client: Client, tool: str, arguments: dict[str, Any], spent: dict[str, int]) -> dict[str, Any]:
+    answer = await client.call_tool(tool, arguments)
+    (content,) = answer.content
+    assert isinstance(content, TextContent)  # noqa: S101 - narrows the type
+    if answer.is_error or answer.structured_content is None:
+        raise SystemExit(f"{tool} {arguments}: {content.text}")
+    if tool == "get_code_edit" and answer.structured_content["edit_id"] is None:
+        raise SystemExit(f"no edit to measure: {content.text}")
+    cost = estimate_tokens(json.dumps({"name": tool, "arguments": arguments})) + estimate_tokens(content.text)
+    spent[tool] = spent.get(tool, 0) + cost
+    return answer.structured_content
+
+
+def main() -> None:
+    """Measure and print a table or JSON."""
+    parser = argparse.ArgumentParser(prog="scripts/bench turn", description=__doc__)
+    parser.add_argument("--budget", type=float, default=2, help="training seconds of a run (%(default)g)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    options = parser.parse_args()
+    figures = asyncio.run(measure(options.budget))
+    totals = [sum(spent.values()) for spent in figures["turns"].values()]
+    figures["turn_mean"] = round(statistics.mean(totals))
+    if options.json:
+        print(json.dumps(figures, indent=2))
+        return
+    table = Table(title="Estimated tokens of a turn: what is written to call a tool and read of its answer")
+    tools = list(next(iter(figures["turns"].values())))
+    for name in ("method", *tools, "turn"):
+        table.add_column(name, justify="left" if name == "method" else "right")
+    for (method_id, spent), total in zip(figures["turns"].items(), totals, strict=True):
+        table.add_row(method_id, *(str(spent.get(tool, 0)) for tool in tools), str(total))
+    console = Console()
+    console.print(table)
+    console.print(
+        f"A turn: {figures['turn_mean']} on average. To read train.py ({figures['file']}) and write it anew: "
+        f"{figures['rewritten']}, {figures['rewritten'] / figures['turn_mean']:.1f} times as much. "
+        f"Once in a conversation: the tools' descriptions, {figures['schemas_once']}."
+    )
+
+
+if __name__ == "__main__":
+    main()
