@@ -50,7 +50,7 @@ async def examine(settings: Settings, *, home: Path, cwd: Path) -> list[Check]:
     if workspace is not None:
         checks.append(await asyncio.to_thread(_trainer, workspace))
     checks.append(_git())
-    checks.append(_clients(home, cwd))
+    checks += [_clients(home, cwd), _skill(home, cwd), _uv()]
     return checks
 
 
@@ -127,6 +127,21 @@ def _clients(home: Path, cwd: Path) -> Check:
     if not found:
         return Check("clients", Level.NOTE, "no client has an entry yet", "loopgraph config CLIENT --write")
     return Check("clients", Level.OK, ", ".join(found))
+
+
+def _skill(home: Path, cwd: Path) -> Check:
+    places = [home / ".claude", home / ".codex", cwd / ".claude"]
+    found = [str(each) for each in places if (each / "skills" / "loopgraph" / "SKILL.md").is_file()]
+    if not found:
+        return Check("skill", Level.NOTE, "no agent has it", "loopgraph skill prints it for an agent to read")
+    return Check("skill", Level.OK, ", ".join(found))
+
+
+def _uv() -> Check:
+    found = shutil.which("uvx")
+    if found is None:
+        return Check("uv", Level.NOTE, "not found", "only the links, the bundle and the plugin need it")
+    return Check("uv", Level.OK, found)
 
 
 def failed(checks: Sequence[Check]) -> bool:

@@ -27,5 +27,7 @@ def test_trainer_packs_and_migrations_travel_in_the_wheel(tmp_path: Path) -> Non
         bundled.add(f"loopgraph_mcp/_bundled/trainer/{name}")
     migrations = {str(path.relative_to(ROOT)) for path in (ROOT / "loopgraph_mcp").rglob("*.sql")}
     assert migrations
-    assert bundled | migrations | {"loopgraph_mcp/py.typed"} <= names
+    plugin = {str(path.relative_to(ROOT)) for path in (ROOT / "loopgraph_mcp" / "plugin").rglob("*") if path.is_file()}
+    assert len(plugin) >= 3
+    assert bundled | migrations | plugin | {"loopgraph_mcp/py.typed"} <= names
     assert not [name for name in names if "corpus.json" in name or "results.tsv" in name or name.startswith("tests/")]
