@@ -93,3 +93,30 @@ def test_the_trainers_page_names_its_options_settings_and_files() -> None:
     settings = set(re.findall(r'"(LOOPGRAPH_\w+)"', sources["prepare.py"]))
     assert settings
     assert settings <= set(re.findall(r"`(LOOPGRAPH_\w+)`", page))
+
+
+def test_every_page_is_in_the_index() -> None:
+    docs = ROOT / "docs"
+    listed = re.findall(r"^[a-z-]+$", "\n".join(blocks((docs / "index.md").read_text(), "{toctree}")), re.MULTILINE)
+    assert sorted(listed) == sorted({page.stem for page in docs.glob("*.md")} - {"index"})
+
+
+def test_the_page_of_tools_describes_them_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    import tools_page  # noqa: PLC0415 - a script, found only by its folder
+
+    page = (ROOT / "docs" / "tools.md").read_text(encoding="utf-8")
+    answers = re.compile(r"\n\n```text\n.*?\n```", re.DOTALL)
+    assert answers.sub("", page) == tools_page.page({}), "python scripts/tools_page.py > docs/tools.md"
+    for described in page.split("\n## ")[1:]:
+        assert answers.search("\n\n" + described.partition("\n\n")[2]), described[:40]
+
+
+def test_troubleshooting_quotes_what_the_code_says() -> None:
+    page = (ROOT / "docs" / "troubleshooting.md").read_text()
+    said = "\n".join(path.read_text() for path in PACKAGE_DIR.rglob("*.py"))
+    said = re.sub(r'"\s*\n\s*f?"', "", said)  # a message that goes on in the next line
+    quoted = re.findall(r"`([^`]+)`", "\n".join(re.findall(r"^\| (`[^|]*) \|", page, re.MULTILINE)))
+    assert len(quoted) > 10
+    for words in quoted:
+        assert words in said, words
