@@ -11,7 +11,8 @@ from mcp.server.context import CallNext, HandlerResult
 from mcp.server.extension import Extension, MethodBinding
 from mcp.server.mcpserver.server import require_client_extension
 from mcp.shared.exceptions import MCPError
-from mcp_types import INVALID_PARAMS, CallToolRequestParams, CallToolResult, RequestParams
+from mcp.shared.inbound import MCP_NAME_HEADER
+from mcp_types import HEADER_MISMATCH, INVALID_PARAMS, CallToolRequestParams, CallToolResult, RequestParams
 from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 from pydantic import Field
 
@@ -111,6 +112,8 @@ async def _cancel(asked: Asked, params: TaskParams) -> dict[str, Any]:
 
 async def _found(asked: Asked, task_id: str, needs: Scope) -> tuple[ExperimentRow, ExperimentAnswer]:
     require_client_extension(asked, IDENTIFIER)
+    if asked.request is not None and asked.request.headers.get(MCP_NAME_HEADER) != task_id:
+        raise MCPError(code=HEADER_MISMATCH, message=f"{MCP_NAME_HEADER}: the header is not the request's taskId")
     graph = asked.lifespan_context
     try:
         asker(asked).check(needs)
