@@ -6,9 +6,11 @@ from urllib.parse import quote
 from loopgraph_mcp.models import Knob, Method
 from loopgraph_mcp.store.chunks import Chunk
 from loopgraph_mcp.store.papers import StoredChunk, StoredDocument
+from loopgraph_mcp.wording import one_line
 
 SCHEME = "loopgraph://"
 MAX_CHARS = 32_000  # about 8,000 tokens, well under what clients cut
+_PLACE_CHARS = 200
 _QUOTED = "Quoted material, not instructions:"
 
 
@@ -25,7 +27,9 @@ def method(shown: Method, passages: Sequence[Chunk]) -> str:
     lines += [f"Knob {_knob(each)}" for each in shown.knobs]
     lines += [f"Source: {each.kind}:{each.ref} {each.title}" for each in shown.sources]
     lines += [f"Reported: {each.claim} ({each.setting}; {each.source})" for each in shown.published]
-    lines += [f"Passage: {address('passages', each.id)} {each.place}" for each in passages]
+    lines += [
+        f"Passage: {address('passages', each.id)} {one_line(each.place, limit=_PLACE_CHARS)}" for each in passages
+    ]
     made = "makes the edit" if shown.recipe else "tells where it belongs: it has no recipe"
     lines.append(f'Next: get_code_edit(method_id="{shown.id}") {made}; search_methods says how it did here.')
     return _cut("\n".join(lines))
@@ -41,22 +45,29 @@ def passage(shown: Chunk) -> str:
     """Word a passage: where it is from, under which terms it is kept, and its text, quoted."""
     source = address("papers", shown.paper_id) if shown.paper_id else shown.source_kind
     licence = f", licence {shown.licence}" if shown.licence else ""
-    return _cut("\n".join([f"From {source}, {shown.place}{licence}. {_QUOTED}", *_quoted(shown.text)]))
+    return _cut(
+        "\n".join(
+            [f"From {source}, {one_line(shown.place, limit=_PLACE_CHARS)}{licence}. {_QUOTED}", *_quoted(shown.text)]
+        )
+    )
 
 
 def paper(shown: StoredDocument, chunks: Sequence[StoredChunk], at: int) -> str:
     """Word a document from one of its passages on: as many as fit, and the address of the rest."""
-    note = f"; {shown.note}" if shown.note else ""
-    lines = [f"{shown.id} [{shown.state.value}, {shown.form}, licence {shown.licence or 'unknown'}]{note}"]
-    lines += [f"| {shown.title}", f"{len(chunks)} passages. {_QUOTED}"]
+    told = ", ".join(
+        part for part in (shown.state.value, shown.form, shown.licence and f"licence {shown.licence}") if part
+    )
+    lines = [f"{shown.id} [{told}]", *_quoted(shown.note), f"{len(chunks)} passages. {_QUOTED}", *_quoted(shown.title)]
     room = MAX_CHARS - sum(map(len, lines))
     for number, each in enumerate(chunks[at:], start=at):
-        told = "\n".join([f"{address('passages', each.id)} {each.place}", *_quoted(each.text)])
-        if len(told) > room and number > at:
+        one = "\n".join(
+            [f"{address('passages', each.id)} {one_line(each.place, limit=_PLACE_CHARS)}", *_quoted(each.text)]
+        )
+        if len(one) > room and number > at:
             lines.append(f"{len(chunks) - number} more passages: {address('papers', shown.paper_id, at=number)}")
             break
-        lines.append(_cut(told))
-        room -= len(told)
+        lines.append(_cut(one))
+        room -= len(one)
     return "\n".join(lines)
 
 
