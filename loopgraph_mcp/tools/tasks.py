@@ -43,9 +43,7 @@ class Tasks(Extension):
     """
 
     identifier = IDENTIFIER
-
-    def __init__(self, tools: Sequence[str] = ("run_experiment",)) -> None:
-        self._tools = frozenset(tools)
+    tools_that_start = frozenset({"run_experiment"})
 
     def methods(self) -> Sequence[MethodBinding]:
         """Return the extension's own requests."""
@@ -59,7 +57,7 @@ class Tasks(Extension):
         self, params: CallToolRequestParams, ctx: Asked, call_next: CallNext
     ) -> HandlerResult:
         """Return a task in place of an experiment's progress, to a client that knows what that is."""
-        if params.name not in self._tools or not _declared(ctx):
+        if params.name not in self.tools_that_start or not _declared(ctx):
             return await call_next(ctx)
         params.arguments = {"wait_s": 0, **(params.arguments or {})}
         result = await call_next(ctx)
