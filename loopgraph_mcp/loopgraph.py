@@ -121,8 +121,9 @@ class LoopGraph:
         """Open the store, load the method packs, and mark runs whose supervisor is gone as interrupted."""
         settings = settings or read_settings(os.environ, Path.cwd())
         async with Database.open(settings.db_path) as db:
-            pack = await asyncio.to_thread(packs.read_pack, settings.packs)
-            await methods.import_pack(db, pack, now=clock())
+            if not await methods.holds_pack(db, await asyncio.to_thread(packs.content_hash, settings.packs)):
+                pack = await asyncio.to_thread(packs.read_pack, settings.packs)
+                await methods.import_pack(db, pack, now=clock())
             await runs.recover(db, settings)
             yield cls(db, settings, clock)
 

@@ -63,11 +63,24 @@ async def test_missing_capability(ctx: Context[LoopGraph, Any]) -> str:
     return "it has"
 
 
+async def test_trigger_tool_change(ctx: Context[LoopGraph, Any]) -> str:
+    """Tell that the tools changed, for the suite: LoopGraph's never do."""
+    await ctx.notify_tools_changed()
+    return "told"
+
+
+async def test_trigger_prompt_change(ctx: Context[LoopGraph, Any]) -> str:
+    """Tell that the prompts changed, for the suite: LoopGraph's never do."""
+    await ctx.notify_prompts_changed()
+    return "told"
+
+
 def build_with_fixtures(settings: Settings, graph: LoopGraph | None = None) -> MCPServer[LoopGraph]:
     """Return the server with the tools that the suite calls by their names."""
     Tasks.tools_that_start |= {"slow_compute"}
     server = build_server(settings, graph)
-    for tool in (greet, slow_compute, test_missing_capability):
+    fixtures = (greet, slow_compute, test_missing_capability, test_trigger_tool_change, test_trigger_prompt_change)
+    for tool in fixtures:
         server.add_tool(tool, structured_output=False)
     return server
 

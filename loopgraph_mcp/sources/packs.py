@@ -484,6 +484,23 @@ def read_pack(folder: Path) -> Pack:
     Raises:
         PackError: A file is missing, too large, a link, or does not follow the format; the message names file and key.
     """
+    texts, digest = _read_files(folder)
+    declared = _parse(_Manifest, folder / MANIFEST, texts.pop(folder / MANIFEST))
+    methods = tuple(_method(file, text) for file, text in texts.items())
+    _check_together(folder, methods)
+    return Pack(declared.name, declared.version, digest, methods)
+
+
+def content_hash(folder: Path) -> str:
+    """Return what a pack that is read from a folder is known by, without checking it.
+
+    Raises:
+        PackError: A file is missing, too large, a link or not UTF-8.
+    """
+    return _read_files(folder)[1]
+
+
+def _read_files(folder: Path) -> tuple[dict[Path, str], str]:
     manifest = folder / MANIFEST
     try:
         files = sorted(file for file in folder.iterdir() if file.suffix == ".toml" and file.name != MANIFEST)
@@ -504,10 +521,7 @@ def read_pack(folder: Path) -> Pack:
             texts[file] = data.decode("utf-8")
         except UnicodeDecodeError as error:
             raise PackError(f"{file}: not UTF-8 ({error})") from error
-    declared = _parse(_Manifest, manifest, texts[manifest])
-    methods = tuple(_method(file, texts[file]) for file in files)
-    _check_together(folder, methods)
-    return Pack(declared.name, declared.version, digest.hexdigest(), methods)
+    return texts, digest.hexdigest()
 
 
 def read_method(told: Mapping[str, Any]) -> Method:
