@@ -177,8 +177,10 @@ def clients(environment: dict[str, str]) -> None:
 
 
 def audit(environment: dict[str, str]) -> None:
-    """Ask PyPI's advisories about every package of this environment."""
+    """Ask PyPI's advisories about every package of this environment; it takes `pip install pip-audit`."""
     audited = run(sys.executable, "-m", "pip_audit", "--skip-editable", environment=environment)
+    if "could not be audited" in audited:
+        raise SystemExit(f"pip-audit does not reach the advisories, so it says nothing:\n{audited}")
     print(f"✓ pip-audit: {audited.strip().splitlines()[-1]}")
 
 
