@@ -7,8 +7,15 @@ from datetime import UTC, datetime
 
 from loopgraph_mcp.config import Settings
 
-# At DEBUG these write down every statement with its values, and every answer.
-_TALKATIVE = ("aiosqlite", "sse_starlette", "asyncio", "httpx2", "httpcore2")
+# Below these levels they write down every statement with its values, every answer, or what a refused call asked for.
+_LEAST = {
+    "aiosqlite": logging.INFO,
+    "asyncio": logging.INFO,
+    "httpcore2": logging.INFO,
+    "httpx2": logging.INFO,
+    "mcp.server.mcpserver": logging.WARNING,
+    "sse_starlette": logging.INFO,
+}
 
 
 class _Json(logging.Formatter):
@@ -31,5 +38,5 @@ def set_up(settings: Settings) -> None:
     json_lines = settings.log_format == "json"
     handler.setFormatter(_Json() if json_lines else logging.Formatter("%(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=settings.log_level, handlers=[handler])
-    for name in _TALKATIVE:
-        logging.getLogger(name).setLevel(max(logging.INFO, logging.getLogger().level))
+    for name, least in _LEAST.items():
+        logging.getLogger(name).setLevel(max(least, logging.getLogger().level))

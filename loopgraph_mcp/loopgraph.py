@@ -14,11 +14,9 @@ from loopgraph_mcp import (
     duplicates,
     edits,
     evidence,
-    importing,
     launch,
     lookups,
     mapping,
-    packing,
     precedents,
     recipes,
     recording,
@@ -57,8 +55,8 @@ from loopgraph_mcp.models import (
     Standing,
     State,
 )
-from loopgraph_mcp.sources import packs
 from loopgraph_mcp.sources.day_one import read_day_one
+from loopgraph_mcp.sources.pack_texts import content_hash
 from loopgraph_mcp.store import changes as change_store
 from loopgraph_mcp.store import edits as edit_store
 from loopgraph_mcp.store import experiments, imports, merging, methods, outcomes, retrievals, search
@@ -121,8 +119,11 @@ class LoopGraph:
         """Open the store, load the method packs, and mark runs whose supervisor is gone as interrupted."""
         settings = settings or read_settings(os.environ, Path.cwd())
         async with Database.open(settings.db_path) as db:
-            pack = await asyncio.to_thread(packs.read_pack, settings.packs)
-            await methods.import_pack(db, pack, now=clock())
+            if not await methods.holds_pack(db, await asyncio.to_thread(content_hash, settings.packs)):
+                from loopgraph_mcp.sources import packs  # noqa: PLC0415 - what reads packs is slow to import
+
+                pack = await asyncio.to_thread(packs.read_pack, settings.packs)
+                await methods.import_pack(db, pack, now=clock())
             await runs.recover(db, settings)
             yield cls(db, settings, clock)
 
@@ -562,6 +563,8 @@ class LoopGraph:
         Raises:
             HistoryError: It cannot be read, or holds no experiments.
         """
+        from loopgraph_mcp import importing  # noqa: PLC0415 - a start should not wait for what reads histories
+
         told = importing.Told(repository, device, budget_s, metric, direction)
         published = read_day_one().histories if self.settings.day_one else ()
         answer = await importing.import_history(
@@ -616,6 +619,9 @@ class LoopGraph:
             NotFoundError: No such method.
             PackError: There is nothing to export, or it cannot be written.
         """
+        from loopgraph_mcp import packing  # noqa: PLC0415 - what writes packs is slow to import
+        from loopgraph_mcp.sources import packs  # noqa: PLC0415 - likewise
+
         own = await asyncio.to_thread(packs.read_pack, self.settings.packs)
         return await packing.export_pack(
             self.db, self._ledger, name, folder, method_ids=method_ids, but_pack=own.name, now=self._now()

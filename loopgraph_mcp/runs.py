@@ -32,6 +32,27 @@ def read_tail(path: Path, limit: int = _TAIL_BYTES) -> str:
         return ""
 
 
+def read_part(path: Path, at: int, *, limit: int) -> tuple[str, int, int, int]:
+    """Return some bytes of a file as text, to the end of a line where there is one; where they begin and end; its size.
+
+    Args:
+        path: The file; one that is not there is empty.
+        at: Where to begin; a negative number counts from the end.
+        limit: How many bytes at most.
+    """
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            begin = min(at if at >= 0 else max(0, size + at), size)
+            file.seek(begin)
+            part = file.read(limit)
+    except OSError:
+        return "", 0, 0, 0
+    if begin + len(part) < size and b"\n" in part:
+        part = part[: part.rindex(b"\n") + 1]
+    return part.decode("utf-8", "replace"), begin, begin + len(part), size
+
+
 def is_abandoned(settings: Settings, experiment: ExperimentRow) -> bool:
     """Return whether nobody looks after an experiment: its lock is free, and it is not just about to be taken."""
     starting = experiment.supervisor is None and time.time() - experiment.created_at < _START_S

@@ -11,7 +11,8 @@ from pathlib import Path, PurePosixPath
 from loopgraph_mcp.errors import PackError
 from loopgraph_mcp.models import Pack
 from loopgraph_mcp.sources import archives
-from loopgraph_mcp.sources.packs import MANIFEST, read_pack
+from loopgraph_mcp.sources.pack_texts import MANIFEST
+from loopgraph_mcp.sources.packs import read_pack
 
 _VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z.+_-]{0,40}")
 _LIMITS = archives.Limits(members=5_000, total_bytes=50 * 2**20, file_bytes=2**20)

@@ -8,7 +8,8 @@ from typing import Any
 
 from loopgraph_mcp.errors import PackError
 from loopgraph_mcp.models import Mark, Method, Pack, Recipe, RecipeOp
-from loopgraph_mcp.sources.packs import MANIFEST, read_pack
+from loopgraph_mcp.sources.pack_texts import MANIFEST
+from loopgraph_mcp.sources.packs import read_pack
 
 _HIDDEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 _PRIVATE = re.compile(r"(?:/home/|/Users/|/root/|[A-Za-z]:\\+Users\\+)[^\s\"']*")

@@ -1,7 +1,6 @@
 """Reads a method pack: a folder with pack.toml and one TOML file for each method."""
 
 import ast
-import hashlib
 import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
@@ -36,11 +35,9 @@ from loopgraph_mcp.models import (
     Variant,
 )
 from loopgraph_mcp.moves import read_moves
+from loopgraph_mcp.sources.pack_texts import MANIFEST, read_file, read_files
 
 _T = TypeVar("_T", bound=BaseModel)
-MANIFEST = "pack.toml"
-_MAX_FILE_BYTES = 2**20
-_MAX_FILES = 2_000
 _MAX_KEY = 100
 _OPS = ("set_const", "set_local", "set_default", "set_kwarg", "replace_stmt", "insert_after", "add_method")
 _BRANCHES = {
@@ -484,30 +481,11 @@ def read_pack(folder: Path) -> Pack:
     Raises:
         PackError: A file is missing, too large, a link, or does not follow the format; the message names file and key.
     """
-    manifest = folder / MANIFEST
-    try:
-        files = sorted(file for file in folder.iterdir() if file.suffix == ".toml" and file.name != MANIFEST)
-        if not manifest.is_file():
-            raise PackError(f"{folder}: no {MANIFEST}; a pack is a folder with {MANIFEST} and one TOML file per method")
-    except OSError as error:
-        raise PackError(
-            f"{folder}: {error}; a pack is a folder with {MANIFEST} and one TOML file per method"
-        ) from error
-    if len(files) > _MAX_FILES:
-        raise PackError(f"{folder}: {len(files):,} methods; at most {_MAX_FILES:,} in one pack")
-    digest = hashlib.sha256()
-    texts: dict[Path, str] = {}
-    for file in [manifest, *files]:
-        data = _read(file)
-        digest.update(file.name.encode() + b"\0" + hashlib.sha256(data).digest())
-        try:
-            texts[file] = data.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise PackError(f"{file}: not UTF-8 ({error})") from error
-    declared = _parse(_Manifest, manifest, texts[manifest])
-    methods = tuple(_method(file, texts[file]) for file in files)
+    texts, digest = read_files(folder)
+    declared = _parse(_Manifest, folder / MANIFEST, texts.pop(folder / MANIFEST))
+    methods = tuple(_method(file, text) for file, text in texts.items())
     _check_together(folder, methods)
-    return Pack(declared.name, declared.version, digest.hexdigest(), methods)
+    return Pack(declared.name, declared.version, digest, methods)
 
 
 def read_method(told: Mapping[str, Any]) -> Method:
@@ -533,24 +511,9 @@ def read_definition(file: Path) -> dict[str, Any]:
         PackError: It cannot be read, or is no TOML.
     """
     try:
-        return tomllib.loads(_read(file).decode())
+        return tomllib.loads(read_file(file).decode())
     except (ValueError, RecursionError) as error:  # TOMLDecodeError and UnicodeDecodeError are ValueErrors
         raise PackError(f"{file}: {error}") from error
-
-
-def _read(file: Path) -> bytes:
-    if file.is_symlink():
-        raise PackError(f"{file}: a link; a pack holds plain files")
-    if not file.is_file():  # to open a pipe would wait for its other end
-        raise PackError(f"{file}: not a plain file")
-    try:
-        with file.open("rb") as opened:
-            data = opened.read(_MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise PackError(f"{file}: {error}") from error
-    if len(data) > _MAX_FILE_BYTES:
-        raise PackError(f"{file}: over {_MAX_FILE_BYTES >> 20} MiB")
-    return data
 
 
 def _method(file: Path, text: str) -> Method:

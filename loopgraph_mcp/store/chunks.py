@@ -79,6 +79,14 @@ async def passages_of(db: Database, method_id: str, *, limit: int) -> list[Chunk
     return [Chunk(row["source_kind"], row["text"], row["place"], row["paper_id"], row["licence"]) for row in rows]
 
 
+async def get_chunk(db: Database, chunk_id: str) -> Chunk | None:
+    """Return a passage, or None where the id names none."""
+    rows = await db.reader.execute_fetchall(
+        "SELECT source_kind, text, place, paper_id, licence FROM chunk WHERE id = :id", {"id": chunk_id}
+    )
+    return next((Chunk(*row) for row in rows), None)
+
+
 def split_names(text: str) -> list[str]:
     """Return the parts of the names of code in a text: `val_bpb` is also val and bpb."""
     names = dict.fromkeys(_CODE_NAME.findall(text))

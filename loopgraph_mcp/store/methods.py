@@ -160,6 +160,11 @@ async def versions_of(db: Database, method_id: str) -> list[MethodVersion]:
     return [MethodVersion(row["added_by"], row["created_at"]) for row in rows]
 
 
+async def holds_pack(db: Database, content_hash: str) -> bool:
+    """Return whether the store's methods are those of a pack with this content."""
+    return bool(await db.reader.execute_fetchall("SELECT 1 FROM pack WHERE content_hash = :h", {"h": content_hash}))
+
+
 async def held_pack(db: Database, name: str) -> tuple[str, str] | None:
     """Return the version and content hash of a pack that the store holds, or None."""
     rows = await db.reader.execute_fetchall("SELECT version, content_hash FROM pack WHERE name = :n", {"n": name})

@@ -242,6 +242,16 @@ async def find_document(db: Database, document_id: str) -> StoredDocument | None
     )
 
 
+async def newest_document(db: Database, paper_id: str) -> StoredDocument | None:
+    """Return what was read last of a paper, or None."""
+    rows = await db.reader.execute_fetchall(
+        "SELECT id FROM document WHERE paper_id = :paper ORDER BY ingested_at DESC, id DESC LIMIT 1",
+        {"paper": paper_id},
+    )
+    ids = [str(row["id"]) for row in rows]
+    return await find_document(db, ids[0]) if ids else None
+
+
 async def chunks_of(db: Database, document_id: str) -> list[StoredChunk]:
     """Return a document's passages in reading order."""
     rows = await db.reader.execute_fetchall(

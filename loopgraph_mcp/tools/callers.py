@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from mcp.server.context import ServerRequestContext
 from mcp.server.mcpserver import Context
 
 from loopgraph_mcp.access import Caller
@@ -11,12 +12,17 @@ from loopgraph_mcp.loopgraph import LoopGraph
 from loopgraph_mcp.wording import one_line
 
 Ctx = Context[LoopGraph, Any]
+Asked = ServerRequestContext[LoopGraph, Any]
 GRANT = "loopgraph.grant"  # where a request's ASGI scope holds what its token allows
 
 
 def caller_of(ctx: Ctx) -> Caller:
-    """Return the agent that calls; over stdio, a program of this user."""
-    asked = ctx.request_context
+    """Return the agent that calls a tool."""
+    return asker(ctx.request_context)
+
+
+def asker(asked: Asked) -> Caller:
+    """Return the agent that asks; over stdio, a program of this user."""
     client = asked.session.client_params
     name = "unknown client" if client is None else one_line(client.client_info.name, limit=60)
     if asked.request is None:

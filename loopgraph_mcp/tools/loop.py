@@ -160,7 +160,7 @@ async def run_experiment(
         priority=Priority(priority),
         caller=caller,
     )
-    return await _answer(graph, "run_experiment", answer.experiment_id, answer, text.experiment(answer))
+    return await experiment_result(graph, "run_experiment", answer)
 
 
 async def get_experiment(
@@ -169,14 +169,14 @@ async def get_experiment(
     """Look at an experiment: its progress, or its outcome and verdict."""
     graph = _graph(ctx)
     answer = await graph.get_experiment(experiment_id, wait_s=wait_s, on_progress=_reporter(ctx))
-    return await _answer(graph, "get_experiment", experiment_id, answer, text.experiment(answer))
+    return await experiment_result(graph, "get_experiment", answer)
 
 
 async def cancel_experiment(ctx: Ctx, experiment_id: ExperimentId) -> Annotated[CallToolResult, ExperimentAnswer]:
     """End a queued or running experiment and everything it started."""
     graph = _graph(ctx)
     answer = await graph.cancel_experiment(experiment_id, caller=caller_of(ctx))
-    return await _answer(graph, "cancel_experiment", experiment_id, answer, text.experiment(answer))
+    return await experiment_result(graph, "cancel_experiment", answer)
 
 
 async def record_outcome(
@@ -333,6 +333,11 @@ def _reporter(ctx: Ctx) -> OnProgress:
         await ctx.report_progress(reached, 100.0, text.progress(answer))
 
     return report
+
+
+async def experiment_result(graph: LoopGraph, tool: str, answer: ExperimentAnswer) -> CallToolResult:
+    """Return how far an experiment is, or what came of it."""
+    return await _answer(graph, tool, answer.experiment_id, answer, text.experiment(answer))
 
 
 async def _answer(graph: LoopGraph, tool: str, subject: str, answer: Any, words: str) -> CallToolResult:

@@ -7,7 +7,6 @@ from typing import Any
 from mcp.server.mcpserver.exceptions import ToolError
 from mcp.server.mcpserver.tools import Tool
 from mcp_types import ToolAnnotations
-from pydantic import ConfigDict, create_model
 
 from loopgraph_mcp.access import Scope
 from loopgraph_mcp.errors import LoopGraphError
@@ -26,11 +25,9 @@ def strict_tool(
         needs: The scope that a token needs to call it: a tool that forgets to say is for admins.
     """
     tool = Tool.from_function(_told(function, needs), title=title, annotations=annotations)
-    model = tool.fn_metadata.arg_model
-    strict = create_model(model.__name__, __base__=model)
-    strict.model_config = ConfigDict(extra="forbid", strict=True)
+    strict = tool.fn_metadata.arg_model
+    strict.model_config = {**strict.model_config, "extra": "forbid", "strict": True}
     strict.model_rebuild(force=True)
-    tool.fn_metadata.arg_model = strict
     tool.parameters = _without_titles(strict.model_json_schema(by_alias=True))
     tool.fn_metadata.output_schema = _without_titles(tool.fn_metadata.output_schema)
     return tool

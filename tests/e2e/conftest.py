@@ -32,11 +32,11 @@ class HttpServer:
         return self.said[0].split()[-1]
 
     @asynccontextmanager
-    async def client(self, era: Any = "auto", token: str | None = None) -> AsyncIterator[Client]:
+    async def client(self, era: Any = "auto", token: str | None = None, **more: Any) -> AsyncIterator[Client]:
         headers = {"Authorization": f"Bearer {self.token if token is None else token}"}
         async with (
             create_mcp_http_client(headers=headers) as http,
-            Client(streamable_http_client(self.url, http_client=http), mode=era) as client,
+            Client(streamable_http_client(self.url, http_client=http), mode=era, **more) as client,
         ):
             yield client
 
@@ -74,5 +74,5 @@ def connect(request: Any, environment: dict[str, str], start_http: Callable[...,
     """Clients of one server each over stdio, or of one HTTP server for all of them."""
     if request.param == "stdio":
         parameters = StdioServerParameters(command=SERVER[0], args=SERVER[1:], env=environment)
-        return lambda era="auto": Client(parameters, mode=era)
+        return lambda era="auto", **more: Client(parameters, mode=era, **more)
     return start_http().client

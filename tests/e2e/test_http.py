@@ -1,23 +1,35 @@
 """What only HTTP has: who comes in, what is refused and how, what is logged, how it ends."""
 
 import asyncio
+import ipaddress
 import json
 import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import httpx
 import psutil
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from hypothesis import HealthCheck, given
 from hypothesis import settings as limits
 from hypothesis import strategies as st
+
+from loopgraph_mcp.access import Grant, Scope
+from loopgraph_mcp.config import Settings
+from loopgraph_mcp.store import access_tokens
+from loopgraph_mcp.store.database import Database
 
 SLOW = "@@ @@\n-SLEEP_S = 0.05\n-STEPS = 3\n+SLEEP_S = 0.1\n+STEPS = 50\n"
 VERSION = "2026-07-28"
@@ -54,6 +66,16 @@ def call(server: Any, token: str, tool: str = "search_methods", **arguments: Any
     return httpx.post(server.url, json=body, headers=headers, timeout=30)
 
 
+def read(server: Any, token: str, uri: str) -> httpx.Response:
+    meta = {
+        "io.modelcontextprotocol/protocolVersion": VERSION,
+        "io.modelcontextprotocol/clientCapabilities": {},
+    }
+    body = {"jsonrpc": "2.0", "id": 1, "method": "resources/read", "params": {"uri": uri, "_meta": meta}}
+    headers = {**JSON, "mcp-protocol-version": VERSION, "mcp-method": "resources/read", "mcp-name": uri}
+    return httpx.post(server.url, json=body, headers={**headers, "authorization": f"Bearer {token}"}, timeout=30)
+
+
 def words(reply: httpx.Response) -> str:
     return str(reply.json()["result"]["content"][0]["text"])
 
@@ -63,6 +85,10 @@ def test_doors(start_http: Callable[..., Any], environment: dict[str, str]) -> N
     server = start_http(LOOPGRAPH_LOG_LEVEL="DEBUG", LOOPGRAPH_LOG_FORMAT="json", SOME_API_KEY="planted-key-1")
     assert call(server, server.token, query="planted argument").status_code == 200
     planted = [server.token, "lg_planted-wrong-token", "planted.jwt.token", "planted-key-1", "planted argument"]
+    planted += ["planted-id", "planted-name"]
+    assert "planted-id" in words(call(server, server.token, "get_experiment", experiment_id="planted-id"))
+    assert "planted-name" in words(call(server, server.token, limit="planted-name"))
+    assert read(server, server.token, "loopgraph://methods/planted-id").status_code in {200, 400}
 
     for wrong in ("lg_planted-wrong-token", "planted.jwt.token", server.token[:-1], server.token + "x"):
         refused = call(server, wrong)
@@ -308,6 +334,47 @@ async def test_slow_and_silent_clients_are_let_go_and_the_others_served(hurried:
         writer.close()
     assert call(hurried, hurried.token).status_code == 200
     assert psutil.Process(hurried.process.pid).num_fds() < 60
+
+
+async def test_an_expired_token_is_refused_and_a_stolen_one_after_its_rotation(
+    start_http: Callable[..., Any], settings: Settings
+) -> None:
+    async with Database.open(settings.db_path) as db:
+        grant = Grant("short", Scope.READ, expires_at=time.time() + 6)
+        short = await access_tokens.add_token(db, grant, now=time.time())
+    server = start_http()
+    assert (await asyncio.to_thread(call, server, short)).status_code == 200
+    while (replayed := await asyncio.to_thread(call, server, short)).status_code == 200:
+        assert time.time() < (grant.expires_at or 0) + 1
+    assert (replayed.status_code, replayed.json()["error"]) == (401, "invalid_token")
+
+
+def test_tls_by_flag(start_http: Callable[..., Any], tmp_path: Path) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    now = datetime.now(UTC)
+    names = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(names, critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    cert_file, key_file = tmp_path / "cert.pem", tmp_path / "key.pem"
+    cert_file.write_bytes(certificate.public_bytes(Encoding.PEM))
+    key_file.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    server = start_http("--tls-cert", str(cert_file), "--tls-key", str(key_file))
+    assert server.url.startswith("https://")
+    trusting = ssl.create_default_context(cafile=str(cert_file))
+    health = server.url.replace("/mcp", "/health")
+    assert httpx.get(health, verify=trusting).status_code == 200
+    mine = {**JSON, "authorization": f"Bearer {server.token}"}
+    assert httpx.post(server.url, headers=mine, content="{}", verify=trusting).status_code == 400
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(health)
+    with pytest.raises(httpx.HTTPError):
+        httpx.get(health.replace("https", "http"))
 
 
 def test_stdio_imports_nothing_of_http() -> None:
