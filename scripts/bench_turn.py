@@ -7,21 +7,16 @@ Tokens are estimated (loopgraph_mcp.tokens); the answers are those of a real ser
 import argparse
 import asyncio
 import json
-import os
 import statistics
-import sys
-import tempfile
-from pathlib import Path
 from typing import Any
 
-from mcp import Client, StdioServerParameters
+from fresh_server import fresh_server
+from mcp import Client
 from mcp_types import TextContent
 from rich.console import Console
 from rich.table import Table
 
-from loopgraph_mcp.config import bundled
 from loopgraph_mcp.tokens import estimate_tokens
-from loopgraph_mcp.workspace import create_workspace, prepare_command
 
 TRIED = {
     "muon-lr": "learning rate of the weight matrices",
@@ -35,27 +30,13 @@ TRIED = {
 async def measure(budget_s: float) -> dict[str, Any]:
     """Make a turn with each method; return tokens by method and tool."""
     turns: dict[str, dict[str, int]] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        where, _ = create_workspace(Path(folder) / "workspace", bundled("trainer"), budget_s=budget_s)
-        environment = {
-            **os.environ,
-            "LOOPGRAPH_HOME": folder,
-            "LOOPGRAPH_WORKSPACE": str(where.path),
-            "LOOPGRAPH_DEVICE": "cpu",
-            "LOOPGRAPH_PROFILE": "smoke",
-        }
-        prepare = await asyncio.create_subprocess_exec(
-            *prepare_command(where.path), cwd=where.path, env=environment, stdout=asyncio.subprocess.DEVNULL
-        )
-        await prepare.wait()
+    async with fresh_server(budget_s=budget_s) as (where, client):
         program = where.read_program()
-        started = StdioServerParameters(command=sys.executable, args=["-m", "loopgraph_mcp.server"], env=environment)
-        async with Client(started) as client:
-            tools = (await client.list_tools()).tools
-            schemas = json.dumps([[tool.name, tool.description, tool.input_schema] for tool in tools])
-            await _call(client, "run_experiment", {"description": "baseline", "wait_s": 50}, {})
-            for method_id, query in TRIED.items():
-                turns[method_id] = await _turn(client, method_id, query)
+        tools = (await client.list_tools()).tools
+        schemas = json.dumps([[tool.name, tool.description, tool.input_schema] for tool in tools])
+        await _call(client, "run_experiment", {"description": "baseline", "wait_s": 50}, {})
+        for method_id, query in TRIED.items():
+            turns[method_id] = await _turn(client, method_id, query)
     file = estimate_tokens(program)
     return {"turns": turns, "file": file, "rewritten": 2 * file, "schemas_once": estimate_tokens(schemas)}
 

@@ -4,20 +4,13 @@ python scripts/tools_page.py > docs/tools.md
 """
 
 import asyncio
-import os
-import re
-import sys
-import tempfile
-from pathlib import Path
 from typing import Any
 
-from mcp import Client, StdioServerParameters
+from fresh_server import fresh_server
 from mcp.server.mcpserver.tools import Tool
 from mcp_types import TextContent
 
-from loopgraph_mcp.config import bundled
 from loopgraph_mcp.tools.loop import loop_tools
-from loopgraph_mcp.workspace import create_workspace, prepare_command
 
 HEAD = """# The tools
 
@@ -69,21 +62,10 @@ def _type(schema: dict[str, Any]) -> str:
 async def answers() -> dict[str, list[str]]:
     """Call every tool on a fresh workspace; return each call with its answer, by tool."""
     told: dict[str, list[str]] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        where, _ = create_workspace(Path(folder) / "my-research", bundled("trainer"), budget_s=2)
-        notes = Path(folder) / "notes.md"
+    async with fresh_server(budget_s=2) as (where, client):
+        folder = where.path.parent
+        notes = folder / "notes.md"
         notes.write_text(NOTES)
-        environment = {
-            **os.environ,
-            "LOOPGRAPH_HOME": folder,
-            "LOOPGRAPH_WORKSPACE": str(where.path),
-            "LOOPGRAPH_DEVICE": "cpu",
-            "LOOPGRAPH_PROFILE": "smoke",
-        }
-        prepare = await asyncio.create_subprocess_exec(
-            *prepare_command(where.path), cwd=where.path, env=environment, stdout=asyncio.subprocess.DEVNULL
-        )
-        await prepare.wait()
 
         async def call(tool: str, **arguments: Any) -> dict[str, Any]:
             answer = await client.call_tool(tool, arguments)
@@ -94,28 +76,26 @@ async def answers() -> dict[str, list[str]]:
             shown = content.text.splitlines()
             more = [f"… {len(shown) - _MOST_LINES} more lines"] if len(shown) > _MOST_LINES else []
             words = "\n".join([f"{tool}({given})", "", *shown[:_MOST_LINES], *more])
-            told.setdefault(tool, []).append(re.sub(re.escape(folder) + "/", "", words).replace("```", "~~~"))
+            told.setdefault(tool, []).append(words.replace(f"{folder}/", "").replace("```", "~~~"))
             return answer.structured_content
 
-        started = StdioServerParameters(command=sys.executable, args=["-m", "loopgraph_mcp.server"], env=environment)
-        async with Client(started) as client:
-            await call("map_code", query="kv heads", budget_tokens=300)
-            await call("run_experiment", description="baseline", wait_s=50)
-            found = await call("search_methods", query="fewer kv heads", limit=3)
-            edit = await call("get_code_edit", method_id="gqa", retrieval_id=found["retrieval_id"])
-            run = await call("run_experiment", edit_id=edit["edit_id"], wait_s=0)
-            run = await call("get_experiment", experiment_id=run["experiment_id"], wait_s=50)
-            await call("record_outcome", experiment_id=run["experiment_id"], description="too noisy to tell")
-            slow = await call("run_experiment", patch=DEEPER, wait_s=0)
-            await call("cancel_experiment", experiment_id=slow["experiment_id"])
-            read = await call("ingest", source=str(notes))
-            await call(
-                "add_method",
-                method_id="gated-rotation",
-                chunk_ids=[read["passages"][0]["chunk_id"]],
-                definition=ROTATION,
-            )
-            await call("trace", id=run["experiment_id"])
+        await call("map_code", query="kv heads", budget_tokens=300)
+        await call("run_experiment", description="baseline", wait_s=50)
+        found = await call("search_methods", query="fewer kv heads", limit=3)
+        edit = await call("get_code_edit", method_id="gqa", retrieval_id=found["retrieval_id"])
+        run = await call("run_experiment", edit_id=edit["edit_id"], wait_s=0)
+        run = await call("get_experiment", experiment_id=run["experiment_id"], wait_s=50)
+        await call("record_outcome", experiment_id=run["experiment_id"], description="too noisy to tell")
+        slow = await call("run_experiment", patch=DEEPER, wait_s=0)
+        await call("cancel_experiment", experiment_id=slow["experiment_id"])
+        read = await call("ingest", source=str(notes))
+        await call(
+            "add_method",
+            method_id="gated-rotation",
+            chunk_ids=[read["passages"][0]["chunk_id"]],
+            definition=ROTATION,
+        )
+        await call("trace", id=run["experiment_id"])
     return told
 
 

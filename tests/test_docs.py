@@ -7,8 +7,11 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import typer
+from typer.core import TyperGroup
 
 from loopgraph_mcp import clients
+from loopgraph_mcp.cli import app
 from loopgraph_mcp.config import PACKAGE_DIR
 from loopgraph_mcp.models import OutcomeKind
 from loopgraph_mcp.tools.loop import loop_tools
@@ -29,20 +32,33 @@ def test_the_declaration_in_the_readme_is_a_workspace(tmp_path: Path) -> None:
     assert load_workspace(tmp_path).budget_s == 300
 
 
-def test_every_command_in_the_readme_exists() -> None:
-    shown = {
-        line.split()[2] for block in blocks(README, "console") for line in block.splitlines() if "$ loopgraph " in line
-    }
-    listed = subprocess.run(
-        [sys.executable, "-c", "from loopgraph_mcp.cli import main; main()", "--help"],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    assert shown
-    assert all(re.search(rf"\b{command}\b", listed) for command in shown), shown
-    for script in re.findall(r"\$ (scripts/\w+)", README):
-        assert (ROOT / script).stat().st_mode & 0o111
+def shown_commands() -> list[tuple[str, list[str]]]:
+    """Return each command line that a page shows, with its page."""
+    found = []
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        for line in "\n".join(blocks(text, "console") + blocks(text, "text")).splitlines():
+            for part in re.split(r"&&|\||>", re.sub(r"\s#.*", "", line.removeprefix("$ "))):
+                words = part.split()
+                if words and words != ["loopgraph"] and re.match(r"loopgraph|scripts/", words[0]):
+                    found.append((page.name, words))
+    return found
+
+
+@pytest.mark.parametrize(("page", "words"), shown_commands(), ids=lambda each: each if isinstance(each, str) else "")
+def test_every_command_on_a_page_is_taken_as_it_stands(page: str, words: list[str]) -> None:
+    program, *given = words
+    if program == "loopgraph-mcp":
+        known = (PACKAGE_DIR / "server.py").read_text()
+        assert all(f'"{each}"' in known for each in given if each.startswith("--"))
+    elif program.startswith("scripts/"):
+        assert (ROOT / program).stat().st_mode & 0o111
+    else:
+        command = typer.main.get_command(app)
+        while isinstance(command, TyperGroup):
+            command, (program, *given) = command.commands[given[0]], given
+        with command.make_context(program, given):
+            pass
 
 
 def test_every_tool_client_and_setting_is_in_the_readme() -> None:
