@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import warnings
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -402,21 +402,7 @@ def import_(
     else:
         for answer in answers:
             screen.show_import(answer)
-    _end_with(failed)
-
-
-def _named(source: str) -> str:
-    """Return a source with its path in full where it is one: here is not always the workspace."""
-    path = Path(source).expanduser()
-    return str(path.absolute()) if "://" not in source and path.exists() else source
-
-
-def _end_with(failed: Sequence[LoopGraphError]) -> None:
-    """Say what failed, and end with status 1 where anything did."""
-    for error in failed:
-        screen.errors.print(f"loopgraph: {error}", style="red", markup=False, highlight=False)
-    if failed:
-        raise typer.Exit(1)
+    screen.end_with(failed)
 
 
 @app.command()
@@ -438,7 +424,7 @@ def ingest(
         async def step(share: float, words: str) -> None:
             shown.update(escape(f"{share:.0%} {words}"))
 
-        for named in map(_named, sources):
+        for named in map(screen.named, sources):
             try:
                 answers.append(await graph.ingest(named, query=query, sha256=sha256, offline=offline, on_step=step))
             except LoopGraphError as error:  # the other sources are ingested all the same
@@ -451,7 +437,7 @@ def ingest(
     else:
         for answer in answers:
             screen.show_ingest(answer)
-    _end_with(failed)
+    screen.end_with(failed)
 
 
 @app.command()

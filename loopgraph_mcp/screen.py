@@ -3,8 +3,10 @@
 import dataclasses
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Self
 
+import typer
 from pydantic import TypeAdapter
 from rich.console import Console
 from rich.markup import escape
@@ -30,6 +32,7 @@ from loopgraph_mcp.answers import (
 )
 from loopgraph_mcp.backtest import Report
 from loopgraph_mcp.doctor import Check, Level
+from loopgraph_mcp.errors import LoopGraphError
 from loopgraph_mcp.launch import DEFAULT_SEED
 from loopgraph_mcp.models import Decision, OutcomeKind, Presence, State, VerdictKind
 
@@ -51,6 +54,20 @@ def print_json(value: Any) -> None:
     if isinstance(value, list):
         plain = [TypeAdapter[Any](type(item)).dump_python(item, mode="json") for item in value]
     console.print(json.dumps(plain, indent=2), soft_wrap=True, markup=False, highlight=False)
+
+
+def named(source: str) -> str:
+    """Return a source as it was typed, with its path in full where it is one: here is not always the workspace."""
+    path = Path(source).expanduser()
+    return str(path.absolute()) if "://" not in source and path.exists() else source
+
+
+def end_with(failed: Sequence[LoopGraphError]) -> None:
+    """Say what failed, and end with status 1 where anything did."""
+    for error in failed:
+        errors.print(f"loopgraph: {error}", style="red", markup=False, highlight=False)
+    if failed:
+        raise typer.Exit(1)
 
 
 def show_search(answer: SearchAnswer) -> None:

@@ -1,4 +1,4 @@
-"""The commands `loopgraph agent` and `loopgraph prompt`."""
+"""The commands `loopgraph agent`, `bench`, `read` and `prompt`."""
 
 import asyncio
 import os
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from loopgraph_mcp import screen
 from loopgraph_mcp.config import Settings, read_settings
@@ -184,6 +185,45 @@ def bench(
     command = "loopgraph " + " ".join(sys.argv[1:])
     files = benches.write(found, out.resolve(), command)
     agents.show_bench(benches.rows(found), files, as_json=as_json)
+
+
+@app.command()
+def read(
+    sources: Annotated[list[str], typer.Argument(help="What `loopgraph ingest` takes.", metavar="SOURCE...")],
+    *,
+    provider: Provider = "",
+    model: Model = "",
+    query: Annotated[str, typer.Option("--query", "-q", help="What the passages to read should tell.")] = "",
+    base_url: BaseUrl = None,
+    key_variable: KeyVariable = None,
+    context_tokens: ContextTokens = None,
+    prices: Prices = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Of each source: end after so many tokens.", min=1)] = None,
+    workspace: Annotated[str | None, typer.Option("--workspace", "-w", help="Folder; here by default.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
+) -> None:
+    """Ingest sources and let a model register the methods that their passages tell of."""
+    from loopgraph_mcp.harness import reading  # noqa: PLC0415 - see agent
+    from loopgraph_mcp.harness.providers import find_endpoint  # noqa: PLC0415
+
+    check_researcher(provider, model, "")
+    endpoint = find_endpoint(
+        provider, model, os.environ, base_url=base_url, key_variable=key_variable, context_tokens=context_tokens
+    )
+    with screen.errors.status("opening the memory") as shown:
+        found, failed = asyncio.run(
+            reading.read_sources(
+                _settings(workspace),
+                [screen.named(each) for each in sources],
+                endpoint,
+                prices=prices,
+                query=query,
+                max_tokens=max_tokens,
+                on_step=lambda words: shown.update(escape(words)),
+            )
+        )
+    reading.show(found, as_json=as_json)
+    screen.end_with(failed)
 
 
 @app.command()

@@ -15,6 +15,7 @@ _MAX_FOUND = 8
 _THOUGHT = re.compile(r"<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)", re.DOTALL)
 _FENCED = re.compile(r"```(?:json|tool_call|tool|python)?\s*\n(.*?)(?:```|\Z)", re.DOTALL)
 _TAGGED = re.compile(r"<(?:tool_call|function_call|tool)>(.*?)(?:</|\Z)", re.DOTALL)
+_DOUBLED = re.compile(r'\{\{\s*"')
 _WRITTEN = re.compile(r"\b([A-Za-z_]\w*)\(")
 
 
@@ -196,6 +197,8 @@ def _values(piece: str) -> list[Any]:
     """Return the JSON values that stand one after another in a text."""
     values, decoder, place = list[Any](), json.JSONDecoder(), 0
     while (start := _next_brace(piece, place)) >= 0 and len(values) < _MAX_FOUND:
+        if _DOUBLED.match(piece, start):  # braces as a chat template escaped them, and the model copied them
+            start += 1
         try:
             value, place = decoder.raw_decode(piece, start)
         except ValueError:
