@@ -30,6 +30,7 @@ ARMS: Mapping[str, MemoryArm] = {
     "none": "off", "outcomes": "outcomes", "packs": "packs", "both": "on", "both-warm": "on", "tpe": "off",
 }  # fmt: skip
 _WARM_SEED = 1_000
+_FRESH_SEED = 2_000
 _TRIALS: TypeAdapter[list[Trial]] = TypeAdapter(list[Trial])
 _FIGURES: TypeAdapter[dict[str, dict[str, Estimate | None]]] = TypeAdapter(dict[str, dict[str, Estimate | None]])
 
@@ -52,10 +53,14 @@ async def run(
     out: Path,
     environment: Mapping[str, str],
     *,
+    again: int = 0,
     on_status: OnStatus,
     on_trial: Callable[[Trial], None] = lambda _: None,
 ) -> Result:
     """Compare arms over seeds; each has a workspace and a store of its own, the device is theirs in turns.
+
+    The least of many noisy values is better than it should be, and more so for who made more of them: so the program
+    that each session ends with is trained `again` on so many fresh seeds, the same for all arms.
 
     Raises:
         ConfigError: An arm is unknown, or the folder for the results holds a comparison already.
@@ -68,7 +73,9 @@ async def run(
     trials = list[Trial]()
     for seed in seeds:
         async with AsyncExitStack() as stack:
-            for trial in await _one_seed(settings, where, plan, arms, seed, out, environment, on_status, stack):
+            for trial in await _one_seed(
+                settings, where, plan, arms, seed, out, environment, on_status, stack, again=again
+            ):
                 trials.append(trial)
                 on_trial(trial)
     lower = where.direction is Direction.LOWER
@@ -76,6 +83,7 @@ async def run(
         "researcher": plan.researcher,
         "experiments": plan.experiments,
         "seeds": list(seeds),
+        "trained_again": again,
         "metric": where.metric,
         "direction": where.direction.value,
         "budget_s": where.budget_s,
@@ -99,6 +107,8 @@ async def _one_seed(
     environment: Mapping[str, str],
     on_status: OnStatus,
     stack: AsyncExitStack,
+    *,
+    again: int,
 ) -> list[Trial]:
     """Run all arms of one seed, an experiment of each in turn, so that what drifts on the device hits all alike."""
     opened: dict[str, Session] = {}
@@ -122,7 +132,13 @@ async def _one_seed(
             if done == 0 or session.ended is None:
                 await _advance(session, done)
                 curves[arm].append(_point(session))
-    return [_trial(arm, seed, opened[arm], curves[arm], seeded[arm]) for arm in arms]
+    anew: dict[str, list[float]] = {arm: [] for arm in arms}
+    for number in range(again):
+        for arm in arms:
+            session, fresh = opened[arm], _FRESH_SEED + number
+            metric_value = await session.desk.remeasure(fresh, key=f"{session.id}:fresh:{fresh}")
+            anew[arm] += [] if metric_value is None else [metric_value]
+    return [_trial(arm, seed, opened[arm], curves[arm], seeded[arm], anew[arm]) for arm in arms]
 
 
 async def _advance(session: Session, done: int) -> None:
@@ -157,7 +173,7 @@ def _point(session: Session) -> Point:
     )
 
 
-def _trial(arm: str, seed: int, session: Session, curve: list[Point], seeded: str) -> Trial:
+def _trial(arm: str, seed: int, session: Session, curve: list[Point], seeded: str, again: list[float]) -> Trial:
     spent, runs = session.spent, session.runs
     return Trial(
         arm=arm,
@@ -170,6 +186,7 @@ def _trial(arm: str, seed: int, session: Session, curve: list[Point], seeded: st
         ended=session.ended or "",
         session_id=session.id,
         seeded=seeded,
+        again=again,
     )
 
 

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import fmean
 
 _RESAMPLES = 4_000
@@ -29,6 +29,7 @@ class Trial:
         from_memory: Runs that the memory answered, at no training.
         valid: The share of tool calls that could be carried out.
         seeded: What the memory held before it began.
+        again: What the program it ended with reached on fresh seeds; no run of it was chosen for being good.
     """
 
     arm: str
@@ -41,6 +42,7 @@ class Trial:
     ended: str
     session_id: str
     seeded: str
+    again: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,7 @@ def measures(*, lower: bool) -> Mapping[str, Measure]:
 
     return {
         "best": lambda trial, _: trial.curve[-1].best,
+        "its last program on fresh seeds": lambda trial, _: fmean(trial.again) if trial.again else None,
         "tokens": lambda trial, _: trial.curve[-1].tokens,
         "seconds": lambda trial, _: trial.curve[-1].seconds,
         "experiments to the first arm's best": at_goal("experiments"),

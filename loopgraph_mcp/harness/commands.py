@@ -143,6 +143,9 @@ def bench(
     arms: Annotated[
         str, typer.Option(help="Of none, outcomes, packs, both, both-warm, tpe; the first is compared with.")
     ] = ("none,both"),
+    again: Annotated[
+        int, typer.Option(help="On how many fresh seeds the program that a session ends with is trained again.", min=0)
+    ] = 3,
     out: Annotated[Path, typer.Option(help="A new folder for results, workspaces and stores.")] = Path("bench"),
     base_url: BaseUrl = None,
     key_variable: KeyVariable = None,
@@ -179,7 +182,14 @@ def bench(
     with Board(screen.errors) as board:
         found = asyncio.run(
             benches.run(
-                _settings(workspace), plan, chosen, range(1, seeds + 1), out.resolve(), os.environ, on_status=board.show
+                _settings(workspace),
+                plan,
+                chosen,
+                range(1, seeds + 1),
+                out.resolve(),
+                os.environ,
+                again=again,
+                on_status=board.show,
             )
         )
     command = "loopgraph " + " ".join(sys.argv[1:])

@@ -268,30 +268,46 @@ class Desk:
     async def run(self, description: str, *, key: str) -> Answer:
         """Train the draft. One that improved is kept and the next change starts from it; else the draft goes back."""
         began = time.monotonic()
-        asked: dict[str, Any] = {
-            "description": description or "a change", "idempotency_key": key, "wait_s": _WAIT_S,
-        }  # fmt: skip
-        present = self.where.read_program()
+        asked = self._asking(description or "a change", key, self.seed)
         if self.draft_edit is not None:
             asked["edit_id"] = self.draft_edit
-        elif self.draft != present:
-            asked["patch"] = unified_diff(present, self.draft, self.where.editable)
-        if self.seed is not None and reads_variable(self.where, "LOOPGRAPH_SEED"):
-            asked["seed"] = self.seed
+        else:
+            asked |= self._patch(self.draft)
         if not self.shares:
             asked["replicate"] = True  # no store may answer in a run's place
         result = await self.runner.call("run_experiment", asked)
-        if result.is_error or result.structured_content is None:
+        early = _text(result)
+        result, data = await self._wait(result)
+        if data is None:
             return Answer(_text(result), failed=True)
-        data, early = result.structured_content, _text(result)
-        while data["state"] != "done":
+        return self._conclude(data, _text(result), early, seconds=time.monotonic() - began)
+
+    async def remeasure(self, seed: int, *, key: str) -> float | None:
+        """Train the kept program on a seed that no run had; return its metric, which nobody chose for being good."""
+        asked = self._asking("trained again", key, seed) | self._patch(self.kept) | {"replicate": True}
+        _, data = await self._wait(await self.runner.call("run_experiment", asked))
+        return None if data is None else data["metric_value"]
+
+    def _asking(self, description: str, key: str, seed: int | None) -> dict[str, Any]:
+        asked: dict[str, Any] = {"description": description, "idempotency_key": key, "wait_s": _WAIT_S}
+        if seed is not None and reads_variable(self.where, "LOOPGRAPH_SEED"):
+            asked["seed"] = seed
+        return asked
+
+    def _patch(self, program: str) -> dict[str, str]:
+        present = self.where.read_program()
+        return {} if program == present else {"patch": unified_diff(present, program, self.where.editable)}
+
+    async def _wait(self, result: CallToolResult) -> tuple[CallToolResult, dict[str, Any] | None]:
+        """Return the answer about a run that is done, and its data; no data where the run was refused."""
+        first = data = None if result.is_error else result.structured_content
+        while data is not None and first is not None and data["state"] != "done":
             self.on_progress(data)
             waiting = {"experiment_id": data["experiment_id"], "wait_s": _WAIT_S / 10}
             result = await self.runner.call("get_experiment", waiting)
-            if result.is_error or result.structured_content is None:
-                return Answer(_text(result), failed=True)
-            data = {**result.structured_content, "repeated": data["repeated"], "earlier": data["earlier"]}
-        return self._conclude(data, _text(result), early, seconds=time.monotonic() - began)
+            later = None if result.is_error else result.structured_content
+            data = None if later is None else {**later, "repeated": first["repeated"], "earlier": first["earlier"]}
+        return result, data
 
     def _conclude(self, data: dict[str, Any], words: str, early: str, *, seconds: float) -> Answer:
         program, before = program_hash(self.draft), {each.program: each for each in self.runs}

@@ -68,6 +68,7 @@ async def test_both_arms_run_in_turns_and_everything_is_written_down(settings: S
         [1],
         out,
         os.environ,
+        again=1,
         on_status=lambda status: begun.append(status.memory) if status.doing.startswith("running") else None,
     )
     changes = [memory for place, memory in enumerate(begun) if place == 0 or begun[place - 1] != memory]
@@ -77,6 +78,9 @@ async def test_both_arms_run_in_turns_and_everything_is_written_down(settings: S
     assert found.trials[0].seeded == "nothing"
     assert "earlier session: 2 experiments" in found.trials[1].seeded
     assert found.trials[1].curve[0].best == found.trials[0].curve[0].best  # the same start
+    for each in found.trials:  # no fresh seed's run is taken for one of the session's
+        assert len(each.again) == 1
+        assert each.again[0] not in {point.best for point in each.curve}
     files = bench.write(found, out, "loopgraph bench")
     written = json.loads(files[0].read_text())
     assert written["figures"]["none"]["best"]["seeds"] == 1
