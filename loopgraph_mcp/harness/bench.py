@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from loopgraph_mcp.config import Settings
 from loopgraph_mcp.errors import ConfigError
 from loopgraph_mcp.harness import plots
 from loopgraph_mcp.harness.claims import Estimate, Point, Trial, compare
+from loopgraph_mcp.harness.habits import check_policies
 from loopgraph_mcp.harness.opening import open_session
 from loopgraph_mcp.harness.plans import MemoryArm, Plan
 from loopgraph_mcp.harness.session import OnStatus, Session
@@ -55,29 +56,23 @@ async def run(
     *,
     again: int = 0,
     on_status: OnStatus,
-    on_trial: Callable[[Trial], None] = lambda _: None,
-) -> Result:
-    """Compare arms over seeds; each has a workspace and a store of its own, the device is theirs in turns.
+) -> AsyncIterator[Result]:
+    """Compare arms over seeds, and yield what is known after each seed.
+
+    Each arm has a workspace and a store of its own; the device is theirs in turns.
 
     The least of many noisy values is better than it should be, and more so for who made more of them: so the program
     that each session ends with is trained `again` on so many fresh seeds, the same for all arms.
 
     Raises:
-        ConfigError: An arm is unknown, or the folder for the results holds a comparison already.
+        ConfigError: An arm is unknown or lacks a package, or the folder for the results holds a comparison already.
     """
     if unknown := [arm for arm in arms if arm not in ARMS]:
         raise ConfigError(f"no arm {', '.join(unknown)}; the arms are {', '.join(ARMS)}")
     if (out / "seeds").exists():
         raise ConfigError(f"{out} holds a comparison; name another folder with --out")
+    check_policies([plan.policy, *arms])
     where = load_workspace(settings.workspace)
-    trials = list[Trial]()
-    for seed in seeds:
-        async with AsyncExitStack() as stack:
-            for trial in await _one_seed(
-                settings, where, plan, arms, seed, out, environment, on_status, stack, again=again
-            ):
-                trials.append(trial)
-                on_trial(trial)
     lower = where.direction is Direction.LOWER
     about = {
         "researcher": plan.researcher,
@@ -94,7 +89,13 @@ async def run(
         "loopgraph": __version__,
         "python": platform.python_version(),
     }
-    return Result(about, tuple(arms), trials, compare(trials, arms, lower=lower))
+    trials = list[Trial]()
+    for seed in seeds:
+        async with AsyncExitStack() as stack:
+            trials += await _one_seed(
+                settings, where, plan, arms, seed, out, environment, on_status, stack, again=again
+            )
+        yield Result(about, tuple(arms), list(trials), compare(trials, arms, lower=lower))
 
 
 async def _one_seed(

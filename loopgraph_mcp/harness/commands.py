@@ -179,21 +179,18 @@ def bench(
         menu="off" if policy else menu.value,
     )
     chosen = list(dict.fromkeys(arm.strip() for arm in arms.split(",") if arm.strip()))
-    with Board(screen.errors) as board:
-        found = asyncio.run(
-            benches.run(
-                _settings(workspace),
-                plan,
-                chosen,
-                range(1, seeds + 1),
-                out.resolve(),
-                os.environ,
-                again=again,
-                on_status=board.show,
-            )
-        )
     command = "loopgraph " + " ".join(sys.argv[1:])
-    files = benches.write(found, out.resolve(), command)
+
+    async def compare(board: Board) -> tuple[benches.Result, list[Path]]:
+        settings, over, where = _settings(workspace), range(1, seeds + 1), out.resolve()
+        async for found in benches.run(
+            settings, plan, chosen, over, where, os.environ, again=again, on_status=board.show
+        ):
+            files = benches.write(found, where, command)  # after each seed: what ends early has told that much
+        return found, files
+
+    with Board(screen.errors) as board:
+        found, files = asyncio.run(compare(board))
     agents.show_bench(benches.rows(found), files, as_json=as_json)
 
 

@@ -5,6 +5,8 @@ and heeds the memory as a reader would: it asks search_methods before each propo
 likely enough by get_code_edit in place of its own idea, and leaves what flopped.
 """
 
+import importlib
+import importlib.util
 import json
 import random
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -111,10 +113,7 @@ def forgetful(rng: random.Random, knobs: Callable[[], Knobs], *, lower: bool) ->
 
 def tpe(rng: random.Random, knobs: Callable[[], Knobs], *, lower: bool) -> Habit:
     """Let Optuna's tree-structured Parzen estimator choose all knobs at once, within a factor of four of the start."""
-    try:
-        import optuna  # noqa: PLC0415 - an extra, and heavy
-    except ImportError as error:
-        raise ConfigError("--policy tpe needs Optuna: pip install 'loopgraph-mcp[bench]'") from error
+    optuna = importlib.import_module("optuna")  # an extra, and heavy
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     sampler = optuna.samplers.TPESampler(seed=rng.randrange(2**31), n_startup_trials=5)
     study = optuna.create_study(direction="minimize" if lower else "maximize", sampler=sampler)
@@ -134,6 +133,16 @@ HABITS: Mapping[str, Callable[..., Habit]] = {
     "forgetful": forgetful,
     "tpe": tpe,
 }
+
+
+def check_policies(policies: Sequence[str]) -> None:
+    """Refuse to begin what would end for want of a package.
+
+    Raises:
+        ConfigError: A policy is Optuna's, and Optuna is not there.
+    """
+    if "tpe" in policies and importlib.util.find_spec("optuna") is None:
+        raise ConfigError("tpe needs Optuna: pip install 'loopgraph-mcp[bench]'")
 
 
 def _change(name: str, value: float, factor: float) -> Proposal:
@@ -171,6 +180,7 @@ class Scripted:
     def __init__(self, policy: str, program: str, profile: str, *, seed: int, lower: bool) -> None:
         if policy not in HABITS:
             raise ConfigError(f"no policy {policy!r}; use one of {', '.join(HABITS)}")
+        check_policies([policy])
         self.name = f"policy:{policy}"
         self.context_tokens = 10**9  # it reads all of it
         self._policy = policy

@@ -61,7 +61,7 @@ def test_a_plot_is_valid_and_names_its_arms() -> None:
 async def test_both_arms_run_in_turns_and_everything_is_written_down(settings: Settings, tmp_path: Path) -> None:
     begun: list[str] = []
     plan, out = Plan(policy="forgetful", experiments=2), tmp_path / "out"
-    found = await bench.run(
+    comparison = bench.run(
         settings,
         plan,
         ["none", "both-warm"],
@@ -71,6 +71,7 @@ async def test_both_arms_run_in_turns_and_everything_is_written_down(settings: S
         again=1,
         on_status=lambda status: begun.append(status.memory) if status.doing.startswith("running") else None,
     )
+    (found,) = [each async for each in comparison]
     changes = [memory for place, memory in enumerate(begun) if place == 0 or begun[place - 1] != memory]
     assert changes[0] == "on"  # the earlier session of the warm arm
     assert changes.count("off") >= 2
@@ -87,6 +88,6 @@ async def test_both_arms_run_in_turns_and_everything_is_written_down(settings: S
     assert "difference to none" in files[1].read_text()
     assert not (settings.db_path).exists()
     with pytest.raises(ConfigError, match="--out"):
-        await bench.run(settings, plan, ["none"], [1], out, os.environ, on_status=lambda _: None)
+        await anext(bench.run(settings, plan, ["none"], [1], out, os.environ, on_status=lambda _: None))
     with pytest.raises(ConfigError, match="the arms are none"):
-        await bench.run(settings, plan, ["nun"], [1], out, os.environ, on_status=lambda _: None)
+        await anext(bench.run(settings, plan, ["nun"], [1], out, os.environ, on_status=lambda _: None))
