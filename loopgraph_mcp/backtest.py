@@ -289,7 +289,7 @@ _WITHOUT: Mapping[str, Callable[[Foreseen], float]] = {
     "elsewhere alone": lambda seen: seen.parts.elsewhere,
     "without elsewhere": lambda seen: seen.score - seen.parts.elsewhere,
     "without place": lambda seen: seen.score - foresight.PLACE_WEIGHT * seen.parts.place,
-    "without spent": lambda seen: seen.score + foresight.SPENT_WEIGHT * seen.parts.spent,
+    "without lately": lambda seen: seen.score - foresight.LATELY_WEIGHT * seen.parts.lately,
 }
 
 

@@ -1,14 +1,17 @@
 """Foretells which of some changes will be kept: from what such moves did elsewhere, and where they stand here.
 
-Three parts, each a log of observed over expected keeps, shrunken to nothing where little was seen:
+Three parts, each a log of kept over expected:
 
-- elsewhere: the same knob moved the same way, in histories whose metric started and stood near to ours (a token-starved
-  laptop and a data-centre GPU want opposite things), each history's own keep rate taken out;
+- elsewhere: the same family moved the same way at this stage of a search, the same knob, the same knob by as large a
+  step, in histories whose metric started and stood near to ours (a token-starved laptop and a data-centre GPU want
+  opposite things), each history's own keep rate taken out;
 - place: how the new value lies among those tried here (never tried, known to fail, beyond or short of a failure, on the
-  open side), and what such places were worth in all histories;
-- spent: what a knob has given here it does not give again.
+  open side), how large the step is, of which family, and what such places were worth in all histories;
+- lately: how the knob's last move ended, and which way it went.
 
-Which parts help, and by how much, is measured by `loopgraph backtest` and written down in docs/foresight.md.
+Within a part each kind of move is narrower than the one before, and shrunken to it where little of it was seen: the
+widest to nothing. Which parts help, and by how much, is measured by `loopgraph backtest` and written down in
+docs/foresight.md.
 """
 
 import math
@@ -17,12 +20,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, pstdev
 
+from loopgraph_mcp.knobs import FAMILIES
 from loopgraph_mcp.models import Move
 
-PLACE_WEIGHT, SPENT_WEIGHT = 0.7, 0.4
-_ELSEWHERE_PRIOR, _PLACE_PRIOR, _SPENT_PRIOR = 4.0, 12.0, 3.0  # expected keeps that weigh as much as what was seen
-_LEVEL_WIDTH = 0.25  # in logs of the metric: 1.0 and 1.28 bpb are one width apart
-_TEMPER = 0.6  # scores order changes better than they tell odds: calibrated on the published histories
+PLACE_WEIGHT, LATELY_WEIGHT = 0.6, 0.5
+_PRIOR, _NARROWER_PRIOR = 8.0, 6.0  # expected keeps that weigh as much as what was seen: of a widest kind, of others
+_LEVEL_WIDTH = 0.3  # in logs of the metric: 1.0 and 1.35 bpb are one width apart
+_EARLY = 20  # changes: what pays at first pays less later
+_STEPS = ((0.15, "slightly"), (0.4, "somewhat"), (1.0, "much"), (math.inf, "vastly"))  # in logs of the value
 _COMING = (8.0, 48.0)  # the same for what comes: keeps grow rarer, so that early ones promise less
 _RATE_PRIOR = (1.5, 8.0)  # keeps and tries before the first: about 19 %, as in published histories
 WINDOW, STEP, FEWEST = 20, 10, 10
@@ -149,15 +154,25 @@ class Past:
         other = ", other side failed" if any(each < 0 for each in failed) else ""
         return side + other + (", moved before" if any(each.kept for each in tried) else "")
 
-    def spent(self, move: Move) -> float:
-        """Return the log of kept over expected, summed over both ways of a knob."""
-        way, tried = self.direction(move), self.knobs.get(move.knob, [])
-        total = 0.0
-        for side in {way, -way}:
-            here = [each for each in tried if each.direction == side]
-            kept = sum(each.kept for each in here)
-            total += math.log((kept + _SPENT_PRIOR) / (self.keep_rate * len(here) + _SPENT_PRIOR))
-        return total
+    def step(self, move: Move) -> str:
+        """Return how far a move goes from where its knob stands, in proportion."""
+        at = self.current.get(move.knob, DEFAULTS.get(move.knob)) if move.old is None else move.old
+        if move.value is None:
+            return "to no value"
+        if at is None or at <= 0 or move.value <= 0:
+            return "from no value"
+        far = math.log(move.value / at)
+        if far == 0:
+            return "nowhere"
+        return f"{'up' if far > 0 else 'down'} {next(word for size, word in _STEPS if abs(far) <= size)}"
+
+    def lately(self, move: Move) -> str:
+        """Return how a knob's last move ended, and whether it went the same way."""
+        tried = self.knobs.get(move.knob)
+        if not tried:
+            return "never moved"
+        way = "the same way" if tried[-1].direction == self.direction(move) else "another way"
+        return f"{'kept' if tried[-1].kept else 'failed'}, {way}"
 
 
 # ------------------------------------------------------------------------------------------- what others teach
@@ -165,15 +180,16 @@ class Past:
 
 @dataclass(frozen=True, slots=True)
 class Lesson:
-    """What one history says of one thing: a move (`move:knob way word`) or a place (`place:...`).
+    """What one history says of one kind of move, by its name in `kinds`.
 
     Args:
         owner: Whose history it is; lessons of one owner are left out of what foretells that owner's.
-        about: The move or the place.
-        level: Logs of the metric at the start and, on average, at the time; None where they are not known.
+        about: The kind.
+        level: Logs of the metric at the start and, on average, at the time; None where they are not known, or where
+            the kind is worth the same everywhere.
         expected: Keeps to expect at the keep rate of the rows around.
         kept: Keeps seen, each row counted by its share among the moves of its change.
-        tries: Rows that made such a move.
+        tries: Rows that made such a move; of a knob alone, as are values and gains.
         values: The least and the greatest value it was moved to, where it has values.
         gains: Mean and spread of the gains over the best before, in metric units, of the rows that finished.
     """
@@ -192,6 +208,26 @@ def about_move(move: Move, direction: int) -> str:
     """Return the name under which moves are pooled."""
     word = move.word if move.value is None else ""  # a pattern is pooled by its share of long windows
     return f"move:{move.knob} {direction:+d} {word}".rstrip()
+
+
+@dataclass(frozen=True, slots=True)
+class Kinds:
+    """The kinds of move that a move is one of, by part, each narrower than the one before it."""
+
+    elsewhere: tuple[str, ...]
+    place: tuple[str, ...]
+    lately: tuple[str, ...]
+
+
+def kinds(move: Move, past: Past) -> Kinds:
+    """Return what a move is one of, given what was learned up to now."""
+    family, way, step, place = FAMILIES.get(move.knob, "other"), past.direction(move), past.step(move), past.place(move)
+    stage, knob = "early" if past.changes < _EARLY else "late", about_move(move, way)
+    return Kinds(
+        elsewhere=(f"family:{family} {way:+d} {stage}", knob, f"step:{knob.removeprefix('move:')}, {step}"),
+        place=(f"place:{place}", f"place:{place}, {step}", f"place:{place}, of {family}"),
+        lately=(f"lately:{past.lately(move)}",),
+    )
 
 
 def windows(tries: Sequence[Try]) -> Iterator[tuple[int, list[Try]]]:
@@ -218,8 +254,12 @@ def lessons(tries: Sequence[Try], *, owner: str, higher_is_better: bool = False)
         rate = sum(each.kept for each in ahead) / len(ahead)
         for row, each in enumerate(ahead):
             for move in each.moves:
-                for about in (about_move(move, past.direction(move)), f"place:{past.place(move)}"):
-                    sums[about].add(each, move, past, rate, fresh=row < STEP)
+                found = kinds(move, past)
+                for about in found.elsewhere:
+                    told = row < STEP and not about.startswith("family:")  # whose values are of many knobs
+                    sums[about].add(each, move, past.level, rate, told=told)
+                for about in found.place + found.lately:
+                    sums[about].add(each, move, None, rate, told=False)
     return [found.lesson(owner, about) for about, found in sorted(sums.items())]
 
 
@@ -234,14 +274,14 @@ class _Sum:
     values: list[float] = field(default_factory=list)
     gains: list[float] = field(default_factory=list)
 
-    def add(self, done: Try, move: Move, past: Past, rate: float, *, fresh: bool) -> None:
-        """Take in one row of a window; what stands in two windows is fresh in the second alone."""
+    def add(self, done: Try, move: Move, level: tuple[float, float] | None, rate: float, *, told: bool) -> None:
+        """Take in one row of a window; of what stands in two windows, one tells its value and gain."""
         share = 0.5 / len(done.moves)
         self.expected += share * rate
         self.kept += share * done.kept
-        if past.level is not None:
-            self.levels.append(past.level)
-        if fresh:
+        if level is not None:
+            self.levels.append(level)
+        if told:
             self.tries += 1
             self.values += [] if move.value is None else [move.value]
             self.gains += [] if done.gain is None else [done.gain]
@@ -258,16 +298,16 @@ class _Sum:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """The parts of a score, in logs of observed over expected keeps."""
+    """The parts of a score, in logs of kept over expected."""
 
     elsewhere: float = 0.0
     place: float = 0.0
-    spent: float = 0.0
+    lately: float = 0.0
 
     @property
     def score(self) -> float:
         """The parts together."""
-        return self.elsewhere + PLACE_WEIGHT * self.place - SPENT_WEIGHT * self.spent
+        return self.elsewhere + PLACE_WEIGHT * self.place + LATELY_WEIGHT * self.lately
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,10 +340,8 @@ class Foresight:
                 self._by_about[lesson.about].append(lesson)
         self._scores_of: tuple[Past | None, int] = (None, 0)
         self._scores: dict[tuple[Move, ...], float] = {}
-
-    def elsewhere(self, about: str, level: tuple[float, float] | None) -> float:
-        """Return the log of kept over expected for a kind of move, where the metric stood near to ours."""
-        return self._log_ratio(about, _ELSEWHERE_PRIOR, level)
+        self._sums_at: tuple[float, float] | None = None
+        self._summed: dict[str, tuple[float, float]] = {}
 
     def seen(self, moves: Sequence[Move], past: Past) -> tuple[int, float] | None:
         """Return how often others made the first of some moves, and how often they kept it over how often any."""
@@ -323,30 +361,41 @@ class Foresight:
         """Return what is foreseen of a change, given what was learned up to now."""
         level = past.level
         each = [
-            Parts(
-                self.elsewhere(about_move(move, past.direction(move)), level),
-                self._log_ratio(f"place:{past.place(move)}", _PLACE_PRIOR, None),
-                past.spent(move),
-            )
-            for move in moves
+            Parts(*(self._log_ratio(part, level) for part in (found.elsewhere, found.place, found.lately)))
+            for found in (kinds(move, past) for move in moves)
         ]
         count = max(len(each), 1)
         parts = Parts(
             math.fsum(part.elsewhere for part in each) / count,
             math.fsum(part.place for part in each) / count,
-            math.fsum(part.spent for part in each) / count,
+            math.fsum(part.lately for part in each) / count,
         )
         rate = (past.keeps + _COMING[0]) / (past.changes + _COMING[1])
-        odds = rate / (1 - rate) * math.exp(_TEMPER * parts.score)
+        odds = rate / (1 - rate) * math.exp(parts.score)
         return Foreseen(parts, odds / (1 + odds), past.place(moves[0]) if moves else "")
 
-    def _log_ratio(self, about: str, prior: float, level: tuple[float, float] | None) -> float:
-        expected = kept = 0.0
-        for lesson in self._by_about.get(about, ()):
-            weight = 1.0
-            if level is not None and lesson.level is not None:
-                apart = [(a - b) / _LEVEL_WIDTH for a, b in zip(level, lesson.level, strict=True)]
-                weight = math.exp(-0.5 * math.fsum(each * each for each in apart))
-            expected += weight * lesson.expected
-            kept += weight * lesson.kept
-        return math.log((kept + prior) / (expected + prior))
+    def _log_ratio(self, narrowing: Sequence[str], level: tuple[float, float] | None) -> float:
+        """Return the log of kept over expected for the last of some kinds, each shrunken to the one before."""
+        ratio, prior = 1.0, _PRIOR
+        for about in narrowing:
+            kept, expected = self._sums(about, level)
+            ratio, prior = (kept + prior * ratio) / (expected + prior), _NARROWER_PRIOR
+        return math.log(ratio)
+
+    def _sums(self, about: str, level: tuple[float, float] | None) -> tuple[float, float]:
+        """Return keeps seen and expected for a kind, those that were seen far from a level of the metric for less."""
+        if self._sums_at != level:
+            self._sums_at, self._summed = level, {}
+        if about not in self._summed:
+            weighted = [(_nearness(level, lesson.level), lesson) for lesson in self._by_about.get(about, ())]
+            self._summed[about] = (
+                math.fsum(weight * lesson.kept for weight, lesson in weighted),
+                math.fsum(weight * lesson.expected for weight, lesson in weighted),
+            )
+        return self._summed[about]
+
+
+def _nearness(level: tuple[float, float] | None, other: tuple[float, float] | None) -> float:
+    if level is None or other is None:
+        return 1.0
+    return math.exp(-0.5 * math.fsum(((a - b) / _LEVEL_WIDTH) ** 2 for a, b in zip(level, other, strict=True)))

@@ -67,6 +67,43 @@ def test_a_way_is_told_from_where_the_knob_stands() -> None:
     assert learned([lr(0.02, kept=False)]).direction(Move("matrix_lr", 0, 0.03)) == -1
 
 
+@pytest.mark.parametrize(
+    ("move", "step"),
+    [
+        (Move("matrix_lr", 1), "to no value"),
+        (Move("matrix_lr", 0, 0.04), "nowhere"),
+        (Move("matrix_lr", 1, 0.045), "up slightly"),
+        (Move("matrix_lr", 1, 0.03, 0.02), "up much"),  # where it came from is told
+        (Move("matrix_lr", -1, 0.03), "down somewhat"),
+        (Move("matrix_lr", 1, 4.0), "up vastly"),
+        (Move("warmup", 1, 0.1), "from no value"),
+        (Move("unheard of", 1, 0.1), "from no value"),
+    ],
+)
+def test_a_step_is_told_in_proportion(move: Move, step: str) -> None:
+    assert Past().step(move) == step
+
+
+def test_a_knobs_last_move_is_known() -> None:
+    up, down = Move("matrix_lr", 1), Move("matrix_lr", -1)
+    assert Past().lately(up) == "never moved"
+    assert learned([lr(None, kept=True, direction=1)]).lately(up) == "kept, the same way"
+    assert learned([lr(None, kept=True, direction=1), lr(None, kept=False, direction=1)]).lately(down) == (
+        "failed, another way"
+    )
+
+
+def test_the_narrower_kind_of_move_counts_most_where_it_was_seen() -> None:
+    up = (Move("matrix_lr", 1),)
+    family, knob = "family:learning-rate +1 early", "move:matrix_lr +1"
+    wide, both = [lesson("a", 12.0, about=family)], [lesson("a", 12.0, about=family), lesson("b", 0.0, about=knob)]
+    assert Foresight(wide).foresee(up, Past()).parts.elsewhere > Foresight(both).foresee(up, Past()).parts.elsewhere
+    much = [*both, *(lesson(f"c{each}", 0.0, about=knob) for each in range(20))]
+    assert Foresight(much).foresee(up, Past()).parts.elsewhere < 0
+    late = learned([lr(None, kept=False)] * 20)
+    assert Foresight(wide).foresee(up, late).parts.elsewhere == 0
+
+
 def lesson(owner: str, kept: float, level: float = 0.0, about: str = "move:matrix_lr +1") -> Lesson:
     return Lesson(owner, about, (level, level), 4.0, kept, 10)
 
@@ -121,7 +158,7 @@ def test_windows_begin_at_every_tenth_row_and_hold_keeps_and_others(done: list[T
 def test_lessons_are_the_same_each_time_and_balance(done: list[Try]) -> None:
     found = lessons(done, owner="a")
     assert found == lessons(done, owner="a")
-    for kind in ("move:", "place:"):
+    for kind in ("family:", "move:", "step:", "place:", "lately:"):
         expected = math.fsum(each.expected for each in found if each.about.startswith(kind))
         kept = math.fsum(each.kept for each in found if each.about.startswith(kind))
         assert expected == pytest.approx(kept)

@@ -38,7 +38,7 @@ _FIGURES: TypeAdapter[dict[str, dict[str, Estimate | None]]] = TypeAdapter(dict[
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Result:
-    """A finished comparison."""
+    """What a comparison found so far."""
 
     about: dict[str, Any]
     arms: tuple[str, ...]
@@ -77,7 +77,6 @@ async def run(
     about = {
         "researcher": plan.researcher,
         "experiments": plan.experiments,
-        "seeds": list(seeds),
         "trained_again": again,
         "metric": where.metric,
         "direction": where.direction.value,
@@ -95,7 +94,8 @@ async def run(
             trials += await _one_seed(
                 settings, where, plan, arms, seed, out, environment, on_status, stack, again=again
             )
-        yield Result(about, tuple(arms), list(trials), compare(trials, arms, lower=lower))
+        known = {"seeds": sorted({trial.seed for trial in trials})}
+        yield Result(about | known, tuple(arms), list(trials), compare(trials, arms, lower=lower))
 
 
 async def _one_seed(

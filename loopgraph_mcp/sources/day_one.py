@@ -11,6 +11,7 @@ from loopgraph_mcp.foresight import Lesson
 
 DAY_ONE = Path(__file__).parent.parent / "day_one.json"
 _DIGITS = 4
+_OF_TRIES = (0, None, None)  # the last columns of a row, which leaves them out where no tries are told
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,7 @@ def _fields(history: PublishedHistory) -> Mapping[str, Any]:
 
 
 def _row(lesson: Lesson) -> list[Any]:
-    return [
+    row = [
         lesson.about,
         _rounded(lesson.level),
         round(lesson.expected, _DIGITS),
@@ -84,10 +85,12 @@ def _row(lesson: Lesson) -> list[Any]:
         lesson.values,
         None if lesson.gains is None else [float(f"{gain:.3g}") for gain in lesson.gains],
     ]
+    return row if lesson.tries else row[: -len(_OF_TRIES)]
 
 
 def _lesson(owner: str, row: Sequence[Any]) -> Lesson:
-    about, level, expected, kept, tries, values, gains = row
+    about, level, expected, kept, *of_tries = row
+    tries, values, gains = of_tries or _OF_TRIES
     return Lesson(owner, about, _pair(level), expected, kept, tries, _pair(values), _pair(gains))
 
 
