@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 
-from loopgraph_mcp.knobs import PATTERNS
+from loopgraph_mcp.knobs import ANY, PATTERNS
 from loopgraph_mcp.models import Move
 
 _MAX_CHARS = 400
@@ -17,7 +17,7 @@ _MAX_CHARS = 400
 
 _HALVING = re.compile(r"\bhalv(?:e|ing)\b")
 _FILLERS = frozenset({"a", "an", "and", "by", "change", "for", "from", "in", "of", "set", "the", "to", "try", "with"})
-_ANY_KNOB = re.compile("|".join(PATTERNS.values()))
+_ANY_KNOB = re.compile(ANY)
 _PATTERNS = tuple((knob, re.compile(pattern)) for knob, pattern in PATTERNS.items())
 
 _NUMBER = r"(?:2 ?(?:\^|\*\*) ?\d+|\d+/\d+|\d[\d,]*\d{3}(?![\d.])|\d*\.?\d+(?:e[-+]?\d+)?)(?: ?(?:%|k\b|m\b|x\b))?"
@@ -89,9 +89,9 @@ def stripped(description: str) -> str:
     text = _PREFIX.sub("", _plain(description))
     text = _OUTCOME_NOTE.sub(" ", text)
     head = _DASH.split(text, maxsplit=1)[0]
-    text = head if _spans(head) else text
+    text = head if _ANY_KNOB.search(head) else text
     shorter = _ASIDE.sub("", text)
-    return " ".join((shorter if _spans(shorter) else text).split())
+    return " ".join((shorter if _ANY_KNOB.search(shorter) else text).split())
 
 
 @lru_cache(maxsize=32_768)
