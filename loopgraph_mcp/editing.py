@@ -10,7 +10,7 @@ from loopgraph_mcp.composing import Wish
 from loopgraph_mcp.edits import Around
 from loopgraph_mcp.errors import RunError, WorkspaceError
 from loopgraph_mcp.evidence import Ledger
-from loopgraph_mcp.foresight import Foresight, Past
+from loopgraph_mcp.foresight import Foresight
 from loopgraph_mcp.models import Applied, EditResult, KnobValue, Method, Presence, Refused
 from loopgraph_mcp.store import edits as edit_store
 from loopgraph_mcp.store import learned as learned_store
@@ -114,7 +114,6 @@ async def make_edit(
         await learned_store.add_edit(db, edit_id, learned.recipe.id)
     if asked.apply and not write_program(where, text, expected=program):
         raise WorkspaceError(f"{where.editable_path}: changed while the edit was made; ask again")
-    moves = [] if asked.revert else [move for method in plan.methods for move in method.moves]
     description = f"revert {subject}" if asked.revert else " + ".join(method.name for method in plan.methods)
     bearing = await precedents.find_precedents(
         db, context_id, base_hash=base_hash, new_hash=new_hash, description=description, foresight=foresight
@@ -131,7 +130,7 @@ async def make_edit(
         earlier=list(bearing.earlier),
         next_step=wording.after_edit(edit_id, bearing.earlier),
         p_keep=None if bearing.foreseen is None else round(bearing.foreseen.p_keep, 4),
-        foresight=wording.foresight(bearing.foreseen, foresight.seen(moves, Past())),
+        foresight=wording.foresight(bearing.foreseen),
         companions=[] if asked.revert or learned is not None else _offered(plan, asked, text),
         learned=record,
     )

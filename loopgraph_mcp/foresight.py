@@ -26,6 +26,7 @@ from loopgraph_mcp.models import Move
 PLACE_WEIGHT, LATELY_WEIGHT = 0.6, 0.5
 _PRIOR, _NARROWER_PRIOR = 8.0, 6.0  # expected keeps that weigh as much as what was seen: of a widest kind, of others
 _LEVEL_WIDTH = 0.3  # in logs of the metric: 1.0 and 1.35 bpb are one width apart
+_NEAR_ENOUGH = 2.0  # expected keeps near our metric, for others' tries there to be told apart
 _EARLY = 20  # changes: what pays at first pays less later
 _STEPS = ((0.15, "slightly"), (0.4, "somewhat"), (1.0, "much"), (math.inf, "vastly"))  # in logs of the value
 _COMING = (8.0, 48.0)  # the same for what comes: keeps grow rarer, so that early ones promise less
@@ -311,6 +312,21 @@ class Parts:
 
 
 @dataclass(frozen=True, slots=True)
+class Elsewhere:
+    """What others made of a move.
+
+    Args:
+        tries: How often they made it.
+        ratio: How often they kept it, over how often any change.
+        near: Whether that counts most where their metric stood near to ours.
+    """
+
+    tries: int
+    ratio: float
+    near: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Foreseen:
     """What is foreseen of one change.
 
@@ -318,11 +334,13 @@ class Foreseen:
         parts: Of the score, averaged over its moves.
         p_keep: Probability that it is kept.
         place: How its first move lies among what was tried.
+        elsewhere: What others made of its first move.
     """
 
     parts: Parts
     p_keep: float
     place: str
+    elsewhere: Elsewhere | None = None
 
     @property
     def score(self) -> float:
@@ -341,13 +359,16 @@ class Foresight:
         self._scores_of: tuple[Past | None, int] = (None, 0)
         self._scores: dict[tuple[Move, ...], float] = {}
         self._sums_at: tuple[float, float] | None = None
-        self._summed: dict[str, tuple[float, float]] = {}
+        self._summed: dict[tuple[str, bool], tuple[float, float]] = {}
 
-    def seen(self, moves: Sequence[Move], past: Past) -> tuple[int, float] | None:
-        """Return how often others made the first of some moves, and how often they kept it over how often any."""
-        taught = self._by_about.get(about_move(moves[0], past.direction(moves[0])), []) if moves else []
-        tries, expected = sum(lesson.tries for lesson in taught), math.fsum(lesson.expected for lesson in taught)
-        return (tries, math.fsum(lesson.kept for lesson in taught) / expected) if tries and expected else None
+    def seen(self, move: Move, past: Past) -> Elsewhere | None:
+        """Return what others made of a move, from histories whose metric stood near to ours where there is enough."""
+        about, level = about_move(move, past.direction(move)), past.level
+        if self._sums(about, level)[1] < _NEAR_ENOUGH:
+            level = None
+        kept, expected = self._sums(about, level)
+        tries = sum(lesson.tries for lesson in self._by_about.get(about, ()))
+        return Elsewhere(tries, kept / expected, near=level is not None) if tries and expected else None
 
     def score(self, moves: tuple[Move, ...], past: Past) -> float:
         """Return the score of a change, worked out once as long as the same past is asked about."""
@@ -372,7 +393,8 @@ class Foresight:
         )
         rate = (past.keeps + _COMING[0]) / (past.changes + _COMING[1])
         odds = rate / (1 - rate) * math.exp(parts.score)
-        return Foreseen(parts, odds / (1 + odds), past.place(moves[0]) if moves else "")
+        place, elsewhere = (past.place(moves[0]), self.seen(moves[0], past)) if moves else ("", None)
+        return Foreseen(parts, odds / (1 + odds), place, elsewhere)
 
     def _log_ratio(self, narrowing: Sequence[str], level: tuple[float, float] | None) -> float:
         """Return the log of kept over expected for the last of some kinds, each shrunken to the one before."""
@@ -384,15 +406,16 @@ class Foresight:
 
     def _sums(self, about: str, level: tuple[float, float] | None) -> tuple[float, float]:
         """Return keeps seen and expected for a kind, those that were seen far from a level of the metric for less."""
-        if self._sums_at != level:
+        if level is not None and self._sums_at != level:
             self._sums_at, self._summed = level, {}
-        if about not in self._summed:
+        key = about, level is None
+        if key not in self._summed:
             weighted = [(_nearness(level, lesson.level), lesson) for lesson in self._by_about.get(about, ())]
-            self._summed[about] = (
+            self._summed[key] = (
                 math.fsum(weight * lesson.kept for weight, lesson in weighted),
                 math.fsum(weight * lesson.expected for weight, lesson in weighted),
             )
-        return self._summed[about]
+        return self._summed[key]
 
 
 def _nearness(level: tuple[float, float] | None, other: tuple[float, float] | None) -> float:

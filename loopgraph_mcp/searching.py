@@ -7,7 +7,7 @@ from functools import lru_cache
 from loopgraph_mcp import edits, ranking, wording
 from loopgraph_mcp.answers import MethodHit
 from loopgraph_mcp.evidence import Memory, TrackRecord
-from loopgraph_mcp.foresight import Foresight, Past
+from loopgraph_mcp.foresight import Elsewhere, Foresight, Past
 from loopgraph_mcp.models import Method, Presence, Standing
 
 SAME_FAMILY = 0.7  # what a method is worth behind another of its family
@@ -46,7 +46,7 @@ def choose(
     ranked = ranking.rank(candidates)
     chosen = _diverse(ranked, by_id, stale, in_flight, limit)
     hits = [
-        _hit(by_id[each], score, records[each], program, foresight.seen(by_id[each].moves, past))
+        _hit(by_id[each], score, records[each], program, foresight.foresee(by_id[each].moves, past).elsewhere)
         for each, score in chosen
     ]
     return hits, wording.plateau(PLATEAU_RUNS, stale)
@@ -79,7 +79,7 @@ def _hit(
     score: ranking.Score,
     record: TrackRecord,
     program: str | None,
-    elsewhere: tuple[int, float] | None,
+    elsewhere: Elsewhere | None,
 ) -> MethodHit:
     presence: Presence | None = None
     if program is not None and method.recipe is not None:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from loopgraph_mcp.answers import EarlierRun, EditAnswer, Guidance, MethodHit, RunningNow
 from loopgraph_mcp.changes import Kinship
 from loopgraph_mcp.evidence import TrackRecord
-from loopgraph_mcp.foresight import Foreseen
+from loopgraph_mcp.foresight import Elsewhere, Foreseen
 from loopgraph_mcp.models import (
     Context,
     Decision,
@@ -33,10 +33,8 @@ def signed(gain: float) -> str:
     return f"{gain:+.4f}"
 
 
-def why(
-    method: Method, record: TrackRecord, presence: Presence | None, elsewhere: tuple[int, float] | None = None
-) -> str:
-    """Return one sentence on what is known of a method; `elsewhere` is others' tries and their relative keep rate."""
+def why(method: Method, record: TrackRecord, presence: Presence | None, elsewhere: Elsewhere | None = None) -> str:
+    """Return one sentence on what is known of a method."""
     parts = []
     if record.tries:
         times = "once" if record.tries == 1 else f"{record.tries} times"
@@ -50,7 +48,7 @@ def why(
         parts.append("untried here")
         parts += _published(method)
     if elsewhere is not None:
-        parts.append(_elsewhere(*elsewhere))
+        parts.append(_elsewhere(elsewhere))
     if presence is Presence.PRESENT:
         parts.append("already in the file")
     elif presence is Presence.PARTIAL:
@@ -167,19 +165,20 @@ def kinship(how: Kinship, since: str) -> str:
     return _KINSHIP[how] + (f" (since then: {since})" if since else "")
 
 
-def foresight(seen: Foreseen | None, elsewhere: tuple[int, float] | None) -> str:
+def foresight(seen: Foreseen | None) -> str:
     """Return why a change is thought likely or unlikely to be kept."""
     if seen is None:
         return ""
     parts = [f"P(keep) {seen.p_keep:.2f}", f"here: {seen.place}"]
-    if elsewhere is not None:
-        parts.append(_elsewhere(*elsewhere))
+    if seen.elsewhere is not None:
+        parts.append(_elsewhere(seen.elsewhere))
     return "; ".join(parts)
 
 
-def _elsewhere(tries: int, ratio: float) -> str:
-    times = "once" if tries == 1 else f"{tries} times"
-    return f"others tried it {times} and kept it {ratio:.1f} times as often as other changes"
+def _elsewhere(others: Elsewhere) -> str:
+    times = "once" if others.tries == 1 else f"{others.tries} times"
+    near = ", where their metric stood near yours," if others.near else ""
+    return f"others tried it {times} and{near} kept it {others.ratio:.1f} times as often as other changes"
 
 
 def replaced(method_ids: Sequence[str]) -> str:

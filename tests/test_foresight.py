@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loopgraph_mcp.foresight import Foresight, Lesson, Past, Try, lessons, windows
+from loopgraph_mcp.foresight import Elsewhere, Foresight, Lesson, Past, Try, lessons, windows
 from loopgraph_mcp.models import Move
 from loopgraph_mcp.sources.day_one import PublishedHistory, read_day_one, write_day_one
 
@@ -123,7 +123,17 @@ def test_lessons_of_an_owner_are_left_out_for_that_owner() -> None:
     up = (Move("matrix_lr", 1),)
     taught = [lesson("a", 9.0), lesson("b", 0.0)]
     assert Foresight(taught, without="a").foresee(up, Past()) == Foresight([lesson("b", 0.0)]).foresee(up, Past())
-    assert Foresight(taught, without="a").seen(up, Past()) == (10, 0.0)
+    assert Foresight(taught, without="a").foresee(up, Past()).elsewhere == Elsewhere(10, 0.0, near=False)
+
+
+def test_what_others_made_of_a_move_is_told_of_those_near_where_there_are_some() -> None:
+    up, here = (Move("matrix_lr", 1),), learned([baseline(1.0)])
+    near, far = lesson("a", 8.0, level=0.0), lesson("b", 0.0, level=2.0)
+    told = Foresight([near, far]).foresee(up, here).elsewhere
+    assert told is not None
+    assert (told.tries, round(told.ratio, 6), told.near) == (20, 2.0, True)
+    assert Foresight([far]).foresee(up, here).elsewhere == Elsewhere(10, 0.0, near=False)
+    assert Foresight([]).foresee(up, here).elsewhere is None
 
 
 @given(histories, st.lists(moves, min_size=1, max_size=3))
