@@ -308,6 +308,10 @@ async def test_a_supervisor_that_never_came_is_given_up_with_its_last_words(
         started = await run(graph, wait_s=0)
         monkeypatch.undo()
         assert started.state is State.QUEUED
+        log = Path(started.run_dir) / "supervisor.log"
+        async with asyncio.timeout(30):  # the shell says by itself what it did not find
+            while not (log.exists() and log.read_text()):
+                await graph.get_experiment(started.experiment_id, wait_s=0.1)
         with sqlite3.connect(settings.db_path) as conn:
             conn.execute("UPDATE experiment SET created_at = created_at - 3600")
         conn.close()
