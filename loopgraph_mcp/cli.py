@@ -161,9 +161,17 @@ def search(
     screen.print_json(answer) if as_json else screen.show_search(answer)
 
 
+def _methods_like(incomplete: str) -> list[str]:
+    packed = (file.stem for file in bundled("methodpacks").glob("*.toml") if file.stem != "pack")
+    return sorted(each for each in packed if each.startswith(incomplete))
+
+
 @app.command()
 def edit(
-    method: Annotated[str, typer.Argument(help="A method from `loopgraph search`; to revert, also an edit.")],
+    method: Annotated[
+        str,
+        typer.Argument(help="A method from `loopgraph search`; to revert, also an edit.", autocompletion=_methods_like),
+    ],
     *,
     also: Annotated[list[str] | None, typer.Option("--also", help="Another method for the same edit.")] = None,
     knob: Annotated[list[str] | None, typer.Option("--set", help="KNOB=VALUE, as often as needed.")] = None,
@@ -529,19 +537,26 @@ def retire_method(method: MethodId, *, as_json: Json = False) -> None:
     screen.print_json(answer) if as_json else screen.show_method(answer)
 
 
+def _clients_like(incomplete: str) -> list[str]:
+    return [each for each in clients.CLIENTS if each.startswith(incomplete)]
+
+
 @app.command()
 def config(
-    client: Annotated[str, typer.Argument(help=f"One of {', '.join(clients.CLIENTS)}.")],
+    client: Annotated[str, typer.Argument(help=f"One of {', '.join(clients.CLIENTS)}.", autocompletion=_clients_like)],
     *,
     write: Annotated[bool, typer.Option("--write", help="Write the entry to the client's file.")] = False,
+    url: Annotated[
+        str | None, typer.Option(help="A server's address, such as http://127.0.0.1:8848/mcp, in place of one here.")
+    ] = None,
     workspace: WorkspaceOption = None,
 ) -> None:
-    """Print, or write, the entry that makes an MCP client start LoopGraph."""
+    """Print, or write, the entry that makes an MCP client start LoopGraph, or call a server that runs."""
     known = clients.CLIENTS.get(client)
     if known is None:
         raise typer.BadParameter(f"{client!r}; use one of {', '.join(clients.CLIENTS)}", param_hint="CLIENT")
     folder = Path(workspace or ".").expanduser().resolve()
-    made = clients.entry(known, folder, os.environ)
+    made = clients.entry(known, folder, os.environ) if url is None else clients.remote_entry(known, url)
     file = known.path(Path.home(), folder)
     if write:
         changed = clients.write(known, made, file)

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 import shlex
 import shutil
 import sys
@@ -16,31 +17,68 @@ from loopgraph_mcp.errors import ConfigError
 
 NAME = "loopgraph"
 _TOOL_TIMEOUT_S = 120
+_TOKEN_VARIABLE = "LOOPGRAPH_TOKEN"  # noqa: S105 - where a token is found, not one
+# How an entry names a variable of the client's environment, so that no token is written to a file.
+_TOKEN_IN = {
+    "claude-code": f"${{{_TOKEN_VARIABLE}}}",
+    "cursor": f"${{env:{_TOKEN_VARIABLE}}}",
+    "vscode": f"${{env:{_TOKEN_VARIABLE}}}",
+}
+# An entry in JSON or TOML, or Claude Code's plugin; not a folder of that name in a client's list of projects.
+_ENTRY = re.compile(rf'"{NAME}"\s*:|"{NAME}@|mcp_servers\.{NAME}\b')
 
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """One MCP client: where its entry is written, and under which key of that file."""
+    """One MCP client: where its entry is written, and under which key of that file.
+
+    Args:
+        elsewhere: Files under the user's home in which the client itself keeps entries.
+    """
 
     id: str
     title: str
     path: Callable[[Path, Path], Path]  # (home, folder) -> file
     key: str
     extra: Mapping[str, Any]
+    elsewhere: tuple[str, ...] = ()
+
+
+_APPLICATIONS = "Library/Application Support" if platform.system() == "Darwin" else ".config"
 
 
 def _claude_desktop(home: Path, _: Path) -> Path:
-    folder = "Library/Application Support/Claude" if platform.system() == "Darwin" else ".config/Claude"
-    return home / folder / "claude_desktop_config.json"
+    return home / _APPLICATIONS / "Claude" / "claude_desktop_config.json"
 
 
 CLIENTS = {
     client.id: client
     for client in (
         Client("claude-desktop", "Claude Desktop", _claude_desktop, "mcpServers", {}),
-        Client("claude-code", "Claude Code", lambda _, folder: folder / ".mcp.json", "mcpServers", {"type": "stdio"}),
-        Client("cursor", "Cursor", lambda _, folder: folder / ".cursor" / "mcp.json", "mcpServers", {}),
-        Client("vscode", "VS Code", lambda _, folder: folder / ".vscode" / "mcp.json", "servers", {"type": "stdio"}),
+        Client(
+            "claude-code",
+            "Claude Code",
+            lambda _, folder: folder / ".mcp.json",
+            "mcpServers",
+            {"type": "stdio"},
+            (".claude.json", ".claude/plugins/installed_plugins.json"),
+        ),
+        Client(
+            "cursor",
+            "Cursor",
+            lambda _, folder: folder / ".cursor" / "mcp.json",
+            "mcpServers",
+            {},
+            (".cursor/mcp.json",),
+        ),
+        Client(
+            "vscode",
+            "VS Code",
+            lambda _, folder: folder / ".vscode" / "mcp.json",
+            "servers",
+            {"type": "stdio"},
+            (f"{_APPLICATIONS}/Code/User/mcp.json",),
+        ),
         Client("codex", "Codex", lambda home, _: home / ".codex" / "config.toml", "mcp_servers", {}),
     )
 }
@@ -64,6 +102,20 @@ def entry(client: Client, workspace: Path, environment: Mapping[str, str]) -> di
     }
 
 
+def remote_entry(client: Client, url: str) -> dict[str, Any]:
+    """Return the entry of a server that runs elsewhere; the client reads the token from its environment.
+
+    Raises:
+        ConfigError: The client's file takes no such entry.
+    """
+    if client.id == "codex":
+        return {"url": url, "bearer_token_env_var": _TOKEN_VARIABLE}
+    if client.id not in _TOKEN_IN:
+        raise ConfigError(f"{client.title}: its file takes no server by URL and token; leave out --url, or use another")
+    kind = {"type": "http"} if client.extra else {}
+    return {**kind, "url": url, "headers": {"Authorization": f"Bearer {_TOKEN_IN[client.id]}"}}
+
+
 def as_text(client: Client, made: Mapping[str, Any]) -> str:
     """Return an entry as it stands in the client's file."""
     if client.id == "codex":
@@ -76,9 +128,14 @@ def as_command(client: Client, made: Mapping[str, Any]) -> str | None:
     variables = {"claude-code": "-e", "codex": "--env"}
     if client.id not in variables:
         return None
+    program = ["claude" if client.id == "claude-code" else "codex", "mcp", "add"]
+    if client.id == "codex" and "url" in made:
+        return shlex.join([*program, NAME, "--url", made["url"], "--bearer-token-env-var", _TOKEN_VARIABLE])
+    if "url" in made:
+        header = f"Authorization: {made['headers']['Authorization']}"
+        return shlex.join([*program, "--transport", "http", NAME, made["url"], "--header", header])
     flags = [part for name, value in made["env"].items() for part in (variables[client.id], f"{name}={value}")]
-    program = "claude" if client.id == "claude-code" else "codex"
-    return shlex.join([program, "mcp", "add", NAME, *flags, "--", made["command"], *made["args"]])
+    return shlex.join([*program, NAME, *flags, "--", made["command"], *made["args"]])
 
 
 def write(client: Client, made: Mapping[str, Any], file: Path) -> bool:
@@ -104,11 +161,14 @@ def write(client: Client, made: Mapping[str, Any], file: Path) -> bool:
 
 
 def mentions(client: Client, home: Path, folder: Path) -> bool:
-    """Return whether a client's file already has an entry for LoopGraph."""
-    try:
-        return f"{NAME}" in client.path(home, folder).read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return False
+    """Return whether a client has an entry for LoopGraph: in its file here, or in one of its own."""
+    for file in (client.path(home, folder), *(home / each for each in client.elsewhere)):
+        try:
+            if _ENTRY.search(file.read_text(encoding="utf-8", errors="replace")):
+                return True
+        except OSError:
+            continue
+    return False
 
 
 def _read(file: Path) -> str:
@@ -147,12 +207,12 @@ def _merged_toml(text: str, made: Mapping[str, Any], file: Path) -> str:
 
 
 def _toml(made: Mapping[str, Any]) -> str:
-    """Return Codex's table; JSON strings are TOML strings."""
-    variables = ", ".join(f"{name} = {json.dumps(value)}" for name, value in made["env"].items())
-    return (
-        f"[mcp_servers.{NAME}]\n"
-        f"command = {json.dumps(made['command'])}\n"
-        f"args = {json.dumps(made['args'])}\n"
-        f"env = {{ {variables} }}\n"
-        f"tool_timeout_sec = {_TOOL_TIMEOUT_S}\n"
-    )
+    """Return Codex's table; JSON strings and lists of them are TOML's."""
+
+    def value(told: Any) -> str:
+        if isinstance(told, dict):
+            return "{ " + ", ".join(f"{name} = {json.dumps(each)}" for name, each in told.items()) + " }"
+        return json.dumps(told)
+
+    lines = [f"{key} = {value(told)}" for key, told in {**made, "tool_timeout_sec": _TOOL_TIMEOUT_S}.items()]
+    return "\n".join([f"[mcp_servers.{NAME}]", *lines]) + "\n"

@@ -5,6 +5,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -16,6 +17,8 @@ from loopgraph_mcp.config import Settings
 from loopgraph_mcp.errors import LoopGraphError
 from loopgraph_mcp.loopgraph import LoopGraph
 from loopgraph_mcp.runner.device import choose_device
+from loopgraph_mcp.store import access_tokens
+from loopgraph_mcp.store.database import Database
 from loopgraph_mcp.workspace import Workspace, load_workspace, python_of
 
 _IMPORT_TIMEOUT_S = 60
@@ -50,7 +53,7 @@ async def examine(settings: Settings, *, home: Path, cwd: Path) -> list[Check]:
     if workspace is not None:
         checks.append(await asyncio.to_thread(_trainer, workspace))
     checks.append(_git())
-    checks += [_clients(home, cwd), _skill(home, cwd), _uv()]
+    checks += [_clients(home, cwd), _skill(home, cwd), await _tokens(settings), _uv(), _completion(home)]
     return checks
 
 
@@ -130,7 +133,8 @@ def _clients(home: Path, cwd: Path) -> Check:
 
 
 def _skill(home: Path, cwd: Path) -> Check:
-    places = [home / ".claude", home / ".codex", cwd / ".claude"]
+    plugins = (home / ".claude" / "plugins" / "cache").glob("*/loopgraph/*")
+    places = [home / ".claude", home / ".codex", cwd / ".claude", *plugins]
     found = [str(each) for each in places if (each / "skills" / "loopgraph" / "SKILL.md").is_file()]
     if not found:
         return Check("skill", Level.NOTE, "no agent has it", "loopgraph skill prints it for an agent to read")
@@ -142,6 +146,28 @@ def _uv() -> Check:
     if found is None:
         return Check("uv", Level.NOTE, "not found", "only the links, the bundle and the plugin need it")
     return Check("uv", Level.OK, found)
+
+
+async def _tokens(settings: Settings) -> Check:
+    """Count who may call over HTTP; a store that does not open is told of elsewhere."""
+    try:
+        async with Database.open(settings.db_path) as db:
+            stored = await access_tokens.all_tokens(db)
+    except LoopGraphError:
+        return Check("tokens", Level.NOTE, "the store does not open")
+    good = sum(each.state(now=time.time()) == "good" for each in stored)
+    if not good:
+        return Check("tokens", Level.NOTE, "nobody may call over HTTP", "loopgraph-mcp --http makes the first")
+    return Check("tokens", Level.OK, f"{good} good, of {len(stored)}; loopgraph token list names them")
+
+
+def _completion(home: Path) -> Check:
+    """Look where --install-completion writes."""
+    places = (".bash_completions/loopgraph.sh", ".zfunc/_loopgraph", ".config/fish/completions/loopgraph.fish")
+    found = [str(home / each) for each in places if (home / each).is_file()]
+    if not found:
+        return Check("completion", Level.NOTE, "no shell completes loopgraph", "loopgraph --install-completion")
+    return Check("completion", Level.OK, ", ".join(found))
 
 
 def failed(checks: Sequence[Check]) -> bool:

@@ -18,7 +18,7 @@ from loopgraph_mcp.errors import LoopGraphError, first_of
 from loopgraph_mcp.loopgraph import LoopGraph
 from loopgraph_mcp.tools.loop import loop_tools
 from loopgraph_mcp.tools.notices import Notices
-from loopgraph_mcp.tools.prompts import loop_prompts
+from loopgraph_mcp.tools.prompts import check_prompt, loop_prompts
 from loopgraph_mcp.tools.resources import add_resources
 from loopgraph_mcp.tools.tasks import Tasks, check_listen
 
@@ -55,7 +55,7 @@ def build_server(settings: Settings, graph: LoopGraph | None = None) -> MCPServe
         tools=loop_tools(),
         extensions=[Tasks()],
         subscriptions=notices,
-        middleware=[check_listen],
+        middleware=[check_listen, check_prompt],
         lifespan=lifespan,
         log_level=settings.log_level,
     )

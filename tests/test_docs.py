@@ -61,6 +61,22 @@ def test_every_command_on_a_page_is_taken_as_it_stands(page: str, words: list[st
             pass
 
 
+@pytest.mark.parametrize(("page", "heading"), [("quickstart.md", "## Claude Code"), ("http.md", "## Tokens")])
+def test_the_commands_of_a_page_run_one_after_the_other(
+    environment: dict[str, str], tmp_path: Path, page: str, heading: str
+) -> None:
+    text = (ROOT / "docs" / page).read_text().partition(heading)[2].partition("## The first words")[0]
+    lines = [line.removeprefix("$ ") for block in blocks(text, "console") for line in block.splitlines()]
+    script = "\n".join(line for line in lines if re.match(r"loopgraph |mkdir ", line))
+    assert script.count("loopgraph ") > 3
+    program = tmp_path / "bin" / "loopgraph"
+    program.parent.mkdir()
+    program.write_text(f"#!{sys.executable}\nfrom loopgraph_mcp.cli import main\nmain()\n")
+    program.chmod(0o755)
+    variables = {**environment, "HOME": str(tmp_path), "PATH": f"{program.parent}:{environment['PATH']}"}
+    subprocess.run(["bash", "-euc", script], env=variables, cwd=tmp_path, check=True, capture_output=True)
+
+
 def test_every_tool_client_and_setting_is_in_the_readme() -> None:
     for tool in loop_tools():
         assert f"`{tool.name}`" in README

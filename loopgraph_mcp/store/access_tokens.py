@@ -20,6 +20,12 @@ class StoredToken:
     created_at: float
     revoked_at: float | None
 
+    def state(self, *, now: float) -> str:
+        """Return `good`, `expired` or `revoked`."""
+        if self.revoked_at is not None:
+            return "revoked"
+        return "expired" if self.grant.expires_at is not None and self.grant.expires_at <= now else "good"
+
 
 async def add_token(db: Database, grant: Grant, *, now: float) -> str:
     """Make a token and return its secret, which is stored nowhere.

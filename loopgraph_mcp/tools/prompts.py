@@ -2,10 +2,14 @@
 
 from typing import Annotated
 
+from mcp.server.context import CallNext, HandlerResult
 from mcp.server.mcpserver.prompts import Prompt
+from mcp.shared.exceptions import MCPError
+from mcp_types import INVALID_PARAMS
 from pydantic import Field
 
 from loopgraph_mcp.config import SKILL
+from loopgraph_mcp.tools.callers import Asked
 
 
 def research_loop(
@@ -22,3 +26,16 @@ def research_loop(
 def loop_prompts() -> list[Prompt]:
     """Return the prompts that the server offers."""
     return [Prompt.from_function(research_loop, title="Research loop")]
+
+
+async def check_prompt(ctx: Asked, call_next: CallNext) -> HandlerResult:
+    """Refuse a prompt that there is not, or an argument that it does not take; the SDK would take it for a fault."""
+    if ctx.method == "prompts/get" and isinstance(name := (ctx.params or {}).get("name"), str):
+        offered = {each.name: {one.name for one in each.arguments or ()} for each in loop_prompts()}
+        if name not in offered:
+            raise MCPError(code=INVALID_PARAMS, message=f"no prompt {name[:60]!r}; there is {', '.join(offered)}")
+        given = (ctx.params or {}).get("arguments")
+        if isinstance(given, dict) and (unknown := sorted(given.keys() - offered[name])):
+            told = f"{name} takes no {unknown[0][:60]!r}; its arguments: {', '.join(sorted(offered[name]))}"
+            raise MCPError(code=INVALID_PARAMS, message=told)
+    return await call_next(ctx)

@@ -16,6 +16,8 @@ from typing import Any
 import psutil
 import pytest
 from mcp import Client, StdioServerParameters
+from mcp.shared.exceptions import MCPError
+from mcp_types import INVALID_PARAMS
 
 from loopgraph_mcp.models import State
 
@@ -135,6 +137,20 @@ async def test_the_prompt_of_the_loop_is_the_skill_with_a_goal(connect: Connect,
     assert "Make 7 experiments" in told
     named = set(re.findall(r"`([a-z]+_[a-z]+)`", told))
     assert named - {"retrieval_id", "edit_id", "method_id"} <= tools
+
+
+@pytest.mark.parametrize("era", ERAS)
+@pytest.mark.parametrize(
+    ("name", "arguments", "told"),
+    [("reserch_loop", {}, "there is research_loop"), ("research_loop", {"aim": "x"}, "arguments: experiments, goal")],
+)
+async def test_a_wrong_prompt_is_the_callers_mistake(
+    connect: Connect, era: Any, name: str, arguments: dict[str, str], told: str
+) -> None:
+    async with connect(era) as client:
+        with pytest.raises(MCPError, match=told) as refused:
+            await client.get_prompt(name, arguments)
+    assert refused.value.error.code == INVALID_PARAMS
 
 
 async def test_a_killed_server_loses_nothing(environment: dict[str, str], workspace: Path) -> None:
