@@ -8,6 +8,7 @@ likely enough by get_code_edit in place of its own idea, and leaves what flopped
 import importlib
 import importlib.util
 import json
+import math
 import random
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from loopgraph_mcp.tokens import estimate_tokens
 _LIKELY = 0.2  # about what agents keep of all they try (EVIDENCE: 17 to 25 %)
 _FACTORS = (0.5, 2.0, 0.8, 1.25)
 _FORGETFUL_MENU = 6
+_POWERS_FROM = 16
 
 
 Knobs = Mapping[str, float]
@@ -58,17 +60,23 @@ def greedy(rng: random.Random, knobs: Callable[[], Knobs], *, lower: bool) -> Ha
     """Turn one knob at a time, on in the direction that gained until it gains no more; then the next knob."""
     del lower
     factor_of = dict.fromkeys(knobs(), 2.0)
+    tried = set[Proposal]()
     while True:
-        order = list(factor_of)
+        order, before = list(factor_of), len(tried)
         rng.shuffle(order)
         for name in order:
             for factor in (factor_of[name], 1 / factor_of[name]):
                 gained = False
-                while (value := knobs().get(name)) and (yield _change(name, value, factor)).kept:
+                while (value := knobs().get(name)) and (change := _change(name, value, factor)) not in tried:
+                    tried.add(change)
+                    if not (yield change).kept:
+                        break
                     gained = True
                 if gained:
                     break
             factor_of[name] = max(factor_of[name] ** 0.5, 1.05)  # finer the next time round
+        if len(tried) == before:  # nothing new is left: begin again
+            tried.clear()
 
 
 def at_random(rng: random.Random, knobs: Callable[[], Knobs], *, lower: bool) -> Habit:
@@ -146,16 +154,26 @@ def check_policies(policies: Sequence[str]) -> None:
 
 
 def _change(name: str, value: float, factor: float) -> Proposal:
-    return Proposal(((name, _scaled(value, factor)),))
+    """Return a knob scaled, to another value than it has also where that is whole and small."""
+    new = _scaled(value, factor)
+    if new == str(value):
+        new = (
+            _scaled(value, 2 if factor > 1 else 0.5)
+            if _is_power(value)
+            else str(max(value + (1 if factor > 1 else -1), 1))
+        )
+    return Proposal(((name, new),))
 
 
 def _scaled(value: float, factor: float) -> str:
-    """Return a value times a factor as code, another one than it was also where it is whole and small."""
-    whole = isinstance(value, int)
-    new = written(value * factor, whole=whole)
-    if whole and new == str(value):
-        return str(value + 1 if factor > 1 else max(value - 1, 1))
-    return new
+    """Return a value times a factor as code; a larger power of two stays one, as devices want heads and batches."""
+    if _is_power(value):
+        return str(2 ** max(round(math.log2(value * factor)), 0))
+    return written(value * factor, whole=isinstance(value, int))
+
+
+def _is_power(value: float) -> bool:
+    return isinstance(value, int) and value >= _POWERS_FROM and value & (value - 1) == 0
 
 
 # ---------------------------------------------------------------------------------------------- the researcher
