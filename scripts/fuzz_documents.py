@@ -25,7 +25,14 @@ DATA = ROOT / "tests" / "data" / "documents"
 LIMIT_S = 10
 MEMORY_BYTES = 10**9
 FORMS: tuple[Format, ...] = get_args(Format)
-TREE = ("main.tex", "main.tex", "intro.tex", "ourmacros.sty", "main.bbl", "refs.bib")  # which file of a paper is the input
+TREE = (
+    "main.tex",
+    "main.tex",
+    "intro.tex",
+    "ourmacros.sty",
+    "main.bbl",
+    "refs.bib",
+)  # which file of a paper is the input
 PIECES: dict[Format, list[bytes]] = {  # what each form is made of
     "latex": rb"""{ } $ $$ \[ \] \( \) % & # ^ _ ~ \\ \def\a{\a\a} \a \newcommand{\b}[9][x]{#1#9\b{#1}} \b{y} \if \ifx
         \else \fi \iffalse \begin{document} \end{document} \begin{align} \end{align} \begin{tabular}{ll}
@@ -59,7 +66,8 @@ def seeds(form: Format) -> list[bytes]:
             return [path.read_bytes() for path in sorted((DATA / "paper").glob("*.tex"))] + [
                 (DATA / "twocolumn.tex").read_bytes(),
                 (DATA / "paper" / "main.bbl").read_bytes(),
-                b'@article{a, author = {A. One and B. {Two}}, title = "On {B}its", year = 2020}\n@string{b = {c}}\n' * 9,
+                b'@article{a, author = {A. One and B. {Two}}, title = "On {B}its", year = 2020}\n@string{b = {c}}\n'
+                * 9,
             ]
         case "html":
             return [(DATA / "latexml.html").read_bytes()]
@@ -135,7 +143,7 @@ def fuzzed(form: Format, number: int, valid: Sequence[bytes]) -> bytes:  # noqa:
 
 
 def tree(number: int, data: bytes, paper: Mapping[str, bytes]) -> dict[str, bytes]:
-    """Return a paper's files with an input in the place of one of them; without main.bbl where refs.bib is to be read."""
+    """Return a paper's files, one of them an input; main.bbl, where it stands, is read before refs.bib."""
     name = TREE[number % len(TREE)]
     kept = {each: text for each, text in paper.items() if name != "refs.bib" or each != "main.bbl"}
     return {**kept, name: data}

@@ -473,9 +473,10 @@ def test_a_long_diff_is_shown_in_parts_that_fit() -> None:
 
 TWO_KERNELS = SCRIPT.replace(
     "        y = self.c_proj(y)\n",
-    "        if q.is_cuda:\n            y = y.contiguous()\n        else:\n            y = y.clone()\n        y = self.c_proj(y)\n",
+    "        if q.is_cuda:\n            y = y.contiguous()\n"
+    "        else:\n            y = y.clone()\n        y = self.c_proj(y)\n",
 )
-COUNTS = '''
+COUNTS = """
     def estimate_flops(self):
         nparams = sum(p.numel() for p in self.parameters())
         value_embeds_numel = sum(each.weight.numel() for each in self.value_embeds.values())
@@ -486,7 +487,7 @@ COUNTS = '''
         lm_head = sum(p.numel() for p in self.lm_head.parameters())
         return value_embeds + lm_head
 
-    def setup_optimizer('''
+    def setup_optimizer("""
 
 
 @pytest.mark.parametrize("method_id", ["attention-gate", "exclusive-attention"])
