@@ -37,14 +37,31 @@ def parsed(source: str) -> ast.Module | None:
 
 def written(node: object) -> str:
     """Write a tree down alike in every version of Python: `ast.dump` differs in what empty fields it shows."""
+    pieces = list[str]()
+    _write(node, pieces.append)
+    return "".join(pieces)
+
+
+def _write(node: object, put: Callable[[str], None]) -> None:
     if isinstance(node, ast.AST):
-        fields = ((name, value) for name, value in ast.iter_fields(node) if name not in _UNSAID)
-        parts = ", ".join(f"{name}={written(value)}" for name, value in fields if value is not None and value != [])
-        return f"{type(node).__name__}({parts})"
-    if isinstance(node, list):
-        return f"[{', '.join(map(written, node))}]"
-    # Python writes no number of thousands of digits in decimals, though code may hold one in another base.
-    return hex(node) if isinstance(node, int) and node.bit_length() > _DECIMAL_BITS else repr(node)
+        between = f"{type(node).__name__}("
+        for name in node._fields:
+            value = getattr(node, name, None)
+            if name not in _UNSAID and value is not None and value != []:
+                put(f"{between}{name}=")
+                _write(value, put)
+                between = ", "
+        put(")" if between == ", " else f"{between})")
+    elif isinstance(node, list):
+        between = "["
+        for each in node:
+            put(between)
+            _write(each, put)
+            between = ", "
+        put("]" if node else "[]")
+    else:
+        # Python writes no number of thousands of digits in decimals, though code may hold one in another base.
+        put(hex(node) if isinstance(node, int) and node.bit_length() > _DECIMAL_BITS else repr(node))
 
 
 def _drop_docstrings(tree: ast.Module) -> None:

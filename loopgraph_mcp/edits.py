@@ -4,6 +4,7 @@ import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from loopgraph_mcp import computing, marks, ops, syntax
 from loopgraph_mcp.models import (
@@ -108,7 +109,7 @@ def detect(method: Method, source: str, knobs: KnobValues | None = None, around:
         own = _own_presence(method.recipe, parsed, values, around, exact=knobs is not None)
         if own is not Presence.ABSENT:
             return own
-        states = {sign.state for sign in method.recipe.detect if marks.missing(parsed, sign.mark) is None}
+        states = {sign.state for sign in method.recipe.detect if marks.stands(parsed, sign.mark)}
     except (Mismatch, Unparsable, RecursionError, MemoryError):
         return Presence.ABSENT
     if Presence.PRESENT.value in states:
@@ -172,14 +173,14 @@ def _way(companion: Companion, values: KnobValues, around: Around) -> _Way:
 
 def _taken(made: _Made, ways: Sequence[_Way], recipe: Recipe, around: Around) -> _Made:
     """Make a part of an edit in the first way that is made already, that is half made, or that fits at all."""
-    fitting, misses = list[tuple[bool, _Made]](), list[Refused]()
+    fitting, missed = list[tuple[bool, _Made]](), list[Mismatch]()
     for way in ways:
         try:
             after = _carried_out(made, way, recipe, around)
             if len(ways) > 1:
                 ops.check_names(made.source, after.changes[len(made.changes) :])
         except Mismatch as mismatch:
-            misses.append(mismatch.refused)
+            missed.append(mismatch)
             continue
         if after.source is made.source:
             return made
@@ -187,8 +188,9 @@ def _taken(made: _Made, ways: Sequence[_Way], recipe: Recipe, around: Around) ->
         fitting.append((fresh, after))
     if fitting:
         return min(fitting, key=lambda pair: pair[0])[1]
-    if len(misses) == 1:
-        raise Mismatch(misses[0])
+    if len(missed) == 1:
+        raise missed[0]
+    misses = [mismatch.refused for mismatch in missed]
     told = "; or ".join(f"{miss.looked_for} ({miss.reason})" for miss in misses[1:])
     raise Mismatch(replace(misses[0], reason=f"{misses[0].reason}; or {told}: none of its {len(misses)} forms fits"))
 
@@ -203,21 +205,23 @@ def _carried_out(made: _Made, way: _Way, recipe: Recipe, around: Around) -> _Mad
         try:
             change = ops.change_of(source, op_now, values)
         except Mismatch as mismatch:
-            raise Mismatch(_as_of(made.source, source, op_now, values, mismatch.refused)) from mismatch
+            late = partial(_as_of, made.source, source, op_now, values, mismatch)
+            raise Mismatch(late) from mismatch
         if change is not None:
             source = ops.carried_out(source, change)
             changes.append(replace(change, summary=f"{change.summary}; {way.why}") if way.why else change)
     return _Made(source, tuple(changes))
 
 
-def _as_of(start: Source, now: Source, op: RecipeOp, knobs: KnobValues, refused: Refused) -> Refused:
+def _as_of(start: Source, now: Source, op: RecipeOp, knobs: KnobValues, mismatch: Mismatch) -> Refused:
     """Return a refusal with the line numbers of the text as it was given, before the recipe's other ops."""
     if start is now:
-        return refused
+        return mismatch.refused
     try:
         ops.change_of(start, op, knobs)
-    except Mismatch as mismatch:
-        return mismatch.refused
+    except Mismatch as earlier:
+        return earlier.refused
+    refused = mismatch.refused
     return replace(refused, reason=f"{refused.reason}, once the recipe's other steps are made", nearest=())
 
 
@@ -238,7 +242,7 @@ def _own_presence(recipe: Recipe, source: Source, values: KnobValues, around: Ar
     """Return how far a text holds what a recipe's own code would make of it."""
     held, wanted = 0, 0
     for ways in _parts(recipe, values, replace(around, companions=frozenset())):
-        able = [way for way in ways if all(marks.missing(source, mark) is None for mark in way.needs)] or ways
+        able = [way for way in ways if all(marks.stands(source, mark) for mark in way.needs)] or ways
         counts = [(_satisfied(source, way, recipe, around, exact=exact), len(way.ops)) for way in able]
         best = max(counts, key=lambda count: (count[0] == count[1], count[0] / max(1, count[1])))
         held, wanted = held + best[0], wanted + best[1]
@@ -261,11 +265,11 @@ def _forestalled(method: Method, source: Source, around: Around) -> EditResult |
             return Refused(
                 f"{needed} in the file", f"{method.id} builds on it; ask for both in one edit, or for it first"
             )
-    signs = [(sign, marks.missing(source, sign.mark)) for sign in recipe.detect]
-    if any(miss is None for _, miss in signs):
+    signs = [sign for sign in recipe.detect if marks.stands(source, sign.mark)]
+    if signs:
         values = check_knobs(method.knobs, {})
         if _own_presence(recipe, source, values, around, exact=False) is Presence.ABSENT:
-            sign = min((sign for sign, miss in signs if miss is None), key=lambda sign: sign.state != "present")
+            sign = min(signs, key=lambda sign: sign.state != "present")
             where = marks.shown(source, sign.mark)
             if sign.state == "present":
                 return Present(f"the file has {method.id} in another form{where}")

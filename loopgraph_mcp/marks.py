@@ -7,25 +7,37 @@ from loopgraph_mcp.models import Mark, Refused
 from loopgraph_mcp.syntax import HOLE, Scope, Source
 
 
+def stands(source: Source, mark: Mark) -> bool:
+    """Return whether a mark is there."""
+    return _against(source, mark) is None
+
+
 def missing(source: Source, mark: Mark) -> Refused | None:
     """Return what a text lacks of a mark, or has against it; None where the mark is there."""
+    against = _against(source, mark)
+    if against is None:
+        return None
+    looked_for, reason, like = against
+    return Refused(looked_for, reason, source.nearest(like) if like else ())
+
+
+def _against(source: Source, mark: Mark) -> tuple[str, str, str] | None:
+    """Return what was looked for, why it is not there, and what lines to show would be like."""
     found = syntax.scopes(source.tree, mark.scope)
     where = f" in {mark.scope}" if mark.scope else ""
     because = f": {mark.why}" if mark.why else ""
     if len(found) != 1:
         if not (mark.has or mark.lacks):
-            return Refused(
-                f"`{mark.scope}`", f"the file has {len(found)} of that name{because}", _like(source, mark.scope)
-            )
+            return f"`{mark.scope}`", f"the file has {len(found)} of that name{because}", _like(mark.scope)
         if mark.has:
-            return Refused(f"`{mark.has[0]}`{where}", f"the file has {len(found)} scopes of that name{because}")
+            return f"`{mark.has[0]}`{where}", f"the file has {len(found)} scopes of that name{because}", ""
         return None
     for code in mark.has:
         if not _lines(found[0], code):
-            return Refused(f"`{code}`{where}", f"it does not stand there{because}", source.nearest(code))
+            return f"`{code}`{where}", f"it does not stand there{because}", code
     for code in mark.lacks:
         if lines := _lines(found[0], code):
-            return Refused(f"no `{code}`{where}", f"it stands in line {lines[0]}{because}")
+            return f"no `{code}`{where}", f"it stands in line {lines[0]}{because}", ""
     return None
 
 
@@ -51,6 +63,6 @@ def _lines(scope: Scope, code: str) -> list[int]:
     return [run.statements[0].lineno for each in inner for run in syntax.runs_of(each, wanted)]
 
 
-def _like(source: Source, dotted: str) -> tuple[str, ...]:
+def _like(dotted: str) -> str:
     last = dotted.rsplit(".", 1)[-1]
-    return source.nearest(f"class {last}" if last[:1].isupper() else f"def {last}(")
+    return f"class {last}" if last[:1].isupper() else f"def {last}("

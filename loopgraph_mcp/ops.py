@@ -3,7 +3,7 @@
 import ast
 import contextlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -18,11 +18,16 @@ _ANY_BRACES = re.compile(r"\{(_{0,2}[a-z][a-z0-9_]*)\}")
 
 
 class Mismatch(Exception):  # noqa: N818 - how an op tells its recipe that it does not fit
-    """An op that does not fit a text, with its refusal."""
+    """An op that does not fit a text, with its refusal: made when it is told, since the nearest lines take long."""
 
-    def __init__(self, refused: Refused) -> None:
-        super().__init__(refused.reason)
-        self.refused = refused
+    def __init__(self, refused: Refused | Callable[[], Refused]) -> None:
+        super().__init__()
+        self._refused = refused
+
+    @property
+    def refused(self) -> Refused:
+        """What is told of it."""
+        return self._refused if isinstance(self._refused, Refused) else self._refused()
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +78,7 @@ def check_names(before: Source, changes: Sequence[Change]) -> None:
     if unknown := syntax.unknown_names(before.tree, code):
         asking = next((each.summary for each in changes if unknown[0] in each.text), "the recipe's code")
         reason = f"it needs `{unknown[0]}`, which stands nowhere in the file"
-        raise Mismatch(Refused(asking, reason, before.nearest(unknown[0])))
+        raise Mismatch(lambda: Refused(asking, reason, before.nearest(unknown[0])))
 
 
 def change_of(source: Source, op: RecipeOp, knobs: Mapping[str, KnobValue]) -> Change | None:
@@ -310,7 +315,7 @@ def _times(verb: str, lines: Sequence[int]) -> str:
 
 
 def _mismatch(source: Source, looked_for: str, reason: str, like: str) -> Mismatch:
-    return Mismatch(Refused(looked_for, reason, source.nearest(like)))
+    return Mismatch(lambda: Refused(looked_for, reason, source.nearest(like)))
 
 
 # ------------------------------------------------------------------------------------------------- code

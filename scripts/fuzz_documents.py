@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -25,6 +25,14 @@ DATA = ROOT / "tests" / "data" / "documents"
 LIMIT_S = 10
 MEMORY_BYTES = 10**9
 FORMS: tuple[Format, ...] = get_args(Format)
+TREE = (
+    "main.tex",
+    "main.tex",
+    "intro.tex",
+    "ourmacros.sty",
+    "main.bbl",
+    "refs.bib",
+)  # which file of a paper is the input
 PIECES: dict[Format, list[bytes]] = {  # what each form is made of
     "latex": rb"""{ } $ $$ \[ \] \( \) % & # ^ _ ~ \\ \def\a{\a\a} \a \newcommand{\b}[9][x]{#1#9\b{#1}} \b{y} \if \ifx
         \else \fi \iffalse \begin{document} \end{document} \begin{align} \end{align} \begin{tabular}{ll}
@@ -56,7 +64,10 @@ def seeds(form: Format) -> list[bytes]:
     match form:
         case "latex":
             return [path.read_bytes() for path in sorted((DATA / "paper").glob("*.tex"))] + [
-                (DATA / "twocolumn.tex").read_bytes()
+                (DATA / "twocolumn.tex").read_bytes(),
+                (DATA / "paper" / "main.bbl").read_bytes(),
+                b'@article{a, author = {A. One and B. {Two}}, title = "On {B}its", year = 2020}\n@string{b = {c}}\n'
+                * 9,
             ]
         case "html":
             return [(DATA / "latexml.html").read_bytes()]
@@ -131,11 +142,18 @@ def fuzzed(form: Format, number: int, valid: Sequence[bytes]) -> bytes:  # noqa:
     return bytes(data[: 2 * 2**20])
 
 
+def tree(number: int, data: bytes, paper: Mapping[str, bytes]) -> dict[str, bytes]:
+    """Return a paper's files, one of them an input; main.bbl, where it stands, is read before refs.bib."""
+    name = TREE[number % len(TREE)]
+    kept = {each: text for each, text in paper.items() if name != "refs.bib" or each != "main.bbl"}
+    return {**kept, name: data}
+
+
 def work(form: Format, first: int, last: int) -> None:
     """Read the inputs of some numbers, telling each before it is read and what came of it."""
     faulthandler.enable()
     valid = seeds(form)
-    others = {path.name: path.read_bytes() for path in (DATA / "paper").iterdir()}
+    paper = {path.name: path.read_bytes() for path in (DATA / "paper").iterdir()}
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     signal.signal(signal.SIGPROF, _too_long)
     for number in range(first, last):
@@ -144,7 +162,7 @@ def work(form: Format, first: int, last: int) -> None:
         began = time.process_time()
         signal.setitimer(signal.ITIMER_PROF, LIMIT_S)  # of the processor: others use the machine too
         try:
-            document = read(form, {**others, "main.tex": data} if form == "latex" else data, path="a/b.py")
+            document = read(form, tree(number, data, paper) if form == "latex" else data, path="a/b.py")
             chunk(document)
             told = document.state
         except BaseException as error:  # noqa: BLE001 - any is a finding

@@ -146,6 +146,11 @@ def test_references_are_read_from_bibtex_and_biblatex_too() -> None:
     assert only(tex(r"\printbibliography", **{"main.bbl": bbl}), "list") == ["[k] Three. On Bytes. 2021"]
 
 
+@pytest.mark.parametrize("others", [{}, {"refs.bib": ""}, {"refs.bib": "@string{acl = {ACL}}"}, {"main.bbl": ""}])
+def test_a_list_of_references_that_is_missing_or_empty_is_none(others: dict[str, str]) -> None:
+    assert only(tex(r"words \cite{a1}\bibliography{refs}", **others), "list") == []
+
+
 def test_macros_that_write_without_end_are_cut_off_with_a_warning() -> None:
     for bomb in (r"\def\a{\a\a}\a", r"\newcommand{\b}[1]{\b{#1#1}}\b{x}", r"\input{main}"):
         document = tex(f"Text first.\n\n{bomb}")

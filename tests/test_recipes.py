@@ -466,3 +466,71 @@ def test_a_long_diff_is_shown_in_parts_that_fit() -> None:
         more = re.search(r"diff_from=(\d+)", words)
         first = int(more.group(1)) if more else 0
     assert "\n".join(shown) == diff
+
+
+# ------------------------------------------------------------------------------------- the shipped recipes
+
+
+TWO_KERNELS = SCRIPT.replace(
+    "        y = self.c_proj(y)\n",
+    "        if q.is_cuda:\n            y = y.contiguous()\n"
+    "        else:\n            y = y.clone()\n        y = self.c_proj(y)\n",
+)
+COUNTS = """
+    def estimate_flops(self):
+        nparams = sum(p.numel() for p in self.parameters())
+        value_embeds_numel = sum(each.weight.numel() for each in self.value_embeds.values())
+        return 6 * (nparams - self.transformer.wte.weight.numel() - value_embeds_numel)
+
+    def num_scaling_params(self):
+        value_embeds = sum(p.numel() for p in self.value_embeds.parameters())
+        lm_head = sum(p.numel() for p in self.lm_head.parameters())
+        return value_embeds + lm_head
+
+    def setup_optimizer("""
+
+
+@pytest.mark.parametrize("method_id", ["attention-gate", "exclusive-attention"])
+def test_what_changes_the_heads_stands_behind_every_kernel_of_a_file(method_id: str) -> None:
+    made = applied(METHODS[method_id], TWO_KERNELS)
+    inside, _, behind = made.partition("            y = y.clone()\n")
+    assert inside.count("unflatten") == 0
+    assert behind.index("unflatten") < behind.index("y = self.c_proj(y)")
+
+
+def test_weights_are_averaged_whether_or_not_the_model_is_compiled() -> None:
+    made = applied(METHODS["weight-averaging"], SCRIPT)
+    assert re.search(r"^total_training_time = 0\naverages = ", made, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("method_id", "counted"),
+    [
+        ("bigram-hash", ["value_embeds_numel += self.bigrams", "value_embeds += self.bigrams"]),
+        ("weight-tying", ["nparams += self.lm_head.weight.numel()"]),
+        ("multi-token-prediction", ["lm_head += self.ahead_head.weight.numel()"]),
+    ],
+)
+def test_what_a_file_counts_stays_right_and_a_file_that_counts_nothing_is_edited_too(
+    method_id: str, counted: list[str]
+) -> None:
+    made = applied(METHODS[method_id], SCRIPT.replace("\n    def setup_optimizer(", COUNTS, 1))
+    plain = applied(METHODS[method_id], SCRIPT)
+    assert [code in made for code in counted] == [True] * len(counted)
+    assert not any(code in plain for code in counted)
+
+
+@pytest.mark.parametrize(
+    ("method_id", "old", "new"),
+    [
+        ("cosine-decay", "return cooldown * 1.0", "return 0.5 * (1 + math.cos(math.pi * cooldown))"),
+        ("label-smoothing", "reduction=reduction", "reduction=reduction, label_smoothing=0.1"),
+        (
+            "weight-tying",
+            "        self.resid_lambdas = ",
+            "        self.lm_head.weight = self.transformer.wte.weight\n        self.resid_lambdas = ",
+        ),
+    ],
+)
+def test_a_method_that_somebody_wrote_by_hand_is_present(method_id: str, old: str, new: str) -> None:
+    assert detect(METHODS[method_id], SCRIPT.replace(old, new)) is Presence.PRESENT

@@ -13,8 +13,8 @@ def from_bibtex(text: str, cited: Mapping[str, None]) -> dict[str, str]:
     """Return the entries cited, or all of them where that is not known, as `Authors. Title. Where, year.` in LaTeX."""
     starts = list(_ENTRY.finditer(text))
     found = dict[str, str]()
-    for start, following in zip(starts, [*starts[1:], None], strict=True):
-        end = following.start() if following is not None else len(text)
+    ends = [*(each.start() for each in starts[1:]), len(text)]
+    for start, end in zip(starts, ends, strict=False):  # no start, one end: a list without entries
         if start[1].lower() not in {"string", "comment", "preamble"} and (not cited or start[2] in cited):
             found[start[2]] = _one_line(
                 dict(_fields(text[start.end() - 1 : min(end, start.end() + _MOST_OF_AN_ENTRY)]))
