@@ -55,11 +55,30 @@ class RunningNow:
 
 
 @dataclass(frozen=True)
+class BestProgram:
+    """The best program that was run here, where the file holds another one.
+
+    Args:
+        experiment_id: Its last run; get_code_edit takes that for a method, and makes the file this program.
+        metric_value: Mean of its runs.
+        runs: How many.
+        description: What its run was to try.
+    """
+
+    experiment_id: str
+    metric: str
+    metric_value: float
+    runs: int
+    description: str
+
+
+@dataclass(frozen=True)
 class SearchAnswer:
     """The methods for a query, best first; `note` says when the last runs have led nowhere.
 
     Args:
         running: What agents run at this moment: not to be done a second time.
+        best: What the file could be to begin with.
     """
 
     retrieval_id: str
@@ -70,6 +89,7 @@ class SearchAnswer:
     next_step: str
     note: str = ""
     running: list[RunningNow] = field(default_factory=list)
+    best: BestProgram | None = None
 
 
 @dataclass(frozen=True)

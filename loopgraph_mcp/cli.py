@@ -170,7 +170,10 @@ def _methods_like(incomplete: str) -> list[str]:
 def edit(
     method: Annotated[
         str,
-        typer.Argument(help="A method from `loopgraph search`; to revert, also an edit.", autocompletion=_methods_like),
+        typer.Argument(
+            help="A method from `loopgraph search`, or an experiment whose program is wanted; to revert, also an edit.",
+            autocompletion=_methods_like,
+        ),
     ],
     *,
     also: Annotated[list[str] | None, typer.Option("--also", help="Another method for the same edit.")] = None,

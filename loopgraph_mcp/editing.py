@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from loopgraph_mcp import composing, edits, guiding, launch, lookups, precedents, recipes, undoing, wording
+from loopgraph_mcp import bests, composing, edits, guiding, launch, lookups, precedents, recipes, undoing, wording
 from loopgraph_mcp.answers import EditAnswer, Guidance, OfferedChange
 from loopgraph_mcp.composing import Wish
 from loopgraph_mcp.edits import Around
@@ -68,13 +68,18 @@ async def make_edit(
         RunError: The arguments contradict one another.
         WorkspaceError: The file changed meanwhile.
     """
-    if asked.revert and (len(asked.method_ids) > 1 or asked.knobs or asked.companions):
-        raise RunError("revert takes one method or edit back as it was made; leave also, knobs and companions out")
+    whole = not asked.revert and asked.method_ids[0].startswith(bests.PREFIX)
+    if (asked.revert or whole) and (len(asked.method_ids) > 1 or asked.knobs or asked.companions):
+        what = "an experiment's program is taken as it ran" if whole else "revert takes back what was made, as it was"
+        raise RunError(f"{what}; leave also, knobs and companions out")
     await lookups.check_retrieval(db, asked.retrieval_id)
     where = await here.workspace(workspace)
     program = where.read_program()
     if asked.revert:
         plan = await _plan_revert(db, await here.workspace_id(where), asked, program)
+    elif whole:
+        made = await bests.as_it_ran(db, asked.method_ids[0], program)
+        plan = _Plan(made, (), {edit_store.PROGRAM_OF: asked.method_ids[0]}, edits.NOTHING)
     else:
         plan = await _plan_methods(db, where, asked, program)
     subject = " + ".join(method.id for method in plan.methods) or asked.method_ids[0]
@@ -114,7 +119,8 @@ async def make_edit(
         await learned_store.add_edit(db, edit_id, learned.recipe.id)
     if asked.apply and not write_program(where, text, expected=program):
         raise WorkspaceError(f"{where.editable_path}: changed while the edit was made; ask again")
-    description = f"revert {subject}" if asked.revert else " + ".join(method.name for method in plan.methods)
+    names = " + ".join(method.name for method in plan.methods)
+    description = f"revert {subject}" if asked.revert else names or f"the program of {subject}"
     bearing = await precedents.find_precedents(
         db, context_id, base_hash=base_hash, new_hash=new_hash, description=description, foresight=foresight
     )
@@ -128,7 +134,9 @@ async def make_edit(
         reason="" if asked.revert else wording.replaced(_in_the_way(plan, program)),
         nearest=[],
         earlier=list(bearing.earlier),
-        next_step=wording.after_edit(edit_id, bearing.earlier),
+        next_step=wording.after_whole(subject, applied=asked.apply)
+        if whole
+        else wording.after_edit(edit_id, bearing.earlier),
         p_keep=None if bearing.foreseen is None else round(bearing.foreseen.p_keep, 4),
         foresight=wording.foresight(bearing.foreseen),
         companions=[] if asked.revert or learned is not None else _offered(plan, asked, text),

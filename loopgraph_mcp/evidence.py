@@ -9,7 +9,7 @@ from itertools import islice
 from statistics import fmean
 
 from loopgraph_mcp import verdicts
-from loopgraph_mcp.models import Context, Method, Standing, Verdict, VerdictKind
+from loopgraph_mcp.models import Context, Direction, Method, Standing, Verdict, VerdictKind
 from loopgraph_mcp.ranking import LITERATURE_KAPPA, PRIOR_MEAN, Appraisal, Observation, appraise, family_mean
 from loopgraph_mcp.store import edits, methods, outcomes
 from loopgraph_mcp.store.database import Database
@@ -103,6 +103,10 @@ class Memory:
         """Return what ranks a method: its trials, and what others published of it, for little."""
         return self.ledger.appraisal(method, self.here)
 
+    def best_program(self) -> tuple[str, str] | None:
+        """Return the context and the syntax tree of the best program that was run here."""
+        return None if self.here is None else self.ledger.best_program(self.here)
+
     def plateau_families(self, runs: int) -> frozenset[str]:
         """Return the families that the last runs here tried, if none of those runs was a win; else none."""
         return frozenset() if self.here is None else self.ledger.plateau_families(self.here, runs)
@@ -145,6 +149,7 @@ class Ledger:
         self._records: dict[str, TrackRecord] = {}
         self._appraisals: dict[str, Appraisal] = {}
         self._families_of = _FamilyMeans()
+        self._best: tuple[int, Context | None, tuple[str, str] | None] = (-1, None, None)
 
     async def follow(self) -> None:
         """Take in the outcomes that are new."""
@@ -297,6 +302,23 @@ class Ledger:
             if seen is not None and verdict.kind is not VerdictKind.BASELINE:
                 found.append(seen)
         return found
+
+    def best_program(self, here: Context) -> tuple[str, str] | None:
+        """Return the context and syntax tree of the program whose quiet runs were best, not by luck alone."""
+        if self._best[:2] != (self.seen, here):
+            found = [
+                (
+                    verdicts.cautious(values, direction=here.direction, sigma=self._sigma(context_id))
+                    * (1 if here.direction is Direction.LOWER else -1),
+                    context_id,
+                    tree,
+                )
+                for context_id, context in self._contexts.items()
+                if _comparable(context, here)
+                for tree, values in self._values[context_id].items()
+            ]
+            self._best = (self.seen, here, min(found)[1:] if found else None)
+        return self._best[2]
 
     def plateau_families(self, here: Context, runs: int) -> frozenset[str]:
         """Return the families that a context's last runs tried, if there are so many and none of them was a win."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from loopgraph_mcp import (
+    bests,
     duplicates,
     edits,
     evidence,
@@ -183,6 +184,7 @@ class LoopGraph:
             next_step=wording.after_search(hits, retrieval_id),
             note=note,
             running=running,
+            best=await bests.best_elsewhere(self.db, memory, program),
         )
 
     async def _look(self, workspace: str | None) -> _Look:
@@ -237,7 +239,7 @@ class LoopGraph:
         """Turn methods into one edit of the workspace's present file; write it there only if asked to.
 
         Args:
-            method_id: The method; with `revert` also an edit's id.
+            method_id: The method, or an experiment whose program the file is to be; with `revert` also an edit.
             also: Further methods for the same edit; their order does not matter.
             retrieval_id: The search that showed the method.
             knobs: Values for its knobs; for those of another method, `method.knob`.

@@ -84,6 +84,10 @@ def show_search(answer: SearchAnswer) -> None:
         told = f"{escape(hit.summary)}\n[dim]{escape(hit.why)}{recipe}[/]"
         table.add_row(str(rank), f"[bold]{escape(hit.method_id)}[/]", hit.standing.value, f"{hit.score:.2f}", told)
     console.print(table)
+    if answer.best is not None:
+        best = answer.best
+        told = f"best known here: {best.metric} {best.metric_value:.6f}; the file is another program"
+        console.print(f"[green]{told}: loopgraph edit {best.experiment_id}[/]", highlight=False)
     if answer.note:
         console.print(f"[yellow]{escape(answer.note)}[/]", highlight=False)
     ready = next((hit.method_id for hit in answer.hits if hit.has_edit and hit.presence is not Presence.PRESENT), None)

@@ -98,6 +98,12 @@ def judge(
     return Verdict(VerdictKind.WITHIN_NOISE, gain, sigma, belief.p_win, decision, next_step)
 
 
+def cautious(runs: Sequence[float], *, direction: Direction, sigma: float) -> float:
+    """Return the mean of a program's runs, worse by its standard error: one lucky run does not beat three good ones."""
+    error = sigma / math.sqrt(len(runs))
+    return fmean(runs) + (error if direction is Direction.LOWER else -error)
+
+
 def baseline(runs: Sequence[float], *, sigma: float) -> Verdict:
     """Return the verdict on an unchanged program: something to compare with."""
     more = len(runs) < MAX_REPLICATES

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Collection, Sequence
 
-from loopgraph_mcp.answers import EarlierRun, EditAnswer, Guidance, MethodHit, RunningNow
+from loopgraph_mcp.answers import BestProgram, EarlierRun, EditAnswer, Guidance, MethodHit, RunningNow
 from loopgraph_mcp.changes import Kinship
 from loopgraph_mcp.evidence import TrackRecord
 from loopgraph_mcp.foresight import Elsewhere, Foreseen
@@ -184,6 +184,22 @@ def _elsewhere(others: Elsewhere) -> str:
 def replaced(method_ids: Sequence[str]) -> str:
     """Return a warning that an edit takes the place of methods that cannot stand beside it."""
     return f"{', '.join(method_ids)} is in the file now; this edit takes its place" if method_ids else ""
+
+
+def best(known: BestProgram) -> str:
+    """Return that the file could be a better program to begin with."""
+    runs = "one run" if known.runs == 1 else f"the mean of {known.runs} runs"
+    return (
+        f"Best known here: {known.metric} {known.metric_value:.6f} ({runs}; {known.description}), by another program "
+        f'than the file; get_code_edit(method_id="{known.experiment_id}") makes the file that one.'
+    )
+
+
+def after_whole(experiment_id: str, *, applied: bool) -> str:
+    """Return what to do with an edit that makes the file the program of an experiment."""
+    if applied:
+        return "Go on from here: search_methods."
+    return f'get_code_edit(method_id="{experiment_id}", apply=true) writes it; then go on from there.'
 
 
 def after_edit(edit_id: str, earlier: Sequence[EarlierRun]) -> str:

@@ -25,7 +25,7 @@ from loopgraph_mcp.harness.menu import constants, numbers, set_constant
 from loopgraph_mcp.harness.messages import ToolCall, ToolSpec
 from loopgraph_mcp.models import Applied, Direction, OutcomeKind, Present
 from loopgraph_mcp.patches import apply_patch
-from loopgraph_mcp.workspace import Workspace, reads_variable
+from loopgraph_mcp.workspace import Workspace, reads_variable, write_program
 
 _READ_LINES = 120
 _NEAR_LINES = 6
@@ -327,14 +327,19 @@ class Desk:
             again=known is not None and known.decision != "keep",
             seconds=seconds,
         )
+        best = self.best
         self.runs.append(run)
         kept = run.decision == "keep" and run.metric_value is not None
-        if kept and not repeated:
+        if kept and repeated:  # no run has written it: the file takes it over where it is better than what there is
+            kept = best is None or self._improves(run, best)
+            if kept:
+                write_program(self.where, self.draft, expected=self.where.read_program())
+        if kept:
             self.kept = self.draft
         self.draft, self.draft_edit = self.kept, None
         lines = [f"Run {run.number}, {run.description}: {told(run)}"]
-        if best := self.best:
-            lines.append(f"Best so far: {best.metric_value:.6f} (run {best.number}).")
+        if now := self.best:
+            lines.append(f"Best so far: {now.metric_value:.6f} (run {now.number}).")
         if self.shares:
             lines += [line for line in f"{words}\n{early}".splitlines() if line.startswith(_MEMORYS)]
         if data["log_tail"]:
@@ -346,6 +351,9 @@ class Desk:
             )
         data = {**asdict(run), "constants": numbers(self.kept, self.profile)}
         return Answer("\n".join(dict.fromkeys(lines)), data, run)
+
+    def _improves(self, run: Run, other: Run) -> bool:
+        return self.where.direction.gain(other.metric_value or 0.0, run.metric_value or 0.0) > 0
 
     async def _record(self, note: str) -> Answer:
         if self.shares and self.runs:

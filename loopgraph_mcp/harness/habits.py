@@ -234,13 +234,17 @@ class Scripted:
     def _research(self, *, memory: bool) -> _Calls:
         knobs = dict(self._knobs)
         habit = HABITS[self._policy](self._rng, lambda: knobs, lower=self._lower)
-        proposal, tried = next(habit), set[str]()
+        heard, tried = None, set[str]()
+
+        def follow(constants: Knobs | None) -> None:
+            knobs.update({name: value for name, value in (constants or {}).items() if name in knobs and value})
+
         while True:
             if memory:
-                yield from _heed(tried)
+                follow((yield from _heed(tried)))
+            proposal = next(habit) if heard is None else habit.send(heard)
             heard = yield from _try(proposal)
-            knobs |= {name: value for name, value in (heard.constants or {}).items() if name in knobs and value}
-            proposal = habit.send(heard)
+            follow(heard.constants)
 
 
 def _try(proposal: Proposal) -> Generator[ToolCall, ToolResult, Heard]:
@@ -252,13 +256,24 @@ def _try(proposal: Proposal) -> Generator[ToolCall, ToolResult, Heard]:
     return _heard((yield _call("run", description=str(proposal))))
 
 
-def _heed(tried: set[str]) -> Generator[ToolCall, ToolResult, None]:
-    """Ask the memory; as long as it has a method worth more than a guess of one's own, try that first."""
+def _heed(tried: set[str]) -> Generator[ToolCall, ToolResult, Knobs | None]:
+    """Ask the memory: go on from the best program it knows, and try its methods first that are worth more than a guess.
+
+    Returns the constants of the program that is kept then, where anything was run.
+    """
+    heard = Heard()
     while True:
         found = (yield _call("search_methods", query="")).data or {}
+        best = found.get("best")
+        if best is not None and best["experiment_id"] not in tried:
+            tried.add(best["experiment_id"])
+            edit = yield _call("get_code_edit", method_id=best["experiment_id"])
+            if edit.data is not None and edit.data.get("edit_id") is not None:
+                heard = _heard((yield _call("run", description="the best program known")))
+                continue
         hit = next((each for each in found.get("hits", []) if _worth(each) and each["method_id"] not in tried), None)
         if hit is None:
-            return
+            return heard.constants
         tried.add(hit["method_id"])
         edit = yield _call("get_code_edit", method_id=hit["method_id"], retrieval_id=found["retrieval_id"])
         if edit.data is None or edit.data.get("edit_id") is None:
@@ -268,7 +283,7 @@ def _heed(tried: set[str]) -> Generator[ToolCall, ToolResult, None]:
         if doubted or any(run["decision"] == "discard" for run in earlier):
             yield _call("undo")
             continue
-        yield _call("run", description=str(hit["name"]))
+        heard = _heard((yield _call("run", description=str(hit["name"]))))
 
 
 def _worth(hit: Mapping[str, Any]) -> bool:

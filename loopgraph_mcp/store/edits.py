@@ -13,6 +13,7 @@ from loopgraph_mcp.store.database import Database, new_id, text_hash
 METHODS = "+methods"
 COMPANIONS = "+companions"
 REVERTS = "+reverts"
+PROGRAM_OF = "+program of"
 _EDITS = (
     "SELECT edit.*, base.text AS base_text, new.text AS new_text FROM edit "
     "JOIN program AS base ON base.hash = edit.base_hash JOIN program AS new ON new.hash = edit.new_hash "

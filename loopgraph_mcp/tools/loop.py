@@ -77,7 +77,11 @@ async def search_methods(
 async def get_code_edit(
     ctx: Ctx,
     method_id: Annotated[
-        str, Field(description="A method_id from search_methods; to revert, also an edit_id", max_length=200)
+        str,
+        Field(
+            description="A method_id, or an experiment_id for its program; reverting, an edit_id too",
+            max_length=200,
+        ),
     ],
     also: Annotated[
         list[str] | None, Field(description="Further methods for the same edit, in any order", max_length=10)

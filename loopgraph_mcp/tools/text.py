@@ -38,6 +38,7 @@ def search(answer: SearchAnswer, detail: str) -> str:
         if detail == "detailed":
             parts = " ".join(f"{name}={value:g}" for name, value in hit.parts.items())
             lines.append(f"   score {hit.score:g}: {parts}")
+    lines += [] if answer.best is None else [wording.best(answer.best)]
     lines += [answer.note] if answer.note else []
     lines += _running(answer.running)
     lines.append(f"Next: {answer.next_step}")

@@ -327,6 +327,21 @@ async def test_a_habit_heeds_the_memory_where_there_is_one(settings: Settings, w
     assert found["repeats_of_failures"] == 0
 
 
+async def test_a_habit_goes_on_from_the_best_program_that_the_memory_knows(settings: Settings, workspace: Path) -> None:
+    file = workspace / "train.py"
+    program = file.read_text()
+    first, _, _ = await research(settings, Plan(policy="textbook", experiments=2, seed=1))
+    assert first["best"] < first["baseline"]
+    best = file.read_text()
+    file.write_text(program)
+    again, _, _ = await research(settings, Plan(policy="textbook", experiments=1, seed=1))
+    taken = again["runs"][1]
+    assert (taken["repeated"], taken["metric_value"]) == (True, first["best"])
+    assert again["best"] <= first["best"]
+    assert again["experiments"] == 1  # what the memory answers is no experiment
+    assert file.read_text() == best or again["runs"][-1]["decision"] == "keep"
+
+
 async def test_a_scripted_session_goes_on_where_it_was(settings: Settings, workspace: Path) -> None:
     program = (workspace / "train.py").read_text()
     plan = Plan(policy="random", experiments=3, memory="off", seed=5)
