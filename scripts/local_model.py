@@ -66,6 +66,7 @@ def build_server(home: Path) -> Path:
     if not stamp.exists() or stamp.read_text() != SERVER:
         print(f"building {SERVER}: about eight minutes, once")
         venv.create(home / "venv", with_pip=True)
+        os.environ["CMAKE_ARGS"] = f"{os.environ.get('CMAKE_ARGS', '')} -DLLAVA_BUILD=OFF"  # that part reads pictures
         _run(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", SERVER)
         stamp.write_text(SERVER)
     return python
