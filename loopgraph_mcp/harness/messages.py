@@ -26,10 +26,11 @@ class User:
 
 @dataclass(frozen=True)
 class Assistant:
-    """What the researcher said."""
+    """What the researcher said; `as_text` where its calls stand in the text, for want of a better place."""
 
     text: str
     calls: list[ToolCall] = field(default_factory=list)
+    as_text: bool = False
     role: Literal["assistant"] = "assistant"
 
 

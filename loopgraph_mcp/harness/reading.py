@@ -185,7 +185,8 @@ class _Reader:
             reply = await self._ask()
             words = repair.without_thoughts(reply.message.text)
             calls = reply.message.calls or repair.calls_in_text(words, [self._tool])
-            self._talk.append(Assistant(words or ("" if calls else "…"), calls))
+            written = bool(calls) and not reply.message.calls
+            self._talk.append(Assistant(words or ("" if calls else "…"), calls, as_text=written))
             for call in calls:
                 self._talk.append(ToolResult(call.id, self._tool.name, await self._carry_out(call)))
             if reply.stop == "refusal" or (not calls and "done" in words.lower()):

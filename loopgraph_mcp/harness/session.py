@@ -201,8 +201,10 @@ class Session:
             calls = [] if place is None else _calls(options[place])
         else:
             calls = reply.message.calls or repair.calls_in_text(reply.message.text, tools)
-        message = Assistant(reply.message.text, [ToolCall(f"t{self._number + 1}c{place}", call.name, call.arguments)
-                                                 for place, call in enumerate(calls)])  # fmt: skip
+        named = [
+            ToolCall(f"t{self._number + 1}c{place}", call.name, call.arguments) for place, call in enumerate(calls)
+        ]
+        message = Assistant(reply.message.text, named, as_text=not reply.message.calls and bool(calls))
         await self._write(dataclasses.replace(reply, message=message), prompt, time.monotonic() - began)
         self._talk = [*prompt, _sendable(message)]
         if calls:
@@ -423,7 +425,7 @@ def _sendable(message: Assistant) -> Assistant:
         else dataclasses.replace(call, arguments=json.dumps(repair.read_object(call.arguments) or {}))
         for call in message.calls
     ]
-    return Assistant(repair.without_thoughts(message.text), calls)
+    return dataclasses.replace(message, text=repair.without_thoughts(message.text), calls=calls)
 
 
 def _is_object(text: str) -> bool:
