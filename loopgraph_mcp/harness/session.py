@@ -34,10 +34,11 @@ from loopgraph_mcp.harness.providers import ContextOverflowError
 from loopgraph_mcp.store import experiments, retrievals, sessions
 from loopgraph_mcp.store.database import Database
 from loopgraph_mcp.store.sessions import CallRow, SessionRow, TurnRow
+from loopgraph_mcp.tokens import estimate_tokens
 
 RUN: TypeAdapter[Run] = TypeAdapter(Run)
 
-_ROOM = 0.7  # of the context, for the conversation; tools, the system prompt and the reply take the rest
+_ROOM = 0.7  # of the context, for all that is sent; the rest is for the reply, and for what was estimated too low
 _SHRINK, _MIN_CONTEXT = 0.6, 500
 _SAME_CALLS, _SAME_CALLS_END = 3, 12
 _IDLE_MENU, _IDLE_END = 4, 12
@@ -215,7 +216,8 @@ class Session:
     async def _reply(self, prompt: list[Message], tools: list[ToolSpec]) -> tuple[Reply, list[Message]]:
         """Ask the researcher, with less of the conversation where it does not fit."""
         while True:
-            fits = condense(prompt, limit=int(self._context * _ROOM), runs=self.desk.table())
+            told = estimate_tokens(self._system + json.dumps([dataclasses.asdict(tool) for tool in tools]))
+            fits = condense(prompt, limit=int(self._context * _ROOM) - told, runs=self.desk.table())
             try:
                 return await self._researcher.reply(self._system, fits, tools, self._hear), fits
             except ContextOverflowError:
