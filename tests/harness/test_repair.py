@@ -71,6 +71,7 @@ def test_what_cannot_be_mended_says_what_to_do(name: str, arguments: str, told: 
         'Sure!\n```json\n{"tool": "run", "parameters": {"description": "a"}}\n```',
         '[{"function": {"name": "run", "arguments": "{\\"description\\": \\"a\\"}"}}]',
         'I call run(description="a") now.',
+        'Then `run("a")`.',
         '{{"name": "run", "arguments": {"description": "a"}}}}',
         '<tool_call>\n{{"name": "run", "arguments": {"description": "a"}}\n</tool_call>',
     ],
