@@ -25,6 +25,9 @@ You also have a memory of what was tried and read, here and elsewhere. Ask searc
 get_code_edit puts a method's edit into the draft and says what is known of it; then run. Prefer what is untried or \
 proven here, leave what flopped."""
 
+MENU = """\
+You improve a training script by experiments. You are asked which change is tried next, and answer with its number."""
+
 IDLE = "Call a tool: set_value or edit_code to change the draft, then run."
 AGAIN = "This is the same call as before, with the same answer. Do something else: change the draft, or run it."
 

@@ -216,10 +216,11 @@ class Session:
     async def _reply(self, prompt: list[Message], tools: list[ToolSpec]) -> tuple[Reply, list[Message]]:
         """Ask the researcher, with less of the conversation where it does not fit."""
         while True:
-            told = estimate_tokens(self._system + json.dumps([dataclasses.asdict(tool) for tool in tools]))
+            system = prompts.MENU if self._menu else self._system
+            told = estimate_tokens(system + json.dumps([dataclasses.asdict(tool) for tool in tools]))
             fits = condense(prompt, limit=int(self._context * _ROOM) - told, runs=self.desk.table())
             try:
-                return await self._researcher.reply(self._system, fits, tools, self._hear), fits
+                return await self._researcher.reply(system, fits, tools, self._hear), fits
             except ContextOverflowError:
                 self._context = int(self._context * _SHRINK)
                 if self._context < _MIN_CONTEXT:
