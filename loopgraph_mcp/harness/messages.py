@@ -89,6 +89,10 @@ class Reply:
     attempts: int = 1
 
 
+class EnoughError(Exception):
+    """Raised by whoever hears a reply as it comes: the rest of it need not be written."""
+
+
 class Researcher(Protocol):
     """Whoever chooses the next call: a model behind a provider, or a script."""
 
@@ -98,5 +102,5 @@ class Researcher(Protocol):
     async def reply(
         self, system: str, messages: Sequence[Message], tools: Sequence[ToolSpec], on_text: Callable[[str], None]
     ) -> Reply:
-        """Return what it says next; `on_text` hears it as it comes."""
+        """Return what it says next; `on_text` hears it as it comes, and may end it with EnoughError."""
         ...

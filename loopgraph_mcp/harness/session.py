@@ -19,6 +19,7 @@ from loopgraph_mcp.harness.messages import (
     MESSAGES,
     RESULT,
     Assistant,
+    EnoughError,
     Message,
     Reply,
     Researcher,
@@ -43,6 +44,7 @@ _SHRINK, _MIN_CONTEXT = 0.6, 500
 _SAME_CALLS, _SAME_CALLS_END = 3, 12
 _IDLE_MENU, _IDLE_END = 4, 12
 _IDLE_TEXT_CHARS = 1_000
+_MENU_LINES = 100
 _CANCEL_PATIENCE_S = 20.0
 
 
@@ -102,6 +104,7 @@ class Session:
         self._menu = plan.menu == "on"
         self._note = ""
         self._wrote = ("", 0.0)
+        self._answer = ""  # what was heard of the answer to a menu
         self._unbilled = (0, 0.0)  # tokens and dollars since the last run
         desk.on_progress = self._progress
 
@@ -219,6 +222,7 @@ class Session:
             system = prompts.MENU if self._menu else self._system
             told = estimate_tokens(system + json.dumps([dataclasses.asdict(tool) for tool in tools]))
             fits = condense(prompt, limit=int(self._context * _ROOM) - told, runs=self.desk.table())
+            self._answer = ""
             try:
                 return await self._researcher.reply(system, fits, tools, self._hear), fits
             except ContextOverflowError:
@@ -393,6 +397,11 @@ class Session:
         if time.monotonic() - when > 0.2:
             self._wrote = (self._wrote[0], time.monotonic())
             self._show(f"writes: {' '.join(self._wrote[0].split())[-60:]}")
+        if self._menu:
+            self._answer += text
+            first, more, _ = repair.without_thoughts(self._answer).partition("\n")
+            if more and prompts.chosen(first, _MENU_LINES) is not None:
+                raise EnoughError  # a small model goes on, about nothing, to the limit of its reply
 
     def _progress(self, answer: dict[str, object]) -> None:
         percent = answer.get("percent")

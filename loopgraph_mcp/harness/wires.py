@@ -75,6 +75,10 @@ class Stream(Protocol):
         """Take one event's JSON; return the text in it. Raises a ValueError where it is none of the protocol's."""
         ...
 
+    def end(self) -> None:
+        """Take what has come for the whole reply."""
+        ...
+
     def finish(self, asked: str) -> Reply:
         """Return the reply, or raise CutStreamError where its end has not come."""
         ...
@@ -109,6 +113,10 @@ class ChatStream:
             self._stop = choice.finish_reason or self._stop
         self._text += text
         return text
+
+    def end(self) -> None:
+        """Take what has come for the whole reply."""
+        self._ended = True
 
     def _take(self, index: int, part: _CallPart) -> None:
         call = self._calls.setdefault(index, ["", "", ""])
@@ -211,6 +219,10 @@ class MessagesStream:
             case "message_stop":
                 self._ended = True
         return ""
+
+    def end(self) -> None:
+        """Take what has come for the whole reply."""
+        self._ended = True
 
     def _heard(self) -> str:
         return "".join(each.text for each in self._blocks.values()) + "".join(self._json.values())
