@@ -232,7 +232,7 @@ class Desk:
         if isinstance(made, Applied):
             return self._redraft(made.text)
         if isinstance(made, Present):
-            return Answer(f"{name} is {value} already", failed=True)
+            return Answer(f"{name} is {value} already; give it another value, or take another constant", failed=True)
         return Answer(f"{made.looked_for}: {made.reason}", failed=True)
 
     def _undo(self) -> Answer:

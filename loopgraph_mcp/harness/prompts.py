@@ -28,7 +28,11 @@ proven here, leave what flopped."""
 MENU = """\
 You improve a training script by experiments. You are asked which change is tried next, and answer with its number."""
 
-IDLE = "Call a tool: set_value or edit_code to change the draft, then run."
+IDLE = (
+    "Call a tool: set_value or edit_code to change the draft, then run. Where you have no other way to, write the calls:\n"
+    '<tool_call>{{"name": "set_value", "arguments": {{"name": "{name}", "value": "{value}"}}}}</tool_call>\n'
+    '<tool_call>{{"name": "run", "arguments": {{"description": "{name} {value}"}}}}</tool_call>'
+)
 AGAIN = "This is the same call as before, with the same answer. Do something else: change the draft, or run it."
 
 
@@ -82,6 +86,13 @@ def chosen(text: str, count: int) -> int | None:
     """Return the number, from 0 on, that an answer names first, or None."""
     named = [int(digits) for digits in re.findall(r"(?<![\w.])\d{1,3}(?![\w%]|\.\d)", text)]
     return next((number - 1 for number in named if 1 <= number <= count), None)
+
+
+def idle(program: str, profile: str) -> str:
+    """Return what a researcher is told that called nothing: how a call is written, with a value that stands now."""
+    known = {name: value for name, value in numbers(program, profile).items() if tunable(name)}
+    name, value = next(iter(known.items()), ("NAME", "VALUE"))
+    return IDLE.format(name=name, value=value)
 
 
 def tunable(name: str) -> bool:

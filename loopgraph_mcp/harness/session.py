@@ -285,7 +285,7 @@ class Session:
         if len(last.text) > _IDLE_TEXT_CHARS:  # a reply that repeated itself to its limit would do so again
             self._talk[-1] = dataclasses.replace(last, text=last.text[:_IDLE_TEXT_CHARS] + " …")
         cut = "Your reply was cut off: be brief. " if reply.stop == "length" else ""
-        self._talk.append(User(cut + prompts.IDLE))
+        self._talk.append(User(cut + prompts.idle(self.desk.draft, self.desk.profile)))
 
     def _offer_menus(self) -> None:
         self._menu = self._menu or self.plan.menu == "auto"
