@@ -10,7 +10,17 @@ import pytest
 
 from loopgraph_mcp.errors import ConfigError, ProviderError
 from loopgraph_mcp.harness import providers
-from loopgraph_mcp.harness.messages import Assistant, Message, Reply, ToolCall, ToolResult, ToolSpec, Usage, User
+from loopgraph_mcp.harness.messages import (
+    Assistant,
+    EnoughError,
+    Message,
+    Reply,
+    ToolCall,
+    ToolResult,
+    ToolSpec,
+    Usage,
+    User,
+)
 from loopgraph_mcp.harness.prices import Price, find_price
 from loopgraph_mcp.harness.providers import PRESETS, ContextOverflowError, HttpModel, find_endpoint
 
@@ -33,6 +43,7 @@ async def ask(
     *,
     waits: list[float] | None = None,
     talk: Sequence[Message] = tuple(TALK),
+    hear: Callable[[str], None] = lambda _: None,
     **options: Any,
 ) -> Reply:
     variable = {"key_variable": "TEST_KEY"}
@@ -42,7 +53,7 @@ async def ask(
         (waits if waits is not None else []).append(seconds)
 
     async with HttpModel(endpoint, sleep=sleep, rng=random.Random(0)) as model:
-        return await model.reply("You train.", talk, [TOOL], lambda _: None)
+        return await model.reply("You train.", talk, [TOOL], hear)
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -76,7 +87,12 @@ async def test_a_conversation_is_told_in_each_protocols_own_way(provide: Provide
 async def test_calls_that_were_written_as_text_are_sent_back_once_and_as_text(provide: Provide, protocol: str) -> None:
     words = '<tool_call>{"name": "run", "arguments": {}}</tool_call>'
     calls = [ToolCall("a", "run", "{}"), ToolCall("b", "run", "{}")]
-    talk = [User("go"), Assistant(words, calls, as_text=True), ToolResult("a", "run", "1.0"), ToolResult("b", "run", "2")]
+    talk = [
+        User("go"),
+        Assistant(words, calls, as_text=True),
+        ToolResult("a", "run", "1.0"),
+        ToolResult("b", "run", "2"),
+    ]
     server = provide({"text": "ok"})
     await ask(server.url, protocol, talk=talk)
     said, answered = server.asked[0]["messages"][-2:]
@@ -131,6 +147,24 @@ async def test_a_prompt_that_is_too_long_is_told_apart(provide: Provide) -> None
     body = "This model's maximum context length is 4096 tokens"
     with pytest.raises(ContextOverflowError):
         await ask(provide({"status": 400, "body": body}).url)
+
+
+async def test_a_server_that_breaks_off_without_a_word_is_asked_for_one(provide: Provide) -> None:
+    body = "Requested tokens (9000) exceed context window of 8192"
+    server = provide({"mute": True}, {"status": 400, "body": body})
+    with pytest.raises(ContextOverflowError):
+        await ask(server.url)
+    assert [asked["stream"] for asked in server.asked] == [True, False]
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+async def test_whoever_hears_enough_ends_a_reply(provide: Provide, protocol: str) -> None:
+    def hear(text: str) -> None:
+        if text == "3, ":
+            raise EnoughError
+
+    reply = await ask(provide({"text": "3, because of this and that"}).url, protocol, hear=hear)
+    assert (reply.message.text[:3], reply.attempts) == ("3, ", 1)
 
 
 async def test_usage_that_is_missing_is_estimated_and_said_to_be(provide: Provide) -> None:

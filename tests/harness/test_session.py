@@ -18,6 +18,7 @@ from loopgraph_mcp.errors import ConfigError
 from loopgraph_mcp.harness.agents import recall_prompt, report
 from loopgraph_mcp.harness.opening import open_session, resume_session
 from loopgraph_mcp.harness.plans import Plan
+from loopgraph_mcp.harness.repair import calls_in_text
 from loopgraph_mcp.store import sessions
 from loopgraph_mcp.store.database import Database
 from loopgraph_mcp.tracing import trace
@@ -154,6 +155,19 @@ async def test_a_model_that_cannot_call_tools_is_kept_in_the_loop_by_a_menu(
     last = server.asked[-1]
     assert "tools" not in last
     assert "Answer with one number" in last["messages"][-1]["content"]
+    assert "tools" not in last["messages"][0]["content"]  # nor is it told to call any
+    told = server.asked[1]["messages"][-1]["content"]
+    (value, _) = calls_in_text(told, [])
+    assert json.loads(value.arguments) == {"name": "LEARNING_RATE", "value": "0.5"}
+
+
+async def test_a_model_that_reads_little_is_told_of_the_memorys_main_tools_alone(
+    settings: Settings, provide: Provide
+) -> None:
+    server = provide({"text": "2"})
+    await research(settings, Plan(**MODEL, base_url=server.url, experiments=1, max_turns=1, context_tokens=8_000))
+    base = ["read_code", "edit_code", "set_value", "run", "undo", "record"]
+    assert [tool["function"]["name"] for tool in server.asked[0]["tools"]] == [*base, "search_methods", "get_code_edit"]
 
 
 async def test_endless_repetition_and_silence_end(settings: Settings, provide: Provide) -> None:
