@@ -29,7 +29,7 @@ MENU = """\
 You improve a training script by experiments. You are asked which change is tried next, and answer with its number."""
 
 IDLE = (
-    "Call a tool: set_value or edit_code to change the draft, then run. Where you have no other way to, write the calls:\n"
+    "Call a tool: set_value or edit_code to change the draft, then run. If you have no other way, write the calls:\n"
     '<tool_call>{{"name": "set_value", "arguments": {{"name": "{name}", "value": "{value}"}}}}</tool_call>\n'
     '<tool_call>{{"name": "run", "arguments": {{"description": "{name} {value}"}}}}</tool_call>'
 )
