@@ -230,10 +230,18 @@ class Desk:
     def _set(self, name: str, value: str) -> Answer:
         made = set_constant(self.draft, name, value)
         if isinstance(made, Applied):
-            return self._redraft(made.text)
+            answer = self._redraft(made.text)
+            return answer if answer.failed else Answer(self._changed())
         if isinstance(made, Present):
             return Answer(f"{name} is {value} already; give it another value, or take another constant", failed=True)
         return Answer(f"{made.looked_for}: {made.reason}", failed=True)
+
+    def _changed(self) -> str:
+        """Return which constants differ from the kept program's: a diff of each call would be read in every turn."""
+        kept = constants(self.kept, self.profile)
+        new = {name: value for name, value in constants(self.draft, self.profile).items() if value != kept.get(name)}
+        told = ", ".join(f"{name} = {value!r} (was {kept.get(name)!r})" for name, value in new.items())
+        return f"The draft now has {told or 'no constant changed'}. Call run to train it."
 
     def _undo(self) -> Answer:
         self.draft, self.draft_edit = self.kept, None
