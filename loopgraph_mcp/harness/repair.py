@@ -78,7 +78,8 @@ def calls_in_text(text: str, tools: Sequence[ToolSpec]) -> list[ToolCall]:
     )
     found = list[ToolCall]()
     for piece in pieces:
-        found += [call for value in _values(piece) if (call := _as_call(value, len(found))) is not None]
+        named = [each for value in _values(piece) for each in _by_name(value, tools)]
+        found += [call for value in named if (call := _as_call(value, len(found))) is not None]
     if not found:
         found = [call for tool in tools for call in _written(text, tool)]
     return found[:_MAX_FOUND]
@@ -210,6 +211,17 @@ def _values(piece: str) -> list[Any]:
 def _next_brace(text: str, place: int) -> int:
     found = [at for bracket in "{[" if (at := text.find(bracket, place)) >= 0]
     return min(found, default=-1)
+
+
+def _by_name(value: Any, tools: Sequence[ToolSpec]) -> list[Any]:
+    """Return the calls of an object that has tools for its keys, `{"run": {"description": "a"}}`; else the value."""
+    names = {tool.name for tool in tools}
+    if not isinstance(value, dict) or not value or not set(value) <= names:
+        return [value]
+    return [
+        {"name": name, "arguments": given.get("arguments", given) if isinstance(given, dict) else given}
+        for name, given in value.items()
+    ]
 
 
 def _as_call(value: Any, place: int) -> ToolCall | None:

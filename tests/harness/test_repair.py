@@ -72,6 +72,8 @@ def test_what_cannot_be_mended_says_what_to_do(name: str, arguments: str, told: 
         '[{"function": {"name": "run", "arguments": "{\\"description\\": \\"a\\"}"}}]',
         'I call run(description="a") now.',
         'Then `run("a")`.',
+        'The plan:\n```json\n{"run": {"description": "a"}}\n```',
+        'The plan:\n```json\n{"run": {"arguments": {"description": "a"}}}\n```',
         '{{"name": "run", "arguments": {"description": "a"}}}}',
         '<tool_call>\n{{"name": "run", "arguments": {"description": "a"}}\n</tool_call>',
     ],
