@@ -249,8 +249,7 @@ def _written(text: str, tool: ToolSpec) -> list[ToolCall]:
                 continue
             try:
                 node = ast.parse(text[match.start() : end + 1].strip(), mode="eval").body
-                assert isinstance(node, ast.Call)  # noqa: S101 - a name and its brackets
-                if len(node.args) > len(names):
+                if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name) or len(node.args) > len(names):
                     break
                 arguments = {name: ast.literal_eval(each) for name, each in zip(names, node.args, strict=False)}
                 arguments |= {each.arg or "": ast.literal_eval(each.value) for each in node.keywords}

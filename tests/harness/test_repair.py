@@ -85,6 +85,7 @@ def test_calls_written_as_text_are_found(text: str) -> None:
 
 def test_words_are_no_calls() -> None:
     assert not repair.calls_in_text("I would run(it) with a {deeper} model [1].", TOOLS)
+    assert not repair.calls_in_text("then run((1)+(2)) or run (it)*(2) or run(it)(2), run(x)+(2)", TOOLS)
 
 
 @given(st.text(max_size=200))
