@@ -72,6 +72,8 @@ async def run(
                 trials.append(trial)
                 on_trial(trial)
     lower = where.direction is Direction.LOWER
+    told = sum(trial.estimated_turns for trial in trials)
+    counted = "as the provider counted them" + (f", estimated in {told} turns where it told none" if told else "")
     about = {
         "researcher": plan.researcher,
         "experiments": plan.experiments,
@@ -80,7 +82,7 @@ async def run(
         "direction": where.direction.value,
         "budget_s": where.budget_s,
         "device": choose_device(settings.device, settings.visible_gpus).label,
-        "tokens": "estimated from words: no model is asked" if plan.policy else "as the provider counted them",
+        "tokens": "estimated from words: no model is asked" if plan.policy else counted,
         "packs": settings.packs.name,
         "published_histories": settings.day_one,
         "loopgraph": __version__,
@@ -170,6 +172,7 @@ def _trial(arm: str, seed: int, session: Session, curve: list[Point], seeded: st
         ended=session.ended or "",
         session_id=session.id,
         seeded=seeded,
+        estimated_turns=spent.estimated_turns,
     )
 
 

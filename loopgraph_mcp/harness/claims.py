@@ -29,6 +29,7 @@ class Trial:
         from_memory: Runs that the memory answered, at no training.
         valid: The share of tool calls that could be carried out.
         seeded: What the memory held before it began.
+        estimated_turns: Turns whose tokens the provider did not tell.
     """
 
     arm: str
@@ -41,6 +42,7 @@ class Trial:
     ended: str
     session_id: str
     seeded: str
+    estimated_turns: int = 0
 
 
 @dataclass(frozen=True)
