@@ -222,7 +222,10 @@ class Desk:
         first = next((line.strip() for line in search.splitlines() if line.strip()), "")
         lines = {line.strip(): number for number, line in enumerate(self.draft.splitlines(), start=1)}
         near = difflib.get_close_matches(first, list(lines), n=_NEAR_LINES, cutoff=0.5)
-        shown = "\n".join(f"{lines[line]}: {line}" for line in near) or "nothing like it; call read_code"
+        shown = (
+            "\n".join(f"{lines[line]}: {line}" for line in near)
+            or "nothing like it; read_code shows the draft, set_value changes a constant"
+        )
         return Answer(
             f"search does not stand in the draft, character for character. The nearest:\n{shown}", failed=True
         )
