@@ -224,7 +224,7 @@ class Desk:
         near = difflib.get_close_matches(first, list(lines), n=_NEAR_LINES, cutoff=0.5)
         shown = (
             "\n".join(f"{lines[line]}: {line}" for line in near)
-            or "nothing like it; read_code shows the draft, set_value changes a constant"
+            or "nothing like it; read_code shows it, set_value is for constants"
         )
         return Answer(
             f"search does not stand in the draft, character for character. The nearest:\n{shown}", failed=True

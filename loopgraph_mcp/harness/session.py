@@ -100,7 +100,9 @@ class Session:
         self._pending: list[tuple[int, ToolCall]] = []
         self._context = researcher.context_tokens
         self._idle = self._same = 0
-        self._last_call = ("", "")
+        self._seen = set[
+            tuple[str, str, str, int]
+        ]()  # calls, with the draft and the runs that stood when they were made
         self._menu = plan.menu == "on"
         self._note = ""
         self._wrote = ("", 0.0)
@@ -317,8 +319,9 @@ class Session:
 
     async def _do(self, mended: repair.Mended, place: int) -> Answer:
         call = mended.call
-        self._same = self._same + 1 if (call.name, call.arguments) == self._last_call else 0
-        self._last_call = (call.name, call.arguments)
+        state = (call.name, call.arguments, self.desk.draft, len(self.desk.runs))
+        self._same = self._same + 1 if state in self._seen else 0
+        self._seen.add(state)
         self._show(f"running: {mended.arguments.get('description', '')}" if call.name == "run" else call.name)
         key = f"{self.id}:{self._number}:{place}"
         try:
