@@ -247,6 +247,8 @@ class Desk:
         return f"The draft now has {told or 'no constant changed'}. Call run to train it."
 
     def _undo(self) -> Answer:
+        if self.draft == self.kept:
+            return Answer("nothing to undo: the draft is the kept program; set_value changes it", failed=True)
         self.draft, self.draft_edit = self.kept, None
         return Answer("The draft is the kept program again.")
 
