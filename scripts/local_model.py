@@ -66,6 +66,7 @@ def build_server(home: Path) -> Path:
     if not stamp.exists() or stamp.read_text() != SERVER:
         print(f"building {SERVER}: about eight minutes, once")
         venv.create(home / "venv", with_pip=True)
+        os.environ["CMAKE_ARGS"] = f"{os.environ.get('CMAKE_ARGS', '')} -DLLAVA_BUILD=OFF"  # that part reads pictures
         _run(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", SERVER)
         stamp.write_text(SERVER)
     return python
@@ -106,7 +107,9 @@ def served(python: Path, weights: Weights, file: Path, log: Path, threads: int |
     url = f"http://127.0.0.1:{port}/v1"
     command = [python, "-m", "llama_cpp.server", "--model", file, "--model_alias", weights.name]
     command += ["--host", "127.0.0.1", "--port", str(port), "--n_ctx", str(weights.context_tokens)]
-    command += ["--n_threads", str(threads)] if threads else []
+    command += ["--logits_all", "false"]  # it would keep a row as wide as the vocabulary for every token of a prompt
+    if threads:  # its default for prompts is all cores, also those that it may not use
+        command += ["--n_threads", str(threads), "--n_threads_batch", str(threads)]
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)  # noqa: S603 - built above
         try:

@@ -13,6 +13,7 @@ from rich.table import Table
 from loopgraph_mcp import screen
 from loopgraph_mcp.config import Settings
 from loopgraph_mcp.errors import NotFoundError, ProviderError
+from loopgraph_mcp.harness import prompts
 from loopgraph_mcp.harness.board import cost_told, tokens_told
 from loopgraph_mcp.harness.messages import ASSISTANT, MESSAGES, Assistant, Message
 from loopgraph_mcp.harness.opening import find_session, store_files
@@ -130,5 +131,6 @@ async def recall_prompt(settings: Settings, session_id: str, number: int) -> tup
             for turn in await sessions.turns_of(db, session_id):
                 sent = sent[: turn.kept] + MESSAGES.validate_json(turn.prompt)
                 if turn.number == number:
-                    return row.system, sent, ASSISTANT.validate_json(turn.reply)
+                    system = prompts.MENU if turn.menu else row.system
+                    return system, sent, ASSISTANT.validate_json(turn.reply)
     raise NotFoundError(f"{session_id} has no turn {number}")

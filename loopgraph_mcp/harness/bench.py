@@ -82,7 +82,6 @@ async def run(
         "direction": where.direction.value,
         "budget_s": where.budget_s,
         "device": choose_device(settings.device, settings.visible_gpus).label,
-        "tokens": "estimated from words: no model is asked" if plan.policy else "as the provider counted them",
         "packs": settings.packs.name,
         "published_histories": settings.day_one,
         "loopgraph": __version__,
@@ -94,7 +93,12 @@ async def run(
             trials += await _one_seed(
                 settings, where, plan, arms, seed, out, environment, on_status, stack, again=again
             )
-        known = {"seeds": sorted({trial.seed for trial in trials})}
+        told = sum(trial.estimated_turns for trial in trials)
+        counted = "as the provider counted them" + (f", estimated in {told} turns where it told none" if told else "")
+        known = {
+            "seeds": sorted({trial.seed for trial in trials}),
+            "tokens": "estimated from words: no model is asked" if plan.policy else counted,
+        }
         yield Result(about | known, tuple(arms), list(trials), compare(trials, arms, lower=lower))
 
 
@@ -188,6 +192,7 @@ def _trial(arm: str, seed: int, session: Session, curve: list[Point], seeded: st
         session_id=session.id,
         seeded=seeded,
         again=again,
+        estimated_turns=spent.estimated_turns,
     )
 
 

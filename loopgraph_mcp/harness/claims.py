@@ -30,6 +30,7 @@ class Trial:
         valid: The share of tool calls that could be carried out.
         seeded: What the memory held before it began.
         again: What the program it ended with reached on fresh seeds; no run of it was chosen for being good.
+        estimated_turns: Turns whose tokens the provider did not tell.
     """
 
     arm: str
@@ -43,6 +44,7 @@ class Trial:
     session_id: str
     seeded: str
     again: list[float] = field(default_factory=list)
+    estimated_turns: int = 0
 
 
 @dataclass(frozen=True)

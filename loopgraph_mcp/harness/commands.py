@@ -81,8 +81,11 @@ def agent(
     from loopgraph_mcp.harness.opening import open_session, resume_session  # noqa: PLC0415
 
     settings = _settings(workspace)
-    caps = {"experiments": experiments, "budget_s": budget_s, "max_tokens": max_tokens, "max_usd": max_usd}
-    given: dict[str, Any] = {name: value for name, value in caps.items() if value is not None}
+    options = {  # what a session that goes on may be given anew
+        "experiments": experiments, "budget_s": budget_s, "max_tokens": max_tokens, "max_usd": max_usd,
+        "base_url": base_url, "key_variable": key_variable, "context_tokens": context_tokens,
+    }  # fmt: skip
+    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     with Board(screen.errors) as board:
         if resume is not None:
             opened = resume_session(
@@ -99,9 +102,6 @@ def agent(
                 provider=provider,
                 model=model,
                 policy=policy,
-                base_url=base_url,
-                key_variable=key_variable,
-                context_tokens=context_tokens,
                 prices=None if prices is None else str(prices.resolve()),
                 memory=memory.value,
                 menu="off" if policy else menu.value,

@@ -26,10 +26,11 @@ class User:
 
 @dataclass(frozen=True)
 class Assistant:
-    """What the researcher said."""
+    """What the researcher said; `as_text` where its calls stand in the text, for want of a better place."""
 
     text: str
     calls: list[ToolCall] = field(default_factory=list)
+    as_text: bool = False
     role: Literal["assistant"] = "assistant"
 
 
@@ -88,6 +89,10 @@ class Reply:
     attempts: int = 1
 
 
+class EnoughError(Exception):
+    """Raised by whoever hears a reply as it comes: the rest of it need not be written."""
+
+
 class Researcher(Protocol):
     """Whoever chooses the next call: a model behind a provider, or a script."""
 
@@ -97,5 +102,5 @@ class Researcher(Protocol):
     async def reply(
         self, system: str, messages: Sequence[Message], tools: Sequence[ToolSpec], on_text: Callable[[str], None]
     ) -> Reply:
-        """Return what it says next; `on_text` hears it as it comes."""
+        """Return what it says next; `on_text` hears it as it comes, and may end it with EnoughError."""
         ...

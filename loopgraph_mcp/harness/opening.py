@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -30,6 +30,8 @@ from loopgraph_mcp.workspace import load_workspace
 _TOOLS: TypeAdapter[list[ToolSpec]] = TypeAdapter(list[ToolSpec])
 _FREE = Price(prompt=0, completion=0)
 AGENTS_DIR = "agents"
+_SMALL_CONTEXT = 16_000
+_FEW_TOOLS = frozenset({"search_methods", "get_code_edit"})
 
 
 class Stores(NamedTuple):
@@ -168,7 +170,7 @@ async def _at_work(
             draft=row.draft,
             draft_edit=row.draft_edit,
             runs=[],
-            remembered=tuple(await memory.tools()) if memory is not None else (),
+            remembered=() if memory is None else _taken(await memory.tools(), researcher.context_tokens),
         )
         if new:
             row = dataclasses.replace(row, tools=_TOOLS.dump_json(desk.tools()).decode())
@@ -178,6 +180,12 @@ async def _at_work(
         session = Session(db, row, desk, researcher, plan, price=price, on_status=on_status)
         await session.recall()
         yield session
+
+
+def _taken(tools: Sequence[ToolSpec], context_tokens: int) -> tuple[ToolSpec, ...]:
+    """Return the memory's tools that a model is told of: where they would fill much of what it reads, the first two."""
+    small = context_tokens < _SMALL_CONTEXT
+    return tuple(tool for tool in tools if not small or tool.name in _FEW_TOOLS)
 
 
 async def _researcher(

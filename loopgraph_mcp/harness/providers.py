@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from loopgraph_mcp.errors import ConfigError, ProviderError
 from loopgraph_mcp.harness import wires
-from loopgraph_mcp.harness.messages import MESSAGES, Assistant, Message, Reply, ToolSpec
+from loopgraph_mcp.harness.messages import MESSAGES, Assistant, EnoughError, Message, Reply, ToolSpec
 from loopgraph_mcp.tokens import estimate_tokens
 
 Protocol = Literal["openai", "anthropic"]
@@ -184,6 +184,9 @@ class HttpModel:
                 )
             except _AgainError as again:
                 wasted += again.wasted
+                if again.mute:  # some servers say why only to whoever does not stream
+                    payload["stream"] = False
+                    payload.pop("stream_options", None)
                 if attempt == _ATTEMPTS:
                     raise ProviderError(
                         f"{self.name} failed {attempt} times, last: {self.scrub(str(again))}; "
@@ -205,15 +208,21 @@ class HttpModel:
         there = self._endpoint
         path = "messages" if there.protocol == "anthropic" else "chat/completions"
         stream = wires.MessagesStream() if there.protocol == "anthropic" else wires.ChatStream()
+        answered = False
         try:
             async with self._client.stream("POST", f"{there.base_url}/{path}", json=payload) as response:
                 if response.status_code != httpx.codes.OK:
                     body = (await response.aread()).decode("utf-8", "replace")[:4_000]
                     raise self._refused(response, body, payload)
-                await _hear(response, stream, on_text)
+                answered = True
+                try:
+                    await _hear(response, stream, on_text)
+                except EnoughError:
+                    stream.end()
             return stream.finish(asked)
         except wires.CutStreamError as error:
-            raise _AgainError(str(error), wasted=_cost_of(asked, error.heard)) from None
+            wasted = _cost_of(asked, error.heard)
+            raise _AgainError(str(error), wasted=wasted, mute=not error.heard) from None
         except ValidationError as error:
             raise _AgainError(f"what it sent is not its protocol's: {error.errors()[0]['msg']}",
                               wasted=_cost_of(asked, "")) from None  # fmt: skip
@@ -222,7 +231,7 @@ class HttpModel:
         except httpx.ConnectError as error:
             raise _AgainError(f"{there.base_url} cannot be reached ({error})") from None
         except httpx.TransportError as error:
-            raise _AgainError(f"the connection broke: {error}") from None
+            raise _AgainError(f"the connection broke: {error}", mute=answered) from None
         except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
             raise ConfigError(f"{there.base_url} is no URL of a server ({error}); see --base-url") from None
 
@@ -246,12 +255,18 @@ class HttpModel:
 
 
 class _AgainError(Exception):
-    """An attempt failed in a way that another one may not; `wasted` tokens were spent on it."""
+    """An attempt failed in a way that another one may not.
 
-    def __init__(self, words: str, *, after_s: float | None = None, wasted: int = 0) -> None:
+    Args:
+        wasted: Tokens that were spent on it.
+        mute: Whether the server began to answer, and broke off without a word.
+    """
+
+    def __init__(self, words: str, *, after_s: float | None = None, wasted: int = 0, mute: bool = False) -> None:
         super().__init__(words)
         self.after_s = after_s
         self.wasted = wasted
+        self.mute = mute
 
 
 def _headers(endpoint: Endpoint) -> dict[str, str]:

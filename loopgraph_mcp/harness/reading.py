@@ -33,7 +33,7 @@ from loopgraph_mcp.store import papers
 from loopgraph_mcp.tools import text
 from loopgraph_mcp.tools.loop import loop_tools
 
-_TURNS = 8
+_TURNS, _IDLE_TURNS = 8, 2
 _PASSAGE_CHARS = 6_000
 _SYSTEM = """\
 You read passages of a source for a memory of methods that train language models. Register with add_method what the \
@@ -178,6 +178,7 @@ class _Reader:
         """Ask and register until the model is done, or has had its turns or tokens."""
         told = self._reading
         told.ended = f"stopped after {_TURNS} turns"
+        idle = 0
         while told.turns < _TURNS:
             if max_tokens is not None and told.tokens >= max_tokens:
                 told.ended = f"stopped by --max-tokens {max_tokens}"
@@ -185,11 +186,16 @@ class _Reader:
             reply = await self._ask()
             words = repair.without_thoughts(reply.message.text)
             calls = reply.message.calls or repair.calls_in_text(words, [self._tool])
-            self._talk.append(Assistant(words or ("" if calls else "…"), calls))
+            written = bool(calls) and not reply.message.calls
+            self._talk.append(Assistant(words or ("" if calls else "…"), calls, as_text=written))
             for call in calls:
                 self._talk.append(ToolResult(call.id, self._tool.name, await self._carry_out(call)))
             if reply.stop == "refusal" or (not calls and "done" in words.lower()):
                 told.ended = "the model refused" if reply.stop == "refusal" else "all is read"
+                break
+            idle = 0 if calls else idle + 1
+            if idle == _IDLE_TURNS:
+                told.ended = f"the model called nothing in {idle} turns; a larger one may"
                 break
             if not calls:
                 self._talk.append(User(_AGAIN))

@@ -78,9 +78,10 @@ def calls_in_text(text: str, tools: Sequence[ToolSpec]) -> list[ToolCall]:
     )
     found = list[ToolCall]()
     for piece in pieces:
-        found += [call for value in _values(piece) if (call := _as_call(value, len(found))) is not None]
+        named = [each for value in _values(piece) for each in _by_name(value, tools)]
+        found += [call for value in named if (call := _as_call(value, len(found))) is not None]
     if not found:
-        found = [call for name in (each.name for each in tools) for call in _written(text, name)]
+        found = [call for tool in tools for call in _written(text, tool)]
     return found[:_MAX_FOUND]
 
 
@@ -212,6 +213,17 @@ def _next_brace(text: str, place: int) -> int:
     return min(found, default=-1)
 
 
+def _by_name(value: Any, tools: Sequence[ToolSpec]) -> list[Any]:
+    """Return the calls of an object that has tools for its keys, `{"run": {"description": "a"}}`; else the value."""
+    names = {tool.name for tool in tools}
+    if not isinstance(value, dict) or not value or not set(value) <= names:
+        return [value]
+    return [
+        {"name": name, "arguments": given.get("arguments", given) if isinstance(given, dict) else given}
+        for name, given in value.items()
+    ]
+
+
 def _as_call(value: Any, place: int) -> ToolCall | None:
     if not isinstance(value, dict):
         return None
@@ -226,23 +238,23 @@ def _as_call(value: Any, place: int) -> ToolCall | None:
     )
 
 
-def _written(text: str, name: str) -> list[ToolCall]:
-    """Return the calls of a tool that are written as Python would: `set_value(name="X", value=1)`."""
-    calls = list[ToolCall]()
+def _written(text: str, tool: ToolSpec) -> list[ToolCall]:
+    """Return the calls of a tool that are written as Python would: `set_value("X", value=1)`."""
+    calls, names = list[ToolCall](), list(tool.schema.get("properties", {}))
     for match in _WRITTEN.finditer(text):
-        if match.group(1) != name:
+        if match.group(1) != tool.name:
             continue
         for end in range(match.end(), min(len(text), match.end() + 4_000)):
             if text[end] != ")":
                 continue
             try:
                 node = ast.parse(text[match.start() : end + 1].strip(), mode="eval").body
-                assert isinstance(node, ast.Call)  # noqa: S101 - a name and its brackets
-                if node.args:
+                if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name) or len(node.args) > len(names):
                     break
-                arguments = {each.arg or "": ast.literal_eval(each.value) for each in node.keywords}
+                arguments = {name: ast.literal_eval(each) for name, each in zip(names, node.args, strict=False)}
+                arguments |= {each.arg or "": ast.literal_eval(each.value) for each in node.keywords}
             except (SyntaxError, ValueError, MemoryError, RecursionError):
                 continue
-            calls.append(ToolCall(f"text_{len(calls)}", name, json.dumps(arguments, default=str)))
+            calls.append(ToolCall(f"text_{len(calls)}", tool.name, json.dumps(arguments, default=str)))
             break
     return calls

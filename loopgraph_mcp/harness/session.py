@@ -19,6 +19,7 @@ from loopgraph_mcp.harness.messages import (
     MESSAGES,
     RESULT,
     Assistant,
+    EnoughError,
     Message,
     Reply,
     Researcher,
@@ -34,14 +35,16 @@ from loopgraph_mcp.harness.providers import ContextOverflowError
 from loopgraph_mcp.store import experiments, retrievals, sessions
 from loopgraph_mcp.store.database import Database
 from loopgraph_mcp.store.sessions import CallRow, SessionRow, TurnRow
+from loopgraph_mcp.tokens import estimate_tokens
 
 RUN: TypeAdapter[Run] = TypeAdapter(Run)
 
-_ROOM = 0.7  # of the context, for the conversation; tools, the system prompt and the reply take the rest
+_ROOM = 0.7  # of the context, for all that is sent; the rest is for the reply, and for what was estimated too low
 _SHRINK, _MIN_CONTEXT = 0.6, 500
 _SAME_CALLS, _SAME_CALLS_END = 3, 12
 _IDLE_MENU, _IDLE_END = 4, 12
 _IDLE_TEXT_CHARS = 1_000
+_MENU_LINES = 100
 _CANCEL_PATIENCE_S = 20.0
 
 
@@ -97,10 +100,13 @@ class Session:
         self._pending: list[tuple[int, ToolCall]] = []
         self._context = researcher.context_tokens
         self._idle = self._same = 0
-        self._last_call = ("", "")
+        self._seen = set[
+            tuple[str, str, str, int]
+        ]()  # calls, with the draft and the runs that stood when they were made
         self._menu = plan.menu == "on"
         self._note = ""
         self._wrote = ("", 0.0)
+        self._answer = ""  # what was heard of the answer to a menu
         self._unbilled = (0, 0.0)  # tokens and dollars since the last run
         desk.on_progress = self._progress
 
@@ -201,8 +207,10 @@ class Session:
             calls = [] if place is None else _calls(options[place])
         else:
             calls = reply.message.calls or repair.calls_in_text(reply.message.text, tools)
-        message = Assistant(reply.message.text, [ToolCall(f"t{self._number + 1}c{place}", call.name, call.arguments)
-                                                 for place, call in enumerate(calls)])  # fmt: skip
+        named = [
+            ToolCall(f"t{self._number + 1}c{place}", call.name, call.arguments) for place, call in enumerate(calls)
+        ]
+        message = Assistant(reply.message.text, named, as_text=not reply.message.calls and bool(calls))
         await self._write(dataclasses.replace(reply, message=message), prompt, time.monotonic() - began)
         self._talk = [*prompt, _sendable(message)]
         if calls:
@@ -213,9 +221,12 @@ class Session:
     async def _reply(self, prompt: list[Message], tools: list[ToolSpec]) -> tuple[Reply, list[Message]]:
         """Ask the researcher, with less of the conversation where it does not fit."""
         while True:
-            fits = condense(prompt, limit=int(self._context * _ROOM), runs=self.desk.table())
+            system = prompts.MENU if self._menu else self._system
+            told = estimate_tokens(system + json.dumps([dataclasses.asdict(tool) for tool in tools]))
+            fits = condense(prompt, limit=int(self._context * _ROOM) - told, runs=self.desk.table())
+            self._answer = ""
             try:
-                return await self._researcher.reply(self._system, fits, tools, self._hear), fits
+                return await self._researcher.reply(system, fits, tools, self._hear), fits
             except ContextOverflowError:
                 self._context = int(self._context * _SHRINK)
                 if self._context < _MIN_CONTEXT:
@@ -276,7 +287,7 @@ class Session:
         if len(last.text) > _IDLE_TEXT_CHARS:  # a reply that repeated itself to its limit would do so again
             self._talk[-1] = dataclasses.replace(last, text=last.text[:_IDLE_TEXT_CHARS] + " …")
         cut = "Your reply was cut off: be brief. " if reply.stop == "length" else ""
-        self._talk.append(User(cut + prompts.IDLE))
+        self._talk.append(User(cut + prompts.idle(self.desk.draft, self.desk.profile)))
 
     def _offer_menus(self) -> None:
         self._menu = self._menu or self.plan.menu == "auto"
@@ -308,8 +319,9 @@ class Session:
 
     async def _do(self, mended: repair.Mended, place: int) -> Answer:
         call = mended.call
-        self._same = self._same + 1 if (call.name, call.arguments) == self._last_call else 0
-        self._last_call = (call.name, call.arguments)
+        state = (call.name, call.arguments, self.desk.draft, len(self.desk.runs))
+        self._same = self._same + 1 if state in self._seen else 0
+        self._seen.add(state)
         self._show(f"running: {mended.arguments.get('description', '')}" if call.name == "run" else call.name)
         key = f"{self.id}:{self._number}:{place}"
         try:
@@ -388,6 +400,11 @@ class Session:
         if time.monotonic() - when > 0.2:
             self._wrote = (self._wrote[0], time.monotonic())
             self._show(f"writes: {' '.join(self._wrote[0].split())[-60:]}")
+        if self._menu:
+            self._answer += text
+            first, more, _ = repair.without_thoughts(self._answer).partition("\n")
+            if more and prompts.chosen(first, _MENU_LINES) is not None:
+                raise EnoughError  # a small model goes on, about nothing, to the limit of its reply
 
     def _progress(self, answer: dict[str, object]) -> None:
         percent = answer.get("percent")
@@ -423,7 +440,7 @@ def _sendable(message: Assistant) -> Assistant:
         else dataclasses.replace(call, arguments=json.dumps(repair.read_object(call.arguments) or {}))
         for call in message.calls
     ]
-    return Assistant(repair.without_thoughts(message.text), calls)
+    return dataclasses.replace(message, text=repair.without_thoughts(message.text), calls=calls)
 
 
 def _is_object(text: str) -> bool:

@@ -75,6 +75,10 @@ class Stream(Protocol):
         """Take one event's JSON; return the text in it. Raises a ValueError where it is none of the protocol's."""
         ...
 
+    def end(self) -> None:
+        """Take what has come for the whole reply."""
+        ...
+
     def finish(self, asked: str) -> Reply:
         """Return the reply, or raise CutStreamError where its end has not come."""
         ...
@@ -109,6 +113,10 @@ class ChatStream:
             self._stop = choice.finish_reason or self._stop
         self._text += text
         return text
+
+    def end(self) -> None:
+        """Take what has come for the whole reply."""
+        self._ended = True
 
     def _take(self, index: int, part: _CallPart) -> None:
         call = self._calls.setdefault(index, ["", "", ""])
@@ -212,6 +220,10 @@ class MessagesStream:
                 self._ended = True
         return ""
 
+    def end(self) -> None:
+        """Take what has come for the whole reply."""
+        self._ended = True
+
     def _heard(self) -> str:
         return "".join(each.text for each in self._blocks.values()) + "".join(self._json.values())
 
@@ -251,12 +263,34 @@ def _object(arguments: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {"text": value}
 
 
+def _as_written(messages: Sequence[Message]) -> list[Message]:
+    """Return a conversation in which calls that were written as text stay text, and so do their answers.
+
+    Told as calls as well they would stand there twice, and a model repeats what it sees.
+    """
+    told, written = list[Message](), set[str]()
+    for message in messages:
+        if isinstance(message, Assistant) and message.as_text:
+            written |= {call.id for call in message.calls}
+            told.append(Assistant(message.text))
+        elif isinstance(message, ToolResult) and message.call_id in written:
+            answer = f"<tool_response>\n{message.text}\n</tool_response>"
+            last = told[-1]
+            if isinstance(last, User):  # roles must take turns
+                told[-1] = User(f"{last.text}\n{answer}")
+            else:
+                told.append(User(answer))
+        else:
+            told.append(message)
+    return told
+
+
 def chat_payload(
     model: str, system: str, messages: Sequence[Message], tools: Sequence[ToolSpec], *, limit: Mapping[str, int]
 ) -> dict[str, Any]:
     """Return a request of the chat-completions protocol; `limit` names the field that bounds the reply."""
     told: list[dict[str, Any]] = [{"role": "system", "content": system}]
-    for message in messages:
+    for message in _as_written(messages):
         match message:
             case User(text=text):
                 told.append({"role": "user", "content": text})
@@ -295,7 +329,7 @@ def messages_payload(
 ) -> dict[str, Any]:
     """Return a request of Anthropic's messages protocol, with what it begins with marked for its cache."""
     told: list[dict[str, Any]] = []
-    for message in messages:
+    for message in _as_written(messages):
         role, blocks = _blocks(message)
         if told and told[-1]["role"] == role:
             told[-1]["content"] += blocks  # roles must take turns

@@ -23,6 +23,7 @@ class Say:
     headers: dict[str, str] = field(default_factory=dict)
     body: str = ""
     cut: bool = False
+    mute: bool = False
     junk: str = ""
     wait_s: float = 0.0
     whole: bool = False
@@ -72,7 +73,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(say.status, say.headers, say.body.encode())
             return
         events = _anthropic(say) if self.path.endswith("/messages") else _openai(say)
-        if say.usage and not say.cut and not say.junk:
+        if say.usage and not say.cut and not say.junk and not say.mute:
             with self.server.lock:
                 self.server.billed = [a + b for a, b in zip(self.server.billed, say.usage, strict=True)]
         if say.whole:
@@ -81,8 +82,8 @@ class _Handler(BaseHTTPRequestHandler):
         lines = [f"data: {event if isinstance(event, str) else json.dumps(event)}\n\n" for event in events]
         if say.junk:
             lines = [f"data: {say.junk}\n\n"]
-        if say.cut:
-            lines = lines[: len(lines) // 2]
+        if say.cut or say.mute:
+            lines = [] if say.mute else lines[: len(lines) // 2]
         self._send(200, {"content-type": "text/event-stream"}, "".join(lines).encode())
 
     def _send(self, status: int, headers: dict[str, str], body: bytes) -> None:

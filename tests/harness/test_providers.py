@@ -1,7 +1,8 @@
 """Both protocols against a provider on loopback that misbehaves."""
 
+import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,23 @@ import pytest
 
 from loopgraph_mcp.errors import ConfigError, ProviderError
 from loopgraph_mcp.harness import providers
-from loopgraph_mcp.harness.messages import Assistant, Reply, ToolCall, ToolResult, ToolSpec, Usage, User
+from loopgraph_mcp.harness.messages import (
+    Assistant,
+    EnoughError,
+    Message,
+    Reply,
+    ToolCall,
+    ToolResult,
+    ToolSpec,
+    Usage,
+    User,
+)
 from loopgraph_mcp.harness.prices import Price, find_price
 from loopgraph_mcp.harness.providers import PRESETS, ContextOverflowError, HttpModel, find_endpoint
 
 KEY = "sk-planted-4f8a1c"
 TOOL = ToolSpec("run", "Train.", {"type": "object", "properties": {"description": {"type": "string"}}})
-TALK = [
+TALK: list[Message] = [
     User("go"),
     Assistant("thinking", [ToolCall("a", "run", '{"description": "x"}'), ToolCall("b", "run", "{}")]),
     ToolResult("a", "run", "1.0"),
@@ -26,7 +37,15 @@ PROTOCOLS = ["openai", "anthropic"]
 Provide = Callable[..., Any]
 
 
-async def ask(url: str, protocol: str = "openai", *, waits: list[float] | None = None, **options: Any) -> Reply:
+async def ask(
+    url: str,
+    protocol: str = "openai",
+    *,
+    waits: list[float] | None = None,
+    talk: Sequence[Message] = tuple(TALK),
+    hear: Callable[[str], None] = lambda _: None,
+    **options: Any,
+) -> Reply:
     variable = {"key_variable": "TEST_KEY"}
     endpoint = find_endpoint(protocol, "m", {"TEST_KEY": KEY}, base_url=url, **variable, **options)
 
@@ -34,7 +53,7 @@ async def ask(url: str, protocol: str = "openai", *, waits: list[float] | None =
         (waits if waits is not None else []).append(seconds)
 
     async with HttpModel(endpoint, sleep=sleep, rng=random.Random(0)) as model:
-        return await model.reply("You train.", TALK, [TOOL], lambda _: None)
+        return await model.reply("You train.", talk, [TOOL], hear)
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -62,6 +81,25 @@ async def test_a_conversation_is_told_in_each_protocols_own_way(provide: Provide
     assert messages["messages"][1]["content"][1]["input"] == {"description": "x"}
     assert server.heads[0]["authorization"] == f"Bearer {KEY}"
     assert server.heads[1]["x-api-key"] == KEY
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+async def test_calls_that_were_written_as_text_are_sent_back_once_and_as_text(provide: Provide, protocol: str) -> None:
+    words = '<tool_call>{"name": "run", "arguments": {}}</tool_call>'
+    calls = [ToolCall("a", "run", "{}"), ToolCall("b", "run", "{}")]
+    talk = [
+        User("go"),
+        Assistant(words, calls, as_text=True),
+        ToolResult("a", "run", "1.0"),
+        ToolResult("b", "run", "2"),
+    ]
+    server = provide({"text": "ok"})
+    await ask(server.url, protocol, talk=talk)
+    said, answered = server.asked[0]["messages"][-2:]
+    assert (said["role"], answered["role"]) == ("assistant", "user")
+    assert "tool_calls" not in said
+    assert json.dumps(server.asked[0]["messages"]).count("tool_call>") == 2
+    assert json.dumps(answered).count("<tool_response>") == 2
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -109,6 +147,24 @@ async def test_a_prompt_that_is_too_long_is_told_apart(provide: Provide) -> None
     body = "This model's maximum context length is 4096 tokens"
     with pytest.raises(ContextOverflowError):
         await ask(provide({"status": 400, "body": body}).url)
+
+
+async def test_a_server_that_breaks_off_without_a_word_is_asked_for_one(provide: Provide) -> None:
+    body = "Requested tokens (9000) exceed context window of 8192"
+    server = provide({"mute": True}, {"status": 400, "body": body})
+    with pytest.raises(ContextOverflowError):
+        await ask(server.url)
+    assert [asked["stream"] for asked in server.asked] == [True, False]
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+async def test_whoever_hears_enough_ends_a_reply(provide: Provide, protocol: str) -> None:
+    def hear(text: str) -> None:
+        if text == "3, ":
+            raise EnoughError
+
+    reply = await ask(provide({"text": "3, because of this and that"}).url, protocol, hear=hear)
+    assert (reply.message.text[:3], reply.attempts) == ("3, ", 1)
 
 
 async def test_usage_that_is_missing_is_estimated_and_said_to_be(provide: Provide) -> None:

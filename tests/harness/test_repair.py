@@ -71,6 +71,9 @@ def test_what_cannot_be_mended_says_what_to_do(name: str, arguments: str, told: 
         'Sure!\n```json\n{"tool": "run", "parameters": {"description": "a"}}\n```',
         '[{"function": {"name": "run", "arguments": "{\\"description\\": \\"a\\"}"}}]',
         'I call run(description="a") now.',
+        'Then `run("a")`.',
+        'The plan:\n```json\n{"run": {"description": "a"}}\n```',
+        'The plan:\n```json\n{"run": {"arguments": {"description": "a"}}}\n```',
         '{{"name": "run", "arguments": {"description": "a"}}}}',
         '<tool_call>\n{{"name": "run", "arguments": {"description": "a"}}\n</tool_call>',
     ],
@@ -82,6 +85,7 @@ def test_calls_written_as_text_are_found(text: str) -> None:
 
 def test_words_are_no_calls() -> None:
     assert not repair.calls_in_text("I would run(it) with a {deeper} model [1].", TOOLS)
+    assert not repair.calls_in_text("then run((1)+(2)) or run (it)*(2) or run(it)(2), run(x)+(2)", TOOLS)
 
 
 @given(st.text(max_size=200))

@@ -18,6 +18,7 @@ from loopgraph_mcp.errors import ConfigError
 from loopgraph_mcp.harness.agents import recall_prompt, report
 from loopgraph_mcp.harness.opening import open_session, resume_session
 from loopgraph_mcp.harness.plans import Plan
+from loopgraph_mcp.harness.repair import calls_in_text
 from loopgraph_mcp.store import sessions
 from loopgraph_mcp.store.database import Database
 from loopgraph_mcp.tracing import trace
@@ -51,14 +52,19 @@ async def test_a_model_that_errs_in_every_way_finishes_and_each_token_counts_onc
         {"calls": [("set_values", "{'name': 'learning_rate', 'value': 0.6")]},
         {"calls": [("edit_code", '{"search": "STEPS = 3", "replace": "STE')]},
         {"calls": [("read_code", {"start": n, "lines": 3}) for n in range(1, 10)] + [("run", {"desc": "ten at once"})]},
-        {"text": 'Now\n```json\n{"name": "run", "arguments": {"description": "the same"}}\n```', "usage": None},
+        {"calls": [("run", {"description": "learning rate 0.9"})]},
+        {
+            "text": 'Now\n```json\n{"set_value": {"name": "LEARNING_RATE", "value": "0.4"}, '
+            '"run": {"description": "less"}}\n```',
+            "usage": None,
+        },
         {"calls": [("edit_code", {"search": "SLEEP_S = 0.05", "replace": "SLEEP_S = = 1"})]},
         rate("0.7"),
     )
     plan = Plan(**MODEL, base_url=server.url, experiments=3, memory="off", menu="off")
     found, turns, calls = await research(settings, plan)
     assert found["ended"] == "3 experiments done"
-    assert [run["description"] for run in found["runs"]] == ["baseline", "ten at once", "the same", "rate 0.7"]
+    assert [run["description"] for run in found["runs"]] == ["baseline", "ten at once", "less", "rate 0.7"]
     assert found["best"] == pytest.approx(1.65)
     spent, counted = found["spent"], [turn for turn in turns if turn.number and not turn.estimated]
     assert sum(turn.prompt_tokens for turn in counted) == server.billed[0]
@@ -70,9 +76,9 @@ async def test_a_model_that_errs_in_every_way_finishes_and_each_token_counts_onc
     assert spent["usd"] == pytest.approx(
         sum((t.prompt_tokens - t.cached_tokens) * 0.15 + t.cached_tokens * 0.075 + t.completion_tokens * 0.6
             for t in turns) / 1e6)  # fmt: skip
-    assert [call.name for call in calls if not call.valid] == ["launch_rocket", "edit_code", "edit_code"]
+    assert [call.name for call in calls if not call.valid] == ["launch_rocket", "edit_code", "run", "edit_code"]
     results = " ".join(call.result for call in calls)
-    for told in ("there is no tool", "cut off", "would not parse", "taken as"):
+    for told in ("there is no tool", "cut off", "would not parse", "taken as", "a description changes nothing"):
         assert told in results
 
 
@@ -154,6 +160,19 @@ async def test_a_model_that_cannot_call_tools_is_kept_in_the_loop_by_a_menu(
     last = server.asked[-1]
     assert "tools" not in last
     assert "Answer with one number" in last["messages"][-1]["content"]
+    assert "tools" not in last["messages"][0]["content"]  # nor is it told to call any
+    told = server.asked[1]["messages"][-1]["content"]
+    (value, _) = calls_in_text(told, [])
+    assert json.loads(value.arguments) == {"name": "LEARNING_RATE", "value": "0.5"}
+
+
+async def test_a_model_that_reads_little_is_told_of_the_memorys_main_tools_alone(
+    settings: Settings, provide: Provide
+) -> None:
+    server = provide({"text": "2"})
+    await research(settings, Plan(**MODEL, base_url=server.url, experiments=1, max_turns=1, context_tokens=8_000))
+    base = ["read_code", "edit_code", "set_value", "run", "undo", "record"]
+    assert [tool["function"]["name"] for tool in server.asked[0]["tools"]] == [*base, "search_methods", "get_code_edit"]
 
 
 async def test_endless_repetition_and_silence_end(settings: Settings, provide: Provide) -> None:
@@ -256,6 +275,22 @@ async def test_ctrl_c_leaves_nothing_running_and_the_session_goes_on(
         assert session.counted == 1
         assert [run.outcome for run in session.runs] == ["finished", "finished"]
     assert len(server.asked) == 1  # the reply was there already
+
+
+async def test_a_session_goes_on_with_a_server_that_listens_elsewhere_now(
+    environment: dict[str, str], workspace: Path, provide: Provide
+) -> None:
+    gone, server = "http://127.0.0.1:9/v1", provide(rate("0.6"))
+    options = ["--provider", "llama.cpp", "--model", "m", "--memory", "off", "-n", "1"]
+    first = start(environment, workspace, *options, "--base-url", gone)
+    told = await asyncio.to_thread(lambda: first.stderr.readline() if first.stderr else "")
+    first.kill()
+    first.communicate(timeout=10)
+    session_id = told.split("session ")[1].split(":")[0]
+    again = start(environment, workspace, "--resume", session_id, "--base-url", server.url, "--json")
+    out, told = await asyncio.to_thread(again.communicate, timeout=60)
+    assert again.returncode == 0, told
+    assert json.loads(out)["experiments"] == 1
 
 
 async def test_a_killed_agent_goes_on_with_the_run_that_it_began(

@@ -123,9 +123,9 @@ async def test_it_ends_by_its_caps_and_goes_on_with_the_next_source(
 ) -> None:
     idle = provide({"text": "Let me think."})
     (found,), _ = await read(settings, idle.url, paper)
-    assert (found.ended, len(idle.asked)) == ("stopped after 8 turns", 8)
-    (found,), (error,) = await read(settings, idle.url, tmp_path / "missing.md", paper, max_tokens=200)
-    assert found.ended == "stopped by --max-tokens 200"
+    assert (found.ended, len(idle.asked)) == ("the model called nothing in 2 turns; a larger one may", 2)
+    (found,), (error,) = await read(settings, idle.url, tmp_path / "missing.md", paper, max_tokens=100)
+    assert found.ended == "stopped by --max-tokens 100"
     assert "missing.md" in str(error)
 
 
