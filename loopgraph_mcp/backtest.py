@@ -16,9 +16,10 @@ from dataclasses import dataclass, field
 from statistics import fmean
 
 from loopgraph_mcp import foresight
-from loopgraph_mcp.foresight import Foreseen, Foresight, Lesson, Past, Try, lessons, windows
+from loopgraph_mcp.foresight import Foreseen, Foresight, Lesson, lessons, windows
 from loopgraph_mcp.knobs import FAMILIES
 from loopgraph_mcp.models import Move
+from loopgraph_mcp.tries import Past, Try
 
 RESAMPLES = 2_000
 _TOP = 5

@@ -25,7 +25,7 @@ class Asked:
     """What an edit is asked to hold, and whether the file is to be written.
 
     Args:
-        method_ids: The methods, the main one first; to revert, also the id of an edit.
+        method_ids: The methods, the main one first; or one experiment; to revert, also the id of an edit.
         knobs: Knob values; of another method than the first as `method.knob`.
         companions: Names of companions to make as well; `edits.ALL` for all.
         revert: Whether to take the method's last edit out of the file.
@@ -37,6 +37,11 @@ class Asked:
     retrieval_id: str | None = None
     revert: bool = False
     apply: bool = False
+
+    @property
+    def whole(self) -> bool:
+        """Whether the program of an experiment is asked for, in a method's place."""
+        return not self.revert and self.method_ids[0].startswith(bests.PREFIX)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,20 +73,10 @@ async def make_edit(
         RunError: The arguments contradict one another.
         WorkspaceError: The file changed meanwhile.
     """
-    whole = not asked.revert and asked.method_ids[0].startswith(bests.PREFIX)
-    if (asked.revert or whole) and (len(asked.method_ids) > 1 or asked.knobs or asked.companions):
-        what = "an experiment's program is taken as it ran" if whole else "revert takes back what was made, as it was"
-        raise RunError(f"{what}; leave also, knobs and companions out")
     await lookups.check_retrieval(db, asked.retrieval_id)
     where = await here.workspace(workspace)
     program = where.read_program()
-    if asked.revert:
-        plan = await _plan_revert(db, await here.workspace_id(where), asked, program)
-    elif whole:
-        made = await bests.as_it_ran(db, asked.method_ids[0], program)
-        plan = _Plan(made, (), {edit_store.PROGRAM_OF: asked.method_ids[0]}, edits.NOTHING)
-    else:
-        plan = await _plan_methods(db, where, asked, program)
+    plan = await _plan(db, here, where, asked, program)
     subject = " + ".join(method.id for method in plan.methods) or asked.method_ids[0]
     learned: recipes.Offer | None = None
     guidance: Guidance | None = None
@@ -135,13 +130,28 @@ async def make_edit(
         nearest=[],
         earlier=list(bearing.earlier),
         next_step=wording.after_whole(subject, applied=asked.apply)
-        if whole
+        if asked.whole
         else wording.after_edit(edit_id, bearing.earlier),
         p_keep=None if bearing.foreseen is None else round(bearing.foreseen.p_keep, 4),
         foresight=wording.foresight(bearing.foreseen),
         companions=[] if asked.revert or learned is not None else _offered(plan, asked, text),
         learned=record,
     )
+
+
+async def _plan(db: Database, here: Surroundings, where: Workspace, asked: Asked, program: str) -> _Plan:
+    if (asked.revert or asked.whole) and (len(asked.method_ids) > 1 or asked.knobs or asked.companions):
+        whole, back = (
+            "an experiment's program is taken as it ran",
+            "revert takes one method or edit back as it was made",
+        )
+        raise RunError(f"{whole if asked.whole else back}; leave also, knobs and companions out")
+    if asked.revert:
+        return await _plan_revert(db, await here.workspace_id(where), asked, program)
+    if asked.whole:
+        made = await bests.as_it_ran(db, asked.method_ids[0], program)
+        return _Plan(made, (), {edit_store.PROGRAM_OF: asked.method_ids[0]}, edits.NOTHING)
+    return await _plan_methods(db, where, asked, program)
 
 
 async def _plan_methods(db: Database, where: Workspace, asked: Asked, program: str) -> _Plan:

@@ -45,7 +45,7 @@ from loopgraph_mcp.answers import (
 from loopgraph_mcp.config import Settings, read_settings
 from loopgraph_mcp.editing import Asked, make_edit
 from loopgraph_mcp.errors import RunError, WorkspaceError
-from loopgraph_mcp.foresight import Foresight, Past
+from loopgraph_mcp.foresight import Foresight
 from loopgraph_mcp.models import (
     Context,
     Decision,
@@ -66,6 +66,7 @@ from loopgraph_mcp.store.database import Database, new_id
 from loopgraph_mcp.store.experiments import NewExperiment
 from loopgraph_mcp.surroundings import Surroundings
 from loopgraph_mcp.together import Together
+from loopgraph_mcp.tries import Past
 from loopgraph_mcp.turns import Priority
 from loopgraph_mcp.workspace import default_timeout_s
 

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from loopgraph_mcp import wording
 from loopgraph_mcp.answers import EarlierRun
 from loopgraph_mcp.changes import Change, Kin, Kinship, Precedent, change_between, kin, moves_of, named, told
-from loopgraph_mcp.foresight import Foreseen, Foresight, Past, Try
+from loopgraph_mcp.foresight import Foreseen, Foresight
 from loopgraph_mcp.models import Decision, Direction, Move
 from loopgraph_mcp.moves import read_moves
 from loopgraph_mcp.store import changes as change_store
 from loopgraph_mcp.store import edits, experiments
 from loopgraph_mcp.store.changes import TriedChange
 from loopgraph_mcp.store.database import Database
+from loopgraph_mcp.tries import Past, Try
 
 _MAX_TOLD = 5
 

@@ -4,10 +4,10 @@ import hashlib
 from collections.abc import Sequence
 
 from loopgraph_mcp.backtest import Replay
-from loopgraph_mcp.foresight import Try
 from loopgraph_mcp.histories import History, RowStatus
 from loopgraph_mcp.models import Direction
 from loopgraph_mcp.moves import read_moves, stripped
+from loopgraph_mcp.tries import Try
 
 
 def owner_of(name: str) -> str:

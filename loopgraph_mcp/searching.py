@@ -7,8 +7,9 @@ from functools import lru_cache
 from loopgraph_mcp import edits, ranking, wording
 from loopgraph_mcp.answers import MethodHit
 from loopgraph_mcp.evidence import Memory, TrackRecord
-from loopgraph_mcp.foresight import Elsewhere, Foresight, Past
+from loopgraph_mcp.foresight import Elsewhere, Foresight
 from loopgraph_mcp.models import Method, Presence, Standing
+from loopgraph_mcp.tries import Past
 
 SAME_FAMILY = 0.7  # what a method is worth behind another of its family
 PLATEAU_RUNS = 6
