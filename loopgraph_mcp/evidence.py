@@ -304,21 +304,22 @@ class Ledger:
         return found
 
     def best_program(self, here: Context) -> tuple[str, str] | None:
-        """Return the context and syntax tree of the program whose quiet runs were best, not by luck alone."""
+        """Return the context and syntax tree of the program whose runs were best, and not by luck alone."""
         if self._best[:2] != (self.seen, here):
-            found = [
-                (
-                    verdicts.cautious(values, direction=here.direction, sigma=self._sigma(context_id))
-                    * (1 if here.direction is Direction.LOWER else -1),
-                    context_id,
-                    tree,
-                )
-                for context_id, context in self._contexts.items()
-                if _comparable(context, here)
-                for tree, values in self._values[context_id].items()
-            ]
-            self._best = (self.seen, here, min(found)[1:] if found else None)
+            alike = [context_id for context_id, context in self._contexts.items() if _comparable(context, here)]
+            found = [(self._worth(*place, here.direction), *place) for each in alike for place in self._places(each)]
+            self._best = (self.seen, here, max(found)[1:] if found else None)
         return self._best[2]
+
+    def _places(self, context_id: str) -> Iterator[tuple[str, str]]:
+        for tree in self._values[context_id].keys() | self._disturbed[context_id].keys():
+            yield context_id, tree
+
+    def _worth(self, context_id: str, tree: str, direction: Direction) -> float:
+        """Return how good a program is beyond doubt; runs beside others' work leave more of it."""
+        values, disturbed = self._measured(context_id, tree)
+        sigma = self._sigma(context_id) * (verdicts.DISTURBED_NOISE if disturbed else 1.0)
+        return direction.gain(0.0, verdicts.cautious(values, direction=direction, sigma=sigma))
 
     def plateau_families(self, here: Context, runs: int) -> frozenset[str]:
         """Return the families that a context's last runs tried, if there are so many and none of them was a win."""
