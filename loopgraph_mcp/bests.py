@@ -13,16 +13,34 @@ from loopgraph_mcp.store.database import Database
 PREFIX = "exp_"
 
 
-async def best_elsewhere(db: Database, memory: Memory, program: str | None) -> BestProgram | None:
-    """Return the best program that was run here, unless the file holds it, or somebody discarded it."""
-    best = memory.best_program()
-    if program is None or memory.here is None or best is None or best[1] == program_hash(program):
-        return None
-    runs = await experiments.runs_of_program(db, *best)
-    values = [run.outcome.metric_value for run in runs if run.outcome and run.outcome.metric_value is not None]
-    if not values or runs[-1].decision is Decision.DISCARD:
-        return None
-    return BestProgram(runs[-1].id, memory.here.metric, fmean(values), len(values), runs[-1].description)
+class Bests:
+    """Tells the best program that was run here; the store is read for it once, until something is decided."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+        self._known: tuple[object, BestProgram | None] = (None, None)
+
+    async def elsewhere(self, memory: Memory, program: str | None, *, decided: object) -> BestProgram | None:
+        """Return the best program that was run here, unless the file holds it, or somebody discarded it.
+
+        Args:
+            memory: What is known, seen from here.
+            program: The file.
+            decided: What changes with each outcome and decision.
+        """
+        best = memory.best_program()
+        if program is None or memory.here is None or best is None or best[1] == program_hash(program):
+            return None
+        if self._known[0] != (best, decided):
+            self._known = (best, decided), await self._read(*best, memory.here.metric)
+        return self._known[1]
+
+    async def _read(self, context_id: str, tree: str, metric: str) -> BestProgram | None:
+        runs = await experiments.runs_of_program(self._db, context_id, tree)
+        values = [run.outcome.metric_value for run in runs if run.outcome and run.outcome.metric_value is not None]
+        if not values or runs[-1].decision is Decision.DISCARD:
+            return None
+        return BestProgram(runs[-1].id, metric, fmean(values), len(values), runs[-1].description)
 
 
 async def as_it_ran(db: Database, experiment_id: str, program: str) -> EditResult:

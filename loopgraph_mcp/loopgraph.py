@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from loopgraph_mcp import (
-    bests,
     duplicates,
     edits,
     evidence,
@@ -42,6 +41,7 @@ from loopgraph_mcp.answers import (
     SearchAnswer,
     TraceAnswer,
 )
+from loopgraph_mcp.bests import Bests
 from loopgraph_mcp.config import Settings, read_settings
 from loopgraph_mcp.editing import Asked, make_edit
 from loopgraph_mcp.errors import RunError, WorkspaceError
@@ -104,6 +104,7 @@ class LoopGraph:
         self._sight: Foresight | None = None
         self._ledger = evidence.Ledger(db)
         self._fatigue = retrievals.Fatigue()
+        self._bests = Bests(db)
         self._learned: tuple[tuple[int, int], Context | None, Past] = ((0, 0), None, _NO_PAST)
 
     async def _foresight(self) -> Foresight:
@@ -185,7 +186,7 @@ class LoopGraph:
             next_step=wording.after_search(hits, retrieval_id),
             note=note,
             running=running,
-            best=await bests.best_elsewhere(self.db, memory, program),
+            best=await self._bests.elsewhere(memory, program, decided=self._learned[0]),
         )
 
     async def _look(self, workspace: str | None) -> _Look:
