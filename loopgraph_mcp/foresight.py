@@ -210,8 +210,8 @@ class Foresight:
         for lesson in taught:
             if lesson.owner != without:
                 self._by_about[lesson.about].append(lesson)
-        self._scores_of: tuple[Past | None, int] = (None, 0)
-        self._scores: dict[tuple[Move, ...], float] = {}
+        self._foreseen_of: tuple[Past | None, int] = (None, 0)
+        self._foreseen: dict[tuple[Move, ...], Foreseen] = {}
         self._sums_at: tuple[float, float] | None = None
         self._summed: dict[tuple[str, bool], tuple[float, float]] = {}
 
@@ -224,13 +224,13 @@ class Foresight:
         tries = sum(lesson.tries for lesson in self._by_about.get(about, ()))
         return Elsewhere(tries, kept / expected, near=level is not None) if tries and expected else None
 
-    def score(self, moves: tuple[Move, ...], past: Past) -> float:
-        """Return the score of a change, worked out once as long as the same past is asked about."""
-        if self._scores_of[0] is not past or self._scores_of[1] != past.learned:
-            self._scores_of, self._scores = (past, past.learned), {}
-        if moves not in self._scores:
-            self._scores[moves] = self.foresee(moves, past).score
-        return self._scores[moves]
+    def foreseen(self, moves: tuple[Move, ...], past: Past) -> Foreseen:
+        """Return what is foreseen of a change, worked out once as long as the same past is asked about."""
+        if self._foreseen_of[0] is not past or self._foreseen_of[1] != past.learned:
+            self._foreseen_of, self._foreseen = (past, past.learned), {}
+        if moves not in self._foreseen:
+            self._foreseen[moves] = self.foresee(moves, past)
+        return self._foreseen[moves]
 
     def foresee(self, moves: Sequence[Move], past: Past) -> Foreseen:
         """Return what is foreseen of a change, given what was learned up to now."""

@@ -38,7 +38,7 @@ def choose(
             relevance,
             memory.appraisal(method),
             tuple(shown_ages.get(method.id, ())),
-            foresight.score(method.moves, past),
+            foresight.foreseen(method.moves, past).score,
         )
         for method, relevance in found
         if method.id in by_id
@@ -47,7 +47,7 @@ def choose(
     ranked = ranking.rank(candidates)
     chosen = _diverse(ranked, by_id, stale, in_flight, limit)
     hits = [
-        _hit(by_id[each], score, records[each], program, foresight.foresee(by_id[each].moves, past).elsewhere)
+        _hit(by_id[each], score, records[each], program, foresight.foreseen(by_id[each].moves, past).elsewhere)
         for each, score in chosen
     ]
     return hits, wording.plateau(PLATEAU_RUNS, stale)
