@@ -54,7 +54,6 @@ async def test_runs_only_told_of_are_kin_by_their_description(graph: LoopGraph) 
 async def test_an_upgraded_store_learns_its_old_changes(graph: LoopGraph, settings: Settings) -> None:
     await graph.run_experiment(description="baseline", wait_s=50)
     less = await turn(graph, "LEARNING_RATE", "0.5", "0.4")
-    async with graph.db.transaction() as conn:
-        await conn.execute("DELETE FROM change")
+    await graph.db.change("DELETE FROM change")
     lesser = await turn(graph, "LEARNING_RATE", "0.5", "0.2")
     assert told(lesser.earlier) == [(less.experiment_id, "beyond_failed")]

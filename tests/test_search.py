@@ -66,8 +66,7 @@ async def check_indexes(db: Database) -> None:
     """Fail where a full-text index does not hold exactly what its table does; SQLite 3.42 asks for a 1 to compare."""
     column, value = (", rank", ", 1") if sqlite3.sqlite_version_info >= (3, 42) else ("", "")
     for name in ("method", "chunk", "experiment"):
-        async with db.transaction() as conn:
-            await conn.execute(f"INSERT INTO {name}_fts ({name}_fts{column}) VALUES ('integrity-check'{value})")
+        await db.change(f"INSERT INTO {name}_fts ({name}_fts{column}) VALUES ('integrity-check'{value})")
 
 
 async def a_context(db: Database, device: str = "cpu: x", metric: str = "val_bpb") -> str:
@@ -117,9 +116,11 @@ async def test_a_method_is_found_by_what_a_passage_says_of_it(db: Database) -> N
 
 
 async def test_a_papers_passage_counts_for_the_methods_that_cite_it_but_less_than_its_own(db: Database) -> None:
-    async with db.transaction() as conn:
-        await conn.execute("INSERT INTO paper (id, kind, ref, title) VALUES ('arxiv:1', 'arxiv', '1', 'A paper')")
-        await conn.execute("INSERT INTO method_paper (method_id, paper_id) VALUES ('batch', 'arxiv:1')")
+    def write(conn: sqlite3.Connection) -> None:
+        conn.execute("INSERT INTO paper (id, kind, ref, title) VALUES ('arxiv:1', 'arxiv', '1', 'A paper')")
+        conn.execute("INSERT INTO method_paper (method_id, paper_id) VALUES ('batch', 'arxiv:1')")
+
+    await db.write(write)
     await chunks.add_chunks(db, [Chunk("paper", "Uptraining helps.", paper_id="arxiv:1")], method_id="gqa")
     assert await found(db, "uptraining") == ["gqa", "batch"]
 
@@ -366,9 +367,12 @@ async def test_the_same_passage_is_kept_once_and_tells_of_several_methods(db: Da
 
 async def test_the_index_follows_a_passage_that_changes_or_goes(db: Database) -> None:
     kept, gone = await told(db, "gqa", "uptraining", "wobbling")
-    async with db.transaction() as conn:
-        await conn.execute("UPDATE chunk SET text = 'annealing' WHERE id = ?", (kept,))
-        await conn.execute("DELETE FROM chunk WHERE id = ?", (gone,))
+
+    def write(conn: sqlite3.Connection) -> None:
+        conn.execute("UPDATE chunk SET text = 'annealing' WHERE id = ?", (kept,))
+        conn.execute("DELETE FROM chunk WHERE id = ?", (gone,))
+
+    await db.write(write)
     assert await found(db, "uptraining") == await found(db, "wobbling") == []
     assert await found(db, "annealing") == ["gqa"]
     await check_indexes(db)

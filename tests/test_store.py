@@ -1,8 +1,10 @@
 import asyncio
 import dataclasses
+import functools
 import json
 import sqlite3
 import sys
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -195,8 +197,7 @@ async def test_what_happened_is_not_rewritten(db: Database) -> None:
     experiment = await an_experiment(db, await a_context(db))
     await experiments.finish(db, experiment, Outcome(OutcomeKind.FINISHED, 1.5, "done", {}), now=3.0)
     with pytest.raises(sqlite3.IntegrityError, match="append-only"):
-        async with db.transaction() as conn:
-            await conn.execute("UPDATE outcome SET metric_value = 0.1")
+        await db.change("UPDATE outcome SET metric_value = 0.1")
 
 
 async def test_a_finished_outcome_needs_a_metric_and_a_failed_one_has_none(db: Database) -> None:
@@ -232,33 +233,35 @@ async def test_fatigue_counts_what_was_shown_since_it_was_tried(db: Database) ->
     assert await db.search(fatigue.ages, limit_s=9) == {"gqa": [0]}
 
 
-async def test_a_cancelled_task_leaves_no_transaction_open(db: Database) -> None:
-    async def half_done(began: asyncio.Event) -> None:
-        async with db.transaction() as conn:
-            await conn.execute("INSERT INTO cost (source, created_at) VALUES ('half', 1.0)")
-            began.set()
-            await asyncio.Event().wait()
+async def test_a_write_whose_caller_is_cancelled_is_undone(db: Database) -> None:
+    began, go_on = threading.Event(), threading.Event()
 
-    for early in (True, False):
-        began = asyncio.Event()
-        task = asyncio.create_task(half_done(began))
-        await (asyncio.sleep(0) if early else began.wait())
+    def two_rows(conn: sqlite3.Connection) -> None:
+        conn.execute("INSERT INTO cost (source, created_at) VALUES ('first', 1.0)")
+        began.set()
+        assert go_on.wait(30)
+        conn.execute("INSERT INTO cost (source, created_at) VALUES ('second', 1.0)")
+
+    running, waiting = (asyncio.create_task(db.write(two_rows)) for _ in range(2))
+    await asyncio.to_thread(began.wait, 30)
+    for task in (running, waiting):
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-    await retrievals.add_cost(db, "whole", subject_id=None, tokens=1, cost_usd=None, now=2.0)
-    rows = await db.reader.execute_fetchall("SELECT source FROM cost")
-    assert [row["source"] for row in rows] == ["whole"]
+    go_on.set()
+    await retrievals.add_cost(db, "later", subject_id=None, tokens=1, cost_usd=None, now=2.0)
+    rows = await db.reader.execute_fetchall("SELECT source FROM cost ORDER BY rowid")
+    assert [row["source"] for row in rows] == ["later"]
 
 
-async def test_concurrent_tasks_do_not_undo_one_another(db: Database) -> None:
-    async def write(number: int) -> None:
-        async with db.transaction() as conn:
-            await conn.execute("INSERT INTO cost (source, tokens, created_at) VALUES ('t', ?, 1.0)", (number,))
-            if number % 2:
-                raise LookupError
+async def test_a_write_that_fails_undoes_its_own_and_no_others(db: Database) -> None:
+    def write(conn: sqlite3.Connection, number: int) -> None:
+        conn.execute("INSERT INTO cost (source, tokens, created_at) VALUES ('t', ?, 1.0)", (number,))
+        if number % 2:
+            raise LookupError
 
-    results = await asyncio.gather(*(write(number) for number in range(40)), return_exceptions=True)
+    writes = (db.write(functools.partial(write, number=number)) for number in range(40))
+    results = await asyncio.gather(*writes, return_exceptions=True)
     assert sum(isinstance(result, LookupError) for result in results) == 20
     rows = await db.reader.execute_fetchall("SELECT tokens FROM cost ORDER BY tokens")
     assert [row["tokens"] for row in rows] == list(range(0, 40, 2))
@@ -309,8 +312,7 @@ async def test_a_newer_store_and_a_file_that_is_none_are_refused(tmp_path: Path)
 
 
 async def test_a_full_disk_writes_nothing_and_says_so(db: Database) -> None:
-    async with db.transaction() as conn:
-        await conn.execute("PRAGMA max_page_count = 1")  # the page cap answers as a full disk does
+    await db.change("PRAGMA max_page_count = 1")  # the page cap answers as a full disk does
     long = dataclasses.replace(EMBEDDING, description="word " * 200_000)
     with pytest.raises(StoreError, match="disk"):
         await methods.import_pack(db, Pack("base", "1", "hash-1", (ATTENTION, long)), now=1.0)
@@ -352,7 +354,7 @@ async def test_every_chain_row_is_json_where_it_says_so(db: Database) -> None:
 
 async def test_rows_appended_at_one_moment_share_a_transaction_and_not_a_fault(db: Database) -> None:
     began: list[str] = []
-    await db._writer.set_trace_callback(began.append)
+    await db._writes.run(lambda conn: conn.set_trace_callback(began.append))
     good = [retrievals.add_retrieval(db, f"q {n}", [], context_id=None, now=1.0) for n in range(20)]
     bad = retrievals.add_retrieval(db, "bad", [], context_id="no such context", now=1.0)
     told = await asyncio.gather(*good[:10], bad, *good[10:], return_exceptions=True)

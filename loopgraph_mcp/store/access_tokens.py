@@ -34,25 +34,24 @@ async def add_token(db: Database, grant: Grant, *, now: float) -> str:
         AccessError: There is one of this name.
     """
     secret = _new_secret()
-    async with db.transaction() as conn:
-        cursor = await conn.execute(
-            "INSERT INTO access_token (name, hash, scope, calls_per_minute, runs_at_once, created_at, expires_at) "
-            "VALUES (:name, :hash, :scope, :calls, :runs, :now, :expires) ON CONFLICT (name) DO NOTHING",
-            {
-                "name": grant.name,
-                "hash": text_hash(secret),
-                "scope": grant.scope.value,
-                "calls": grant.calls_per_minute,
-                "runs": grant.runs_at_once,
-                "now": now,
-                "expires": grant.expires_at,
-            },
+    added = await db.change(
+        "INSERT INTO access_token (name, hash, scope, calls_per_minute, runs_at_once, created_at, expires_at) "
+        "VALUES (:name, :hash, :scope, :calls, :runs, :now, :expires) ON CONFLICT (name) DO NOTHING",
+        {
+            "name": grant.name,
+            "hash": text_hash(secret),
+            "scope": grant.scope.value,
+            "calls": grant.calls_per_minute,
+            "runs": grant.runs_at_once,
+            "now": now,
+            "expires": grant.expires_at,
+        },
+    )
+    if not added:
+        raise AccessError(
+            f"there is a token {grant.name!r}, or was one; `loopgraph token rotate` gives it a new secret, "
+            "or use another name"
         )
-        if cursor.rowcount != 1:
-            raise AccessError(
-                f"there is a token {grant.name!r}, or was one; `loopgraph token rotate` gives it a new secret, "
-                "or use another name"
-            )
     return secret
 
 
@@ -87,13 +86,12 @@ def _new_secret() -> str:
 
 
 async def _update(db: Database, name: str, change: str, value: str | float) -> None:
-    async with db.transaction() as conn:
-        cursor = await conn.execute(
-            f"UPDATE access_token SET {change} WHERE name = :name",  # noqa: S608 - our columns
-            {"name": name, "value": value},
-        )
-        if cursor.rowcount != 1:
-            raise NotFoundError(f"no token {name!r}; `loopgraph token list` names them")
+    changed = await db.change(
+        f"UPDATE access_token SET {change} WHERE name = :name",  # noqa: S608 - our columns
+        {"name": name, "value": value},
+    )
+    if not changed:
+        raise NotFoundError(f"no token {name!r}; `loopgraph token list` names them")
 
 
 def _row(row: sqlite3.Row) -> StoredToken:

@@ -1,8 +1,7 @@
 """Agents and what each asked for: written with the row asked for, read for turns, shares and what runs now."""
 
+import sqlite3
 from dataclasses import dataclass
-
-import aiosqlite
 
 from loopgraph_mcp.access import Caller
 from loopgraph_mcp.store.database import Database, Rows
@@ -44,10 +43,10 @@ def asked_rows(subject_id: str, caller: Caller | None, *, now: float) -> list[Ro
     ]
 
 
-async def add_asked(conn: aiosqlite.Connection, subject_id: str, caller: Caller | None, *, now: float) -> None:
+def add_asked(conn: sqlite3.Connection, subject_id: str, caller: Caller | None, *, now: float) -> None:
     """Write down, in the transaction that writes the subject, who asked for it."""
     for statement, values in asked_rows(subject_id, caller, now=now):
-        await conn.executemany(statement, values)
+        conn.executemany(statement, values)
 
 
 async def askers(db: Database, subject_ids: list[str]) -> dict[str, list[Asker]]:
@@ -65,9 +64,9 @@ async def askers(db: Database, subject_ids: list[str]) -> dict[str, list[Asker]]
     return found
 
 
-async def live_runs_of(conn: aiosqlite.Connection, caller: Caller) -> list[str]:
+def live_runs_of(conn: sqlite3.Connection, caller: Caller) -> list[str]:
     """Return the experiments that a token, or an agent without one, has queued or running."""
-    rows = await conn.execute_fetchall(
+    rows = conn.execute(
         "SELECT DISTINCT experiment.id FROM experiment JOIN asked ON asked.subject_id = experiment.id "
         "JOIN agent ON agent.id = asked.agent_id WHERE experiment.state <> 'done' "
         "AND iif(:token = '', agent.id = :agent, agent.token = :token) ORDER BY experiment.row",

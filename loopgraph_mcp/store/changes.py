@@ -59,18 +59,16 @@ async def _keep_changes(db: Database, pairs: Sequence[tuple[str, str]]) -> None:
     found = await asyncio.to_thread(
         lambda: [change_between(texts[base], texts[new]) or _UNKNOWN for base, new in pairs]
     )
-    async with db.transaction() as conn:
-        await conn.executemany(
-            "INSERT INTO change (base_hash, new_hash, turns, rewrites) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
-            [
-                (
-                    *pair,
-                    json.dumps([[turn.knob, turn.old, turn.new] for turn in change.turns]),
-                    json.dumps([[each.scope, each.removed, each.added] for each in change.rewrites]),
-                )
-                for pair, change in zip(pairs, found, strict=True)
-            ],
+    kept = [
+        (
+            *pair,
+            json.dumps([[turn.knob, turn.old, turn.new] for turn in change.turns]),
+            json.dumps([[each.scope, each.removed, each.added] for each in change.rewrites]),
         )
+        for pair, change in zip(pairs, found, strict=True)
+    ]
+    statement = "INSERT INTO change (base_hash, new_hash, turns, rewrites) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING"
+    await db.write(lambda conn: conn.executemany(statement, kept))
 
 
 async def _unknown_pairs(db: Database, context_id: str, after: int) -> list[sqlite3.Row]:

@@ -2,10 +2,9 @@
 
 import json
 import re
+import sqlite3
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-
-import aiosqlite
 
 from loopgraph_mcp.store.database import Database, text_hash
 
@@ -38,19 +37,22 @@ class Chunk:
 async def add_chunks(db: Database, chunks: Sequence[Chunk], *, method_id: str | None = None) -> list[str]:
     """Keep passages, in order, and say of which method they tell; return their ids. Known ones are kept as they are."""
     ids = [chunk.id for chunk in chunks]
-    async with db.transaction() as conn:
-        await insert_chunks(conn, chunks)
+
+    def write(conn: sqlite3.Connection) -> None:
+        insert_chunks(conn, chunks)
         if method_id is not None:
-            await conn.executemany(
+            conn.executemany(
                 "INSERT INTO method_chunk (method_id, chunk_id) VALUES (:method, :id) ON CONFLICT DO NOTHING",
                 [{"method": method_id, "id": each} for each in ids],
             )
+
+    await db.write(write)
     return ids
 
 
-async def insert_chunks(conn: aiosqlite.Connection, chunks: Sequence[Chunk]) -> int:
+def insert_chunks(conn: sqlite3.Connection, chunks: Sequence[Chunk]) -> int:
     """Keep passages within a transaction; return how many are new."""
-    cursor = await conn.executemany(
+    cursor = conn.executemany(
         "INSERT INTO chunk (id, source_kind, paper_id, place, licence, text, identifiers) "
         "VALUES (:id, :kind, :paper, :place, :licence, :text, :identifiers) ON CONFLICT (id) DO NOTHING",
         [

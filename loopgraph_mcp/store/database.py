@@ -1,4 +1,4 @@
-"""Opens the SQLite file: one writer behind one lock, a reader of its own, migrations at the door."""
+"""Opens the SQLite file: writes one after another, a reader of its own, migrations at the door."""
 
 import asyncio
 import hashlib
@@ -6,11 +6,13 @@ import math
 import re
 import secrets
 import sqlite3
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -85,24 +87,56 @@ class _Batch:
     inserted: bool = False
 
 
+class _Lane:
+    """A connection on a thread of its own, where one job takes place at a time, all its statements in one go."""
+
+    def __init__(self, path: Path, name: str, set_up: Callable[[sqlite3.Connection], object]) -> None:
+        self._path = path
+        self._set_up = set_up
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
+        self._conn: sqlite3.Connection | None = None
+
+    async def run(self, job: Callable[[sqlite3.Connection], T]) -> T:
+        """Return what a job returns; one that has begun runs through, whatever becomes of its caller."""
+        return await asyncio.get_running_loop().run_in_executor(
+            self._thread, lambda: job(self._conn or self._connect())
+        )
+
+    def _connect(self) -> sqlite3.Connection:
+        """Connect on the thread of the jobs: SQLite's module ties the two together."""
+        conn = sqlite3.connect(self._path, isolation_level=None, timeout=_BUSY_TIMEOUT_S, factory=_Connection)
+        try:
+            conn.row_factory = sqlite3.Row
+            self._set_up(conn)
+        except BaseException:
+            conn.close()
+            raise
+        self._conn = conn
+        return conn
+
+    async def end(self) -> None:
+        """Wait for the jobs that are left, and close the connection."""
+        if self._conn is not None:
+            self._thread.submit(self._conn.close)
+        await asyncio.shield(asyncio.to_thread(self._thread.shutdown))
+
+
 class Database:
     """One SQLite file in WAL mode, safe with other processes writing to it.
 
-    Tasks that shared one connection would interleave, and one's rollback would erase another's insert. So all
-    writes go through `transaction()`, which holds a lock and BEGIN IMMEDIATE, and reads have their own connection.
-    Searches have a third one with a thread of its own, where one takes place at a time, all its statements in one go.
+    Tasks that shared one connection would interleave, and one's rollback would erase another's insert. So each write
+    is one job, and jobs run through one after another on the writing connection's thread; reads have a connection of
+    their own. Searches have a third one with its own thread, where one takes place at a time.
     """
 
-    def __init__(self, writer: aiosqlite.Connection, reader: aiosqlite.Connection, path: Path) -> None:
-        self._writer = writer
-        self._reader = reader
-        self._lock = asyncio.Lock()
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._writes = _Lane(path, "write", _keep_safe)
+        self._searches = _Lane(path, "search", self._limit)
+        self._reader: aiosqlite.Connection
         self._appending = asyncio.Lock()
         self._batch = _Batch()
-        self._searches = ThreadPoolExecutor(max_workers=1, thread_name_prefix="search")
-        self._searcher: sqlite3.Connection | None = None
         self._deadline = math.inf
-        self.path = path
 
     @classmethod
     @asynccontextmanager
@@ -112,63 +146,73 @@ class Database:
         Raises:
             StoreError: The file cannot be opened, is no database, or was written by a newer version.
         """
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.open("ab").close()  # aiosqlite leaves a thread behind where connecting fails: fail before it
-            writer = await _connect(path)
-        except (OSError, sqlite3.Error) as error:
-            raise StoreError(f"{path}: cannot open the database ({error}); set LOOPGRAPH_DB to another file") from error
+        db = cls(path)
         try:
             try:
-                await _migrate(writer, path)
-                reader = await _connect(path)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.open("ab").close()  # aiosqlite leaves a thread behind where connecting fails: fail before it
+            except OSError as error:
+                raise StoreError(
+                    f"{path}: cannot open the database ({error}); set LOOPGRAPH_DB to another file"
+                ) from error
+            try:
+                await db._writes.run(lambda conn: _migrate(conn, path))
+                db._reader = await aiosqlite.connect(
+                    path, isolation_level=None, timeout=_BUSY_TIMEOUT_S, factory=_Connection
+                )
             except sqlite3.Error as error:
                 raise StoreError(
                     f"{path}: {error}; the file is damaged, no SQLite database, or its disk is full. "
                     "Move it aside, or set LOOPGRAPH_DB to another file"
                 ) from error
             try:
-                await reader.execute("PRAGMA query_only = ON")
-                db = cls(writer, reader, path)
-                try:
-                    yield db
-                finally:
-                    await asyncio.shield(asyncio.to_thread(db.end_searches))
+                db._reader.row_factory = sqlite3.Row
+                await db._reader.execute("PRAGMA query_only = ON")
+                yield db
             finally:
-                await reader.close()
+                db._deadline = -math.inf  # cuts off what is still looked for
+                await db._searches.end()
+                await db._reader.close()
         finally:
-            await writer.close()
+            await db._writes.end()
 
-    @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[aiosqlite.Connection]:
-        """Hold the write lock for a few statements that happen together or not at all.
+    async def write(self, job: Callable[[sqlite3.Connection], T]) -> T:
+        """Return what a job returns; what it writes is written together, or not at all where it raises.
+
+        A caller that is cancelled before the commit leaves nothing written.
 
         Raises:
             StoreError: The disk is full, or another process held the database for half a minute.
         """
-        async with self._lock:
-            try:
-                await self._writer.execute("BEGIN IMMEDIATE")
-                yield self._writer
-            except BaseException as error:
-                # Statements run in order on the connection's thread, so a BEGIN cut off by a cancel is undone too.
-                with suppress(sqlite3.OperationalError):  # "no transaction is active": BEGIN itself failed
-                    await asyncio.shield(self._writer.execute("ROLLBACK"))
-                if isinstance(error, sqlite3.OperationalError):
-                    raise StoreError(f"{self.path}: {error}; nothing was written. {_NEXT_STEP}") from error
-                raise
-            try:
-                await asyncio.shield(self._writer.execute("COMMIT"))
-            except sqlite3.OperationalError as error:
-                with suppress(sqlite3.OperationalError):
-                    await self._writer.execute("ROLLBACK")
-                raise StoreError(f"{self.path}: {error}; nothing was written. {_NEXT_STEP}") from error
+        cancelled = threading.Event()
+
+        def undone_if_cancelled(conn: sqlite3.Connection) -> T:
+            done = job(conn)
+            if cancelled.is_set():
+                raise CancelledError
+            return done
+
+        try:
+            return await self._writes.run(lambda conn: _transact(conn, undone_if_cancelled))
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
+        except sqlite3.OperationalError as error:
+            raise StoreError(f"{self.path}: {error}; nothing was written. {_NEXT_STEP}") from error
+
+    async def change(self, statement: str, values: Mapping[str, Any] | Sequence[Any] = ()) -> int:
+        """Write with one statement; return how many rows it changed.
+
+        Raises:
+            StoreError: As for `write`.
+        """
+        return await self.write(lambda conn: conn.execute(statement, values).rowcount)
 
     async def append(self, rows: Sequence[Rows]) -> None:
         """Insert rows, all or none; those of all who append at one moment share a transaction and its commit.
 
         Raises:
-            StoreError: As for `transaction`.
+            StoreError: As for `write`.
         """
         batch = self._batch
         batch.rows += rows
@@ -176,37 +220,29 @@ class Database:
             if batch is self._batch:
                 self._batch = _Batch()
                 with suppress(StoreError, sqlite3.IntegrityError):  # one row's fault is not the others'
-                    await self._insert(batch.rows)
+                    await self.write(lambda conn: insert(conn, batch.rows))
                     batch.inserted = True
         if not batch.inserted:
-            await self._insert(rows)
+            await self.write(lambda conn: insert(conn, rows))
 
-    async def _insert(self, rows: Sequence[Rows]) -> None:
-        statements: dict[str, list[Mapping[str, Any]]] = {}
-        for statement, values in rows:
-            statements.setdefault(statement, []).extend(values)
-        async with self.transaction() as conn:
-            # They reach the connection's thread in this order, and together.
-            await asyncio.gather(*(conn.executemany(each, values) for each, values in statements.items()))
+    async def write_with(self, other: Path, name: str, job: Callable[[sqlite3.Connection], T]) -> T:
+        """Write with a job that reads another file's tables as well, under a name.
 
-    @asynccontextmanager
-    async def attached(self, other: Path, name: str) -> AsyncIterator[aiosqlite.Connection]:
-        """Hold the write lock for one transaction that reads another file's tables as well, under a name."""
-        async with self._lock:
-            await self._writer.execute("ATTACH ? AS " + name, (str(other),))
+        Raises:
+            StoreError: As for `write`.
+        """
+        await self._writes.run(lambda conn: conn.execute("ATTACH ? AS " + name, (str(other),)))
         try:
-            async with self.transaction() as conn:
-                yield conn
+            return await self.write(job)
         finally:
-            async with self._lock:
-                await self._writer.execute("DETACH " + name)
+            await self._writes.run(lambda conn: conn.execute("DETACH " + name))
 
     async def sync_every_commit(self) -> None:
         """Make each commit reach the disk before it returns, so that not even a power cut loses it.
 
         Without this, SQLite in WAL mode keeps the file sound but may lose the last commits.
         """
-        await self._writer.execute("PRAGMA synchronous = FULL")
+        await self._writes.run(lambda conn: conn.execute("PRAGMA synchronous = FULL"))
 
     @property
     def reader(self) -> aiosqlite.Connection:
@@ -219,11 +255,15 @@ class Database:
         Such a statement fails with an OperationalError, `interrupted`.
         """
 
-        def job() -> T:
+        def job(conn: sqlite3.Connection) -> T:
             self._deadline = time.monotonic() + limit_s
-            return ask(self._searcher or self._open_searcher())
+            return ask(conn)
 
-        return await asyncio.get_running_loop().run_in_executor(self._searches, job)
+        return await self._searches.run(job)
+
+    def _limit(self, conn: sqlite3.Connection) -> None:
+        conn.execute("PRAGMA query_only = ON")
+        conn.set_progress_handler(lambda: time.monotonic() > self._deadline, _CHECK_EVERY)
 
     async def check(self) -> list[str]:
         """Return what is wrong with the file: damaged pages, rows that point nowhere, text that is no JSON."""
@@ -231,22 +271,6 @@ class Database:
         strays = await self._reader.execute_fetchall("PRAGMA foreign_key_check")
         found += [f"a row of {row['table']} points at a row of {row['parent']} that is not there" for row in strays]
         return [each for each in found if each != "ok"]
-
-    def _open_searcher(self) -> sqlite3.Connection:
-        """Connect on the thread that searches: SQLite's module ties the two together."""
-        conn = sqlite3.connect(self.path, isolation_level=None, timeout=_BUSY_TIMEOUT_S, factory=_Connection)
-        conn.row_factory = sqlite3.Row
-        conn.execute("PRAGMA query_only = ON")
-        conn.set_progress_handler(lambda: time.monotonic() > self._deadline, _CHECK_EVERY)
-        self._searcher = conn
-        return conn
-
-    def end_searches(self) -> None:
-        """Cut off what is still looked for and close the connection."""
-        self._deadline = -math.inf
-        if self._searcher is not None:
-            self._searches.submit(self._searcher.close)
-        self._searches.shutdown()
 
 
 @contextmanager
@@ -259,17 +283,31 @@ def interruptible() -> Iterator[None]:
             raise
 
 
-async def _connect(path: Path) -> aiosqlite.Connection:
-    connection = await aiosqlite.connect(path, isolation_level=None, timeout=_BUSY_TIMEOUT_S, factory=_Connection)
+def insert(conn: sqlite3.Connection, rows: Sequence[Rows]) -> None:
+    """Insert rows within a write, those of one statement in one go."""
+    statements: dict[str, list[Mapping[str, Any]]] = {}
+    for statement, values in rows:
+        statements.setdefault(statement, []).extend(values)
+    for statement, all_values in statements.items():
+        conn.executemany(statement, all_values)
+
+
+def _keep_safe(conn: sqlite3.Connection) -> None:
+    conn.execute("PRAGMA journal_mode = WAL")
+    conn.execute("PRAGMA synchronous = NORMAL")
+    conn.execute("PRAGMA foreign_keys = ON")
+
+
+def _transact(conn: sqlite3.Connection, job: Callable[[sqlite3.Connection], T]) -> T:
+    conn.execute("BEGIN IMMEDIATE")
     try:
-        connection.row_factory = sqlite3.Row
-        await connection.execute("PRAGMA journal_mode = WAL")
-        await connection.execute("PRAGMA synchronous = NORMAL")
-        await connection.execute("PRAGMA foreign_keys = ON")
+        done = job(conn)
+        conn.execute("COMMIT")
     except BaseException:
-        await connection.close()
+        if conn.in_transaction:  # a full disk has ended it already
+            conn.execute("ROLLBACK")
         raise
-    return connection
+    return done
 
 
 def migration_files() -> list[tuple[int, Path]]:
@@ -278,35 +316,31 @@ def migration_files() -> list[tuple[int, Path]]:
     return [(int(re.split("_", file.name)[0]), file) for file in files]
 
 
-async def _migrate(connection: aiosqlite.Connection, path: Path) -> None:
+def _migrate(conn: sqlite3.Connection, path: Path) -> None:
     """Apply what is missing, each migration in one transaction with its record in user_version."""
     migrations = migration_files()
     newest = migrations[-1][0]
-    version = await _schema_version(connection)
+    version = _schema_version(conn)
     if version > newest:
         raise StoreError(
             f"{path}: written by a newer LoopGraph (schema {version}, this one knows {newest}); "
             "upgrade with `pip install -U loopgraph-mcp`"
         )
     for number, file in migrations:
-        if number <= version:
-            continue
-        await connection.execute("BEGIN IMMEDIATE")
-        try:
-            if await _schema_version(connection) < number:  # another process may have come first
-                for statement in split_statements(file.read_text(encoding="utf-8")):
-                    await connection.execute(statement)
-                await connection.execute(f"PRAGMA user_version = {number}")
-        except BaseException:
-            await connection.execute("ROLLBACK")
-            raise
-        await connection.execute("COMMIT")
+        if number > version:
+            _transact(conn, partial(_apply, number=number, script=file.read_text(encoding="utf-8")))
 
 
-async def _schema_version(connection: aiosqlite.Connection) -> int:
-    async with connection.execute("PRAGMA user_version") as cursor:
-        row = await cursor.fetchone()
-    return int(row[0]) if row else 0
+def _apply(conn: sqlite3.Connection, *, number: int, script: str) -> None:
+    if _schema_version(conn) >= number:  # another process came first
+        return
+    for statement in split_statements(script):
+        conn.execute(statement)
+    conn.execute(f"PRAGMA user_version = {number}")
+
+
+def _schema_version(conn: sqlite3.Connection) -> int:
+    return int(conn.execute("PRAGMA user_version").fetchone()[0])
 
 
 def split_statements(script: str) -> list[str]:

@@ -53,11 +53,10 @@ async def workspace_id(db: Database, path: str, *, now: float) -> str:
     select = "SELECT id FROM workspace WHERE path = :path"
     rows = list(await db.reader.execute_fetchall(select, {"path": path}))
     if not rows:
-        async with db.transaction() as conn:
-            await conn.execute(
-                "INSERT INTO workspace (id, path, created_at) VALUES (:id, :path, :now) ON CONFLICT (path) DO NOTHING",
-                {"id": new_id("ws"), "path": path, "now": now},
-            )
+        await db.change(
+            "INSERT INTO workspace (id, path, created_at) VALUES (:id, :path, :now) ON CONFLICT (path) DO NOTHING",
+            {"id": new_id("ws"), "path": path, "now": now},
+        )
         rows = list(await db.reader.execute_fetchall(select, {"path": path}))
     known[path] = str(rows[0]["id"])
     return known[path]
@@ -76,13 +75,12 @@ async def context_id(db: Database, context: Context) -> str:
         return identity
     rows = await db.reader.execute_fetchall("SELECT 1 FROM context WHERE id = :id", {"id": identity})
     if not list(rows):
-        async with db.transaction() as conn:
-            await conn.execute(
-                "INSERT INTO context (id, workspace_id, device, budget_s, dataset_hash, harness_hash, metric, "
-                "direction) VALUES (:id, :workspace_id, :device, :budget_s, :dataset_hash, :harness_hash, :metric, "
-                ":direction) ON CONFLICT (id) DO NOTHING",
-                {**values, "id": identity},
-            )
+        await db.change(
+            "INSERT INTO context (id, workspace_id, device, budget_s, dataset_hash, harness_hash, metric, "
+            "direction) VALUES (:id, :workspace_id, :device, :budget_s, :dataset_hash, :harness_hash, :metric, "
+            ":direction) ON CONFLICT (id) DO NOTHING",
+            {**values, "id": identity},
+        )
     known[identity] = identity
     return identity
 
@@ -109,11 +107,10 @@ def context_of(row: sqlite3.Row) -> Context:
 async def add_program(db: Database, text: str, tree_hash: str) -> str:
     """Keep an exact text of the editable file; return its hash."""
     identity = text_hash(text)
-    async with db.transaction() as conn:
-        await conn.execute(
-            "INSERT INTO program (hash, tree_hash, text) VALUES (:hash, :tree, :text) ON CONFLICT (hash) DO NOTHING",
-            {"hash": identity, "tree": tree_hash, "text": text},
-        )
+    await db.change(
+        "INSERT INTO program (hash, tree_hash, text) VALUES (:hash, :tree, :text) ON CONFLICT (hash) DO NOTHING",
+        {"hash": identity, "tree": tree_hash, "text": text},
+    )
     return identity
 
 
@@ -158,12 +155,11 @@ async def add_edit(
     for row in rows:
         return str(row["id"])
     edit_id = new_id("edit")
-    async with db.transaction() as conn:
-        await conn.execute(
-            "INSERT INTO edit (id, workspace_id, method_id, retrieval_id, base_hash, new_hash, knobs, diff, "
-            "created_at) VALUES (:id, :workspace, :method, :retrieval, :base, :new, :knobs, :diff, :now)",
-            {**key, "id": edit_id, "diff": diff, "now": now},
-        )
+    await db.change(
+        "INSERT INTO edit (id, workspace_id, method_id, retrieval_id, base_hash, new_hash, knobs, diff, "
+        "created_at) VALUES (:id, :workspace, :method, :retrieval, :base, :new, :knobs, :diff, :now)",
+        {**key, "id": edit_id, "diff": diff, "now": now},
+    )
     return edit_id
 
 

@@ -5,8 +5,6 @@ import sqlite3
 from dataclasses import dataclass
 from typing import Literal
 
-import aiosqlite
-
 from loopgraph_mcp.access import Caller
 from loopgraph_mcp.errors import RunError
 from loopgraph_mcp.models import Decision, Outcome, OutcomeKind, State
@@ -103,22 +101,21 @@ async def add_experiment(db: Database, new: NewExperiment, *, now: float) -> tup
         RunError: The caller has as many on their way as it may.
     """
     experiment_id = new_id("exp")
-    async with db.transaction() as conn:
+
+    def write(conn: sqlite3.Connection) -> tuple[str, bool]:
         if new.idempotency_key is not None:
-            rows = await conn.execute_fetchall(
-                "SELECT id FROM experiment WHERE idempotency_key = :key", {"key": new.idempotency_key}
-            )
+            rows = conn.execute("SELECT id FROM experiment WHERE idempotency_key = :key", {"key": new.idempotency_key})
             for row in rows:
                 return str(row["id"]), False
-        for row in await conn.execute_fetchall(
+        for row in conn.execute(
             _ON_ITS_WAY,
             {"context": new.context_id, "program": new.program_hash, "seed": new.seed, "shared": new.shared},
         ):
-            await agents.add_asked(conn, row["id"], new.caller, now=now)
+            agents.add_asked(conn, row["id"], new.caller, now=now)
             return str(row["id"]), False
         if new.caller is not None and new.program_hash is not None:
-            await _check_cap(conn, new.caller)
-        await conn.execute(
+            _check_cap(conn, new.caller)
+        conn.execute(
             "INSERT INTO experiment (id, context_id, edit_id, base_hash, program_hash, parent_id, description, seed, "
             "timeout_s, silence_s, idempotency_key, priority, device_slot, state, created_at) VALUES (:id, :context, "
             ":edit, :base, :program, :parent, :description, :seed, :timeout, :silence, :key, :priority, :slot, "
@@ -140,12 +137,14 @@ async def add_experiment(db: Database, new: NewExperiment, *, now: float) -> tup
                 "now": now,
             },
         )
-        await agents.add_asked(conn, experiment_id, new.caller, now=now)
-        await conn.executemany(
+        agents.add_asked(conn, experiment_id, new.caller, now=now)
+        conn.executemany(
             "INSERT INTO experiment_method (experiment_id, method_id) VALUES (?, ?)",
             [(experiment_id, method_id) for method_id in new.method_ids],
         )
-    return experiment_id, True
+        return experiment_id, True
+
+    return await db.write(write)
 
 
 _ON_ITS_WAY = """
@@ -156,13 +155,13 @@ _ON_ITS_WAY = """
 """
 
 
-async def _check_cap(conn: aiosqlite.Connection, caller: Caller) -> None:
+def _check_cap(conn: sqlite3.Connection, caller: Caller) -> None:
     """Refuse an agent that has as many experiments on their way as it may.
 
     Raises:
         RunError: It has.
     """
-    live = await agents.live_runs_of(conn, caller)
+    live = agents.live_runs_of(conn, caller)
     if len(live) >= caller.runs_at_once:
         raise RunError(
             f"{caller.token or caller.client} has {len(live)} experiments queued or running, the most it may "
@@ -173,8 +172,7 @@ async def _check_cap(conn: aiosqlite.Connection, caller: Caller) -> None:
 async def join_experiment(db: Database, experiment_id: str, caller: Caller | None, *, now: float) -> None:
     """Write down that somebody else asked for an experiment as well."""
     if caller is not None:
-        async with db.transaction() as conn:
-            await agents.add_asked(conn, experiment_id, caller, now=now)
+        await db.append(agents.asked_rows(experiment_id, caller, now=now))
 
 
 async def get_experiment(db: Database, experiment_id: str) -> ExperimentRow | None:
@@ -242,23 +240,21 @@ async def set_run_dir(db: Database, experiment_id: str, run_dir: str) -> None:
 
 async def claim(db: Database, experiment_id: str, supervisor: ProcessId) -> bool:
     """Make a process the supervisor of a queued experiment; only one can be."""
-    async with db.transaction() as conn:
-        cursor = await conn.execute(
-            "UPDATE experiment SET supervisor_pid = :pid, supervisor_started = :started "
-            "WHERE id = :id AND state = 'queued' AND supervisor_pid IS NULL",
-            {"id": experiment_id, "pid": supervisor.pid, "started": supervisor.started},
-        )
-        return cursor.rowcount == 1
+    changed = await db.change(
+        "UPDATE experiment SET supervisor_pid = :pid, supervisor_started = :started "
+        "WHERE id = :id AND state = 'queued' AND supervisor_pid IS NULL",
+        {"id": experiment_id, "pid": supervisor.pid, "started": supervisor.started},
+    )
+    return changed == 1
 
 
 async def mark_running(db: Database, experiment_id: str, child: ProcessId, *, now: float) -> None:
     """Record that the training process has started."""
-    async with db.transaction() as conn:
-        await conn.execute(
-            "UPDATE experiment SET state = 'running', child_pid = :pid, child_started = :started, started_at = :now "
-            "WHERE id = :id AND state = 'queued'",
-            {"id": experiment_id, "pid": child.pid, "started": child.started, "now": now},
-        )
+    await db.change(
+        "UPDATE experiment SET state = 'running', child_pid = :pid, child_started = :started, started_at = :now "
+        "WHERE id = :id AND state = 'queued'",
+        {"id": experiment_id, "pid": child.pid, "started": child.started, "now": now},
+    )
 
 
 async def request_cancel(db: Database, experiment_id: str, *, now: float) -> None:
@@ -268,29 +264,30 @@ async def request_cancel(db: Database, experiment_id: str, *, now: float) -> Non
 
 async def add_outcome(db: Database, experiment_id: str, outcome: Outcome, *, now: float) -> bool:
     """Write how an experiment ended; the first writer wins, later ones change nothing and are told so."""
-    async with db.transaction() as conn:
-        return await _insert_outcome(conn, experiment_id, outcome, now)
+    return await db.write(lambda conn: _insert_outcome(conn, experiment_id, outcome, now))
 
 
 async def mark_done(db: Database, experiment_id: str, *, now: float) -> None:
     """End an experiment that has its outcome: whoever waits for it is told only now."""
-    async with db.transaction() as conn:
-        await conn.execute(_MARK_DONE, {"id": experiment_id, "now": now})
+    await db.change(_MARK_DONE, {"id": experiment_id, "now": now})
 
 
 async def finish(db: Database, experiment_id: str, outcome: Outcome, *, now: float) -> bool:
     """Write the outcome of an experiment on which nothing is left to do; return whether it was the first."""
-    async with db.transaction() as conn:
-        first = await _insert_outcome(conn, experiment_id, outcome, now)
-        await conn.execute(_MARK_DONE, {"id": experiment_id, "now": now})
-    return first
+
+    def write(conn: sqlite3.Connection) -> bool:
+        first = _insert_outcome(conn, experiment_id, outcome, now)
+        conn.execute(_MARK_DONE, {"id": experiment_id, "now": now})
+        return first
+
+    return await db.write(write)
 
 
 _MARK_DONE = "UPDATE experiment SET state = 'done', finished_at = :now WHERE id = :id AND state <> 'done'"
 
 
-async def _insert_outcome(conn: aiosqlite.Connection, experiment_id: str, outcome: Outcome, now: float) -> bool:
-    cursor = await conn.execute(
+def _insert_outcome(conn: sqlite3.Connection, experiment_id: str, outcome: Outcome, now: float) -> bool:
+    cursor = conn.execute(
         "INSERT INTO outcome (experiment_id, kind, metric_value, reason, summary, log_tail, created_at) "
         "VALUES (:id, :kind, :value, :reason, :summary, :tail, :now) ON CONFLICT (experiment_id) DO NOTHING",
         {
@@ -317,24 +314,22 @@ async def add_decision(
     now: float,
 ) -> None:
     """Record whether a change is kept; the last decision counts."""
-    async with db.transaction() as conn:
-        await conn.execute(
-            "INSERT INTO decision (experiment_id, decision, made_by, commit_hash, note, created_at) "
-            "VALUES (:id, :decision, :by, :commit, :note, :now)",
-            {
-                "id": experiment_id,
-                "decision": decision.value,
-                "by": made_by,
-                "commit": commit,
-                "note": note,
-                "now": now,
-            },
-        )
+    await db.change(
+        "INSERT INTO decision (experiment_id, decision, made_by, commit_hash, note, created_at) "
+        "VALUES (:id, :decision, :by, :commit, :note, :now)",
+        {
+            "id": experiment_id,
+            "decision": decision.value,
+            "by": made_by,
+            "commit": commit,
+            "note": note,
+            "now": now,
+        },
+    )
 
 
 async def _update(db: Database, statement: str, experiment_id: str, value: str | float) -> None:
-    async with db.transaction() as conn:
-        await conn.execute(statement, {"id": experiment_id, "value": value})
+    await db.change(statement, {"id": experiment_id, "value": value})
 
 
 def _process(pid: int | None, started: float | None) -> ProcessId | None:

@@ -6,8 +6,6 @@ import sqlite3
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-import aiosqlite
-
 from loopgraph_mcp.foresight import Lesson
 from loopgraph_mcp.models import Context, Decision, Direction, OutcomeKind
 from loopgraph_mcp.store.database import Database, new_id, text_hash
@@ -96,15 +94,16 @@ async def add_history(
 
     Known rows move to the contexts told now, take their author's last decision, and get the programs they lacked.
     """
-    async with db.transaction() as conn:
-        workspace = await _workspace(conn, source, now)
-        context_ids = {each: await _context(conn, workspace, context) for each, context in contexts.items()}
-        known = await _known(conn, workspace)
+
+    def write(conn: sqlite3.Connection) -> list[bool]:
+        workspace = _workspace(conn, source, now)
+        context_ids = {each: _context(conn, workspace, context) for each, context in contexts.items()}
+        known = _known(conn, workspace)
         ids = [known[row.key]["id"] if row.key in known else new_id("exp") for row in rows]
         new = [row.key not in known for row in rows]
-        await _keep_programs(conn, rows)
+        _keep_programs(conn, rows)
         bare = [is_new or known[row.key]["program_hash"] is None for row, is_new in zip(rows, new, strict=True)]
-        edits = await _add_edits(conn, workspace, rows, bare, now)
+        edits = _add_edits(conn, workspace, rows, bare, now)
         made = [
             {
                 "id": identity,
@@ -124,27 +123,29 @@ async def add_history(
             }
             for index, (row, identity) in enumerate(zip(rows, ids, strict=True))
         ]
-        await _add_experiments(conn, [each for each, is_new in zip(made, new, strict=True) if is_new])
-        await _fill_in(conn, [each for each, is_new in zip(made, new, strict=True) if not is_new])
-        await _add_decisions(conn, rows, ids, known, now)
-        await _replace_methods(conn, rows, ids)
-        await _replace_lessons(conn, source, lessons)
-    return new
+        _add_experiments(conn, [each for each, is_new in zip(made, new, strict=True) if is_new])
+        _fill_in(conn, [each for each, is_new in zip(made, new, strict=True) if not is_new])
+        _add_decisions(conn, rows, ids, known, now)
+        _replace_methods(conn, rows, ids)
+        _replace_lessons(conn, source, lessons)
+        return new
+
+    return await db.write(write)
 
 
-async def _workspace(conn: aiosqlite.Connection, source: str, now: float) -> str:
-    await conn.execute(
+def _workspace(conn: sqlite3.Connection, source: str, now: float) -> str:
+    conn.execute(
         "INSERT INTO workspace (id, path, created_at) VALUES (:id, :path, :now) ON CONFLICT (path) DO NOTHING",
         {"id": new_id("ws"), "path": source, "now": now},
     )
-    rows = await conn.execute_fetchall("SELECT id FROM workspace WHERE path = :path", {"path": source})
+    rows = conn.execute("SELECT id FROM workspace WHERE path = :path", {"path": source})
     return str(next(iter(rows))["id"])
 
 
-async def _context(conn: aiosqlite.Connection, workspace: str, context: Context) -> str:
+def _context(conn: sqlite3.Connection, workspace: str, context: Context) -> str:
     there = dataclasses.replace(context, workspace_id=workspace)
     identity = context_key(there)
-    await conn.execute(
+    conn.execute(
         "INSERT INTO context (id, workspace_id, device, budget_s, dataset_hash, harness_hash, metric, direction) "
         "VALUES (:id, :workspace_id, :device, :budget_s, :dataset_hash, :harness_hash, :metric, :direction) "
         "ON CONFLICT (id) DO NOTHING",
@@ -153,9 +154,9 @@ async def _context(conn: aiosqlite.Connection, workspace: str, context: Context)
     return identity
 
 
-async def _known(conn: aiosqlite.Connection, workspace: str) -> dict[str, sqlite3.Row]:
+def _known(conn: sqlite3.Connection, workspace: str) -> dict[str, sqlite3.Row]:
     """Return the rows of a history that are stored, by their keys, with their last decision."""
-    rows = await conn.execute_fetchall(
+    rows = conn.execute(
         "SELECT experiment.id, idempotency_key, program_hash, "
         "(SELECT decision FROM decision WHERE experiment_id = experiment.id ORDER BY row DESC LIMIT 1) AS decision "
         "FROM experiment JOIN context ON context.id = context_id WHERE workspace_id = :workspace",
@@ -168,15 +169,15 @@ def _program_hash(row: ImportedRow) -> str | None:
     return None if row.program is None else text_hash(row.program.text)
 
 
-async def _keep_programs(conn: aiosqlite.Connection, rows: Sequence[ImportedRow]) -> None:
-    await conn.executemany(
+def _keep_programs(conn: sqlite3.Connection, rows: Sequence[ImportedRow]) -> None:
+    conn.executemany(
         "INSERT INTO program (hash, tree_hash, text) VALUES (?, ?, ?) ON CONFLICT (hash) DO NOTHING",
         [(_program_hash(row), row.program.tree_hash, row.program.text) for row in rows if row.program is not None],
     )
 
 
-async def _add_edits(
-    conn: aiosqlite.Connection, workspace: str, rows: Sequence[ImportedRow], bare: Sequence[bool], now: float
+def _add_edits(
+    conn: sqlite3.Connection, workspace: str, rows: Sequence[ImportedRow], bare: Sequence[bool], now: float
 ) -> dict[int, str]:
     """Store the diffs of rows that had none; return the edits' ids by the rows' places."""
     ids: dict[int, str] = {}
@@ -188,7 +189,7 @@ async def _add_edits(
         method = row.method_ids[0] if len(row.method_ids) == 1 else None
         base, made = _program_hash(rows[row.parent]), _program_hash(row)
         values.append((ids[index], workspace, method, base, made, row.diff, now))
-    await conn.executemany(
+    conn.executemany(
         "INSERT INTO edit (id, workspace_id, method_id, base_hash, new_hash, knobs, diff, created_at) "
         "VALUES (?, ?, ?, ?, ?, '{}', ?, ?)",
         values,
@@ -196,44 +197,42 @@ async def _add_edits(
     return ids
 
 
-async def _add_experiments(conn: aiosqlite.Connection, made: Sequence[Mapping[str, object]]) -> None:
+def _add_experiments(conn: sqlite3.Connection, made: Sequence[Mapping[str, object]]) -> None:
     """Insert finished experiments with their outcomes."""
-    await conn.executemany(
+    conn.executemany(
         "INSERT INTO experiment (id, context_id, edit_id, base_hash, program_hash, parent_id, description, seed, "
         "timeout_s, silence_s, idempotency_key, device_slot, state, created_at, finished_at) VALUES (:id, :context, "
         ":edit, :base, :program, :parent, :description, 42, 1, 1, :key, :slot, 'done', :now, :now)",
         made,
     )
-    await conn.executemany(
+    conn.executemany(
         "INSERT INTO outcome (experiment_id, kind, metric_value, reason, summary, log_tail, created_at) "
         "VALUES (:id, :kind, :value, :reason, :summary, '', :now)",
         made,
     )
 
 
-async def _fill_in(conn: aiosqlite.Connection, known: Sequence[Mapping[str, object]]) -> None:
+def _fill_in(conn: sqlite3.Connection, known: Sequence[Mapping[str, object]]) -> None:
     """Bring known rows up to what is told of them now."""
-    await conn.executemany(
-        "UPDATE experiment SET context_id = :context WHERE id = :id AND context_id <> :context", known
-    )
-    await conn.executemany(
+    conn.executemany("UPDATE experiment SET context_id = :context WHERE id = :id AND context_id <> :context", known)
+    conn.executemany(
         "UPDATE experiment SET program_hash = :program, base_hash = :base, edit_id = :edit "
         "WHERE id = :id AND program_hash IS NULL",
         [each for each in known if each["program"] is not None],
     )
 
 
-async def _replace_methods(conn: aiosqlite.Connection, rows: Sequence[ImportedRow], ids: Sequence[str]) -> None:
+def _replace_methods(conn: sqlite3.Connection, rows: Sequence[ImportedRow], ids: Sequence[str]) -> None:
     """Say which methods the rows tried; a later pack may know more of them."""
-    await conn.executemany("DELETE FROM experiment_method WHERE experiment_id = ?", [(each,) for each in ids])
-    await conn.executemany(
+    conn.executemany("DELETE FROM experiment_method WHERE experiment_id = ?", [(each,) for each in ids])
+    conn.executemany(
         "INSERT INTO experiment_method (experiment_id, method_id) VALUES (?, ?)",
         [(identity, method_id) for row, identity in zip(rows, ids, strict=True) for method_id in row.method_ids],
     )
 
 
-async def _add_decisions(
-    conn: aiosqlite.Connection,
+def _add_decisions(
+    conn: sqlite3.Connection,
     rows: Sequence[ImportedRow],
     ids: Sequence[str],
     known: Mapping[str, sqlite3.Row],
@@ -245,17 +244,17 @@ async def _add_decisions(
         stands = known[row.key]["decision"] if row.key in known else None
         if row.decision is not None and row.decision.value != stands:
             values.append((identity, row.decision.value, row.commit or None, now))
-    await conn.executemany(
+    conn.executemany(
         "INSERT INTO decision (experiment_id, decision, made_by, commit_hash, note, created_at) "
         "VALUES (?, ?, 'agent', ?, '', ?)",
         values,
     )
 
 
-async def _replace_lessons(conn: aiosqlite.Connection, source: str, lessons: Sequence[Lesson]) -> None:
+def _replace_lessons(conn: sqlite3.Connection, source: str, lessons: Sequence[Lesson]) -> None:
     """Put what a history teaches in the place of what it taught before."""
-    await conn.execute("DELETE FROM lesson WHERE source = :source", {"source": source})
-    await conn.executemany(
+    conn.execute("DELETE FROM lesson WHERE source = :source", {"source": source})
+    conn.executemany(
         "INSERT INTO lesson (source, about, first, now, expected, kept, tries, low, high, mean_gain, spread) "
         "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         [

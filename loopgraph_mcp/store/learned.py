@@ -71,8 +71,9 @@ async def add_recipe(
     """Keep what a win taught; return the recipe's id, the same for the same recipe."""
     card = encode_recipe(recipe, knobs)
     identity = f"recipe_{text_hash(method_id + card)[:12]}"
-    async with db.transaction() as conn:
-        await conn.execute(
+
+    def write(conn: sqlite3.Connection) -> None:
+        conn.execute(
             "INSERT INTO learned_recipe (id, method_id, experiment_id, base_hash, recipe, applied, present, refused, "
             "created_at) VALUES (:id, :method, :experiment, :base, :recipe, :applied, :present, :refused, :now) "
             "ON CONFLICT (id) DO NOTHING",
@@ -88,19 +89,18 @@ async def add_recipe(
                 "now": now,
             },
         )
-        await conn.execute(
+        conn.execute(
             _LOOKED_AT,
             {"experiment": experiment_id, "method": method_id, "recipe": identity, "reason": "generalised"},
         )
+
+    await db.write(write)
     return identity
 
 
 async def add_lookover(db: Database, method_id: str, experiment_id: str, reason: str) -> None:
     """Record why a win gives no recipe, so that it is not looked at again."""
-    async with db.transaction() as conn:
-        await conn.execute(
-            _LOOKED_AT, {"experiment": experiment_id, "method": method_id, "recipe": None, "reason": reason}
-        )
+    await db.change(_LOOKED_AT, {"experiment": experiment_id, "method": method_id, "recipe": None, "reason": reason})
 
 
 _LOOKED_AT = (
@@ -141,11 +141,10 @@ async def learned_from(db: Database, experiment_id: str) -> list[str]:
 
 async def add_edit(db: Database, edit_id: str, recipe_id: str) -> None:
     """Record that a learned recipe made an edit."""
-    async with db.transaction() as conn:
-        await conn.execute(
-            "INSERT INTO learned_edit (edit_id, recipe_id) VALUES (:edit, :recipe) ON CONFLICT DO NOTHING",
-            {"edit": edit_id, "recipe": recipe_id},
-        )
+    await db.change(
+        "INSERT INTO learned_edit (edit_id, recipe_id) VALUES (:edit, :recipe) ON CONFLICT DO NOTHING",
+        {"edit": edit_id, "recipe": recipe_id},
+    )
 
 
 async def experiments_of(db: Database, recipe_id: str) -> list[str]:

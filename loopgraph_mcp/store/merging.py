@@ -3,6 +3,7 @@
 import asyncio
 import sqlite3
 import tempfile
+from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
 
@@ -28,15 +29,19 @@ async def merge(db: Database, other: Path) -> dict[str, int]:
         await asyncio.to_thread(_copy, other, copy, db.path)
         async with Database.open(copy) as opened:  # brings it to this version, and says so if it is no store
             tables = await opened.reader.execute_fetchall(_TABLES)
-        counts = {}
-        async with db.attached(copy, "theirs") as conn:
-            for table in tables:
-                columns = await conn.execute_fetchall(f"PRAGMA main.table_info({table['name']})")
-                names = [str(column["name"]) for column in columns if column["name"] != _NUMBER]
-                ordered = "WITHOUT ROWID" not in table["sql"]
-                cursor = await conn.execute(_statement(table["name"], names, ordered=ordered))
-                counts[str(table["name"])] = cursor.rowcount
+        counts = await db.write_with(copy, "theirs", lambda conn: _add_rows(conn, tables))
     return {table: count for table, count in counts.items() if count}
+
+
+def _add_rows(conn: sqlite3.Connection, tables: Iterable[sqlite3.Row]) -> dict[str, int]:
+    """Add what each of the attached store's tables has beside ours; return how many rows that is, by table."""
+    counts = {}
+    for table in tables:
+        columns = conn.execute(f"PRAGMA main.table_info({table['name']})")
+        names = [str(column["name"]) for column in columns if column["name"] != _NUMBER]
+        ordered = "WITHOUT ROWID" not in table["sql"]
+        counts[str(table["name"])] = conn.execute(_statement(table["name"], names, ordered=ordered)).rowcount
+    return counts
 
 
 def _copy(other: Path, copy: Path, ours: Path) -> None:

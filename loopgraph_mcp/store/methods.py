@@ -8,8 +8,6 @@ from dataclasses import dataclass, fields, is_dataclass
 from functools import lru_cache
 from typing import Any
 
-import aiosqlite
-
 from loopgraph_mcp.models import (
     AddMethod,
     Companion,
@@ -49,23 +47,26 @@ async def import_pack(db: Database, pack: Pack, *, now: float) -> bool:
     rows = await db.reader.execute_fetchall("SELECT content_hash FROM pack WHERE name = :name", {"name": pack.name})
     if [row["content_hash"] for row in rows] == [pack.content_hash]:
         return False
-    async with db.transaction() as conn:
-        await conn.execute(
+
+    def write(conn: sqlite3.Connection) -> None:
+        conn.execute(
             "INSERT INTO pack (name, version, content_hash, imported_at) VALUES (:name, :version, :hash, :now) "
             "ON CONFLICT (name) DO UPDATE SET version = :version, content_hash = :hash, imported_at = :now",
             {"name": pack.name, "version": pack.version, "hash": pack.content_hash, "now": now},
         )
-        await conn.execute(
+        conn.execute(
             "UPDATE method SET retired_at = :now WHERE pack_name = :name AND retired_at IS NULL",
             {"name": pack.name, "now": now},
         )
         for method in pack.methods:
-            await _put(conn, method, pack.name)
+            _put(conn, method, pack.name)
+
+    await db.write(write)
     return True
 
 
-async def _put(conn: aiosqlite.Connection, method: Method, pack_name: str) -> None:
-    await conn.execute(
+def _put(conn: sqlite3.Connection, method: Method, pack_name: str) -> None:
+    conn.execute(
         "INSERT INTO method (id, pack_name, family, name, aliases, summary, description, identifiers, card) "
         "VALUES (:id, :pack, :family, :name, :aliases, :summary, :description, :identifiers, :card) "
         "ON CONFLICT (id) DO UPDATE SET pack_name = :pack, family = :family, name = :name, "
@@ -73,15 +74,15 @@ async def _put(conn: aiosqlite.Connection, method: Method, pack_name: str) -> No
         "card = :card, retired_at = NULL",
         _method_row(method, pack_name),
     )
-    await conn.execute("DELETE FROM method_paper WHERE method_id = :id", {"id": method.id})
+    conn.execute("DELETE FROM method_paper WHERE method_id = :id", {"id": method.id})
     for source in method.sources:
         paper_id = f"{source.kind}:{source.ref}"
-        await conn.execute(
+        conn.execute(
             "INSERT INTO paper (id, kind, ref, title) VALUES (:id, :kind, :ref, :title) "
             "ON CONFLICT (id) DO UPDATE SET title = :title",
             {"id": paper_id, "kind": source.kind, "ref": source.ref, "title": source.title},
         )
-        await conn.execute(
+        conn.execute(
             "INSERT OR IGNORE INTO method_paper (method_id, paper_id) VALUES (:method, :paper)",
             {"method": method.id, "paper": paper_id},
         )
@@ -102,15 +103,16 @@ class MethodVersion:
 
 async def put_local(db: Database, method: Method, chunk_ids: Sequence[str], *, added_by: str, now: float) -> None:
     """Register a method, or a new version of it, with the passages it was read in."""
-    async with db.transaction() as conn:
-        await _touch_local(conn, _encode(method), now)
-        await _put(conn, method, LOCAL)
-        await conn.executemany(
+
+    def write(conn: sqlite3.Connection) -> None:
+        _touch_local(conn, _encode(method), now)
+        _put(conn, method, LOCAL)
+        conn.executemany(
             "INSERT INTO method_chunk (method_id, chunk_id, words) VALUES (?, ?, '') "
             "ON CONFLICT (method_id, chunk_id) DO UPDATE SET words = ''",
             [(method.id, each) for each in chunk_ids],
         )
-        await conn.execute(
+        conn.execute(
             "INSERT INTO method_version (method_id, card, chunk_ids, added_by, created_at) "
             "VALUES (:method, :card, :chunks, :by, :now)",
             {
@@ -122,22 +124,27 @@ async def put_local(db: Database, method: Method, chunk_ids: Sequence[str], *, a
             },
         )
 
+    await db.write(write)
+
 
 async def retire_local(db: Database, method_id: str, *, now: float) -> None:
     """Take a registered method out of searches."""
-    async with db.transaction() as conn:
-        await _touch_local(conn, f"retired {method_id}", now)
-        await conn.execute(
+
+    def write(conn: sqlite3.Connection) -> None:
+        _touch_local(conn, f"retired {method_id}", now)
+        conn.execute(
             "UPDATE method SET retired_at = :now WHERE id = :id AND pack_name = :local",
             {"now": now, "id": method_id, "local": LOCAL},
         )
 
+    await db.write(write)
 
-async def _touch_local(conn: aiosqlite.Connection, change: str, now: float) -> None:
+
+def _touch_local(conn: sqlite3.Connection, change: str, now: float) -> None:
     """Count a change of the registered methods: what is kept of all methods in memory is read again."""
-    rows = await conn.execute_fetchall("SELECT version, content_hash FROM pack WHERE name = :n", {"n": LOCAL})
+    rows = conn.execute("SELECT version, content_hash FROM pack WHERE name = :n", {"n": LOCAL})
     held = next(((int(row["version"]), str(row["content_hash"])) for row in rows), (0, ""))
-    await conn.execute(
+    conn.execute(
         "INSERT INTO pack (name, version, content_hash, imported_at) VALUES (:name, :version, :hash, :now) "
         "ON CONFLICT (name) DO UPDATE SET version = :version, content_hash = :hash, imported_at = :now",
         {"name": LOCAL, "version": str(held[0] + 1), "hash": text_hash(held[1] + change), "now": now},

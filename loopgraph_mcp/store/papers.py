@@ -7,8 +7,6 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import aiosqlite
-
 from loopgraph_mcp.models import DocumentState, Method
 from loopgraph_mcp.reported import Figure
 from loopgraph_mcp.store.chunks import Chunk, insert_chunks
@@ -114,47 +112,49 @@ async def add_document(
         "note": document.note,
         "now": now,
     }
-    async with db.transaction() as conn:
-        await conn.execute(
+
+    def write(conn: sqlite3.Connection) -> int:
+        conn.execute(
             "INSERT INTO paper (id, kind, ref, title, authors, abstract, published_on) "
             "VALUES (:paper, :kind, :ref, :title, :authors, :abstract, :published) ON CONFLICT (id) DO UPDATE SET "
             "title = :title, authors = :authors, abstract = :abstract, published_on = :published",
             values,
         )
-        await conn.execute(
+        conn.execute(
             "INSERT INTO document (id, paper_id, version, state, form, licence, fetched_from, content_hash, note, "
             "ingested_at) VALUES (:id, :paper, :version, :state, :form, :licence, :url, :hash, :note, :now) "
             "ON CONFLICT (id) DO UPDATE SET state = :state, form = :form, licence = :licence, fetched_from = :url, "
             "content_hash = :hash, note = :note, ingested_at = :now",
             values,
         )
-        new = await insert_chunks(conn, chunks)
-        await conn.execute("DELETE FROM document_chunk WHERE document_id = :id", values)
-        await conn.executemany(
+        new = insert_chunks(conn, chunks)
+        conn.execute("DELETE FROM document_chunk WHERE document_id = :id", values)
+        conn.executemany(
             "INSERT INTO document_chunk (document_id, place, chunk_id) VALUES (:document, :place, :chunk)",
             [
                 {"document": document.id, "place": place, "chunk": chunk.id}
                 for place, chunk in enumerate(dict.fromkeys(chunks))
             ],
         )
-        await _insert_mentions(conn, mentions)
-    return new
+        _insert_mentions(conn, mentions)
+        return new
+
+    return await db.write(write)
 
 
 async def add_mentions(db: Database, mentions: Sequence[Mention]) -> None:
     """Say which stored passages tell of which methods; what is known stays as it is."""
-    async with db.transaction() as conn:
-        await _insert_mentions(conn, mentions)
+    await db.write(lambda conn: _insert_mentions(conn, mentions))
 
 
-async def _insert_mentions(conn: aiosqlite.Connection, mentions: Sequence[Mention]) -> None:
-    await conn.executemany(
+def _insert_mentions(conn: sqlite3.Connection, mentions: Sequence[Mention]) -> None:
+    conn.executemany(
         "INSERT INTO method_chunk (method_id, chunk_id, words) VALUES (?, ?, ?) "
         # no words, a person's or an agent's citation, win over those that were recognised
         "ON CONFLICT (method_id, chunk_id) DO UPDATE SET words = min(words, excluded.words)",
         [(each.method_id, each.chunk_id, each.words) for each in mentions],
     )
-    await conn.executemany(
+    conn.executemany(
         "INSERT INTO reported (method_id, chunk_id, claim, setting) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
         [(each.method_id, each.chunk_id, figure.claim, figure.setting) for each in mentions for figure in each.figures],
     )

@@ -70,13 +70,12 @@ class CallRow:
 
 async def add_session(db: Database, row: SessionRow) -> None:
     """Begin a session."""
-    async with db.transaction() as conn:
-        await conn.execute(
-            "INSERT INTO session (id, workspace_path, researcher, memory, settings, system, tools, start, kept, draft, "
-            "draft_edit, created_at) VALUES (:id, :workspace_path, :researcher, :memory, :settings, :system, :tools, "
-            ":start, :kept, :draft, :draft_edit, :created_at)",
-            {name: getattr(row, name) for name in SessionRow.__slots__},
-        )
+    await db.change(
+        "INSERT INTO session (id, workspace_path, researcher, memory, settings, system, tools, start, kept, draft, "
+        "draft_edit, created_at) VALUES (:id, :workspace_path, :researcher, :memory, :settings, :system, :tools, "
+        ":start, :kept, :draft, :draft_edit, :created_at)",
+        {name: getattr(row, name) for name in SessionRow.__slots__},
+    )
 
 
 async def get_session(db: Database, session_id: str) -> SessionRow | None:
@@ -87,39 +86,40 @@ async def get_session(db: Database, session_id: str) -> SessionRow | None:
 
 async def end_session(db: Database, session_id: str, reason: str | None, *, now: float) -> None:
     """Write why a session ended; None lets it go on."""
-    async with db.transaction() as conn:
-        await conn.execute(
-            "UPDATE session SET ended = :reason, ended_at = iif(:reason IS NULL, NULL, :now) WHERE id = :id",
-            {"id": session_id, "reason": reason, "now": now},
-        )
+    await db.change(
+        "UPDATE session SET ended = :reason, ended_at = iif(:reason IS NULL, NULL, :now) WHERE id = :id",
+        {"id": session_id, "reason": reason, "now": now},
+    )
 
 
 async def add_turn(db: Database, row: TurnRow) -> None:
     """Write down what was asked and answered, before anything is done about it."""
-    async with db.transaction() as conn:
-        await conn.execute(
-            "INSERT INTO turn (session_id, number, kept, prompt, reply, menu, prompt_tokens, cached_tokens, "
-            "written_tokens, completion_tokens, wasted_tokens, estimated, cost_usd, seconds, attempts, created_at) "
-            "VALUES (:session_id, :number, :kept, :prompt, :reply, :menu, :prompt_tokens, :cached_tokens, "
-            ":written_tokens, :completion_tokens, :wasted_tokens, :estimated, :cost_usd, :seconds, :attempts, "
-            ":created_at)",
-            {name: getattr(row, name) for name in TurnRow.__slots__},
-        )
+    await db.change(
+        "INSERT INTO turn (session_id, number, kept, prompt, reply, menu, prompt_tokens, cached_tokens, "
+        "written_tokens, completion_tokens, wasted_tokens, estimated, cost_usd, seconds, attempts, created_at) "
+        "VALUES (:session_id, :number, :kept, :prompt, :reply, :menu, :prompt_tokens, :cached_tokens, "
+        ":written_tokens, :completion_tokens, :wasted_tokens, :estimated, :cost_usd, :seconds, :attempts, "
+        ":created_at)",
+        {name: getattr(row, name) for name in TurnRow.__slots__},
+    )
 
 
 async def add_call(db: Database, row: CallRow, *, kept: str, draft: str, draft_edit: str | None) -> None:
     """Write down a call's result together with what it made of the draft."""
-    async with db.transaction() as conn:
-        await conn.execute(
+
+    def write(conn: sqlite3.Connection) -> None:
+        conn.execute(
             "INSERT INTO tool_call (session_id, turn, place, name, arguments, valid, result, run, experiment_id, "
             "seconds) VALUES (:session_id, :turn, :place, :name, :arguments, :valid, :result, :run, :experiment_id, "
             ":seconds)",
             {name: getattr(row, name) for name in CallRow.__slots__},
         )
-        await conn.execute(
+        conn.execute(
             "UPDATE session SET kept = :kept, draft = :draft, draft_edit = :edit WHERE id = :id",
             {"id": row.session_id, "kept": kept, "draft": draft, "edit": draft_edit},
         )
+
+    await db.write(write)
 
 
 async def turns_of(db: Database, session_id: str) -> list[TurnRow]:
