@@ -1,6 +1,7 @@
 """Brings stored outcomes before the pure judges: verdicts on experiments, evidence for ranking methods."""
 
 import asyncio
+import math
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +15,7 @@ from loopgraph_mcp.ranking import LITERATURE_KAPPA, PRIOR_MEAN, Appraisal, Obser
 from loopgraph_mcp.store import edits, methods, outcomes
 from loopgraph_mcp.store.database import Database
 from loopgraph_mcp.store.experiments import ExperimentRow
+from loopgraph_mcp.store.newest import Newest, read_newest
 from loopgraph_mcp.store.outcomes import Run
 
 _OTHER_SCALE_KAPPA = 0.5
@@ -121,6 +123,17 @@ class _FamilyMeans:
     means: dict[str, float] = field(default_factory=dict)
     sigmas: dict[str, float] = field(default_factory=dict)
     stale: set[str] = field(default_factory=set)
+    up_to: tuple[int, Context | None] = (-1, None)
+
+
+@dataclass(slots=True)
+class _Best:
+    """The best program of a context, and the programs that ran since it was looked for."""
+
+    sigma: float = math.nan
+    worth: float = -math.inf
+    tree: str = ""
+    touched: set[str] = field(default_factory=set)
 
 
 class Ledger:
@@ -136,6 +149,7 @@ class Ledger:
         self._imported: list[int] = []  # places of imported outcomes: one's own do not fade by them
         self._contexts: dict[str, Context] = {}
         self._values: dict[str, dict[str, list[float]]] = defaultdict(dict)
+        self._replicated: dict[str, list[str]] = defaultdict(list)  # programs with several of those values
         self._disturbed: dict[str, dict[str, list[float]]] = defaultdict(dict)  # runs beside others' work
         self._sizes: dict[str, list[tuple[float, float]]] = defaultdict(list)  # tokens and parameters of each run
         self._runs: dict[str, dict[tuple[str, str | None, str], Run]] = defaultdict(dict)
@@ -149,14 +163,15 @@ class Ledger:
         self._records: dict[str, TrackRecord] = {}
         self._appraisals: dict[str, Appraisal] = {}
         self._families_of = _FamilyMeans()
-        self._best: tuple[int, Context | None, tuple[str, str] | None] = (-1, None, None)
+        self._bests: dict[str, _Best] = defaultdict(_Best)
 
-    async def follow(self) -> None:
+    async def follow(self, newest: Newest | None = None) -> None:
         """Take in the outcomes that are new."""
+        newest = newest or await read_newest(self._db)
         async with self._lock:
-            if await outcomes.newest_row(self._db) == self.seen:
+            if newest.outcome <= self.seen:
                 return
-            for run in await outcomes.runs_after(self._db, self.seen):
+            for run in await outcomes.runs_between(self._db, self.seen, newest.outcome):
                 if run.context_id not in self._contexts:
                     self._contexts[run.context_id] = await edits.get_context(self._db, run.context_id)
                 self._versions[run.context_id] += 1
@@ -169,15 +184,19 @@ class Ledger:
                         self._bearing[run.context_id, tree].add(method_id)
                 self._families_of.stale |= self._bearing.get((run.context_id, run.tree), set())
             self._newest = self._newest[-_PLATEAU_LOOK:]
-            self.seen = await outcomes.newest_row(self._db)
+            self.seen = newest.outcome
             if not self._runs.keys() <= self._families.keys():
                 self._families = await methods.families(self._db)
 
     def _take_value(self, run: Run, value: float) -> None:
+        self._bests[run.context_id].touched.add(run.tree)
         sizes = self._sizes[run.context_id]
         beside_others = verdicts.disturbed(run.other_load, run.tokens, run.params, sizes)
         values = self._disturbed if beside_others else self._values
-        values[run.context_id].setdefault(run.tree, []).append(value)
+        same = values[run.context_id].setdefault(run.tree, [])
+        same.append(value)
+        if len(same) == 2 and not beside_others:
+            self._replicated[run.context_id].append(run.tree)
         if run.tokens and run.params and not beside_others:
             sizes.append((run.tokens, run.params))
 
@@ -187,14 +206,14 @@ class Ledger:
         disturbed = self._disturbed[context_id].get(tree or "", [])
         return (quiet, False) if quiet or not disturbed else (disturbed, True)
 
-    async def recall(self, here: Context | None) -> Memory:
+    async def recall(self, here: Context | None, newest: Newest | None = None) -> Memory:
         """Return the evidence of every method that was ever run, seen from one context."""
-        await self.follow()
+        await self.follow(newest)
         return Memory(self, here)
 
-    async def judge(self, experiment: ExperimentRow) -> Verdict:
+    async def judge(self, experiment: ExperimentRow, newest: Newest | None = None) -> Verdict:
         """Judge a finished experiment with all runs of its program and of its parent's in its context."""
-        await self.follow()
+        await self.follow(newest)
         tree, base_tree = await outcomes.compared_trees(self._db, experiment.id)
         failed = experiment.outcome is not None and experiment.outcome.metric_value is None
         if experiment.context_id not in self._contexts:
@@ -272,6 +291,9 @@ class Ledger:
         It is the weak end of the evidence, and does not fade with age: so a new run changes only what it touches.
         """
         known = self._families_of
+        if known.up_to == (self.seen, here):
+            return known.means
+        known.up_to = self.seen, here
         sigmas = {context_id: self._sigma(context_id) for context_id in self._contexts}
         if known.here != here or not known.seen.keys() <= self._runs.keys():
             known.here, known.seen, known.stale = here, {}, set(self._runs)
@@ -305,15 +327,20 @@ class Ledger:
 
     def best_program(self, here: Context) -> tuple[str, str] | None:
         """Return the context and syntax tree of the program whose runs were best, and not by luck alone."""
-        if self._best[:2] != (self.seen, here):
-            alike = [context_id for context_id, context in self._contexts.items() if _comparable(context, here)]
-            found = [(self._worth(*place, here.direction), *place) for each in alike for place in self._places(each)]
-            self._best = (self.seen, here, max(found)[1:] if found else None)
-        return self._best[2]
+        alike = [context_id for context_id, context in self._contexts.items() if _comparable(context, here)]
+        found = [(best.worth, each, best.tree) for each in alike if (best := self._best_of(each, here.direction)).tree]
+        return max(found)[1:] if found else None
 
-    def _places(self, context_id: str) -> Iterator[tuple[str, str]]:
-        for tree in self._values[context_id].keys() | self._disturbed[context_id].keys():
-            yield context_id, tree
+    def _best_of(self, context_id: str, direction: Direction) -> "_Best":
+        """Return the best program of one context; all are looked at again only where it or the noise floor moved."""
+        best, sigma = self._bests[context_id], self._sigma(context_id)
+        if best.sigma != sigma or best.tree in best.touched:
+            best.sigma, best.worth, best.tree = sigma, -math.inf, ""
+            best.touched = {*self._values[context_id], *self._disturbed[context_id]}
+        for tree in best.touched:
+            best.worth, best.tree = max((best.worth, best.tree), (self._worth(context_id, tree, direction), tree))
+        best.touched = set()
+        return best
 
     def _worth(self, context_id: str, tree: str, direction: Direction) -> float:
         """Return how good a program is beyond doubt; runs beside others' work leave more of it."""
@@ -367,15 +394,15 @@ class Ledger:
         if known is None or known[0] != version:
             known = self._sigmas[context_id] = (
                 version,
-                _noise_floor(self._contexts[context_id], list(self._values[context_id].values())),
+                _noise_floor(self._contexts[context_id], self._values[context_id], self._replicated[context_id]),
             )
         return known[1]
 
 
-def _noise_floor(context: Context, groups: Sequence[Sequence[float]]) -> float:
-    typical = fmean(groups[0]) if groups else 1.0
+def _noise_floor(context: Context, values: Mapping[str, list[float]], replicated: Sequence[str]) -> float:
+    typical = fmean(next(iter(values.values()))) if values else 1.0
     default = verdicts.default_noise(context.metric, context.device, typical)
-    return verdicts.noise_floor(default, [group for group in groups if len(group) > 1])
+    return verdicts.noise_floor(default, [values[tree] for tree in replicated])
 
 
 def _comparable(one: Context, other: Context) -> bool:

@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,8 @@ from loopgraph_mcp.store import experiments, imports, merging, methods, outcomes
 from loopgraph_mcp.store import learned as learned_store
 from loopgraph_mcp.store.database import Database, new_id
 from loopgraph_mcp.store.experiments import NewExperiment
+from loopgraph_mcp.store.newest import Newest, read_newest
+from loopgraph_mcp.store.newest import look as look_at
 from loopgraph_mcp.surroundings import Surroundings
 from loopgraph_mcp.together import Together
 from loopgraph_mcp.tries import Past
@@ -78,13 +80,32 @@ _NO_PAST = Past()
 _CANCEL_WAIT_S = 15.0
 
 
-_Look = tuple[
-    dict[str, list[int]],
-    tuple[str | None, Context | None, evidence.Memory, Past],
-    tuple[Method, ...],
-    sharing.UnderWay,
-]
 OnProgress = Callable[[ExperimentAnswer], Awaitable[None]]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Look:
+    """What every search in a workspace has to know, whatever it looks for.
+
+    Args:
+        shown_ages: How long ago each method was shown, where it was shown and not tried since.
+        known: All methods by their ids.
+        program: The workspace's file, None where there is no workspace.
+        context: Where outcomes of that file are comparable, likewise.
+        past: What the workspace's runs have taught.
+        decided: What changes with each outcome and decision.
+        learned: Methods that have a learned recipe.
+    """
+
+    shown_ages: Mapping[str, Sequence[int]]
+    known: Mapping[str, Method]
+    program: str | None
+    context: Context | None
+    memory: evidence.Memory
+    past: Past
+    decided: object
+    under_way: sharing.UnderWay
+    learned: Collection[str]
 
 
 class LoopGraph:
@@ -106,6 +127,7 @@ class LoopGraph:
         self._fatigue = retrievals.Fatigue()
         self._bests = Bests(db)
         self._learned: tuple[tuple[int, int], Context | None, Past] = ((0, 0), None, _NO_PAST)
+        self._with_recipe: tuple[tuple[int, int], Collection[str]] = ((0, 0), ())
 
     async def _foresight(self) -> Foresight:
         """Return what others' histories teach: those shipped, unless they are switched off, and those imported."""
@@ -152,68 +174,72 @@ class LoopGraph:
             standing: Show methods of this standing alone.
             caller: The agent that asks; None for a person at a terminal.
         """
-        found, (shown_ages, (program, context, memory, past), known, under_way) = await asyncio.gather(
-            self._find(query), self._looks.get(workspace, functools.partial(self._look, workspace))
+        look, relevance = await asyncio.gather(
+            self._looks.get(workspace, functools.partial(self._look, workspace)),
+            search.find_relevance(self.db, query),
         )
-        running = sharing.running_now(under_way, caller)
+        if query.strip():
+            found = search.ranked(relevance, look.known, _CANDIDATES)
+        else:
+            found = [(method, 1.0) for method in look.known.values()]
+        running = sharing.running_now(look.under_way, caller)
         hits, note = searching.choose(
             [pair for pair in found if family in {None, pair[0].family}],
-            memory,
+            look.memory,
             await self._foresight(),
-            past,
-            shown_ages=shown_ages,
-            program=program,
+            look.past,
+            shown_ages=look.shown_ages,
+            program=look.program,
             limit=limit,
             standing=standing,
             in_flight={each for run in running for each in run.method_ids},
         )
-        learned = await learned_store.methods_with_recipe(self.db)
-        hits = [dataclasses.replace(hit, has_edit=hit.has_edit or hit.method_id in learned) for hit in hits]
+        hits = [dataclasses.replace(hit, has_edit=hit.has_edit or hit.method_id in look.learned) for hit in hits]
         retrieval_id = await retrievals.add_retrieval(
             self.db,
             query,
             [retrievals.ShownMethod(hit.method_id, hit.score, hit.parts) for hit in hits],
-            context_id=None if context is None else await edit_store.context_id(self.db, context),
+            context_id=None if look.context is None else await edit_store.context_id(self.db, look.context),
             now=self._now(),
             caller=caller,
         )
         return SearchAnswer(
             retrieval_id=retrieval_id,
             query=query,
-            context=wording.context(context),
-            methods_known=len(known),
+            context=wording.context(look.context),
+            methods_known=len(look.known),
             hits=hits,
             next_step=wording.after_search(hits, retrieval_id),
             note=note,
             running=running,
-            best=await self._bests.elsewhere(memory, program, decided=self._learned[0]),
+            best=await self._bests.elsewhere(look.memory, look.program, decided=look.decided),
         )
 
     async def _look(self, workspace: str | None) -> _Look:
-        """Return what every search in a workspace has to know, whatever it looks for."""
-        return await asyncio.gather(
-            self.db.search(self._fatigue.ages, limit_s=_PATIENCE_S),
-            self._remember(workspace),
-            methods.all_methods(self.db),
-            sharing.under_way(self.db),
+        """Return what every search in a workspace has to know: little of it is read again before the store moves."""
+        glance = self.db.search(lambda conn: (self._fatigue.ages(conn), look_at(conn)), limit_s=_PATIENCE_S)
+        where, context = await self._here.place(workspace)
+        shown_ages, newest = await glance
+        if self._with_recipe[0] != (newest.recipe, newest.decision):
+            learned = await learned_store.methods_with_recipe(self.db)
+            self._with_recipe = (newest.recipe, newest.decision), learned
+        return _Look(
+            shown_ages=shown_ages,
+            known=await methods.library(self.db, newest),
+            program=None if where is None else where.read_program(),
+            context=context,
+            memory=await self._ledger.recall(context, newest),
+            past=await self._past(context, newest),
+            decided=(newest.outcome, newest.decision),
+            under_way=await sharing.under_way(self.db) if newest.live else sharing.NOTHING,
+            learned=self._with_recipe[1],
         )
 
-    async def _find(self, query: str) -> list[tuple[Method, float]]:
-        if not query.strip():
-            return [(method, 1.0) for method in await methods.all_methods(self.db)]
-        return await search.find_methods(self.db, query, limit=_CANDIDATES)
-
-    async def _remember(self, workspace: str | None) -> tuple[str | None, Context | None, evidence.Memory, Past]:
-        """Return the program that a question is about and where it is asked, with all that is known there."""
-        where, context = await self._here.place(workspace)
-        program = None if where is None else where.read_program()
-        return program, context, await self._ledger.recall(context), await self._past(context)
-
-    async def _past(self, context: Context | None) -> Past:
+    async def _past(self, context: Context | None, at: Newest) -> Past:
         """Return what this workspace's runs have taught, or nothing where there is no workspace."""
         if context is None:
             return _NO_PAST
-        newest = (self._ledger.seen, await outcomes.newest_decision(self.db))
+        newest = (self._ledger.seen, at.decision)
         (row, decision), where, past = self._learned
         if where != context or (row, decision) != newest:
             if where != context or await outcomes.decided_since(self.db, decision, outcome=row):
@@ -503,7 +529,8 @@ class LoopGraph:
             row = await lookups.the_experiment(self.db, experiment_id)
             if row.outcome is None:
                 raise RunError(f"{experiment_id} is still {row.state.value}; wait with get_experiment, then record")
-        verdict = await self._ledger.judge(row)
+        newest = await read_newest(self.db)
+        verdict = await self._ledger.judge(row, newest)
         decided = decision or row.decision or verdict.decision
         note = wording.one_line(description, limit=500)
         made_by = "loopgraph" if decision is None else "agent"
@@ -514,7 +541,7 @@ class LoopGraph:
         if tokens is not None or cost_usd is not None:
             await self.add_cost("agent", subject_id=row.id, tokens=tokens, cost_usd=cost_usd)
         context = await edit_store.get_context(self.db, row.context_id)
-        memory = await self._ledger.recall(context)
+        memory = await self._ledger.recall(context, newest)
         return RecordAnswer(
             experiment_id=row.id,
             metric=context.metric,

@@ -5,7 +5,7 @@ import math
 from loopgraph_mcp import launch, lookups, wording
 from loopgraph_mcp.errors import RunError
 from loopgraph_mcp.models import Outcome, OutcomeKind
-from loopgraph_mcp.store import experiments
+from loopgraph_mcp.store import edits, experiments
 from loopgraph_mcp.store.database import Database
 from loopgraph_mcp.store.experiments import ExperimentRow, NewExperiment
 from loopgraph_mcp.surroundings import Surroundings
@@ -34,14 +34,14 @@ async def record_outside(
     if metric_value is not None and not math.isfinite(metric_value):
         raise RunError(f"metric_value is {metric_value}; record a diverged run with status='diverged' and no metric")
     method_ids = () if method_id is None else ((await lookups.the_method(db, method_id)).id,)
-    where = await here.workspace(workspace)
-    context_id = await here.context_id(where, where.budget_s)
+    where, device, context = await here.found(workspace)
+    context_id = await edits.context_id(db, context)
     incumbent = await experiments.last_kept(db, context_id)
-    experiment_id, _ = await experiments.add_experiment(
+    experiment_id = await experiments.add_finished(
         db,
         NewExperiment(
             context_id=context_id,
-            device_slot=(await here.device()).slot,
+            device_slot=device.slot,
             description=wording.description(description, method_ids, None),
             seed=launch.DEFAULT_SEED,
             timeout_s=where.timeout_s,
@@ -49,7 +49,7 @@ async def record_outside(
             parent_id=None if incumbent is None else incumbent.id,
             method_ids=method_ids,
         ),
+        Outcome(kind, metric_value, "recorded by the agent", {}),
         now=now,
     )
-    await experiments.finish(db, experiment_id, Outcome(kind, metric_value, "recorded by the agent", {}), now=now)
     return await lookups.the_experiment(db, experiment_id)

@@ -69,7 +69,12 @@ def _diverse(
         return pair[1].score * SAME_FAMILY ** shown[family] * (PLATEAU_FAMILY if family in stale else 1.0) * running
 
     while left and len(chosen) < limit:
-        best = max(range(len(left)), key=lambda place: (worth(left[place]), -place))
+        best, most = 0, -1.0
+        for place, pair in enumerate(left):
+            if pair[1].score <= most:  # they come by their scores, and none is worth more than its score
+                break
+            if (now := worth(pair)) > most:
+                best, most = place, now
         chosen.append(left.pop(best))
         shown[by_id[chosen[-1][0]].family] += 1
     return chosen

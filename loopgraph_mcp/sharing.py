@@ -21,6 +21,9 @@ class UnderWay:
     askers: dict[str, list[Asker]]
 
 
+NOTHING = UnderWay([], {})
+
+
 async def under_way(db: Database) -> UnderWay:
     """Look at what is queued or running at this moment."""
     runs = await experiments.live_experiments(db)

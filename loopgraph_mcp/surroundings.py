@@ -29,23 +29,35 @@ class Surroundings:
         """
         return await asyncio.to_thread(load_workspace, self._settings.workspace if path is None else Path(path))
 
-    async def place(self, path: str | None) -> tuple[Workspace, Context] | tuple[None, None]:
-        """Return the workspace asked for, or the settings' own where there is one, and its context at its budget.
+    async def found(self, path: str | None) -> tuple[Workspace, Device, Context]:
+        """Return the workspace asked for, or the settings' own, its device, and its context at its own budget.
 
-        A search needs neither. All files are read on a thread, in one go.
+        All files are read on a thread, in one go.
+
+        Raises:
+            WorkspaceError: There is none, or it cannot be used.
         """
 
         def look() -> tuple[Workspace, Device, str, str]:
             where = load_workspace(self._settings.workspace if path is None else Path(path))
             return where, *self._look(where)
 
+        where, device, data, harness = await asyncio.to_thread(look)
+        return where, device, await self._context(where, where.budget_s, device, data, harness)
+
+    async def place(self, path: str | None) -> tuple[Workspace, Context] | tuple[None, None]:
+        """Return the workspace asked for and its context, or neither: a search needs no workspace.
+
+        Raises:
+            WorkspaceError: The one asked for cannot be used.
+        """
         try:
-            where, device, data, harness = await asyncio.to_thread(look)
+            where, _, context = await self.found(path)
         except WorkspaceError:
             if path is not None:
                 raise
             return None, None
-        return where, await self._context(where, where.budget_s, device, data, harness)
+        return where, context
 
     async def workspace_id(self, where: Workspace) -> str:
         """Return the id of a workspace's row."""

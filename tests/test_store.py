@@ -31,6 +31,7 @@ from loopgraph_mcp.models import (
 from loopgraph_mcp.store import edits, experiments, methods, outcomes, retrievals, search
 from loopgraph_mcp.store.database import Database, migration_files, split_statements
 from loopgraph_mcp.store.experiments import NewExperiment, ProcessId
+from loopgraph_mcp.store.newest import read_newest
 
 EMBEDDING = Method(
     id="embedding-lr",
@@ -213,13 +214,13 @@ async def test_replicates_pool_under_their_syntax_tree(db: Database) -> None:
     for value in (1.0, 1.2):
         experiment = await an_experiment(db, context, program="x = 2", base="x = 1", methods_=("gqa",))
         await experiments.finish(db, experiment, Outcome(OutcomeKind.FINISHED, value, "done", {}), now=value)
-    runs = await outcomes.runs_after(db, 0)
+    runs = await outcomes.runs_between(db, 0, 9)
     assert [(run.tree, run.base_tree, run.metric_value, run.method_ids) for run in runs] == [
         ("tree of x = 2", "tree of x = 1", 1.0, ("gqa",)),
         ("tree of x = 2", "tree of x = 1", 1.2, ("gqa",)),
     ]
-    assert await outcomes.runs_after(db, runs[0].row) == runs[1:]
-    assert await outcomes.newest_row(db) == runs[1].row
+    assert await outcomes.runs_between(db, runs[0].row, 9) == runs[1:]
+    assert (await read_newest(db)).outcome == runs[1].row
 
 
 async def test_fatigue_counts_what_was_shown_since_it_was_tried(db: Database) -> None:

@@ -96,11 +96,9 @@ class _Lane:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
         self._conn: sqlite3.Connection | None = None
 
-    async def run(self, job: Callable[[sqlite3.Connection], T]) -> T:
-        """Return what a job returns; one that has begun runs through, whatever becomes of its caller."""
-        return await asyncio.get_running_loop().run_in_executor(
-            self._thread, lambda: job(self._conn or self._connect())
-        )
+    def run(self, job: Callable[[sqlite3.Connection], T]) -> asyncio.Future[T]:
+        """Put a job in line, and return what awaits its result; one that has begun runs through."""
+        return asyncio.get_running_loop().run_in_executor(self._thread, lambda: job(self._conn or self._connect()))
 
     def _connect(self) -> sqlite3.Connection:
         """Connect on the thread of the jobs: SQLite's module ties the two together."""
@@ -249,17 +247,19 @@ class Database:
         """The connection for reads; it cannot write and never waits for a writer."""
         return self._reader
 
-    async def search(self, ask: Callable[[sqlite3.Connection], T], *, limit_s: float) -> T:
+    def search(self, ask: Callable[[sqlite3.Connection], T], *, limit_s: float) -> asyncio.Future[T]:
         """Ask on the searches' own thread and connection, which cannot write; a statement past the limit is cut off.
 
-        Such a statement fails with an OperationalError, `interrupted`.
+        It is put in line at once, and its answer is to be awaited. A statement that is cut off fails with an
+        OperationalError, `interrupted`. Each row that is fetched costs a turn of Python's lock, for which a busy
+        process lets one wait: ask for many as one, in JSON.
         """
 
         def job(conn: sqlite3.Connection) -> T:
             self._deadline = time.monotonic() + limit_s
             return ask(conn)
 
-        return await self._searches.run(job)
+        return self._searches.run(job)
 
     def _limit(self, conn: sqlite3.Connection) -> None:
         conn.execute("PRAGMA query_only = ON")

@@ -45,6 +45,9 @@ class EditRow:
 _KNOWN: WeakKeyDictionary[Database, dict[str, str]] = WeakKeyDictionary()  # ids of workspaces and contexts
 
 
+_CONTEXTS: WeakKeyDictionary[Database, dict[str, Context]] = WeakKeyDictionary()
+
+
 async def workspace_id(db: Database, path: str, *, now: float) -> str:
     """Return the id of the workspace at a resolved path, making it at the first sight."""
     known = _KNOWN.setdefault(db, {})
@@ -86,9 +89,12 @@ async def context_id(db: Database, context: Context) -> str:
 
 
 async def get_context(db: Database, identity: str) -> Context:
-    """Return a context by its id, which must exist."""
-    rows = list(await db.reader.execute_fetchall("SELECT * FROM context WHERE id = :id", {"id": identity}))
-    return context_of(rows[0])
+    """Return a context by its id, which must exist; its row never changes."""
+    known = _CONTEXTS.setdefault(db, {})
+    if identity not in known:
+        rows = list(await db.reader.execute_fetchall("SELECT * FROM context WHERE id = :id", {"id": identity}))
+        known[identity] = context_of(rows[0])
+    return known[identity]
 
 
 def context_of(row: sqlite3.Row) -> Context:

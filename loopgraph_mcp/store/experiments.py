@@ -100,56 +100,69 @@ async def add_experiment(db: Database, new: NewExperiment, *, now: float) -> tup
     Raises:
         RunError: The caller has as many on their way as it may.
     """
-    experiment_id = new_id("exp")
+    return await db.write(lambda conn: _queue(conn, new, now))
 
-    def write(conn: sqlite3.Connection) -> tuple[str, bool]:
-        if new.idempotency_key is not None:
-            rows = conn.execute("SELECT id FROM experiment WHERE idempotency_key = :key", {"key": new.idempotency_key})
-            for row in rows:
-                return str(row["id"]), False
-        for row in conn.execute(
-            _ON_ITS_WAY,
-            {"context": new.context_id, "program": new.program_hash, "seed": new.seed, "shared": new.shared},
-        ):
-            agents.add_asked(conn, row["id"], new.caller, now=now)
-            return str(row["id"]), False
-        if new.caller is not None and new.program_hash is not None:
-            _check_cap(conn, new.caller)
-        conn.execute(
-            "INSERT INTO experiment (id, context_id, edit_id, base_hash, program_hash, parent_id, description, seed, "
-            "timeout_s, silence_s, idempotency_key, priority, device_slot, state, created_at) VALUES (:id, :context, "
-            ":edit, :base, :program, :parent, :description, :seed, :timeout, :silence, :key, :priority, :slot, "
-            "'queued', :now)",
-            {
-                "id": experiment_id,
-                "context": new.context_id,
-                "edit": new.edit_id,
-                "base": new.base_hash,
-                "program": new.program_hash,
-                "parent": new.parent_id,
-                "slot": new.device_slot,
-                "description": new.description,
-                "seed": new.seed,
-                "timeout": new.timeout_s,
-                "silence": new.silence_s,
-                "key": new.idempotency_key,
-                "priority": new.priority.value,
-                "now": now,
-            },
-        )
-        agents.add_asked(conn, experiment_id, new.caller, now=now)
-        conn.executemany(
-            "INSERT INTO experiment_method (experiment_id, method_id) VALUES (?, ?)",
-            [(experiment_id, method_id) for method_id in new.method_ids],
-        )
-        return experiment_id, True
+
+async def add_finished(db: Database, new: NewExperiment, outcome: Outcome, *, now: float) -> str:
+    """Store an experiment that is over, with its outcome; return its id."""
+
+    def write(conn: sqlite3.Connection) -> str:
+        experiment_id, _ = _queue(conn, new, now)
+        _insert_outcome(conn, experiment_id, outcome, now)
+        conn.execute(_MARK_DONE, {"id": experiment_id, "now": now})
+        return experiment_id
 
     return await db.write(write)
 
 
+def _queue(conn: sqlite3.Connection, new: NewExperiment, now: float) -> tuple[str, bool]:
+    experiment_id = new_id("exp")
+    if new.idempotency_key is not None:
+        rows = conn.execute("SELECT id FROM experiment WHERE idempotency_key = :key", {"key": new.idempotency_key})
+        for row in rows:
+            return str(row["id"]), False
+    for row in conn.execute(
+        _ON_ITS_WAY,
+        {"context": new.context_id, "program": new.program_hash, "seed": new.seed, "shared": new.shared},
+    ):
+        agents.add_asked(conn, row["id"], new.caller, now=now)
+        return str(row["id"]), False
+    if new.caller is not None and new.program_hash is not None:
+        _check_cap(conn, new.caller)
+    conn.execute(
+        "INSERT INTO experiment (id, context_id, edit_id, base_hash, program_hash, parent_id, description, seed, "
+        "timeout_s, silence_s, idempotency_key, priority, device_slot, state, created_at) VALUES (:id, :context, "
+        ":edit, :base, :program, :parent, :description, :seed, :timeout, :silence, :key, :priority, :slot, "
+        "'queued', :now)",
+        {
+            "id": experiment_id,
+            "context": new.context_id,
+            "edit": new.edit_id,
+            "base": new.base_hash,
+            "program": new.program_hash,
+            "parent": new.parent_id,
+            "slot": new.device_slot,
+            "description": new.description,
+            "seed": new.seed,
+            "timeout": new.timeout_s,
+            "silence": new.silence_s,
+            "key": new.idempotency_key,
+            "priority": new.priority.value,
+            "now": now,
+        },
+    )
+    agents.add_asked(conn, experiment_id, new.caller, now=now)
+    conn.executemany(
+        "INSERT INTO experiment_method (experiment_id, method_id) VALUES (?, ?)",
+        [(experiment_id, method_id) for method_id in new.method_ids],
+    )
+    return experiment_id, True
+
+
+# By +context_id: else SQLite goes through all programs of the context, and not through the few that are on their way.
 _ON_ITS_WAY = """
     SELECT experiment.id FROM experiment JOIN program ON program.hash = experiment.program_hash
-    WHERE experiment.state <> 'done' AND experiment.cancel_requested_at IS NULL AND experiment.context_id = :context
+    WHERE experiment.state <> 'done' AND experiment.cancel_requested_at IS NULL AND +experiment.context_id = :context
     AND program.tree_hash = (SELECT tree_hash FROM program WHERE hash = :program)
     AND (:shared = 'any_seed' OR (:shared = 'same_seed' AND experiment.seed = :seed)) ORDER BY experiment.row LIMIT 1
 """

@@ -34,6 +34,7 @@ from loopgraph_mcp.models import (
     all_ops,
 )
 from loopgraph_mcp.store.database import Database, text_hash
+from loopgraph_mcp.store.newest import Newest, read_newest
 
 logger = logging.getLogger("loopgraph.store")
 
@@ -208,20 +209,22 @@ async def families(db: Database) -> dict[str, str]:
     return {str(row["id"]): str(row["family"]) for row in rows}
 
 
-_LIBRARIES: dict[str, tuple[Method, ...]] = {}
+_LIBRARIES: dict[str, dict[str, Method]] = {}
 
 
-async def all_methods(db: Database) -> tuple[Method, ...]:
-    """Return every method that a pack still holds, ordered by id, read again only when one of them changes."""
-    rows = await db.reader.execute_fetchall(
-        "SELECT group_concat(name || content_hash) || (SELECT max(row) FROM method) AS held FROM pack"
-    )
-    held = f"{db.path} {next(iter(rows))['held']}"
+async def library(db: Database, newest: Newest | None = None) -> Mapping[str, Method]:
+    """Return every method that a pack still holds by its id, in their order, read again only when one changes."""
+    held = f"{db.path} {(newest or await read_newest(db)).methods}"
     if held not in _LIBRARIES:
         cards = await db.reader.execute_fetchall("SELECT card FROM method WHERE retired_at IS NULL ORDER BY id")
         _LIBRARIES.clear()
-        _LIBRARIES[held] = tuple(_readable(cards))
+        _LIBRARIES[held] = {method.id: method for method in _readable(cards)}
     return _LIBRARIES[held]
+
+
+async def all_methods(db: Database) -> tuple[Method, ...]:
+    """Return every method that a pack still holds, ordered by id."""
+    return tuple((await library(db)).values())
 
 
 def _method_row(method: Method, pack_name: str) -> dict[str, Any]:

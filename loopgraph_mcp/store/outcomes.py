@@ -47,18 +47,6 @@ class Run:
     params: float | None = None
 
 
-async def newest_row(db: Database) -> int:
-    """Return the place of the newest outcome, 0 where there is none."""
-    rows = await db.reader.execute_fetchall("SELECT coalesce(max(rowid), 0) AS newest FROM outcome")
-    return int(next(iter(rows))["newest"])
-
-
-async def newest_decision(db: Database) -> int:
-    """Return the place of the newest decision, 0 where there is none."""
-    rows = await db.reader.execute_fetchall("SELECT coalesce(max(row), 0) AS newest FROM decision")
-    return int(next(iter(rows))["newest"])
-
-
 async def decided_since(db: Database, decision: int, *, outcome: int) -> bool:
     """Return whether anything was decided behind a place on one of the outcomes up to a place."""
     rows = await db.reader.execute_fetchall(
@@ -69,8 +57,8 @@ async def decided_since(db: Database, decision: int, *, outcome: int) -> bool:
     return bool(list(rows))
 
 
-async def runs_after(db: Database, row: int) -> list[Run]:
-    """Return the outcomes behind a place that say something of an idea, oldest first."""
+async def runs_between(db: Database, row: int, newest: int) -> list[Run]:
+    """Return the outcomes behind a place, up to another, that say something of an idea, oldest first."""
     found = await db.reader.execute_fetchall(
         f"""
         SELECT outcome.rowid AS row, experiment.context_id, outcome.kind, outcome.metric_value,
@@ -81,10 +69,10 @@ async def runs_after(db: Database, row: int) -> list[Run]:
                json_extract(told, '$.num_params_M') AS params
         FROM (SELECT *, rowid, iif(json_valid(summary), summary, '{{}}') AS told FROM outcome) AS outcome
         JOIN experiment ON experiment.id = outcome.experiment_id
-        WHERE outcome.rowid > :row AND outcome.kind NOT IN ('cancelled', 'interrupted')
+        WHERE outcome.rowid > :row AND outcome.rowid <= :newest AND outcome.kind NOT IN ('cancelled', 'interrupted')
         ORDER BY outcome.rowid
         """,  # noqa: S608 - no input
-        {"row": row},
+        {"row": row, "newest": newest},
     )
     return [
         Run(

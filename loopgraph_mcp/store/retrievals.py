@@ -78,12 +78,13 @@ class Fatigue:
     def ages(self, conn: sqlite3.Connection) -> dict[str, list[int]]:
         """Return for each method shown of late the ages, in retrievals, of the times it was shown since last tried."""
         (newest,) = conn.execute("SELECT coalesce(max(row), 0) FROM retrieval").fetchone()
-        shown = conn.execute(
+        (shown,) = conn.execute(
+            "SELECT json_group_array(json_array(row, printf('%.17g', created_at), method_id)) FROM ("
             "SELECT retrieval.row, created_at, method_id FROM retrieval CROSS JOIN retrieval_item "
-            "ON retrieval_id = id WHERE retrieval.row > :seen AND retrieval.row <= :newest ORDER BY retrieval.row",
+            "ON retrieval_id = id WHERE retrieval.row > :seen AND retrieval.row <= :newest ORDER BY retrieval.row)",
             {"seen": max(self._newest, newest - _FATIGUE_WINDOW), "newest": newest},
-        )
-        self._shown.extend((row["row"], row["created_at"], row["method_id"]) for row in shown)
+        ).fetchone()
+        self._shown.extend((row, float(at), method_id) for row, at, method_id in json.loads(shown))
         self._newest = newest
         while self._shown and self._shown[0][0] <= newest - _FATIGUE_WINDOW:
             self._shown.popleft()

@@ -7,13 +7,14 @@ common words are dropped, the rarest of the rest kept, and where all are common 
 import asyncio
 import json
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 from weakref import WeakKeyDictionary
 
 from loopgraph_mcp.models import Method
 from loopgraph_mcp.store.database import Database, interruptible
-from loopgraph_mcp.store.methods import all_methods
+from loopgraph_mcp.store.methods import library
 from loopgraph_mcp.store.words import Limits, Match, plan, read_concepts, read_words, spans, words_of
 
 _HITS = 50  # rows of an index that are followed to their methods
@@ -34,7 +35,7 @@ class _Index:
         weight: How far a hit counts, beside one in a method's own text.
         enough: Rows with all the words, at which those with some are not asked for.
         bm25: The columns' weights.
-        hits: The query for hits, open for their score and order.
+        hits: The query for hits, open for their score and order: row, method, score and share of each, as JSON.
     """
 
     name: str
@@ -64,7 +65,8 @@ _METHODS = _Index(
         SELECT rowid AS row, {score} AS score FROM method_fts WHERE method_fts MATCH :match
         AND rowid NOT IN (SELECT row FROM method WHERE retired_at IS NOT NULL) ORDER BY {order} LIMIT :limit
     )
-    SELECT hit.row, method.id AS method_id, hit.score, 1.0 AS share FROM hit JOIN method ON method.row = hit.row
+    SELECT json_group_array(json_array(hit.row, method.id, hit.score, 1.0))
+    FROM hit JOIN method ON method.row = hit.row
     """,
 )
 # A paper's passages count by half for the methods that only cite it.
@@ -78,11 +80,13 @@ _CHUNKS = _Index(
         SELECT rowid AS row, {score} AS score FROM chunk_fts WHERE chunk_fts MATCH :match
         ORDER BY {order} LIMIT :limit
     )
-    SELECT hit.row, method_chunk.method_id, hit.score, 1.0 AS share FROM hit JOIN chunk ON chunk.row = hit.row
-    JOIN method_chunk ON method_chunk.chunk_id = chunk.id
-    UNION ALL
-    SELECT hit.row, method_paper.method_id, hit.score, 0.5 AS share FROM hit JOIN chunk ON chunk.row = hit.row
-    JOIN method_paper ON method_paper.paper_id = chunk.paper_id
+    SELECT json_group_array(json_array(row, method_id, score, share)) FROM (
+        SELECT hit.row, method_chunk.method_id, hit.score, 1.0 AS share FROM hit JOIN chunk ON chunk.row = hit.row
+        JOIN method_chunk ON method_chunk.chunk_id = chunk.id
+        UNION ALL
+        SELECT hit.row, method_paper.method_id, hit.score, 0.5 AS share FROM hit JOIN chunk ON chunk.row = hit.row
+        JOIN method_paper ON method_paper.paper_id = chunk.paper_id
+    )
     """,
 )
 _EXPERIMENTS = _Index(
@@ -95,7 +99,7 @@ _EXPERIMENTS = _Index(
         SELECT rowid AS row, {score} AS score FROM experiment_fts WHERE experiment_fts MATCH :match
         ORDER BY {order} LIMIT :limit
     )
-    SELECT hit.row, experiment_method.method_id, hit.score, 1.0 AS share FROM hit
+    SELECT json_group_array(json_array(hit.row, experiment_method.method_id, hit.score, 1.0)) FROM hit
     JOIN experiment ON experiment.row = hit.row
     JOIN experiment_method ON experiment_method.experiment_id = experiment.id
     """,
@@ -127,19 +131,28 @@ async def find_methods(db: Database, query: str, *, limit: int, limits: Limits =
     Rows that match everything asked for come first; those with some of it count for less. A search that comes to its
     limit of time answers with what it has.
     """
+    relevance, known = await asyncio.gather(find_relevance(db, query, limits), library(db))
+    return ranked(relevance, known, limit)
+
+
+async def find_relevance(db: Database, query: str, limits: Limits = _PRUNED) -> dict[str, float]:
+    """Return how far a query is about each method that it finds, on a scale of its own."""
     words = read_words(query)
     if not words:
-        return []
+        return {}
 
     def look(conn: sqlite3.Connection) -> dict[str, float]:
         return _combine(_look_everywhere(conn, words, _COUNTS.setdefault(db, {}), limits))
 
-    relevance, known = await asyncio.gather(db.search(look, limit_s=limits.seconds), all_methods(db))
-    found = [method for method in known if method.id in relevance]
-    best = max((relevance[method.id] for method in found), default=1.0)
-    ranked = [(method, max(_LEAST_RELEVANCE, relevance[method.id] / best)) for method in found]
-    ranked.sort(key=lambda pair: (-pair[1], pair[0].id))
-    return ranked[:limit]
+    return await db.search(look, limit_s=limits.seconds)
+
+
+def ranked(relevance: Mapping[str, float], known: Mapping[str, Method], limit: int) -> list[tuple[Method, float]]:
+    """Return those methods that are known, with their relevance in (0, 1], best first, ties by id."""
+    found = [(known[each], found) for each, found in relevance.items() if each in known]
+    best = max((found for _, found in found), default=1.0)
+    found = [(method, max(_LEAST_RELEVANCE, found / best)) for method, found in found]
+    return sorted(found, key=lambda pair: (-pair[1], pair[0].id))[:limit]
 
 
 def _look_everywhere(
@@ -196,12 +209,13 @@ def _count_rows(
         all_known[name] = (size, common), known
     new = [word for word in words if word not in known]
     if new:
-        counted = conn.execute(
-            f"SELECT value AS word, (SELECT count(*) FROM (SELECT 1 FROM {name}_fts "  # noqa: S608 - our names
-            f"WHERE {name}_fts MATCH '\"' || value || '\"' LIMIT :limit)) AS docs FROM json_each(:words)",
+        counted = _told(
+            conn,
+            f"SELECT json_group_array((SELECT count(*) FROM (SELECT 1 FROM {name}_fts "  # noqa: S608 - our names
+            f"WHERE {name}_fts MATCH '\"' || value || '\"' LIMIT :limit))) FROM json_each(:words)",
             {"words": json.dumps(new), "limit": common + 1},
         )
-        known.update({row["word"]: row["docs"] for row in counted})
+        known.update(zip(new, counted, strict=True))
     return {word: known[word] for word in words}
 
 
@@ -211,21 +225,29 @@ def _look(conn: sqlite3.Connection, index: _Index, match: Match, size: int, foun
     if match.some and not match.every:
         asked = match.some
     elif match.some:
-        rows = conn.execute(
-            f"SELECT rowid FROM {index.name}_fts WHERE {index.name}_fts MATCH :match LIMIT :limit",  # noqa: S608
-            {"match": match.every, "limit": index.enough},
+        full.update(
+            _told(
+                conn,
+                f"SELECT json_group_array(rowid) FROM (SELECT rowid FROM {index.name}_fts "  # noqa: S608 - our names
+                f"WHERE {index.name}_fts MATCH :match LIMIT :limit)",
+                {"match": match.every, "limit": index.enough},
+            )
         )
-        full = {row["rowid"] for row in rows}
         asked = match.every if len(full) == index.enough else match.some
     elif match.common:
         query, asked = index.scored if size <= _SCORED_ALL else index.newest, match.common
     if not asked:
         return
-    for row in conn.execute(query, {"match": asked, "limit": _HITS}):
+    for row, method_id, score, share in _told(conn, query, {"match": asked, "limit": _HITS}):
         # bm25 gives a word that stands in most rows nothing or less: relevance stays above zero all the same.
-        found.add(row["method_id"], row["share"] * max(_LEAST_SCORE, row["score"] / match.best))
-        if asked != match.some or row["row"] in full:
-            found.full.add(row["method_id"])
+        found.add(method_id, share * max(_LEAST_SCORE, score / match.best))
+        if asked != match.some or row in full:
+            found.full.add(method_id)
+
+
+def _told(conn: sqlite3.Connection, query: str, values: Mapping[str, Any]) -> Any:
+    """Return what one value of JSON says: one row costs one turn of Python's lock, however many it stands for."""
+    return json.loads(conn.execute(query, values).fetchone()[0])
 
 
 def _combine(found: Sequence[tuple[_Index, _Found]]) -> dict[str, float]:
