@@ -45,7 +45,8 @@ async def search_methods(query: str) -> str:
 
 listener = socket.create_server(("127.0.0.1", 0))
 print(f"serves http://127.0.0.1:{listener.getsockname()[1]}/mcp", flush=True)
-config = uvicorn.Config(server.streamable_http_app(streamable_http_path="/mcp"), log_config=None, access_log=False, log_level="error")
+quiet = {"log_config": None, "access_log": False, "log_level": "error"}
+config = uvicorn.Config(server.streamable_http_app(streamable_http_path="/mcp"), ws="none", **quiet)
 asyncio.run(uvicorn.Server(config).serve(sockets=[listener]))
 """
 
