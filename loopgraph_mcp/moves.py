@@ -7,7 +7,7 @@ beta2 from 0.95 to 0.9 for ..."). What a description says of the outcome ("worse
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 
 from loopgraph_mcp.knobs import ANY, PATTERNS
 from loopgraph_mcp.models import Move
@@ -15,10 +15,20 @@ from loopgraph_mcp.models import Move
 _MAX_CHARS = 400
 
 
+@cache
+def _any_knob() -> re.Pattern[str]:
+    """Return what finds any knob; compiled at the first description, for a start should not wait for it."""
+    return re.compile(ANY)
+
+
+@cache
+def _patterns() -> tuple[tuple[str, re.Pattern[str]], ...]:
+    """Return what finds each knob."""
+    return tuple((knob, re.compile(pattern)) for knob, pattern in PATTERNS.items())
+
+
 _HALVING = re.compile(r"\bhalv(?:e|ing)\b")
 _FILLERS = frozenset({"a", "an", "and", "by", "change", "for", "from", "in", "of", "set", "the", "to", "try", "with"})
-_ANY_KNOB = re.compile(ANY)
-_PATTERNS = tuple((knob, re.compile(pattern)) for knob, pattern in PATTERNS.items())
 
 _NUMBER = r"(?:2 ?(?:\^|\*\*) ?\d+|\d+/\d+|\d[\d,]*\d{3}(?![\d.])|\d*\.?\d+(?:e[-+]?\d+)?)(?: ?(?:%|k\b|m\b|x\b))?"
 _FROM_TO = re.compile(rf"(?:from )?~?({_NUMBER})(?: \w+)? ?(?:->|to|down to|up to|=>) ?~?({_NUMBER})")
@@ -89,9 +99,9 @@ def stripped(description: str) -> str:
     text = _PREFIX.sub("", _plain(description))
     text = _OUTCOME_NOTE.sub(" ", text)
     head = _DASH.split(text, maxsplit=1)[0]
-    text = head if _ANY_KNOB.search(head) else text
+    text = head if _any_knob().search(head) else text
     shorter = _ASIDE.sub("", text)
-    return " ".join((shorter if _ANY_KNOB.search(shorter) else text).split())
+    return " ".join((shorter if _any_knob().search(shorter) else text).split())
 
 
 @lru_cache(maxsize=32_768)
@@ -143,9 +153,9 @@ def _plain(description: str) -> str:
 def _spans(text: str) -> list[tuple[int, int, str]]:
     """Return where knobs are named, in order; a place belongs to the first knob of the table that names it."""
     taken: list[tuple[int, int, str]] = []
-    if _ANY_KNOB.search(text) is None:  # most texts that are no description of a change
+    if _any_knob().search(text) is None:  # most texts that are no description of a change
         return taken
-    for knob, pattern in _PATTERNS:
+    for knob, pattern in _patterns():
         for match in pattern.finditer(text):
             if all(match.end() <= start or match.start() >= end for start, end, _ in taken):
                 taken.append((match.start(), match.end(), knob))

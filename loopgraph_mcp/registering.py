@@ -11,7 +11,6 @@ from loopgraph_mcp.errors import LoopGraphError, NotFoundError, PackError
 from loopgraph_mcp.models import Applied, Method, Present, Source
 from loopgraph_mcp.quoting import plain_line
 from loopgraph_mcp.reported import numbers
-from loopgraph_mcp.sources.packs import read_method
 from loopgraph_mcp.store import methods, papers
 from loopgraph_mcp.store.chunks import Chunk
 from loopgraph_mcp.store.database import Database
@@ -108,6 +107,8 @@ def _read(
     method_id: str, definition: Mapping[str, Any], cited: Mapping[str, Chunk], titles: Mapping[str, str]
 ) -> Method:
     """Return the method as defined, with its sources; what it says was published must stand in a cited passage."""
+    from loopgraph_mcp.sources.packs import read_method  # noqa: PLC0415 - what reads packs is slow to import
+
     if own := sorted(set(definition) & set(_OURS)):
         raise PackError(f"{own[0]}: leave it out; {_OURS[own[0]]}")
     if definition.get("id", method_id) != method_id:
