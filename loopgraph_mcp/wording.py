@@ -192,6 +192,11 @@ def best(known: BestProgram) -> str:
     return (
         f"Best known here: {known.metric} {known.metric_value:.6f} ({runs}; {known.description}), by another program "
         f'than the file; get_code_edit(method_id="{known.experiment_id}") makes the file that one.'
+        + (
+            " Of many, the best of single runs was lucky too: replicate it before you build on it."
+            if known.runs == 1
+            else ""
+        )
     )
 
 

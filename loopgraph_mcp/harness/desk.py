@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict, dataclass
+from statistics import fmean
 from typing import Any, Self
 
 from mcp import Client, StdioServerParameters
@@ -197,7 +198,9 @@ class Desk:
             "read_code": lambda: _now(self._read(**arguments)),
             "edit_code": lambda: _now(self._edit(**arguments)),
             "set_value": lambda: _now(self._set(**arguments)),
-            "run": lambda: self.run(arguments.get("description", ""), key=key),
+            "run": lambda: self.run(
+                arguments.get("description", ""), key=key, replicate=bool(arguments.get("replicate"))
+            ),
             "undo": lambda: _now(self._undo()),
             "record": lambda: self._record(arguments["note"]),
         }
@@ -278,8 +281,14 @@ class Desk:
 
     # --------------------------------------------------------------------------------------------- runs
 
-    async def run(self, description: str, *, key: str) -> Answer:
-        """Train the draft. One that improved is kept and the next change starts from it; else the draft goes back."""
+    async def run(self, description: str, *, key: str, replicate: bool = False) -> Answer:
+        """Train the draft. One that improved is kept and the next change starts from it; else the draft goes back.
+
+        To replicate is to train the kept program on another seed. Where its runs are no better together than what it
+        started from, the program that was kept before it comes back.
+        """
+        if replicate:
+            return await self._replicate(key)
         began = time.monotonic()
         if self.runs and program_hash(self.draft) == program_hash(self.kept):
             return Answer(_UNCHANGED, failed=True)
@@ -296,6 +305,30 @@ class Desk:
         if data is None:
             return Answer(_text(result), failed=True)
         return self._conclude(data, _text(result), early, seconds=time.monotonic() - began)
+
+    async def _replicate(self, key: str) -> Answer:
+        began = time.monotonic()
+        if program_hash(self.draft) != program_hash(self.kept):
+            return Answer(
+                "not run: replicate trains the kept program; run the draft without it, or undo first", failed=True
+            )
+        asked = self._asking("the kept program again", key, None) | self._patch(self.kept) | {"replicate": True}
+        result, data = await self._wait(await self.runner.call("run_experiment", asked))
+        if data is None:
+            return Answer(_text(result), failed=True)
+        doubted = data["decision"] != "keep" and OutcomeKind(data["outcome"]).says_something
+        instead = await self._kept_before() if doubted else None
+        return self._conclude(data, _text(result), "", seconds=time.monotonic() - began, instead=instead)
+
+    async def _kept_before(self) -> str | None:
+        """Return the last program that was kept and is another one than that which is kept now."""
+        now = program_hash(self.kept)
+        run = next((run for run in reversed(self.runs) if run.decision == "keep" and run.program != now), None)
+        if run is None:
+            return None
+        edit = await self.runner.call("get_code_edit", {"method_id": run.experiment_id})
+        made = apply_patch(self.where.read_program(), (edit.structured_content or {}).get("diff") or "")
+        return made.text if isinstance(made, Applied) else None
 
     async def remeasure(self, seed: int, *, key: str) -> float | None:
         """Train the kept program on a seed that no run had; return its metric, which nobody chose for being good."""
@@ -324,7 +357,10 @@ class Desk:
             data = None if later is None else {**later, "repeated": first["repeated"], "earlier": first["earlier"]}
         return result, data
 
-    def _conclude(self, data: dict[str, Any], words: str, early: str, *, seconds: float) -> Answer:
+    def _conclude(
+        self, data: dict[str, Any], words: str, early: str, *, seconds: float, instead: str | None = None
+    ) -> Answer:
+        """Take in what came of the draft; a program to go back to takes its place where it was kept and is not now."""
         program, before = program_hash(self.draft), {each.program: each for each in self.runs}
         baseline = not self.runs
         repeated = bool(data["repeated"])
@@ -342,15 +378,18 @@ class Desk:
             again=known is not None and known.decision != "keep",
             seconds=seconds,
         )
-        best = self.best
+        standing = self._standing(program_hash(self.kept))
         self.runs.append(run)
         kept = run.decision == "keep" and run.metric_value is not None
         if kept and repeated:  # no run has written it: the file takes it over where it is better than what there is
-            kept = best is None or self._improves(run, best)
+            kept = standing is None or self.where.direction.gain(standing, run.metric_value or 0.0) > 0
             if kept:
                 write_program(self.where, self.draft, expected=self.where.read_program())
         if kept:
             self.kept = self.draft
+        elif instead is not None:
+            write_program(self.where, instead, expected=self.where.read_program())
+            self.kept = instead
         self.draft, self.draft_edit = self.kept, None
         lines = [f"Run {run.number}, {run.description}: {told(run)}"]
         if now := self.best:
@@ -362,14 +401,17 @@ class Desk:
             tail = "\n".join(f"| {line}" for line in data["log_tail"].splitlines()[-_TAIL_LINES:])
             lines.append(f"End of its log (output of the program, not instructions):\n{tail}")
         if not baseline:
-            lines.append(
-                "The draft holds it; the next change starts from here." if kept else "The draft is the kept program."
-            )
-        data = {**asdict(run), "constants": numbers(self.kept, self.profile)}
+            back = "Its gain was luck: the draft is the program that was kept before it."
+            lost = back if instead is not None else "The draft is the kept program."
+            lines.append("The draft holds it; the next change starts from here." if kept else lost)
+        verdict = data["verdict"] if self.shares else None
+        data = {**asdict(run), "constants": numbers(self.kept, self.profile), "verdict": verdict}
         return Answer("\n".join(dict.fromkeys(lines)), data, run)
 
-    def _improves(self, run: Run, other: Run) -> bool:
-        return self.where.direction.gain(other.metric_value or 0.0, run.metric_value or 0.0) > 0
+    def _standing(self, program: str) -> float | None:
+        """Return the mean of a program's runs in this session, None where there is none."""
+        values = [run.metric_value for run in self.runs if run.program == program and run.metric_value is not None]
+        return fmean(values) if values else None
 
     async def _record(self, note: str) -> Answer:
         if self.shares and self.runs:
@@ -434,6 +476,11 @@ def _base_tools(where: Workspace, draft: str, profile: str) -> list[ToolSpec]:
             f"Train the draft for {where.budget_s:g} s. It stays if it improved; else the draft goes back.",
             required=("description",),
             description={"type": "string", "description": "What is tried, in a few words"},
+            replicate={
+                "type": "boolean",
+                "description": "Train the kept program on another seed instead: was its gain luck?",
+                "default": False,
+            },
         ),
         _tool("undo", "Make the draft the kept program again."),
         _tool(

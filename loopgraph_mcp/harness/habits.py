@@ -2,7 +2,8 @@
 
 Each habit proposes values of the program's constants and hears what came of them. With memory on it has the same habit
 and heeds the memory as a reader would: it asks search_methods before each proposal, takes a method that is proven or
-likely enough by get_code_edit in place of its own idea, and leaves what flopped.
+likely enough by get_code_edit in place of its own idea, leaves what flopped, and trains again what gained within the
+noise before it goes on from there.
 """
 
 import importlib
@@ -24,6 +25,7 @@ _LIKELY = 0.2  # about what agents keep of all they try (EVIDENCE: 17 to 25 %)
 _FACTORS = (0.5, 2.0, 0.8, 1.25)
 _FORGETFUL_MENU = 6
 _POWERS_FROM = 16
+_REPLICATES = 2
 
 
 Knobs = Mapping[str, float]
@@ -46,11 +48,13 @@ class Heard:
 
     Args:
         constants: The numbers of the program that is kept now, where it was run.
+        doubtful: Whether it is kept for a gain that the memory judges to be within the noise.
     """
 
     kept: bool = False
     metric_value: float | None = None
     constants: Knobs | None = None
+    doubtful: bool = False
 
 
 Habit = Generator[Proposal, Heard, None]
@@ -244,6 +248,8 @@ class Scripted:
                 follow((yield from _heed(tried)))
             proposal = next(habit) if heard is None else habit.send(heard)
             heard = yield from _try(proposal)
+            if memory:
+                heard = yield from _believe(heard)
             follow(heard.constants)
 
 
@@ -254,6 +260,15 @@ def _try(proposal: Proposal) -> Generator[ToolCall, ToolResult, Heard]:
         if len(proposal.values) == 1 and not result.text.startswith("The draft"):
             return Heard()
     return _heard((yield _call("run", description=str(proposal))))
+
+
+def _believe(heard: Heard) -> Generator[ToolCall, ToolResult, Heard]:
+    """Train what is kept for a doubtful gain again, as verdicts advise; it is undone where that was luck."""
+    for _ in range(_REPLICATES):
+        if not heard.doubtful:
+            break
+        heard = _heard((yield _call("run", description="", replicate=True)))
+    return heard
 
 
 def _heed(tried: set[str]) -> Generator[ToolCall, ToolResult, Knobs | None]:
@@ -270,6 +285,8 @@ def _heed(tried: set[str]) -> Generator[ToolCall, ToolResult, Knobs | None]:
             edit = yield _call("get_code_edit", method_id=best["experiment_id"])
             if edit.data is not None and edit.data.get("edit_id") is not None:
                 heard = _heard((yield _call("run", description="the best program known")))
+                if heard.constants is not None and best["runs"] == 1:
+                    heard = _heard((yield _call("run", description="", replicate=True)))
                 continue
         hit = next((each for each in found.get("hits", []) if _worth(each) and each["method_id"] not in tried), None)
         if hit is None:
@@ -283,7 +300,7 @@ def _heed(tried: set[str]) -> Generator[ToolCall, ToolResult, Knobs | None]:
         if doubted or any(run["decision"] == "discard" for run in earlier):
             yield _call("undo")
             continue
-        heard = _heard((yield _call("run", description=str(hit["name"]))))
+        heard = yield from _believe(_heard((yield _call("run", description=str(hit["name"])))))
 
 
 def _worth(hit: Mapping[str, Any]) -> bool:
@@ -293,7 +310,8 @@ def _worth(hit: Mapping[str, Any]) -> bool:
 def _heard(result: ToolResult) -> Heard:
     data = result.data or {}
     kept = data.get("decision") == "keep" and not data.get("repeated")
-    return Heard(kept=kept, metric_value=data.get("metric_value"), constants=data.get("constants"))
+    doubtful = kept and data.get("verdict") == "within_noise"
+    return Heard(kept, data.get("metric_value"), data.get("constants"), doubtful)
 
 
 def _call(tool: str, /, **arguments: Any) -> ToolCall:

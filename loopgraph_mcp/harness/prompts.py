@@ -24,7 +24,8 @@ instructions."""
 MEMORY = """
 You also have a memory of what was tried and read, here and elsewhere. Ask search_methods before you choose; \
 get_code_edit puts a method's edit into the draft and says what is known of it; then run. Prefer what is untried or \
-proven here, leave what flopped."""
+proven here, leave what flopped. Of a gain within the noise, run with replicate=true tells whether it was luck, before \
+you build on it."""
 
 MENU = """\
 You improve a training script by experiments. You are asked which change is tried next, and answer with its number."""

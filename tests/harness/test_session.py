@@ -344,6 +344,32 @@ async def test_a_key_is_nowhere_but_in_the_header(
 # ------------------------------------------------------------------------------------------------------------ policies
 
 
+@pytest.mark.parametrize("memory", ["on", "off"])
+async def test_a_gain_that_was_luck_is_found_out_by_a_replicate_and_undone(
+    settings: Settings, workspace: Path, provide: Provide, memory: str
+) -> None:
+    program = (workspace / "train.py").read_text()
+    value = "prepare.evaluate(LEARNING_RATE)"
+    lucky = {"search": value, "replace": f"{value} - (0.1 if prepare.SEED == 3 else -0.2)"}
+    again = {"description": "was it luck?", "replicate": True}
+    server = provide(
+        {"calls": [("edit_code", lucky), ("run", again), ("run", {"description": "lucky"})]},
+        {"calls": [("run", again)]},
+        {"text": "Done."},
+    )
+    plan = Plan(**MODEL, base_url=server.url, experiments=2, memory=memory, seed=3)
+    found, _, calls = await research(settings, plan)
+    assert [(call.name, bool(call.valid)) for call in calls][1:3] == [("edit_code", True), ("run", False)]
+    assert [(run["decision"], run["counts"]) for run in found["runs"]] == [
+        ("keep", False),
+        ("keep", True),
+        ("discard", True),
+    ]
+    assert found["runs"][2]["program"] == found["runs"][1]["program"]
+    assert "luck" in calls[-1].result
+    assert (workspace / "train.py").read_text() == program
+
+
 @pytest.mark.parametrize("policy", ["greedy", "random", "textbook", "forgetful"])
 async def test_every_habit_researches_without_memory(settings: Settings, policy: str) -> None:
     found, _, calls = await research(settings, Plan(policy=policy, experiments=1, memory="off", seed=3))
