@@ -322,8 +322,8 @@ class Desk:
 
     async def _kept_before(self) -> str | None:
         """Return the last program that was kept and is another one than that which is kept now."""
-        now = program_hash(self.kept)
-        run = next((run for run in reversed(self.runs) if run.decision == "keep" and run.program != now), None)
+        last = {run.program: run for run in self.runs} | {program_hash(self.kept): None}
+        run = next((run for run in reversed(self.runs) if (now := last[run.program]) and now.decision == "keep"), None)
         if run is None:
             return None
         edit = await self.runner.call("get_code_edit", {"method_id": run.experiment_id})
