@@ -47,8 +47,8 @@ class Limits:
 
     common_share: float = 1 / 100
     common_rows: int = 200
-    words: int = 8
-    rows: int = 600
+    words: int = 6
+    rows: int = 300
     seconds: float = 0.25
 
     def common(self, size: int) -> int:
