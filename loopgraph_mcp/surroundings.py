@@ -1,7 +1,9 @@
 """Where a question is asked: the workspace, its device, and the context that its outcomes can be compared in."""
 
 import asyncio
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from loopgraph_mcp.config import Settings
@@ -10,7 +12,28 @@ from loopgraph_mcp.models import Context
 from loopgraph_mcp.runner.device import Device, choose_device
 from loopgraph_mcp.store import edits
 from loopgraph_mcp.store.database import Database
-from loopgraph_mcp.workspace import Workspace, dataset_hash, harness_hash, load_workspace
+from loopgraph_mcp.workspace import DECLARING, Workspace, dataset_hash, harness_hash, load_workspace
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """A workspace, its device and hashes, with the files that they were read from and what these looked like before."""
+
+    files: tuple[Path, ...]
+    stamps: tuple[tuple[int, int, int] | None, ...]
+    found: tuple[Workspace, Device, str, str]
+
+
+def _stamps(files: Iterable[Path]) -> tuple[tuple[int, int, int] | None, ...]:
+    found = list[tuple[int, int, int] | None]()
+    for file in files:
+        try:
+            seen = os.stat(file)  # noqa: PTH116 - for every search, and half as dear as Path.stat
+        except OSError:
+            found.append(None)
+        else:
+            found.append((seen.st_mtime_ns, seen.st_size, seen.st_ino))
+    return tuple(found)
 
 
 class Surroundings:
@@ -20,6 +43,7 @@ class Surroundings:
         self._db = db
         self._settings = settings
         self._now = clock
+        self._seen: dict[Path, _Seen] = {}
 
     async def workspace(self, path: str | None) -> Workspace:
         """Return the workspace asked for, or the settings' own.
@@ -37,13 +61,22 @@ class Surroundings:
         Raises:
             WorkspaceError: There is none, or it cannot be used.
         """
-
-        def look() -> tuple[Workspace, Device, str, str]:
-            where = load_workspace(self._settings.workspace if path is None else Path(path))
-            return where, *self._look(where)
-
-        where, device, data, harness = await asyncio.to_thread(look)
+        folder = (self._settings.workspace if path is None else Path(path)).expanduser()
+        where, device, data, harness = await asyncio.to_thread(self._look_again, folder)
         return where, device, await self._context(where, where.budget_s, device, data, harness)
+
+    def _look_again(self, folder: Path) -> tuple[Workspace, Device, str, str]:
+        """Return a folder's workspace, device and hashes; its files are read again only where one of them changed."""
+        known = self._seen.get(folder)
+        if known is None or known.stamps != _stamps(known.files):
+            declaring = [folder / name for name in DECLARING]
+            before = _stamps(declaring)
+            where = load_workspace(folder)
+            told = [where.path / name for name in (*where.protected, *where.dataset)]
+            stamps = before + _stamps(told)
+            known = _Seen((*declaring, *told), stamps, (where, *self._look(where)))
+            self._seen[folder] = known
+        return known.found
 
     async def place(self, path: str | None) -> tuple[Workspace, Context] | tuple[None, None]:
         """Return the workspace asked for and its context, or neither: a search needs no workspace.

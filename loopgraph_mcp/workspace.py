@@ -20,6 +20,7 @@ from loopgraph_mcp.errors import WorkspaceError
 from loopgraph_mcp.models import Direction
 
 CONFIG_NAME = "loopgraph.toml"
+DECLARING = (CONFIG_NAME, "train.py", "prepare.py", "uv.lock")  # what tells that a folder is a workspace, and which
 RESULTS_NAME = "results.tsv"
 RESULTS_HEADER = ("commit", "val_bpb", "memory_gb", "status", "description")
 _LINK_ABOVE_BYTES = 16 * 2**20  # bigger files are linked into a run's copy, not copied

@@ -20,7 +20,7 @@ from loopgraph_mcp.answers import ExperimentAnswer
 from loopgraph_mcp.config import Settings
 from loopgraph_mcp.errors import NotFoundError, RunError, WorkspaceError
 from loopgraph_mcp.loopgraph import LoopGraph
-from loopgraph_mcp.models import Decision, OutcomeKind, Standing, State, VerdictKind
+from loopgraph_mcp.models import Context, Decision, OutcomeKind, Standing, State, VerdictKind
 from loopgraph_mcp.runner.locks import try_lock
 
 HIGHER_RATE = "@@ @@\n-LEARNING_RATE = 0.5\n+LEARNING_RATE = 0.9\n"
@@ -505,3 +505,21 @@ async def test_progress_is_told_while_waiting(graph: LoopGraph) -> None:
     assert steps == sorted(steps)
     await graph.cancel_experiment(answer.experiment_id)
     assert dataclasses.asdict(answer)["description"] == "edited by hand"
+
+
+async def test_a_workspace_is_read_again_where_one_of_its_files_changed(graph: LoopGraph, workspace: Path) -> None:
+    async def context() -> Context:
+        return (await graph._here.found(None))[2]
+
+    before = await context()
+    assert await context() == before
+    config, protected = workspace / "loopgraph.toml", workspace / "prepare.py"
+    protected.write_text(protected.read_text() + "# other\n")
+    assert (await context()).harness_hash != before.harness_hash
+    config.write_text(config.read_text().replace("budget_s = 1", "budget_s = 2"))
+    assert (await context()).budget_s == 2
+    config.unlink()
+    assert (await context()).budget_s == 300  # as found without a declaration
+    (workspace / "train.py").unlink()
+    with pytest.raises(WorkspaceError):
+        await context()
