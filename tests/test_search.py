@@ -276,7 +276,7 @@ def test_common_words_are_dropped_and_the_rarest_kept() -> None:
     few = plan(concepts[:5], counts, 10_000, Limits())
     assert few.every == " AND ".join(f'(("w{number}"))' for number in range(1, 5))  # no row holds w0
     assert few.common == match.common == ""
-    assert match.some == " OR ".join(f'"w{number}"' for number in range(1, 9))
+    assert match.some == " OR ".join(f'"w{number}"' for number in range(1, 7))
     assert plan(concepts, counts, 10_000, Limits(rows=35)).some == '"w1" OR "w2"'
     assert plan(concepts, counts, 10_000, Limits(rows=1)).some == '"w1"'
     assert plan([Concept(("the",))], counts, 10_000, Limits()).common == '"the"'
@@ -290,14 +290,14 @@ def test_another_name_counts_as_its_rarest_word_and_needs_all_of_them() -> None:
 
 
 async def test_the_rare_word_decides_beside_a_common_one(db: Database) -> None:
-    await told(db, "batch", *(f"the model number {number}" for number in range(300)))
+    await told(db, "batch", *(f"the model number {number}" for number in range(250)))
     await told(db, "cache", "a zebra")
     assert await found(db, "model zebra") == ["cache"]
     assert set(await found(db, "model zebra", common_share=1.0, common_rows=10**6)) == {"cache", "batch"}
 
 
 async def test_where_all_words_are_common_the_newest_rows_stand_for_the_others(db: Database) -> None:
-    await told(db, "cache", *(f"the model number {number}" for number in range(300)))
+    await told(db, "cache", *(f"the model number {number}" for number in range(250)))
     await told(db, "batch", *(f"another model {number}" for number in range(60)))
     assert await found(db, "model") == ["batch"]
     assert await found(db, "model number") == ["cache"]
