@@ -123,7 +123,7 @@ class _FamilyMeans:
     means: dict[str, float] = field(default_factory=dict)
     sigmas: dict[str, float] = field(default_factory=dict)
     stale: set[str] = field(default_factory=set)
-    up_to: tuple[int, Context | None] = (-1, None)
+    up_to: int = -1
 
 
 @dataclass(slots=True)
@@ -291,9 +291,9 @@ class Ledger:
         It is the weak end of the evidence, and does not fade with age: so a new run changes only what it touches.
         """
         known = self._families_of
-        if known.up_to == (self.seen, here):
+        if (known.up_to, known.here) == (self.seen, here):
             return known.means
-        known.up_to = self.seen, here
+        known.up_to = self.seen
         sigmas = {context_id: self._sigma(context_id) for context_id in self._contexts}
         if known.here != here or not known.seen.keys() <= self._runs.keys():
             known.here, known.seen, known.stale = here, {}, set(self._runs)

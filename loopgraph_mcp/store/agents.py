@@ -43,12 +43,6 @@ def asked_rows(subject_id: str, caller: Caller | None, *, now: float) -> list[Ro
     ]
 
 
-def add_asked(conn: sqlite3.Connection, subject_id: str, caller: Caller | None, *, now: float) -> None:
-    """Write down, in the transaction that writes the subject, who asked for it."""
-    for statement, values in asked_rows(subject_id, caller, now=now):
-        conn.executemany(statement, values)
-
-
 async def askers(db: Database, subject_ids: list[str]) -> dict[str, list[Asker]]:
     """Return who asked for each of some rows, the first to ask first."""
     marks = ", ".join("?" * len(subject_ids))

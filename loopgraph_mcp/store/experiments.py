@@ -9,7 +9,7 @@ from loopgraph_mcp.access import Caller
 from loopgraph_mcp.errors import RunError
 from loopgraph_mcp.models import Decision, Outcome, OutcomeKind, State
 from loopgraph_mcp.store import agents
-from loopgraph_mcp.store.database import Database, new_id
+from loopgraph_mcp.store.database import Database, insert, new_id
 from loopgraph_mcp.turns import Priority
 
 
@@ -108,8 +108,7 @@ async def add_finished(db: Database, new: NewExperiment, outcome: Outcome, *, no
 
     def write(conn: sqlite3.Connection) -> str:
         experiment_id, _ = _queue(conn, new, now)
-        _insert_outcome(conn, experiment_id, outcome, now)
-        conn.execute(_MARK_DONE, {"id": experiment_id, "now": now})
+        _finish(conn, experiment_id, outcome, now)
         return experiment_id
 
     return await db.write(write)
@@ -125,7 +124,7 @@ def _queue(conn: sqlite3.Connection, new: NewExperiment, now: float) -> tuple[st
         _ON_ITS_WAY,
         {"context": new.context_id, "program": new.program_hash, "seed": new.seed, "shared": new.shared},
     ):
-        agents.add_asked(conn, row["id"], new.caller, now=now)
+        insert(conn, agents.asked_rows(row["id"], new.caller, now=now))
         return str(row["id"]), False
     if new.caller is not None and new.program_hash is not None:
         _check_cap(conn, new.caller)
@@ -151,7 +150,7 @@ def _queue(conn: sqlite3.Connection, new: NewExperiment, now: float) -> tuple[st
             "now": now,
         },
     )
-    agents.add_asked(conn, experiment_id, new.caller, now=now)
+    insert(conn, agents.asked_rows(experiment_id, new.caller, now=now))
     conn.executemany(
         "INSERT INTO experiment_method (experiment_id, method_id) VALUES (?, ?)",
         [(experiment_id, method_id) for method_id in new.method_ids],
@@ -287,13 +286,13 @@ async def mark_done(db: Database, experiment_id: str, *, now: float) -> None:
 
 async def finish(db: Database, experiment_id: str, outcome: Outcome, *, now: float) -> bool:
     """Write the outcome of an experiment on which nothing is left to do; return whether it was the first."""
+    return await db.write(lambda conn: _finish(conn, experiment_id, outcome, now))
 
-    def write(conn: sqlite3.Connection) -> bool:
-        first = _insert_outcome(conn, experiment_id, outcome, now)
-        conn.execute(_MARK_DONE, {"id": experiment_id, "now": now})
-        return first
 
-    return await db.write(write)
+def _finish(conn: sqlite3.Connection, experiment_id: str, outcome: Outcome, now: float) -> bool:
+    first = _insert_outcome(conn, experiment_id, outcome, now)
+    conn.execute(_MARK_DONE, {"id": experiment_id, "now": now})
+    return first
 
 
 _MARK_DONE = "UPDATE experiment SET state = 'done', finished_at = :now WHERE id = :id AND state <> 'done'"
