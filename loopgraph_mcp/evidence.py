@@ -214,7 +214,7 @@ class Ledger:
     async def judge(self, experiment: ExperimentRow, newest: Newest | None = None) -> Verdict:
         """Judge a finished experiment with all runs of its program and of its parent's in its context."""
         await self.follow(newest)
-        tree, base_tree = await outcomes.compared_trees(self._db, experiment.id)
+        tree, base_tree = experiment.tree, experiment.base_tree
         failed = experiment.outcome is not None and experiment.outcome.metric_value is None
         if experiment.context_id not in self._contexts:
             self._contexts[experiment.context_id] = await edits.get_context(self._db, experiment.context_id)

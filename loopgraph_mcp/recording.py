@@ -36,8 +36,7 @@ async def record_outside(
     method_ids = () if method_id is None else ((await lookups.the_method(db, method_id)).id,)
     where, device, context = await here.found(workspace)
     context_id = await edits.context_id(db, context)
-    incumbent = await experiments.last_kept(db, context_id)
-    experiment_id = await experiments.add_finished(
+    return await experiments.add_finished(
         db,
         NewExperiment(
             context_id=context_id,
@@ -46,10 +45,8 @@ async def record_outside(
             seed=launch.DEFAULT_SEED,
             timeout_s=where.timeout_s,
             silence_s=where.silence_s,
-            parent_id=None if incumbent is None else incumbent.id,
             method_ids=method_ids,
         ),
         Outcome(kind, metric_value, "recorded by the agent", {}),
         now=now,
     )
-    return await lookups.the_experiment(db, experiment_id)

@@ -1,5 +1,6 @@
 """Experiments: queued, running, done; who runs them; and how they ended."""
 
+import dataclasses
 import json
 import sqlite3
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from loopgraph_mcp.errors import RunError
 from loopgraph_mcp.models import Decision, Outcome, OutcomeKind, State
 from loopgraph_mcp.store import agents
 from loopgraph_mcp.store.database import Database, insert, new_id
+from loopgraph_mcp.store.outcomes import BASE_TREE, OWN_TREE
 from loopgraph_mcp.turns import Priority
 
 
@@ -49,7 +51,12 @@ class NewExperiment:
 
 @dataclass(frozen=True, slots=True)
 class ExperimentRow:
-    """One experiment as stored, with the outcome and the last decision where there are any."""
+    """One experiment as stored, with the outcome and the last decision where there are any.
+
+    Args:
+        tree: The program that ran, by syntax tree; the experiment's id where its text is not known.
+        base_tree: What it is compared with, likewise; None where there is nothing.
+    """
 
     id: str
     context_id: str
@@ -74,13 +81,16 @@ class ExperimentRow:
     created_at: float
     started_at: float | None
     finished_at: float | None
+    tree: str
+    base_tree: str | None
     method_ids: tuple[str, ...]
     outcome: Outcome | None
     decision: Decision | None
 
 
-_SELECT = """
-    SELECT experiment.*, context.workspace_id, workspace.path AS workspace_path, context.device, context.budget_s,
+_SELECT = f"""
+    SELECT experiment.*, {OWN_TREE} AS tree, {BASE_TREE} AS base_tree,
+           context.workspace_id, workspace.path AS workspace_path, context.device, context.budget_s,
            outcome.kind, outcome.metric_value, outcome.reason, outcome.summary, outcome.log_tail,
            (SELECT decision FROM decision WHERE experiment_id = experiment.id ORDER BY row DESC LIMIT 1) AS decision,
            (SELECT json_group_array(method_id) FROM experiment_method WHERE experiment_id = experiment.id) AS methods
@@ -88,6 +98,11 @@ _SELECT = """
     JOIN context ON context.id = experiment.context_id
     JOIN workspace ON workspace.id = context.workspace_id
     LEFT JOIN outcome ON outcome.experiment_id = experiment.id
+"""  # noqa: S608 - no input
+_BY_ID = f"{_SELECT} WHERE experiment.id = :id"
+_LAST_KEPT = f"""
+    {_SELECT} WHERE experiment.context_id = :context AND outcome.kind = 'finished' AND decision = 'keep'
+    ORDER BY experiment.row DESC LIMIT 1
 """
 
 
@@ -103,13 +118,15 @@ async def add_experiment(db: Database, new: NewExperiment, *, now: float) -> tup
     return await db.write(lambda conn: _queue(conn, new, now))
 
 
-async def add_finished(db: Database, new: NewExperiment, outcome: Outcome, *, now: float) -> str:
-    """Store an experiment that is over, with its outcome; return its id."""
+async def add_finished(db: Database, new: NewExperiment, outcome: Outcome, *, now: float) -> ExperimentRow:
+    """Store an experiment that is over, with its outcome, as a child of the incumbent; return it."""
 
-    def write(conn: sqlite3.Connection) -> str:
-        experiment_id, _ = _queue(conn, new, now)
+    def write(conn: sqlite3.Connection) -> ExperimentRow:
+        incumbent = conn.execute(_LAST_KEPT, {"context": new.context_id}).fetchone()
+        child = new if incumbent is None else dataclasses.replace(new, parent_id=incumbent["id"])
+        experiment_id, _ = _queue(conn, child, now)
         _finish(conn, experiment_id, outcome, now)
-        return experiment_id
+        return _row(conn.execute(_BY_ID, {"id": experiment_id}).fetchone())
 
     return await db.write(write)
 
@@ -189,7 +206,7 @@ async def join_experiment(db: Database, experiment_id: str, caller: Caller | Non
 
 async def get_experiment(db: Database, experiment_id: str) -> ExperimentRow | None:
     """Return one experiment, or None where the id names none."""
-    rows = await db.reader.execute_fetchall(f"{_SELECT} WHERE experiment.id = :id", {"id": experiment_id})
+    rows = await db.reader.execute_fetchall(_BY_ID, {"id": experiment_id})
     return next((_row(row) for row in rows), None)
 
 
@@ -237,11 +254,7 @@ async def runs_of_program(db: Database, context_id: str, tree_hash: str) -> list
 
 async def last_kept(db: Database, context_id: str) -> ExperimentRow | None:
     """Return the experiment whose change was kept last in a context: the incumbent."""
-    rows = await db.reader.execute_fetchall(
-        f"{_SELECT} WHERE experiment.context_id = :context AND outcome.kind = 'finished' AND decision = 'keep' "
-        "ORDER BY experiment.row DESC LIMIT 1",
-        {"context": context_id},
-    )
+    rows = await db.reader.execute_fetchall(_LAST_KEPT, {"context": context_id})
     return next((_row(row) for row in rows), None)
 
 
@@ -368,7 +381,7 @@ def _row(row: sqlite3.Row) -> ExperimentRow:
         )
     same = (
         "id context_id workspace_id workspace_path device device_slot budget_s edit_id base_hash program_hash "
-        "parent_id description seed timeout_s silence_s run_dir created_at started_at finished_at"
+        "parent_id description seed timeout_s silence_s run_dir created_at started_at finished_at tree base_tree"
     )
     return ExperimentRow(
         **{name: row[name] for name in same.split()},

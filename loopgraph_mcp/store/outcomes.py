@@ -10,8 +10,8 @@ from loopgraph_mcp.store.database import Database
 # of, by its own id. What it is compared with is its base, or for a run only told of, the incumbent of that time: an
 # imported row may have its program where its parent's is not known, and the other way round.
 _TREE = "(SELECT tree_hash FROM program WHERE hash = {column})"
-_OWN_TREE = f"coalesce({_TREE.format(column='experiment.program_hash')}, experiment.id)"
-_BASE_TREE = f"""
+OWN_TREE = f"coalesce({_TREE.format(column='experiment.program_hash')}, experiment.id)"
+BASE_TREE = f"""
     CASE WHEN experiment.program_hash IS NOT NULL AND experiment.device_slot <> 'imported'
     THEN {_TREE.format(column="experiment.base_hash")}
     ELSE (SELECT coalesce({_TREE.format(column="parent.program_hash")}, parent.id)
@@ -62,7 +62,7 @@ async def runs_between(db: Database, row: int, newest: int) -> list[Run]:
     found = await db.reader.execute_fetchall(
         f"""
         SELECT outcome.rowid AS row, experiment.context_id, outcome.kind, outcome.metric_value,
-               {_OWN_TREE} AS tree, {_BASE_TREE} AS base_tree, experiment.device_slot = 'imported' AS imported,
+               {OWN_TREE} AS tree, {BASE_TREE} AS base_tree, experiment.device_slot = 'imported' AS imported,
                (SELECT json_group_array(method_id) FROM experiment_method
                 WHERE experiment_id = experiment.id) AS methods,
                json_extract(told, '$.other_load') AS other_load, json_extract(told, '$.total_tokens_M') AS tokens,
@@ -90,13 +90,3 @@ async def runs_between(db: Database, row: int, newest: int) -> list[Run]:
         )
         for each in found
     ]
-
-
-async def compared_trees(db: Database, experiment_id: str) -> tuple[str, str | None]:
-    """Return the program of an experiment and what it is compared with, by syntax tree (or experiment id)."""
-    rows = await db.reader.execute_fetchall(
-        f"SELECT {_OWN_TREE} AS tree, {_BASE_TREE} AS base_tree FROM experiment WHERE id = :id",  # noqa: S608 - no input
-        {"id": experiment_id},
-    )
-    row = next(iter(rows))
-    return str(row["tree"]), row["base_tree"]
