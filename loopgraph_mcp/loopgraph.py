@@ -245,7 +245,11 @@ class LoopGraph:
             if where != context or await outcomes.decided_since(self.db, decision, outcome=row):
                 row, past = 0, Past(context.direction is Direction.HIGHER)
             context_id = await edit_store.context_id(self.db, context)
-            precedents.learn(past, await change_store.tried_changes(self.db, context_id, after=row))
+            tried = await change_store.tried_changes(self.db, context_id, after=row)
+            if row:
+                precedents.learn(past, tried)
+            else:  # thousands of descriptions take seconds; nobody else holds this past yet
+                await asyncio.to_thread(precedents.learn, past, tried)
             self._learned = (newest, context, past)
         return past
 
@@ -537,7 +541,8 @@ class LoopGraph:
         await experiments.add_decision(
             self.db, row.id, decided, made_by=made_by, commit=commit, note=note, now=self._now()
         )
-        await recipes.learn(self.db, self._ledger, row.method_ids, now=self._now())
+        if row.edit_id is not None:  # what one was only told of holds no patch
+            await recipes.learn(self.db, self._ledger, row.method_ids, now=self._now())
         if tokens is not None or cost_usd is not None:
             await self.add_cost("agent", subject_id=row.id, tokens=tokens, cost_usd=cost_usd)
         context = await edit_store.get_context(self.db, row.context_id)
