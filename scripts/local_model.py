@@ -107,6 +107,7 @@ def served(python: Path, weights: Weights, file: Path, log: Path, threads: int |
     url = f"http://127.0.0.1:{port}/v1"
     command = [python, "-m", "llama_cpp.server", "--model", file, "--model_alias", weights.name]
     command += ["--host", "127.0.0.1", "--port", str(port), "--n_ctx", str(weights.context_tokens)]
+    command += ["--cache", "true"]  # two arms take turns: each finds its conversation as far as it was read
     command += ["--logits_all", "false"]  # it would keep a row as wide as the vocabulary for every token of a prompt
     if threads:  # its default for prompts is all cores, also those that it may not use
         command += ["--n_threads", str(threads), "--n_threads_batch", str(threads)]
