@@ -1,4 +1,4 @@
-"""The tools on a researcher's desk: the same four in both arms, and with memory on LoopGraph's besides.
+"""The tools on a researcher's desk: the same in both arms, and with memory on LoopGraph's besides.
 
 All runs go through a LoopGraph server over stdio, a real MCP client on this side. Without memory that server's store is
 the session's own and began empty, nothing it knows of earlier runs is passed on, and a program that was run before is
@@ -8,20 +8,18 @@ run again: all that a researcher without memory has is its own conversation.
 import ast
 import asyncio
 import difflib
-import logging
-import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict, dataclass
 from statistics import fmean
-from typing import Any, Self
+from typing import Any
 
-from mcp import Client, StdioServerParameters
-from mcp_types import CallToolResult, TextContent
+from mcp_types import CallToolResult
 
 from loopgraph_mcp.duplicates import program_hash
 from loopgraph_mcp.edits import unified_diff
 from loopgraph_mcp.errors import RunError
+from loopgraph_mcp.harness.connection import Server, text_of
 from loopgraph_mcp.harness.menu import constants, numbers, set_constant
 from loopgraph_mcp.harness.messages import ToolCall, ToolSpec
 from loopgraph_mcp.models import Applied, Direction, OutcomeKind, Present
@@ -32,12 +30,6 @@ _READ_LINES = 120
 _NEAR_LINES = 6
 _TAIL_LINES = 12
 _WAIT_S = 20.0
-_CALL_TIMEOUT_S = 90.0
-# What the desk does itself, in both arms: run and record stand for them.
-_OWN = frozenset({"run_experiment", "get_experiment", "cancel_experiment", "record_outcome"})
-_SERVERS_OWN = frozenset({"workspace", "apply"})  # arguments that the desk decides
-
-logger = logging.getLogger("loopgraph.harness")
 
 OnProgress = Callable[[dict[str, Any]], None]
 
@@ -74,77 +66,6 @@ class Answer:
     data: dict[str, Any] | None = None
     run: Run | None = None
     failed: bool = False
-
-
-class Server:
-    """A LoopGraph server in a process of its own, an async context manager; started anew once if it dies.
-
-    A task of its own holds the connection, so that several servers may be opened and closed in any order.
-    """
-
-    def __init__(self, environment: Mapping[str, str]) -> None:
-        self._parameters = StdioServerParameters(
-            command=sys.executable, args=["-m", "loopgraph_mcp.server"], env=dict(environment)
-        )
-        self._client: Client | None = None
-        self._leave = asyncio.Event()
-        self._holder: asyncio.Task[None] | None = None
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self._let_go()
-
-    async def tools(self) -> list[ToolSpec]:
-        """Return the server's tools that a researcher may call, without the arguments that are not its to choose."""
-        listed = (await (await self._connected()).list_tools()).tools
-        return [
-            ToolSpec(tool.name, tool.description or "", _schema(tool.input_schema))
-            for tool in listed
-            if tool.name not in _OWN
-        ]
-
-    async def call(self, tool: str, arguments: Mapping[str, Any]) -> CallToolResult:
-        """Call a tool; where the server has died, start it again and call once more: its tools bear that."""
-        for attempt in (1, 2):
-            client = await self._connected()
-            try:
-                return await client.call_tool(tool, dict(arguments), read_timeout_seconds=_CALL_TIMEOUT_S)
-            except Exception as error:  # however the connection broke, the answer is a new one
-                await self._let_go()
-                if attempt == 2:
-                    raise RunError(f"LoopGraph's server failed at {tool}: {error}; `loopgraph doctor`") from error
-        raise AssertionError  # the second attempt returned or raised
-
-    async def _connected(self) -> Client:
-        if self._client is None:
-            self._leave = asyncio.Event()
-            ready: asyncio.Future[Client] = asyncio.get_running_loop().create_future()
-            self._holder = asyncio.create_task(self._hold(ready))
-            self._client = await ready
-        return self._client
-
-    async def _hold(self, ready: "asyncio.Future[Client]") -> None:
-        try:
-            async with Client(self._parameters) as client:
-                ready.set_result(client)
-                await self._leave.wait()
-        except Exception as error:  # noqa: BLE001 - told to whoever waits for the connection, or calls over it next
-            if not ready.done():
-                ready.set_exception(RunError(f"LoopGraph's server does not start: {error}; `loopgraph doctor`"))
-            logger.debug("a server's connection ended: %s", error)
-
-    async def _let_go(self) -> None:
-        self._leave.set()
-        if self._holder is not None:
-            await self._holder
-        self._client = self._holder = None
-
-
-def _schema(schema: Mapping[str, Any]) -> dict[str, Any]:
-    properties = {name: each for name, each in schema.get("properties", {}).items() if name not in _SERVERS_OWN}
-    return {**schema, "properties": properties}
 
 
 @dataclass(slots=True)
@@ -268,16 +189,21 @@ class Desk:
         if self.memory is None:
             raise RunError(f"no tool {tool!r} on this desk")
         result = await self.memory.call(tool, arguments)
-        text, data = _text(result), result.structured_content
+        text, data = text_of(result), result.structured_content
         if result.is_error or data is None:
             return Answer(text, failed=bool(result.is_error))
         text = "\n".join(line for line in text.splitlines() if not line.startswith("Next: "))
         if data.get("edit_id") is not None and data.get("diff"):
-            made = apply_patch(self.where.read_program(), data["diff"])
-            if isinstance(made, Applied):
-                self.draft, self.draft_edit = made.text, data["edit_id"] if self.shares else None
+            made = self._edited(data)
+            if made is not None:
+                self.draft, self.draft_edit = made, data["edit_id"] if self.shares else None
                 text += "\nThe draft holds this edit now. Call run to train it."
         return Answer(text, data)
+
+    def _edited(self, data: Mapping[str, Any]) -> str | None:
+        """Return the workspace's file with an edit that the server tells of."""
+        made = apply_patch(self.where.read_program(), data.get("diff") or "")
+        return made.text if isinstance(made, Applied) else None
 
     # --------------------------------------------------------------------------------------------- runs
 
@@ -300,11 +226,11 @@ class Desk:
         if not self.shares:
             asked["replicate"] = True  # no store may answer in a run's place
         result = await self.runner.call("run_experiment", asked)
-        early = _text(result)
+        early = text_of(result)
         result, data = await self._wait(result)
         if data is None:
-            return Answer(_text(result), failed=True)
-        return self._conclude(data, _text(result), early, seconds=time.monotonic() - began)
+            return Answer(text_of(result), failed=True)
+        return self._conclude(data, text_of(result), early, seconds=time.monotonic() - began)
 
     async def _replicate(self, key: str) -> Answer:
         began = time.monotonic()
@@ -315,10 +241,10 @@ class Desk:
         asked = self._asking("the kept program again", key, None) | self._patch(self.kept) | {"replicate": True}
         result, data = await self._wait(await self.runner.call("run_experiment", asked))
         if data is None:
-            return Answer(_text(result), failed=True)
+            return Answer(text_of(result), failed=True)
         doubted = data["decision"] != "keep" and OutcomeKind(data["outcome"]).says_something
         instead = await self._kept_before() if doubted else None
-        return self._conclude(data, _text(result), "", seconds=time.monotonic() - began, instead=instead)
+        return self._conclude(data, text_of(result), "", seconds=time.monotonic() - began, instead=instead)
 
     async def _kept_before(self) -> str | None:
         """Return the last program that was kept and is another one than that which is kept now."""
@@ -327,8 +253,7 @@ class Desk:
         if run is None:
             return None
         edit = await self.runner.call("get_code_edit", {"method_id": run.experiment_id})
-        made = apply_patch(self.where.read_program(), (edit.structured_content or {}).get("diff") or "")
-        return made.text if isinstance(made, Applied) else None
+        return self._edited(edit.structured_content or {})
 
     async def remeasure(self, seed: int, *, key: str) -> float | None:
         """Train the kept program on a seed that no run had; return its metric, which nobody chose for being good."""
@@ -418,7 +343,7 @@ class Desk:
             noting = {"experiment_id": self.runs[-1].experiment_id, "description": note}
             result = await self.runner.call("record_outcome", noting)
             if result.is_error:
-                return Answer(_text(result), failed=True)
+                return Answer(text_of(result), failed=True)
         return Answer("Noted.")
 
 
@@ -436,10 +361,6 @@ def told(run: Run) -> str:
         "answered from memory, nothing was trained" if run.repeated else {"keep": "kept"}.get(run.decision, "not kept")
     )
     return f"{value}, {how}"
-
-
-def _text(result: CallToolResult) -> str:
-    return "\n".join(part.text for part in result.content if isinstance(part, TextContent))
 
 
 async def _now(answer: Answer) -> Answer:

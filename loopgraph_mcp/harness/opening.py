@@ -12,7 +12,8 @@ from pydantic import TypeAdapter
 from loopgraph_mcp.config import Settings
 from loopgraph_mcp.errors import ConfigError, NotFoundError
 from loopgraph_mcp.harness import prompts
-from loopgraph_mcp.harness.desk import Desk, Server
+from loopgraph_mcp.harness.connection import Server
+from loopgraph_mcp.harness.desk import Desk
 from loopgraph_mcp.harness.habits import Scripted
 from loopgraph_mcp.harness.messages import Researcher, ToolSpec
 from loopgraph_mcp.harness.plans import Plan

@@ -36,6 +36,7 @@ IDLE = (
     '<tool_call>{{"name": "run", "arguments": {{"description": "{name} {value}"}}}}</tool_call>'
 )
 AGAIN = "This is the same call as before, with the same answer. Do something else: change the draft, or run it."
+KNOWN = "Nothing new was learned: that program was run before. Change another constant, or give it another value."
 
 
 def system(*, memory: bool) -> str:

@@ -100,9 +100,7 @@ class Session:
         self._pending: list[tuple[int, ToolCall]] = []
         self._context = researcher.context_tokens
         self._idle = self._same = 0
-        self._seen = set[
-            tuple[str, str, str, int]
-        ]()  # calls, with the draft and the runs that stood when they were made
+        self._seen = set[tuple[str, str, str, int]]()  # calls, with the draft and how many runs were trained by then
         self._menu = plan.menu == "on"
         self._note = ""
         self._wrote = ("", 0.0)
@@ -319,8 +317,9 @@ class Session:
 
     async def _do(self, mended: repair.Mended, place: int) -> Answer:
         call = mended.call
-        state = (call.name, call.arguments, self.desk.draft, len(self.desk.runs))
-        self._same = self._same + 1 if state in self._seen else 0
+        trained = sum(not run.repeated for run in self.desk.runs)
+        state = (call.name, call.arguments, self.desk.draft, trained)
+        same = state in self._seen
         self._seen.add(state)
         self._show(f"running: {mended.arguments.get('description', '')}" if call.name == "run" else call.name)
         key = f"{self.id}:{self._number}:{place}"
@@ -333,11 +332,17 @@ class Session:
             raise
         except LoopGraphError as error:
             answer = Answer(str(error), failed=True)
-        if self._same >= _SAME_CALLS and answer.run is None:
+        repeated = answer.run is not None and answer.run.repeated
+        if same or repeated:
+            self._same += 1
+        elif call.name != "record":  # who notes the same result again in other words is no further
+            self._same = 0
+        if self._same >= _SAME_CALLS and (answer.run is None or repeated):
             self._idle += 1
             if self._same >= 2 * _SAME_CALLS:
                 self._offer_menus()
-            answer = dataclasses.replace(answer, text=prompts.AGAIN, failed=True)
+            words = f"{answer.text}\n{prompts.KNOWN}" if repeated else prompts.AGAIN
+            answer = dataclasses.replace(answer, text=words, failed=True)
         return answer if not mended.note else dataclasses.replace(answer, text=f"({mended.note})\n{answer.text}")
 
     async def _note_call(

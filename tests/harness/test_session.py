@@ -185,6 +185,19 @@ async def test_endless_repetition_and_silence_end(settings: Settings, provide: P
     assert found["ended"] == "no call in 12 turns"
 
 
+async def test_one_who_runs_the_same_program_for_ever_is_told_and_ended(settings: Settings, provide: Provide) -> None:
+    rounds = [
+        [{"calls": [("record", {"note": f"run {number} was luck"})]}, {"calls": [("undo", {})]}, rate("0.4")]
+        for number in range(30)
+    ]
+    server = provide(rate("0.4"), *(each for one in rounds for each in one))
+    found, turns, _ = await research(settings, Plan(**MODEL, base_url=server.url, experiments=3, menu="off"))
+    assert "led nowhere" in found["ended"]
+    assert sum(run["repeated"] for run in found["runs"]) >= 3
+    assert any("Nothing new was learned" in json.dumps(each) for each in server.asked)
+    assert len(turns) < 20
+
+
 async def test_a_conversation_that_outgrows_the_model_is_condensed(settings: Settings, provide: Provide) -> None:
     read = {"calls": [("read_code", {"start": 1})]}
     too_long = {"status": 400, "body": "maximum context length exceeded"}
