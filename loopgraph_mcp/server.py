@@ -93,9 +93,11 @@ def main() -> None:
         else:
             _serve_http(settings, given)
     except (LoopGraphError, ExceptionGroup) as error:
-        if (told := first_of(error)) is None:
-            raise
-        sys.exit(f"loopgraph-mcp: {told}")
+        if (told := first_of(error)) is not None:
+            sys.exit(f"loopgraph-mcp: {told}")
+        if isinstance(error, ExceptionGroup) and error.split(BrokenPipeError)[1] is None:
+            sys.exit("loopgraph-mcp: the client is gone")
+        raise
     except KeyboardInterrupt:
         sys.exit(130)
 

@@ -8,6 +8,7 @@ import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import anyio
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -253,6 +254,16 @@ async def test_a_write_whose_caller_is_cancelled_is_undone(db: Database) -> None
     await retrievals.add_cost(db, "later", subject_id=None, tokens=1, cost_usd=None, now=2.0)
     rows = await db.reader.execute_fetchall("SELECT source FROM cost ORDER BY rowid")
     assert [row["source"] for row in rows] == ["later"]
+
+
+async def test_one_who_is_cancelled_closes_the_store_all_the_same(tmp_path: Path) -> None:
+    before = set(threading.enumerate())
+    with anyio.move_on_after(0.2):  # as a server is whose client is gone: every await from here on is cancelled
+        async with Database.open(tmp_path / "loopgraph.db") as db:
+            await db.search(lambda conn: conn.execute("SELECT 1").fetchone(), limit_s=1)
+            await anyio.sleep_forever()
+    left = {thread.name for thread in set(threading.enumerate()) - before}
+    assert not {name for name in left if "asyncio" not in name}  # the loop's own pool ends with the loop
 
 
 async def test_a_write_that_fails_undoes_its_own_and_no_others(db: Database) -> None:

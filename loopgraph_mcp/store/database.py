@@ -8,7 +8,7 @@ import secrets
 import sqlite3
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -116,7 +116,7 @@ class _Lane:
         """Wait for the jobs that are left, and close the connection."""
         if self._conn is not None:
             self._thread.submit(self._conn.close)
-        await asyncio.shield(asyncio.to_thread(self._thread.shutdown))
+        await asyncio.to_thread(self._thread.shutdown)
 
 
 class Database:
@@ -131,7 +131,9 @@ class Database:
         self.path = path
         self._writes = _Lane(path, "write", _keep_safe)
         self._searches = _Lane(path, "search", self._limit)
-        self._reader: aiosqlite.Connection
+        self._reader = aiosqlite.connect(
+            path, isolation_level=None, timeout=_BUSY_TIMEOUT_S, factory=_Connection
+        )  # connects when it is awaited
         self._appending = asyncio.Lock()
         self._batch = _Batch()
         self._deadline = math.inf
@@ -155,24 +157,25 @@ class Database:
                 ) from error
             try:
                 await db._writes.run(lambda conn: _migrate(conn, path))
-                db._reader = await aiosqlite.connect(
-                    path, isolation_level=None, timeout=_BUSY_TIMEOUT_S, factory=_Connection
-                )
+                await db._reader
             except sqlite3.Error as error:
                 raise StoreError(
                     f"{path}: {error}; the file is damaged, no SQLite database, or its disk is full. "
                     "Move it aside, or set LOOPGRAPH_DB to another file"
                 ) from error
-            try:
-                db._reader.row_factory = sqlite3.Row
-                await db._reader.execute("PRAGMA query_only = ON")
-                yield db
-            finally:
-                db._deadline = -math.inf  # cuts off what is still looked for
-                await db._searches.end()
-                await db._reader.close()
+            db._reader.row_factory = sqlite3.Row
+            await db._reader.execute("PRAGMA query_only = ON")
+            yield db
         finally:
-            await db._writes.end()
+            await _to_the_end(db._close())
+
+    async def _close(self) -> None:
+        self._deadline = -math.inf  # cuts off what is still looked for
+        await self._searches.end()
+        try:
+            await self._reader.close()
+        finally:
+            await self._writes.end()
 
     async def write(self, job: Callable[[sqlite3.Connection], T]) -> T:
         """Return what a job returns; what it writes is written together, or not at all where it raises.
@@ -271,6 +274,19 @@ class Database:
         strays = await self._reader.execute_fetchall("PRAGMA foreign_key_check")
         found += [f"a row of {row['table']} points at a row of {row['parent']} that is not there" for row in strays]
         return [each for each in found if each != "ok"]
+
+
+async def _to_the_end(closing: Coroutine[Any, Any, None]) -> None:
+    """Wait until something is closed, however often one is cancelled: a thread that is left keeps its process alive."""
+    task, cancelled = asyncio.create_task(closing), False
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            cancelled = True
+    task.result()
+    if cancelled:
+        raise asyncio.CancelledError
 
 
 @contextmanager

@@ -193,20 +193,42 @@ async def test_two_clients_of_one_store_see_each_others_runs(connect: Connect) -
         assert seen["outcome"] == "finished"
 
 
+HELLO = {
+    "jsonrpc": "2.0",
+    "id": 1,
+    "method": "initialize",
+    "params": {
+        "protocolVersion": "2025-06-18",
+        "capabilities": {},
+        "clientInfo": {"name": "test", "version": "0"},
+    },
+}
+
+
+def test_a_server_whose_client_is_gone_ends_and_leaves_nothing(environment: dict[str, str]) -> None:
+    process = subprocess.Popen(
+        SERVER, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdin.write(json.dumps(HELLO) + "\n")
+    process.stdin.flush()
+    assert json.loads(process.stdout.readline())["id"] == 1
+    process.stdout.close()  # whoever reads is gone, as a client that was killed
+    ask = {"jsonrpc": "2.0", "id": 2, "method": "tools/call", "params": {"name": "search_methods", "arguments": {}}}
+    ready = {"jsonrpc": "2.0", "method": "notifications/initialized"}
+    process.stdin.write(f"{json.dumps(ready)}\n{json.dumps(ask)}\n")
+    process.stdin.close()
+    assert process.wait(timeout=20) in {0, 1}  # it may see the end of its input before that nobody hears its answer
+    assert process.stderr.read().strip() in {"", "loopgraph-mcp: the client is gone"}
+    process.stderr.close()
+
+
 async def test_nothing_but_protocol_reaches_stdout(environment: dict[str, str]) -> None:
-    hello = {
-        "jsonrpc": "2.0",
-        "id": 1,
-        "method": "initialize",
-        "params": {
-            "protocolVersion": "2025-06-18",
-            "capabilities": {},
-            "clientInfo": {"name": "test", "version": "0"},
-        },
-    }
     done = subprocess.run(
         SERVER,
-        input=json.dumps(hello) + "\n",
+        input=json.dumps(HELLO) + "\n",
         env={**environment, "LOOPGRAPH_LOG_LEVEL": "DEBUG"},
         capture_output=True,
         text=True,
