@@ -295,7 +295,7 @@ class Session:
     async def _carry_out(self, calls: list[tuple[int, ToolCall]]) -> None:
         """Carry out calls in order, each written down with what it made of the draft."""
         self._pending = []
-        valid = 0
+        moved = False
         for place, call in calls:
             mended = repair.mend(call, self.desk.tools())
             began = time.monotonic()
@@ -305,11 +305,11 @@ class Session:
                 answer = Answer("not run: the budget is spent", failed=True)
             else:
                 answer = await self._do(mended, place)
-                valid += not answer.failed
+                moved |= not answer.failed and mended.call.name != "record"  # a note is no step
             await self._note_call(call, mended, answer, place, time.monotonic() - began)
             if not self._number:
                 await self._check_baseline(answer)
-        self._idle = 0 if valid else self._idle + 1
+        self._idle = 0 if moved else self._idle + 1
         if self._number and self._idle >= _IDLE_MENU:
             self._offer_menus()
         if self._idle >= _IDLE_END or self._same >= _SAME_CALLS_END:

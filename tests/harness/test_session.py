@@ -180,6 +180,12 @@ async def test_endless_repetition_and_silence_end(settings: Settings, provide: P
     found, _, _ = await research(settings, Plan(**MODEL, base_url=same.url, experiments=1, memory="off", menu="off"))
     assert "led nowhere" in found["ended"]
     assert any("same call as before" in json.dumps(each) for each in same.asked)
+    noting = provide(
+        *({"calls": [("set_value", {"name": "val_bpb", "value": f"1.{n}"}), ("record", {"note": f"1.{n} is better"})]}
+          for n in range(30))
+    )  # fmt: skip
+    found, _, _ = await research(settings, Plan(**MODEL, base_url=noting.url, experiments=1, memory="off", menu="off"))
+    assert found["ended"] == "12 turns led nowhere: the calls fail or repeat"
     mute = provide({"text": ""})
     found, _, _ = await research(settings, Plan(**MODEL, base_url=mute.url, experiments=1, memory="off"))
     assert found["ended"] == "no call in 12 turns"
