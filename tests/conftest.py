@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 import textwrap
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
@@ -13,6 +14,8 @@ from loopgraph_mcp.config import Settings
 from loopgraph_mcp.loopgraph import LoopGraph
 
 ROOT = Path(__file__).parent.parent
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell has it in its background: no Ctrl-C would be heard
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A training script in the loop's form that needs no torch. What it does beside printing is told by KNOB lines, so that
 # tests make it fail in each way by an edit, as an agent would.
