@@ -25,6 +25,7 @@ _LIKELY = 0.2  # about what agents keep of all they try (EVIDENCE: 17 to 25 %)
 _FACTORS = (0.5, 2.0, 0.8, 1.25)
 _FORGETFUL_MENU = 6
 _POWERS_FROM = 16
+_REPLICATES = 2
 
 
 Knobs = Mapping[str, float]
@@ -263,7 +264,9 @@ def _try(proposal: Proposal) -> Generator[ToolCall, ToolResult, Heard]:
 
 def _believe(heard: Heard) -> Generator[ToolCall, ToolResult, Heard]:
     """Train what is kept for a doubtful gain again, as verdicts advise; it is undone where that was luck."""
-    if heard.doubtful:
+    for _ in range(_REPLICATES):
+        if not heard.doubtful:
+            break
         heard = _heard((yield _call("run", description="", replicate=True)))
     return heard
 
