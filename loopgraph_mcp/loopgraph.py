@@ -407,7 +407,6 @@ class LoopGraph:
             description=description,
             foresight=await self._foresight(),
         )
-        incumbent = await experiments.last_kept(self.db, context_id)
         experiment_id, new = await experiments.add_experiment(
             self.db,
             NewExperiment(
@@ -420,7 +419,6 @@ class LoopGraph:
                 edit_id=plan.edit_id,
                 base_hash=launch.base_hash(plan),
                 program_hash=program_hash,
-                parent_id=None if incumbent is None else incumbent.id,
                 method_ids=plan.method_ids,
                 idempotency_key=idempotency_key,
                 priority=priority,

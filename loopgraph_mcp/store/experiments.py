@@ -1,6 +1,5 @@
 """Experiments: queued, running, done; who runs them; and how they ended."""
 
-import dataclasses
 import json
 import sqlite3
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ class ProcessId:
 
 @dataclass(frozen=True, slots=True)
 class NewExperiment:
-    """What is known of an experiment before it runs.
+    """What is known of an experiment before it runs; its parent is the incumbent of the moment it is queued.
 
     Args:
         shared: Whether the run of the same program that somebody else has on its way will do: `never`, `same_seed`,
@@ -41,7 +40,6 @@ class NewExperiment:
     edit_id: str | None = None
     base_hash: str | None = None
     program_hash: str | None = None
-    parent_id: str | None = None
     method_ids: tuple[str, ...] = ()
     idempotency_key: str | None = None
     priority: Priority = Priority.NORMAL
@@ -119,12 +117,10 @@ async def add_experiment(db: Database, new: NewExperiment, *, now: float) -> tup
 
 
 async def add_finished(db: Database, new: NewExperiment, outcome: Outcome, *, now: float) -> ExperimentRow:
-    """Store an experiment that is over, with its outcome, as a child of the incumbent; return it."""
+    """Store an experiment that is over, with its outcome; return it."""
 
     def write(conn: sqlite3.Connection) -> ExperimentRow:
-        incumbent = conn.execute(_LAST_KEPT, {"context": new.context_id}).fetchone()
-        child = new if incumbent is None else dataclasses.replace(new, parent_id=incumbent["id"])
-        experiment_id, _ = _queue(conn, child, now)
+        experiment_id, _ = _queue(conn, new, now)
         _finish(conn, experiment_id, outcome, now)
         return _row(conn.execute(_BY_ID, {"id": experiment_id}).fetchone())
 
@@ -145,6 +141,7 @@ def _queue(conn: sqlite3.Connection, new: NewExperiment, now: float) -> tuple[st
         return str(row["id"]), False
     if new.caller is not None and new.program_hash is not None:
         _check_cap(conn, new.caller)
+    incumbent = conn.execute(_LAST_KEPT, {"context": new.context_id}).fetchone()
     conn.execute(
         "INSERT INTO experiment (id, context_id, edit_id, base_hash, program_hash, parent_id, description, seed, "
         "timeout_s, silence_s, idempotency_key, priority, device_slot, state, created_at) VALUES (:id, :context, "
@@ -156,7 +153,7 @@ def _queue(conn: sqlite3.Connection, new: NewExperiment, now: float) -> tuple[st
             "edit": new.edit_id,
             "base": new.base_hash,
             "program": new.program_hash,
-            "parent": new.parent_id,
+            "parent": None if incumbent is None else incumbent["id"],
             "slot": new.device_slot,
             "description": new.description,
             "seed": new.seed,
