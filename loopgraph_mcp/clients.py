@@ -87,7 +87,7 @@ CLIENTS = {
 def server_command() -> list[str]:
     """Return the command that starts the server: the script beside this interpreter, or the module."""
     script = Path(sys.executable).parent / "loopgraph-mcp"
-    return [str(script)] if script.exists() else [sys.executable, "-m", "loopgraph_mcp.server"]
+    return [str(script)] if script.exists() else [sys.executable, "-m", "loopgraph_mcp"]
 
 
 def entry(client: Client, workspace: Path, environment: Mapping[str, str]) -> dict[str, Any]:

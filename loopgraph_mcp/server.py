@@ -2,7 +2,6 @@
 
 import argparse
 import asyncio
-import gc
 import os
 import sys
 import warnings
@@ -84,7 +83,6 @@ def main() -> None:
     parser.add_argument("--version", action="version", version=f"loopgraph-mcp {__version__}")
     given = parser.parse_args()
     warnings.simplefilter("ignore", SyntaxWarning)  # Python's remarks on programs that we only read
-    gc.set_threshold(100_000, 20, 100)  # syntax trees hold no cycles, and are made twice as fast with few collections
     try:
         settings = read_settings(os.environ, Path.cwd())
         logs.set_up(settings)
@@ -116,7 +114,3 @@ def _serve_http(settings: Settings, given: argparse.Namespace) -> None:
         auth=not given.no_auth,
     )
     asyncio.run(serving.serve(settings, options, build_server, lambda line: print(line, flush=True)))  # noqa: T201
-
-
-if __name__ == "__main__":
-    main()

@@ -182,7 +182,7 @@ async def measure(
     where, _ = create_workspace(folder / "workspace", bundled("trainer"), budget_s=30)
     (where.path / "train.py").write_text(SLEEPER)
     environment["LOOPGRAPH_WORKSPACE"] = str(where.path)
-    async with served(["-m", "loopgraph_mcp.server", "--http", "127.0.0.1:0", *arguments], environment) as (
+    async with served(["-m", "loopgraph_mcp", "--http", "127.0.0.1:0", *arguments], environment) as (
         port,
         process,
     ):

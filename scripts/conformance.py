@@ -30,7 +30,7 @@ from loopgraph_mcp.workspace import create_workspace
 
 REVISION = "2026-07-28"
 BASELINE = Path(__file__).with_suffix(".yml")
-SERVER = [sys.executable, "-m", "loopgraph_mcp.server"]
+SERVER = [sys.executable, "-m", "loopgraph_mcp"]
 SLEEPER = """
 import time
 SECONDS = {}

@@ -43,7 +43,7 @@ async def main() -> None:
     if new:
         subprocess.run(prepare_command(where.path), cwd=where.path, check=True)  # noqa: ASYNC221, S603 - our prepare.py
     environment = {**os.environ, "LOOPGRAPH_HOME": str(folder / "home"), "LOOPGRAPH_WORKSPACE": str(where.path)}
-    server = StdioServerParameters(command=sys.executable, args=["-m", "loopgraph_mcp.server"], env=environment)
+    server = StdioServerParameters(command=sys.executable, args=["-m", "loopgraph_mcp"], env=environment)
     async with Client(server) as client:
         await _loop(client, options.methods)
     console.rule("[bold]Where everything lies")

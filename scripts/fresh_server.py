@@ -30,6 +30,6 @@ async def fresh_server(*, budget_s: float) -> AsyncIterator[tuple[Workspace, Cli
             *prepare_command(where.path), cwd=where.path, env=environment, stdout=asyncio.subprocess.DEVNULL
         )
         await prepare.wait()
-        started = StdioServerParameters(command=sys.executable, args=["-m", "loopgraph_mcp.server"], env=environment)
+        started = StdioServerParameters(command=sys.executable, args=["-m", "loopgraph_mcp"], env=environment)
         async with Client(started) as client:
             yield where, client

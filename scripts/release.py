@@ -47,7 +47,7 @@ package = false
 [tool.uv.sources]
 loopgraph-mcp = {{ path = "{wheel}" }}
 """
-BUNDLE_SERVER = "from loopgraph_mcp.server import main\n\nmain()\n"
+BUNDLE_SERVER = "from loopgraph_mcp.__main__ import main\n\nmain()\n"
 console = Console(highlight=False)
 
 

@@ -295,7 +295,7 @@ def test_a_store_that_cannot_be_opened_is_one_line(environment: dict[str, str], 
     assert "no.db" in shown
     assert "LOOPGRAPH_DB" in shown
     done = subprocess.run(
-        [sys.executable, "-m", "loopgraph_mcp.server"],
+        [sys.executable, "-m", "loopgraph_mcp"],
         env=broken,
         capture_output=True,
         text=True,

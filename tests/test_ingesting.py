@@ -328,7 +328,7 @@ async def test_what_a_source_says_reaches_the_agent_plain_and_quoted(
         200, targz({"main.tex": PAPER.replace("We propose", f"We propose {nasty}")})
     )
     told = {**environment, "LOOPGRAPH_ARXIV_URL": server.url}
-    parameters = StdioServerParameters(command=sys.executable, args=["-m", "loopgraph_mcp.server"], env=told)
+    parameters = StdioServerParameters(command=sys.executable, args=["-m", "loopgraph_mcp"], env=told)
     seen = list[float]()
 
     async def progress(done: float, _total: float | None, _message: str | None) -> None:

@@ -28,7 +28,7 @@ class Server:
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self._parameters = StdioServerParameters(
-            command=sys.executable, args=["-m", "loopgraph_mcp.server"], env=dict(environment)
+            command=sys.executable, args=["-m", "loopgraph_mcp"], env=dict(environment)
         )
         self._client: Client | None = None
         self._leave = asyncio.Event()

@@ -31,19 +31,7 @@ Workspace = Annotated[
 WaitS = Annotated[float, Field(description="Seconds to wait for the outcome before answering", ge=0, le=50)]
 ExperimentId = Annotated[str, Field(description="The experiment_id that run_experiment returned", max_length=64)]
 
-_ADAPTERS = {
-    kind: TypeAdapter(kind)
-    for kind in (
-        SearchAnswer,
-        EditAnswer,
-        ExperimentAnswer,
-        RecordAnswer,
-        IngestAnswer,
-        MethodAnswer,
-        CodeMapAnswer,
-        TraceAnswer,
-    )
-}
+_ADAPTERS = dict[type, TypeAdapter[Any]]()  # each made at its first answer: making all would put off the start
 
 
 async def search_methods(
@@ -347,7 +335,10 @@ async def experiment_result(graph: LoopGraph, tool: str, answer: ExperimentAnswe
 async def _answer(graph: LoopGraph, tool: str, subject: str, answer: Any, words: str) -> CallToolResult:
     """Return text for the model beside the whole answer for programs, and write down what the text costs."""
     await graph.add_cost(tool, subject_id=subject, tokens=estimate_tokens(words))
+    kind = type(answer)
+    if kind not in _ADAPTERS:
+        _ADAPTERS[kind] = TypeAdapter(kind)
     return CallToolResult(
         content=[TextContent(type="text", text=words)],
-        structured_content=_ADAPTERS[type(answer)].dump_python(answer, mode="json"),
+        structured_content=_ADAPTERS[kind].dump_python(answer, mode="json"),
     )

@@ -11,7 +11,7 @@ import pytest
 from mcp import Client, StdioServerParameters
 from mcp.client.streamable_http import create_mcp_http_client, streamable_http_client
 
-SERVER = [sys.executable, "-m", "loopgraph_mcp.server"]
+SERVER = [sys.executable, "-m", "loopgraph_mcp"]
 Connect = Callable[..., AbstractAsyncContextManager[Client]]
 
 

@@ -304,7 +304,9 @@ def test_whatever_is_sent_is_answered_for_what_it_is(start_http: Callable[..., A
 @pytest.fixture
 def hurried(environment: dict[str, str], tmp_path: Path) -> Any:
     """A server that waits a second where others wait half a minute."""
-    code = SMALL + "import sys; from loopgraph_mcp.server import main; sys.argv[1:] = ['--http', '127.0.0.1:0']; main()"
+    code = (
+        SMALL + "import sys; from loopgraph_mcp.__main__ import main; sys.argv[1:] = ['--http', '127.0.0.1:0']; main()"
+    )
     with (
         (tmp_path / "log").open("w") as log,
         subprocess.Popen(
@@ -420,7 +422,7 @@ def test_stdio_imports_nothing_of_http() -> None:
 )
 def test_a_server_that_may_not_start_says_why(environment: dict[str, str], arguments: list[str], told: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "loopgraph_mcp.server", *arguments],
+        [sys.executable, "-m", "loopgraph_mcp", *arguments],
         env=environment,
         capture_output=True,
         text=True,

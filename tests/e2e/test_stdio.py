@@ -22,7 +22,7 @@ from mcp_types import INVALID_PARAMS
 from loopgraph_mcp.models import State
 
 Connect = Callable[..., AbstractAsyncContextManager[Client]]
-SERVER = [sys.executable, "-m", "loopgraph_mcp.server"]
+SERVER = [sys.executable, "-m", "loopgraph_mcp"]
 SLOW = "@@ @@\n-SLEEP_S = 0.05\n-STEPS = 3\n+SLEEP_S = 0.1\n+STEPS = 50\n"
 ERAS = ["legacy", "auto"]
 
@@ -158,9 +158,7 @@ async def test_a_killed_server_loses_nothing(environment: dict[str, str], worksp
         started = await call(client, "run_experiment", patch=SLOW, idempotency_key="k", wait_s=2)
         assert started["state"] == State.RUNNING
         (victim,) = [
-            process
-            for process in psutil.Process().children(recursive=True)
-            if "loopgraph_mcp.server" in " ".join(process.cmdline())
+            process for process in psutil.Process().children(recursive=True) if "loopgraph_mcp" in process.cmdline()
         ]
         victim.send_signal(signal.SIGKILL)
         with pytest.raises(Exception, match=r"(?i)clos|connection|broken"):  # whatever the SDK makes of a dead server
