@@ -185,6 +185,10 @@ class Desk:
         diff = unified_diff(self.kept, text, self.where.editable)
         return Answer(f"The draft now differs from the kept program by:\n{diff}\nCall run to train it.")
 
+    async def search(self, limit: int) -> Answer:
+        """Ask the memory for the methods that it ranks first here."""
+        return await self._ask_memory("search_methods", {"limit": limit})
+
     async def _ask_memory(self, tool: str, arguments: Mapping[str, Any]) -> Answer:
         if self.memory is None:
             raise RunError(f"no tool {tool!r} on this desk")

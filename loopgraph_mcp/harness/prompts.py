@@ -27,6 +27,8 @@ get_code_edit puts a method's edit into the draft and says what is known of it; 
 proven here, leave what flopped. Of a gain within the noise, run with replicate=true tells whether it was luck, before \
 you build on it."""
 
+RECALLED = "search_methods, asked with no query, answers now (ask it again when runs have taught it more):"
+
 MENU = """\
 You improve a training script by experiments. You are asked which change is tried next, and answer with its number."""
 

@@ -45,6 +45,7 @@ _SAME_CALLS, _SAME_CALLS_END = 3, 12
 _IDLE_MENU, _IDLE_END = 4, 12
 _IDLE_TEXT_CHARS = 1_000
 _MENU_LINES = 100
+_SHOWN, _OFFERED = 5, 10
 _CANCEL_PATIENCE_S = 20.0
 
 
@@ -191,8 +192,7 @@ class Session:
     async def _ask(self) -> None:
         desk = self.desk
         if not self._talk:
-            task = prompts.task(desk.where, desk.kept, desk.profile, self.plan.experiments, desk.table())
-            self._talk = [User(task)]
+            self._talk = [User(await self._task())]
         began, options = time.monotonic(), list[prompts.Choice]()
         tools, prompt = desk.tools(), self._talk
         if self._menu:
@@ -216,6 +216,12 @@ class Session:
         else:
             await self._went_idle(reply)
 
+    async def _task(self) -> str:
+        """Return the first message: the task, and what the memory says before anybody asked it."""
+        desk = self.desk
+        task = prompts.task(desk.where, desk.kept, desk.profile, self.plan.experiments, desk.table())
+        return task if desk.memory is None else f"{task}\n\n{prompts.RECALLED}\n{(await desk.search(_SHOWN)).text}"
+
     async def _reply(self, prompt: list[Message], tools: list[ToolSpec]) -> tuple[Reply, list[Message]]:
         """Ask the researcher, with less of the conversation where it does not fit."""
         while True:
@@ -235,7 +241,7 @@ class Session:
         """Return a menu in place of the conversation: its options and the question."""
         desk, hits, retrieval_id = self.desk, [], ""
         if desk.memory is not None:
-            found = (await desk.memory.call("search_methods", {"limit": 10})).structured_content or {}
+            found = (await desk.search(_OFFERED)).data or {}
             hits, retrieval_id = found.get("hits", []), found.get("retrieval_id", "")
         rng = random.Random(f"{self.plan.seed}:{self._number}")  # noqa: S311 - which constants are offered
         options = prompts.choices(desk.kept, desk.profile, hits, retrieval_id, rng)

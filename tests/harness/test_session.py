@@ -15,6 +15,7 @@ import pytest
 
 from loopgraph_mcp.config import Settings
 from loopgraph_mcp.errors import ConfigError
+from loopgraph_mcp.harness import prompts
 from loopgraph_mcp.harness.agents import recall_prompt, report
 from loopgraph_mcp.harness.opening import open_session, resume_session
 from loopgraph_mcp.harness.plans import Plan
@@ -100,7 +101,10 @@ async def test_arms_differ_in_the_memory_alone(settings: Settings, workspace: Pa
     assert not {"run_experiment", "record_outcome"} & {tool["name"] for tool in remembered}
     assert all("workspace" not in tool["parameters"]["properties"] for tool in remembered)
     assert on["messages"][0]["content"].startswith(off["messages"][0]["content"])
-    assert on["messages"][1] == off["messages"][1]
+    task, _, recalled = on["messages"][1]["content"].partition(f"\n\n{prompts.RECALLED}\n")
+    assert task == off["messages"][1]["content"]
+    assert recalled.startswith("ret_")
+    assert "\n1. " in recalled
     # Without memory what failed is trained again and nothing is said of it; with memory it is answered from there.
     assert [run["repeated"] for run in found["off"]["runs"]] == [False, False, False]
     assert [run["repeated"] for run in found["on"]["runs"]] == [False, False, True, False]
