@@ -140,6 +140,7 @@ def bench(
     policy: Policy = "",
     experiments: Annotated[int, typer.Option("--experiments", "-n", help="How many each session makes.", min=1)] = 20,
     seeds: Annotated[int, typer.Option(help="Over how many seeds.", min=1)] = 3,
+    first_seed: Annotated[int, typer.Option(help="The first of them, to add seeds to an earlier run.", min=1)] = 1,
     arms: Annotated[
         str, typer.Option(help="Of none, outcomes, packs, both, both-warm, tpe; the first is compared with.")
     ] = ("none,both"),
@@ -182,7 +183,7 @@ def bench(
     command = "loopgraph " + " ".join(sys.argv[1:])
 
     async def compare(board: Board) -> tuple[benches.Result, list[Path]]:
-        settings, over, where = _settings(workspace), range(1, seeds + 1), out.resolve()
+        settings, over, where = _settings(workspace), range(first_seed, first_seed + seeds), out.resolve()
         async for found in benches.run(
             settings, plan, chosen, over, where, os.environ, again=again, on_status=board.show
         ):
