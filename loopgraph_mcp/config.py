@@ -26,6 +26,13 @@ def bundled(name: str) -> Path:
 
 SKILL = PACKAGE_DIR / "plugin" / "skills" / "loopgraph" / "SKILL.md"
 
+
+def read_skill() -> str:
+    """Return the skill's text, without what tells a client when to use it."""
+    _, _, text = SKILL.read_text(encoding="utf-8").removeprefix("---\n").partition("---\n")
+    return text.strip()
+
+
 _HTTP_HOST, _HTTP_PORT = "127.0.0.1", 8848
 LogFormat = Literal["text", "json"]
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]

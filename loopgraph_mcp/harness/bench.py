@@ -25,10 +25,11 @@ from loopgraph_mcp.store import retrievals
 from loopgraph_mcp.store.database import Database
 from loopgraph_mcp.workspace import Workspace, load_workspace, snapshot
 
-# What each arm's researcher may know. A warm arm's memory holds one earlier session of the same researcher, in the same
-# folder and with other choices; what that session cost is told apart.
+# What each arm's researcher may know; `-skill` is told besides how to use it. A warm arm's memory holds one earlier
+# session of the same researcher, in the same folder and with other choices; what that session cost is told apart.
 ARMS: Mapping[str, MemoryArm] = {
-    "none": "off", "outcomes": "outcomes", "packs": "packs", "both": "on", "both-warm": "on", "tpe": "off",
+    "none": "off", "outcomes": "outcomes", "packs": "packs", "both": "on", "both-skill": "on", "both-warm": "on",
+    "tpe": "off",
 }  # fmt: skip
 _WARM_SEED = 1_000
 _FRESH_SEED = 2_000
@@ -72,6 +73,8 @@ async def run(
     if (out / "seeds").exists():
         raise ConfigError(f"{out} holds a comparison; name another folder with --out")
     check_policies([plan.policy, *arms])
+    if plan.policy and "both-skill" in arms:
+        raise ConfigError("a scripted researcher reads no skill: the arm both-skill needs a model")
     where = load_workspace(settings.workspace)
     lower = where.direction is Direction.LOWER
     about = {
@@ -124,7 +127,8 @@ async def _one_seed(
         snapshot(where, folder / "workspace", where.read_program())
         own = dataclasses.replace(settings, workspace=folder / "workspace", db_path=folder / "loopgraph.db")
         other = {"policy": "tpe", "provider": "", "model": ""} if arm == "tpe" else {}
-        mine = plan.model_copy(update={"memory": ARMS[arm], "seed": seed, **other})
+        skill = arm.endswith("-skill")
+        mine = plan.model_copy(update={"memory": ARMS[arm], "skill": skill, "seed": seed, **other})
         seeded[arm] = "the packs and published histories" if ARMS[arm] in {"on", "packs"} else "nothing"
         if arm.endswith("-warm"):
             seeded[arm] = await _warm(own, mine, where, environment, on_status)

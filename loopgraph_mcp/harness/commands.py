@@ -60,6 +60,7 @@ def agent(
         int | None, typer.Option("--experiments", "-n", help="How many to make (10).", min=1)
     ] = None,
     memory: Annotated[Switch, typer.Option(help="Whether it may ask and teach the memory.")] = Switch.ON,
+    skill: Annotated[bool, typer.Option("--skill", help="Put the skill's text into the model's prompt.")] = False,
     base_url: BaseUrl = None,
     key_variable: KeyVariable = None,
     context_tokens: ContextTokens = None,
@@ -104,6 +105,7 @@ def agent(
                 policy=policy,
                 prices=None if prices is None else str(prices.resolve()),
                 memory=memory.value,
+                skill=skill,
                 menu="off" if policy else menu.value,
                 timeout_s=timeout_s,
                 seed=seed,
@@ -142,7 +144,8 @@ def bench(
     seeds: Annotated[int, typer.Option(help="Over how many seeds.", min=1)] = 3,
     first_seed: Annotated[int, typer.Option(help="The first of them, to add seeds to an earlier run.", min=1)] = 1,
     arms: Annotated[
-        str, typer.Option(help="Of none, outcomes, packs, both, both-warm, tpe; the first is compared with.")
+        str,
+        typer.Option(help="Of none, outcomes, packs, both, both-skill, both-warm, tpe; the first is compared with."),
     ] = ("none,both"),
     again: Annotated[
         int, typer.Option(help="On how many fresh seeds the program that a session ends with is trained again.", min=0)

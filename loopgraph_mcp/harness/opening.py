@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from pydantic import TypeAdapter
 
-from loopgraph_mcp.config import Settings
+from loopgraph_mcp.config import Settings, read_skill
 from loopgraph_mcp.errors import ConfigError, NotFoundError
 from loopgraph_mcp.harness import prompts
 from loopgraph_mcp.harness.connection import Server
@@ -68,9 +68,11 @@ async def open_session(
     """Begin a session.
 
     Raises:
-        ConfigError: The plan names a provider, model or policy that cannot be had.
+        ConfigError: The plan names a provider, model or policy that cannot be had, or a skill for who cannot use it.
         WorkspaceError: There is no workspace.
     """
+    if plan.skill and (plan.policy or plan.memory == "off"):
+        raise ConfigError("the skill says how a model uses the memory: it needs a model, and the memory on")
     session_id = new_id("ses")
     stores = arrange(settings, plan, session_id)
     where = load_workspace(settings.workspace)
@@ -81,7 +83,7 @@ async def open_session(
         researcher=plan.researcher,
         memory=plan.memory,
         settings=plan.model_dump_json(),
-        system=prompts.system(memory=stores.memory is not None),
+        system=prompts.system(memory=stores.memory is not None, skill=read_skill() if plan.skill else ""),
         tools="[]",
         start=program,
         kept=program,

@@ -19,6 +19,7 @@ class Plan(BaseModel):
     Args:
         policy: The habit of a scripted researcher; a model's provider otherwise.
         key_variable: The variable that holds the key.
+        skill: Whether the skill's text is part of the prompt.
         seed: The seed of every run, and of a scripted researcher unless it has its own.
     """
 
@@ -33,6 +34,7 @@ class Plan(BaseModel):
     prices: str | None = None
     experiments: int = Field(ge=1)
     memory: MemoryArm = "on"
+    skill: bool = False
     menu: MenuMode = "auto"
     budget_s: float | None = Field(default=None, gt=0)
     max_tokens: int | None = Field(default=None, gt=0)

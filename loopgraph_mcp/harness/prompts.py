@@ -27,6 +27,11 @@ get_code_edit puts a method's edit into the draft and says what is known of it; 
 proven here, leave what flopped. Of a gain within the noise, run with replicate=true tells whether it was luck, before \
 you build on it."""
 
+SKILL = """
+How to use the memory well, in the words of its skill; run stands for run_experiment here and waits for the outcome, \
+record for record_outcome.
+
+"""
 RECALLED = "search_methods, asked with no query, answers now (ask it again when runs have taught it more):"
 
 MENU = """\
@@ -41,9 +46,9 @@ AGAIN = "This is the same call as before, with the same answer. Do something els
 KNOWN = "Nothing new was learned: that program was run before. Change another constant, or give it another value."
 
 
-def system(*, memory: bool) -> str:
+def system(*, memory: bool, skill: str = "") -> str:
     """Return the prompt that stands before everything."""
-    return SYSTEM + (MEMORY if memory else "")
+    return SYSTEM + (MEMORY if memory else "") + (f"\n{SKILL}{skill}" if skill else "")
 
 
 def task(where: Workspace, program: str, profile: str, experiments: int, baseline: str) -> str:

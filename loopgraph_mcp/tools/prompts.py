@@ -8,7 +8,7 @@ from mcp.shared.exceptions import MCPError
 from mcp_types import INVALID_PARAMS
 from pydantic import Field
 
-from loopgraph_mcp.config import SKILL
+from loopgraph_mcp.config import read_skill
 from loopgraph_mcp.tools.callers import Asked
 
 
@@ -17,10 +17,9 @@ def research_loop(
     experiments: Annotated[str, Field(description="How many experiments to make; by default until stopped")] = "",
 ) -> str:
     """Improve the training script by experiments, with the memory."""
-    _, _, text = SKILL.read_text(encoding="utf-8").removeprefix("---\n").partition("---\n")
     asked = [f"Goal: {goal or 'lower the metric of the workspace, or raise it where higher is better'}."]
     asked += [f"Make {experiments} experiments, then report what was kept and why."] if experiments else []
-    return "\n".join([text.strip(), "", *asked, "Begin now."])
+    return "\n".join([read_skill(), "", *asked, "Begin now."])
 
 
 def loop_prompts() -> list[Prompt]:

@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
-from loopgraph_mcp.config import Settings
+from loopgraph_mcp.config import Settings, read_skill
 from loopgraph_mcp.errors import ConfigError
 from loopgraph_mcp.harness import prompts
 from loopgraph_mcp.harness.agents import recall_prompt, report
@@ -113,6 +113,18 @@ async def test_arms_differ_in_the_memory_alone(settings: Settings, workspace: Pa
     for word in ("erdict", "Before:", "noise", "memory"):
         assert word not in said
     assert "Verdict" in json.dumps(asked["on"])
+
+
+async def test_the_skill_is_told_to_a_model_with_memory_alone(settings: Settings, provide: Provide) -> None:
+    server = provide(rate("0.4"))
+    plan = Plan(**MODEL, base_url=server.url, experiments=1, skill=True)
+    await research(settings, plan)
+    told = server.asked[0]["messages"][0]["content"]
+    assert told.startswith(prompts.system(memory=True))
+    assert told.endswith(read_skill())
+    for other in (plan.model_copy(update={"memory": "off"}), Plan(policy="greedy", experiments=1, skill=True)):
+        with pytest.raises(ConfigError, match="needs a model, and the memory on"):
+            await research(settings, other)
 
 
 async def test_without_memory_nothing_comes_from_or_goes_to_the_users_store(
