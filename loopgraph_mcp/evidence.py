@@ -229,8 +229,9 @@ class Ledger:
 
     def appraisal(self, method: Method, here: Context | None) -> Appraisal:
         """Return what a method's trials, and what others published of it, say of it."""
-        record = self.record(method.id, here)
+        self._forget_stale(here)
         if method.id not in self._appraisals:
+            record = self.record(method.id, here)
             seen = [trial.observation for trial in record.trials if trial.observation is not None]
             # Most published gains are of val_bpb on a data-centre GPU; in its noise floors they travel best.
             unit = verdicts.default_noise("val_bpb", "cuda", 1.0)

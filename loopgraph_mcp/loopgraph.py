@@ -194,7 +194,7 @@ class LoopGraph:
             standing=standing,
             in_flight={each for run in running for each in run.method_ids},
         )
-        hits = [dataclasses.replace(hit, has_edit=hit.has_edit or hit.method_id in look.learned) for hit in hits]
+        hits = [dataclasses.replace(hit, has_edit=True) if hit.method_id in look.learned else hit for hit in hits]
         retrieval_id = await retrievals.add_retrieval(
             self.db,
             query,

@@ -30,8 +30,9 @@ def choose(
     in_flight: Collection[str] = (),
 ) -> tuple[list[MethodHit], str]:
     """Return the methods to show, best first, and what is to be said of the search as a whole."""
-    records = {method.id: memory.record(method.id) for method, _ in found}
-    by_id = {method.id: method for method, _ in found if standing is None or records[method.id].standing is standing}
+    by_id = {
+        method.id: method for method, _ in found if standing is None or memory.record(method.id).standing is standing
+    }
     candidates = [
         ranking.Candidate(
             method.id,
@@ -47,7 +48,7 @@ def choose(
     ranked = ranking.rank(candidates)
     chosen = _diverse(ranked, by_id, stale, in_flight, limit)
     hits = [
-        _hit(by_id[each], score, records[each], program, foresight.foreseen(by_id[each].moves, past).elsewhere)
+        _hit(by_id[each], score, memory.record(each), program, foresight.foreseen(by_id[each].moves, past).elsewhere)
         for each, score in chosen
     ]
     return hits, wording.plateau(PLATEAU_RUNS, stale)

@@ -41,8 +41,7 @@ RUN: TypeAdapter[Run] = TypeAdapter(Run)
 
 _ROOM = 0.7  # of the context, for all that is sent; the rest is for the reply, and for what was estimated too low
 _SHRINK, _MIN_CONTEXT = 0.6, 500
-_SAME_CALLS, _SAME_CALLS_END = 3, 12
-_IDLE_MENU, _IDLE_END = 4, 12
+_IDLE_TOLD, _IDLE_MENU, _IDLE_END = 2, 4, 12  # turns that led nowhere
 _IDLE_TEXT_CHARS = 1_000
 _MENU_LINES = 100
 _SHOWN, _OFFERED = 5, 10
@@ -100,7 +99,7 @@ class Session:
         self._number = 0
         self._pending: list[tuple[int, ToolCall]] = []
         self._context = researcher.context_tokens
-        self._idle = self._same = 0
+        self._idle = 0  # turns since one led anywhere
         self._seen = set[tuple[str, str, str, int]]()  # calls, with the draft and how many runs were trained by then
         self._menu = plan.menu == "on"
         self._note = ""
@@ -310,18 +309,19 @@ class Session:
             elif mended.call.name == "run" and self.desk.runs and self.spent.over(self.plan, self.counted):
                 answer = Answer("not run: the budget is spent", failed=True)
             else:
-                answer = await self._do(mended, place)
-                moved |= not answer.failed and mended.call.name != "record"  # a note is no step
+                answer, new = await self._do(mended, place)
+                moved |= new
             await self._note_call(call, mended, answer, place, time.monotonic() - began)
             if not self._number:
                 await self._check_baseline(answer)
         self._idle = 0 if moved else self._idle + 1
         if self._number and self._idle >= _IDLE_MENU:
             self._offer_menus()
-        if self._idle >= _IDLE_END or self._same >= _SAME_CALLS_END:
-            await self.end(f"{self._idle or self._same} turns led nowhere: the calls fail or repeat")
+        if self._idle >= _IDLE_END:
+            await self.end(f"{self._idle} turns led nowhere: the calls fail or repeat")
 
-    async def _do(self, mended: repair.Mended, place: int) -> Answer:
+    async def _do(self, mended: repair.Mended, place: int) -> tuple[Answer, bool]:
+        """Carry out one call; return its answer, and whether it led anywhere: what repeats, or is a note, does not."""
         call = mended.call
         trained = sum(not run.repeated for run in self.desk.runs)
         state = (call.name, call.arguments, self.desk.draft, trained)
@@ -339,17 +339,13 @@ class Session:
         except LoopGraphError as error:
             answer = Answer(str(error), failed=True)
         repeated = answer.run is not None and answer.run.repeated
-        if same or repeated:
-            self._same += 1
-        elif call.name != "record":  # who notes the same result again in other words is no further
-            self._same = 0
-        if self._same >= _SAME_CALLS and (answer.run is None or repeated):
-            self._idle += 1
-            if self._same >= 2 * _SAME_CALLS:
-                self._offer_menus()
+        new = not (same or repeated or answer.failed or call.name == "record")
+        if self._idle >= _IDLE_TOLD and (repeated or (same and answer.run is None)):
             words = f"{answer.text}\n{prompts.KNOWN}" if repeated else prompts.AGAIN
             answer = dataclasses.replace(answer, text=words, failed=True)
-        return answer if not mended.note else dataclasses.replace(answer, text=f"({mended.note})\n{answer.text}")
+        if mended.note:
+            answer = dataclasses.replace(answer, text=f"({mended.note})\n{answer.text}")
+        return answer, new
 
     async def _note_call(
         self, call: ToolCall, mended: repair.Mended | repair.Refused, answer: Answer, place: int, seconds: float

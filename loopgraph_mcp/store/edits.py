@@ -42,7 +42,7 @@ class EditRow:
         return tuple(several.split()) if several else (() if self.method_id is None else (self.method_id,))
 
 
-_KNOWN: WeakKeyDictionary[Database, dict[str, str]] = WeakKeyDictionary()  # ids of workspaces and contexts
+_KNOWN: WeakKeyDictionary[Database, dict[str | Context, str]] = WeakKeyDictionary()  # ids of workspaces and contexts
 
 
 _CONTEXTS: WeakKeyDictionary[Database, dict[str, Context]] = WeakKeyDictionary()
@@ -72,19 +72,18 @@ def context_key(context: Context) -> str:
 
 async def context_id(db: Database, context: Context) -> str:
     """Return the id of a context, making its row at the first sight."""
-    values = asdict(context)
+    if context in (known := _KNOWN.setdefault(db, {})):
+        return known[context]
     identity = context_key(context)
-    if identity in (known := _KNOWN.setdefault(db, {})):
-        return identity
     rows = await db.reader.execute_fetchall("SELECT 1 FROM context WHERE id = :id", {"id": identity})
     if not list(rows):
         await db.change(
             "INSERT INTO context (id, workspace_id, device, budget_s, dataset_hash, harness_hash, metric, "
             "direction) VALUES (:id, :workspace_id, :device, :budget_s, :dataset_hash, :harness_hash, :metric, "
             ":direction) ON CONFLICT (id) DO NOTHING",
-            {**values, "id": identity},
+            {**asdict(context), "id": identity},
         )
-    known[identity] = identity
+    known[context] = identity
     return identity
 
 
