@@ -13,10 +13,12 @@ async def the_method(db: Database, method_id: str) -> Method:
     """Return a method.
 
     Raises:
-        NotFoundError: There is none; the message names the ones most like it.
+        NotFoundError: There is none; the message names the ones most like it, or those of the search that the id names.
     """
     method = await methods.get_method(db, method_id)
     if method is None:
+        if shown := await retrievals.methods_shown(db, method_id):
+            raise NotFoundError(f"{method_id} is a search, no method; it showed {', '.join(shown)}")
         known = [each.id for each in await methods.all_methods(db)]
         near = difflib.get_close_matches(method_id[:80], known, n=3, cutoff=0.4)
         hint = f"did you mean {', '.join(near)}?" if near else "search_methods finds one"

@@ -18,7 +18,7 @@ import pytest
 
 from loopgraph_mcp.answers import ExperimentAnswer
 from loopgraph_mcp.config import Settings
-from loopgraph_mcp.errors import NotFoundError, RunError, WorkspaceError
+from loopgraph_mcp.errors import NotFoundError, RunError, StoreError, WorkspaceError
 from loopgraph_mcp.loopgraph import LoopGraph
 from loopgraph_mcp.models import Context, Decision, OutcomeKind, Standing, State, VerdictKind
 from loopgraph_mcp.runner.locks import try_lock
@@ -378,6 +378,11 @@ async def test_programs_that_cannot_run_are_refused_before_they_run(graph: LoopG
         await run(graph, edit_id="edit_nope")
     with pytest.raises(NotFoundError, match="did you mean swiglu"):
         await run(graph, method_id="swigluu")
+    found = await graph.search_methods("swiglu")
+    with pytest.raises(NotFoundError, match="is a search, no method; it showed swiglu"):
+        await run(graph, method_id=found.retrieval_id)
+    with pytest.raises(StoreError, match="is no character"):
+        await run(graph, method_id="swi\udcffglu")
     with pytest.raises(WorkspaceError, match="not a folder"):
         await run(graph, workspace=str(workspace / "nowhere"))
     (workspace / "train.py").write_text("MATRIX_LR = 0.04\n" + (workspace / "train.py").read_text())

@@ -1,5 +1,6 @@
 """What a researcher is told: the same words in every arm, and some more where there is a memory."""
 
+import json
 import random
 import re
 from collections.abc import Mapping, Sequence
@@ -37,11 +38,7 @@ RECALLED = "search_methods, asked with no query, answers now (ask it again when 
 MENU = """\
 You improve a training script by experiments. You are asked which change is tried next, and answer with its number."""
 
-IDLE = (
-    "Call a tool: set_value or edit_code to change the draft, then run. If you have no other way, write the calls:\n"
-    '<tool_call>{{"name": "set_value", "arguments": {{"name": "{name}", "value": "{value}"}}}}</tool_call>\n'
-    '<tool_call>{{"name": "run", "arguments": {{"description": "{name} {value}"}}}}</tool_call>'
-)
+IDLE = "Call a tool: set_value or edit_code to change the draft, then run. If you have no other way, write the calls:\n"
 AGAIN = "This is the same call as before, with the same answer. Do something else: change the draft, or run it."
 KNOWN = "Nothing new was learned: that program was run before. Change another constant, or give it another value."
 
@@ -102,7 +99,14 @@ def idle(program: str, profile: str) -> str:
     """Return what a researcher is told that called nothing: how a call is written, with a value that stands now."""
     known = {name: value for name, value in numbers(program, profile).items() if tunable(name)}
     name, value = next(iter(known.items()), ("NAME", "VALUE"))
-    return IDLE.format(name=name, value=value)
+    calls = {"set_value": {"name": name, "value": str(value)}, "run": {"description": f"{name} {value}"}}
+    return IDLE + "\n".join(written_call(tool, arguments) for tool, arguments in calls.items())
+
+
+def written_call(name: str, arguments: Mapping[str, object]) -> str:
+    """Return a call as text, in the form that models are trained on."""
+    told = json.dumps({"name": name, "arguments": arguments}, ensure_ascii=False)
+    return f"<tool_call>{told}</tool_call>"
 
 
 def tunable(name: str) -> bool:

@@ -14,7 +14,7 @@ _NEAR_NAME, _NEAR_ARGUMENT = 0.7, 0.6
 _MAX_FOUND = 8
 _THOUGHT = re.compile(r"<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)", re.DOTALL)
 _FENCED = re.compile(r"```(?:json|tool_call|tool|python)?\s*\n(.*?)(?:```|\Z)", re.DOTALL)
-_TAGGED = re.compile(r"<(?:tool_call|function_call|tool)>(.*?)(?:</|\Z)", re.DOTALL)
+_TAGGED = re.compile(r"<(?:tool_calls?|function_call|tools?)>(.*?)(?:</|\Z)", re.DOTALL)
 _DOUBLED = re.compile(r'\{\{\s*"')
 _WRITTEN = re.compile(r"\b([A-Za-z_]\w*)\(")
 
@@ -233,6 +233,8 @@ def _as_call(value: Any, place: int) -> ToolCall | None:
     if not isinstance(name, str):
         return None
     arguments: Any = next((inner[key] for key in ("arguments", "parameters", "args", "input") if key in inner), {})
+    if isinstance(arguments, dict) and arguments.get("type") == "object" and "properties" in arguments:
+        return None  # what the tool takes, copied from the prompt
     return ToolCall(
         f"text_{place}", name, arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
     )

@@ -42,7 +42,7 @@ RUN: TypeAdapter[Run] = TypeAdapter(Run)
 _ROOM = 0.7  # of the context, for all that is sent; the rest is for the reply, and for what was estimated too low
 _SHRINK, _MIN_CONTEXT = 0.6, 500
 _IDLE_TOLD, _IDLE_MENU, _IDLE_END = 2, 4, 12  # turns that led nowhere
-_IDLE_TEXT_CHARS = 1_000
+_LONG_TEXT_CHARS = 1_000
 _MENU_LINES = 100
 _SHOWN, _OFFERED = 5, 10
 _CANCEL_PATIENCE_S = 20.0
@@ -287,8 +287,8 @@ class Session:
         if self._idle >= _IDLE_MENU:
             self._offer_menus()
         last = self._talk[-1]
-        if len(last.text) > _IDLE_TEXT_CHARS:  # a reply that repeated itself to its limit would do so again
-            self._talk[-1] = dataclasses.replace(last, text=last.text[:_IDLE_TEXT_CHARS] + " …")
+        if len(last.text) > _LONG_TEXT_CHARS:  # a reply that repeated itself to its limit would do so again
+            self._talk[-1] = dataclasses.replace(last, text=last.text[:_LONG_TEXT_CHARS] + " …")
         cut = "Your reply was cut off: be brief. " if reply.stop == "length" else ""
         self._talk.append(User(cut + prompts.idle(self.desk.draft, self.desk.profile)))
 
@@ -440,14 +440,20 @@ class Session:
 
 
 def _sendable(message: Assistant) -> Assistant:
-    """Return a reply as it may be sent back: without thoughts, and with arguments that servers can parse."""
+    """Return a reply as it may be sent back: without thoughts, and with arguments that servers can parse.
+
+    Of a long one that holds calls as text these alone are left, in the form that models are trained on.
+    """
     calls = [
         call
         if _is_object(call.arguments)
         else dataclasses.replace(call, arguments=json.dumps(repair.read_object(call.arguments) or {}))
         for call in message.calls
     ]
-    return dataclasses.replace(message, text=repair.without_thoughts(message.text), calls=calls)
+    text = repair.without_thoughts(message.text)
+    if message.as_text and len(text) > _LONG_TEXT_CHARS:
+        text = "\n".join(prompts.written_call(call.name, json.loads(call.arguments)) for call in calls)
+    return dataclasses.replace(message, text=text, calls=calls)
 
 
 def _is_object(text: str) -> bool:

@@ -44,7 +44,7 @@ def text_hash(text: str) -> str:
 
 
 class _Cursor(sqlite3.Cursor):
-    """Says of a damaged file what to do, whatever was asked; busy, full and refused rows are others' to explain."""
+    """Says what to do of a damaged file and of what is no text; busy, full and refused rows are others' to explain."""
 
     def execute(self, sql: str, parameters: Any = (), /) -> "_Cursor":
         with _damage_told(self.connection):
@@ -77,6 +77,9 @@ def _damage_told(conn: sqlite3.Connection) -> Iterator[None]:
         if type(error) is sqlite3.DatabaseError or "malformed" in str(error):
             raise StoreError(f"{getattr(conn, 'file', '')}: {error}: {_DAMAGED}") from error
         raise
+    except UnicodeEncodeError as error:
+        wrong = ascii(error.object[error.start : error.end])
+        raise StoreError(f"{wrong} is no character: text that holds it cannot be stored or looked for") from error
 
 
 @dataclass(slots=True)

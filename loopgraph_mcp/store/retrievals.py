@@ -61,6 +61,14 @@ async def add_retrieval(
     return retrieval_id
 
 
+async def methods_shown(db: Database, retrieval_id: str) -> list[str]:
+    """Return the ids of the methods that a retrieval showed, in their order; none where there is no such retrieval."""
+    rows = await db.reader.execute_fetchall(
+        "SELECT method_id FROM retrieval_item WHERE retrieval_id = :id ORDER BY rank", {"id": retrieval_id}
+    )
+    return [str(row["method_id"]) for row in rows]
+
+
 async def retrieval_exists(db: Database, retrieval_id: str) -> bool:
     """Return whether an id names a retrieval."""
     rows = await db.reader.execute_fetchall("SELECT 1 FROM retrieval WHERE id = :id", {"id": retrieval_id})

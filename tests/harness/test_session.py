@@ -191,6 +191,14 @@ async def test_a_model_that_reads_little_is_told_of_the_memorys_main_tools_alone
     assert [tool["function"]["name"] for tool in server.asked[0]["tools"]] == [*base, "search_methods", "get_code_edit"]
 
 
+async def test_of_a_long_reply_the_calls_alone_are_sent_back(settings: Settings, provide: Provide) -> None:
+    call = {"name": "set_value", "arguments": {"name": "LEARNING_RATE", "value": "0.4"}}
+    server = provide({"text": f"<tools>\n{json.dumps(call)}\n</tools>\n" + "# Tools " * 500}, rate("0.4"))
+    await research(settings, Plan(**MODEL, base_url=server.url, experiments=1, memory="off"))
+    (said,) = [each["content"] for each in server.asked[1]["messages"] if each["role"] == "assistant"]
+    assert said == prompts.written_call(call["name"], call["arguments"])
+
+
 async def test_endless_repetition_and_silence_end(settings: Settings, provide: Provide) -> None:
     same = provide({"calls": [("read_code", {"start": 1})]})
     found, _, _ = await research(settings, Plan(**MODEL, base_url=same.url, experiments=1, memory="off", menu="off"))
