@@ -76,7 +76,7 @@ def test_what_cannot_be_mended_says_what_to_do(name: str, arguments: str, told: 
         'The plan:\n```json\n{"run": {"arguments": {"description": "a"}}}\n```',
         '{{"name": "run", "arguments": {"description": "a"}}}}',
         '<tools>\n{"name": "run", "arguments": {"description": "a"}}\n</tools>\n\n# Tools\n<tools>\n'
-        '{"type": "function", "function": {"name": "read_code", "parameters": {"type": "object", "properties": {}}}}\n</tools>',
+        '{"type": "function", "function": {"name": "read_code", "parameters": {"type": "object", "properties": {}}}}',
         '<tool_call>\n{{"name": "run", "arguments": {"description": "a"}}\n</tool_call>',
     ],
 )
