@@ -209,7 +209,7 @@ class LoopGraph:
             context=wording.context(look.context),
             methods_known=len(look.known),
             hits=hits,
-            next_step=wording.after_search(hits, retrieval_id),
+            next_step=wording.after_search(hits, retrieval_id, filtered=family is not None or standing is not None),
             note=note,
             running=running,
             best=await self._bests.elsewhere(look.memory, look.program, decided=look.decided),

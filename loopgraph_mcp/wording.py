@@ -85,8 +85,10 @@ def plateau(runs: int, families: Collection[str]) -> str:
     )
 
 
-def after_search(hits: Sequence[MethodHit], retrieval_id: str) -> str:
-    """Return what to do with an answer."""
+def after_search(hits: Sequence[MethodHit], retrieval_id: str, *, filtered: bool) -> str:
+    """Return what to do with an answer; `filtered`: of some methods alone, by their family or standing."""
+    if not hits and filtered:
+        return "No method matches of that family and standing: leave them out."
     if not hits:
         return "Nothing matches. Use other words, or an empty query to see what ranks first over all."
     ready = [hit for hit in hits if hit.has_edit and hit.presence is not Presence.PRESENT]

@@ -14,7 +14,7 @@ from loopgraph_mcp.harness.messages import ToolSpec
 
 _CALL_TIMEOUT_S = 90.0
 # What the desk does itself, in both arms: run and record stand for them.
-_OWN = frozenset({"run_experiment", "get_experiment", "cancel_experiment", "record_outcome"})
+THE_DESKS = frozenset({"run_experiment", "get_experiment", "cancel_experiment", "record_outcome"})
 _SERVERS_OWN = frozenset({"workspace", "apply"})  # arguments that the desk decides
 
 logger = logging.getLogger("loopgraph.harness")
@@ -46,7 +46,7 @@ class Server:
         return [
             ToolSpec(tool.name, tool.description or "", _schema(tool.input_schema))
             for tool in listed
-            if tool.name not in _OWN
+            if tool.name not in THE_DESKS
         ]
 
     async def call(self, tool: str, arguments: Mapping[str, Any]) -> CallToolResult:

@@ -19,7 +19,7 @@ from mcp_types import CallToolResult
 from loopgraph_mcp.duplicates import program_hash
 from loopgraph_mcp.edits import unified_diff
 from loopgraph_mcp.errors import RunError
-from loopgraph_mcp.harness.connection import Server, text_of
+from loopgraph_mcp.harness.connection import THE_DESKS, Server, text_of
 from loopgraph_mcp.harness.menu import constants, numbers, set_constant
 from loopgraph_mcp.harness.messages import ToolCall, ToolSpec
 from loopgraph_mcp.models import Applied, Direction, OutcomeKind, Present
@@ -196,7 +196,7 @@ class Desk:
         text, data = text_of(result), result.structured_content
         if result.is_error or data is None:
             return Answer(text, failed=bool(result.is_error))
-        text = "\n".join(line for line in text.splitlines() if not line.startswith("Next: "))
+        text = "\n".join(line for line in text.splitlines() if not _names_what_is_not_here(line))
         if data.get("edit_id") is not None and data.get("diff"):
             made = self._edited(data)
             if made is not None:
@@ -348,7 +348,7 @@ class Desk:
             result = await self.runner.call("record_outcome", noting)
             if result.is_error:
                 return Answer(text_of(result), failed=True)
-        return Answer("Noted.")
+        return Answer("Noted. Now change the draft: set_value or edit_code, then run.")
 
 
 _UNCHANGED = (
@@ -415,6 +415,11 @@ def _base_tools(where: Workspace, draft: str, profile: str) -> list[ToolSpec]:
             note={"type": "string", "description": "One sentence"},
         ),
     ]
+
+
+def _names_what_is_not_here(line: str) -> bool:
+    """Return whether a line advises a tool of the server's that this desk has its own in place of."""
+    return line.startswith("Next: ") and any(tool in line for tool in THE_DESKS)
 
 
 def _tool(tool: str, about: str, /, required: tuple[str, ...] = (), **properties: dict[str, Any]) -> ToolSpec:

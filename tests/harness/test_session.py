@@ -105,6 +105,8 @@ async def test_arms_differ_in_the_memory_alone(settings: Settings, workspace: Pa
     assert task == off["messages"][1]["content"]
     assert recalled.startswith("ret_")
     assert "\n1. " in recalled
+    assert "\nNext: get_code_edit(" in recalled  # advice on a tool that is here
+    assert "Next: run_experiment" not in json.dumps(asked["on"])
     # Without memory what failed is trained again and nothing is said of it; with memory it is answered from there.
     assert [run["repeated"] for run in found["off"]["runs"]] == [False, False, False]
     assert [run["repeated"] for run in found["on"]["runs"]] == [False, False, True, False]
