@@ -80,6 +80,8 @@ async def test_a_win_is_applied_remembered_and_traced(graph: LoopGraph, workspac
     hits = {hit.method_id: hit for hit in (await graph.search_methods("embedding learning rate")).hits}
     assert hits["embedding-lr"].standing is Standing.PROVEN
     assert hits["embedding-lr"].mean_gain == pytest.approx(0.2)
+    mixed = await graph.search_methods("embedding learning rate", standing=Standing.MIXED)
+    assert (mixed.hits, mixed.next_step) == ([], "No method matches of that family and standing: leave them out.")
     assert "tried once, 1 win" in hits["embedding-lr"].why
 
     lines = (workspace / "results.tsv").read_text().splitlines()

@@ -156,11 +156,15 @@ class Desk:
 
     def _set(self, name: str, value: str) -> Answer:
         made = set_constant(self.draft, name, value)
+        before = constants(self.draft, self.profile).get(name)
+        same = (
+            isinstance(made, Applied) and before is not None and before == constants(made.text, self.profile).get(name)
+        )
+        if isinstance(made, Present) or same:
+            return Answer(f"{name} is {value} already; give it another value, or take another constant", failed=True)
         if isinstance(made, Applied):
             answer = self._redraft(made.text)
             return answer if answer.failed else Answer(self._changed())
-        if isinstance(made, Present):
-            return Answer(f"{name} is {value} already; give it another value, or take another constant", failed=True)
         return Answer(f"{made.looked_for}: {made.reason}", failed=True)
 
     def _changed(self) -> str:
@@ -201,7 +205,8 @@ class Desk:
             made = self._edited(data)
             if made is not None:
                 self.draft, self.draft_edit = made, data["edit_id"] if self.shares else None
-                text += "\nThe draft holds this edit now. Call run to train it."
+                text = text.replace(f"; {self.where.editable} is unchanged", "", 1)
+                text = f"The draft holds this edit now. Call run to train it.\n{text}"
         return Answer(text, data)
 
     def _edited(self, data: Mapping[str, Any]) -> str | None:

@@ -201,7 +201,7 @@ class Session:
         reply, prompt = await self._reply(prompt, tools)
         if self._menu:
             place = prompts.chosen(repair.without_thoughts(reply.message.text), len(options))
-            calls = [] if place is None else _calls(options[place])
+            calls = [] if place is None else _calls(options[place], begun=self.desk.draft != self.desk.kept)
         else:
             calls = reply.message.calls or repair.calls_in_text(reply.message.text, tools)
         named = [
@@ -463,5 +463,7 @@ def _is_object(text: str) -> bool:
         return False
 
 
-def _calls(choice: prompts.Choice) -> list[ToolCall]:
-    return [ToolCall("", name, json.dumps(arguments)) for name, arguments in choice[1]]
+def _calls(choice: prompts.Choice, *, begun: bool) -> list[ToolCall]:
+    """Return the calls of a menu's line, which changes the kept program: a draft that was begun is put away first."""
+    first = [("undo", dict[str, str]())] if begun else []
+    return [ToolCall("", name, json.dumps(arguments)) for name, arguments in [*first, *choice[1]]]

@@ -184,6 +184,20 @@ async def test_a_model_that_cannot_call_tools_is_kept_in_the_loop_by_a_menu(
     assert json.loads(value.arguments) == {"name": "LEARNING_RATE", "value": "0.5"}
 
 
+async def test_a_menus_change_is_made_to_the_kept_program(
+    settings: Settings, workspace: Path, provide: Provide
+) -> None:
+    (workspace / "train.py").write_text("WIDTH = 2 * 16\n" + (workspace / "train.py").read_text())
+    same = {"calls": [("set_value", {"name": "WIDTH", "value": "32"})]}
+    begun = {"calls": [("set_value", {"name": "WIDTH", "value": "48"})]}
+    server = provide(same, begun, *[{"text": "hm"}] * 4, {"text": "1"})
+    found, turns, calls = await research(settings, Plan(**MODEL, base_url=server.url, experiments=1, memory="off"))
+    assert [call.name for call in calls] == ["run", "set_value", "set_value", "undo", "set_value", "run"]
+    assert "WIDTH is 32 already" in calls[1].result
+    assert turns[-1].menu
+    assert found["experiments"] == 1
+
+
 async def test_a_model_that_reads_little_is_told_of_the_memorys_main_tools_alone(
     settings: Settings, provide: Provide
 ) -> None:
