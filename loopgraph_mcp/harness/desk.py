@@ -164,15 +164,15 @@ class Desk:
             return Answer(f"{name} is {value} already; give it another value, or take another constant", failed=True)
         if isinstance(made, Applied):
             answer = self._redraft(made.text)
-            return answer if answer.failed else Answer(self._changed())
+            told = f"The draft now has {self._changed() or 'no constant changed'}. Call run to train it."
+            return answer if answer.failed else Answer(told)
         return Answer(f"{made.looked_for}: {made.reason}", failed=True)
 
     def _changed(self) -> str:
         """Return which constants differ from the kept program's: a diff of each call would be read in every turn."""
         kept = constants(self.kept, self.profile)
         new = {name: value for name, value in constants(self.draft, self.profile).items() if value != kept.get(name)}
-        told = ", ".join(f"{name} = {value!r} (was {kept.get(name)!r})" for name, value in new.items())
-        return f"The draft now has {told or 'no constant changed'}. Call run to train it."
+        return ", ".join(f"{name} = {value!r} (was {kept.get(name)!r})" for name, value in new.items())
 
     def _undo(self) -> Answer:
         if self.draft == self.kept:
@@ -227,7 +227,9 @@ class Desk:
         began = time.monotonic()
         if self.runs and program_hash(self.draft) == program_hash(self.kept):
             return Answer(_UNCHANGED, failed=True)
-        asked = self._asking(description or "a change", key, self.seed)
+        if not description or description == _about_run(self.where):  # small models copy what the tool says of itself
+            description = self._changed() or "a change"
+        asked = self._asking(description, key, self.seed)
         if self.draft_edit is not None:
             asked["edit_id"] = self.draft_edit
         else:
@@ -377,6 +379,10 @@ async def _now(answer: Answer) -> Answer:
     return answer
 
 
+def _about_run(where: Workspace) -> str:
+    return f"Train the draft for {where.budget_s:g} s. It stays if it improved; else the draft goes back."
+
+
 def _base_tools(where: Workspace, draft: str, profile: str) -> list[ToolSpec]:
     names = list(constants(draft, profile))
     name: dict[str, Any] = {"type": "string", "description": "The constant"} | ({"enum": names} if names else {})
@@ -403,7 +409,7 @@ def _base_tools(where: Workspace, draft: str, profile: str) -> list[ToolSpec]:
         ),
         _tool(
             "run",
-            f"Train the draft for {where.budget_s:g} s. It stays if it improved; else the draft goes back.",
+            _about_run(where),
             required=("description",),
             description={"type": "string", "description": "What is tried, in a few words"},
             replicate={

@@ -198,6 +198,20 @@ async def test_a_menus_change_is_made_to_the_kept_program(
     assert found["experiments"] == 1
 
 
+async def test_a_run_without_words_of_its_own_is_described_by_what_it_changes(
+    settings: Settings, provide: Provide
+) -> None:
+    change = ("set_value", {"name": "LEARNING_RATE", "value": "0.4"})
+    copied = "Train the draft for 1 s. It stays if it improved; else the draft goes back."
+    server = provide({"calls": [change, ("run", {"description": copied})]})
+    found, _, _ = await research(settings, Plan(**MODEL, base_url=server.url, experiments=1, memory="off"))
+    (told,) = [
+        tool["function"]["description"] for tool in server.asked[0]["tools"] if tool["function"]["name"] == "run"
+    ]
+    assert told == copied
+    assert found["runs"][1]["description"] == "LEARNING_RATE = 0.4 (was 0.5)"
+
+
 async def test_a_model_that_reads_little_is_told_of_the_memorys_main_tools_alone(
     settings: Settings, provide: Provide
 ) -> None:
