@@ -189,14 +189,11 @@ class Session:
     # --------------------------------------------------------------------------------------------- asking
 
     async def _ask(self) -> None:
-        desk = self.desk
-        if not self._talk:
-            self._talk = [User(await self._task())]
-        began, options = time.monotonic(), list[prompts.Choice]()
-        tools, prompt = desk.tools(), self._talk
+        began, options, tools = time.monotonic(), list[prompts.Choice](), list[ToolSpec]()
         if self._menu:
             options, prompt = await self._offer()
-            tools = []
+        else:
+            tools, prompt = self.desk.tools(), self._talk or [User(await self._task())]
         self._show("thinking")
         reply, prompt = await self._reply(prompt, tools)
         if self._menu:
