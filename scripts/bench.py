@@ -35,10 +35,7 @@ async def search_methods(query: str) -> str:
 server.run("stdio")
 """
 SERVERS = {"floor": ["-c", TRIVIAL], "loopgraph": ["-m", "loopgraph_mcp"]}
-IMPORTS = {
-    "floor": "import mcp.server",
-    "loopgraph": "import gc; gc.set_threshold(100_000, 20, 100); import loopgraph_mcp.server",
-}
+IMPORTS = {"floor": "import mcp.server", "loopgraph": "import loopgraph_mcp.__main__"}
 QUERIES = ["attention", "learning rate", "what helps a short run on a small device", "SwiGLU", ""]
 
 

@@ -22,7 +22,7 @@ from loopgraph_mcp.errors import RunError
 from loopgraph_mcp.harness.connection import THE_DESKS, Server, text_of
 from loopgraph_mcp.harness.menu import constants, numbers, set_constant
 from loopgraph_mcp.harness.messages import ToolCall, ToolSpec
-from loopgraph_mcp.models import Applied, Direction, OutcomeKind, Present
+from loopgraph_mcp.models import Applied, Direction, OutcomeKind, Present, Refused
 from loopgraph_mcp.patches import apply_patch
 from loopgraph_mcp.workspace import Workspace, reads_variable, write_program
 
@@ -156,17 +156,15 @@ class Desk:
 
     def _set(self, name: str, value: str) -> Answer:
         made = set_constant(self.draft, name, value)
-        before = constants(self.draft, self.profile).get(name)
-        same = (
-            isinstance(made, Applied) and before is not None and before == constants(made.text, self.profile).get(name)
-        )
-        if isinstance(made, Present) or same:
+        if isinstance(made, Refused):
+            return Answer(f"{made.looked_for}: {made.reason}", failed=True)
+        known = constants(self.draft, self.profile).get(name)
+        if isinstance(made, Present) or (known is not None and known == constants(made.text, self.profile).get(name)):
             return Answer(f"{name} is {value} already; give it another value, or take another constant", failed=True)
-        if isinstance(made, Applied):
-            answer = self._redraft(made.text)
-            told = f"The draft now has {self._changed() or 'no constant changed'}. Call run to train it."
-            return answer if answer.failed else Answer(told)
-        return Answer(f"{made.looked_for}: {made.reason}", failed=True)
+        answer = self._redraft(made.text)
+        if answer.failed:
+            return answer
+        return Answer(f"The draft now has {self._changed() or 'no constant changed'}. Call run to train it.")
 
     def _changed(self) -> str:
         """Return which constants differ from the kept program's: a diff of each call would be read in every turn."""

@@ -47,16 +47,16 @@ class _Cursor(sqlite3.Cursor):
     """Says what to do of a damaged file and of what is no text; busy, full and refused rows are others' to explain."""
 
     def execute(self, sql: str, parameters: Any = (), /) -> "_Cursor":
-        with _damage_told(self.connection):
+        with _explained(self.connection):
             super().execute(sql, parameters)
         return self
 
     def fetchone(self) -> Any:
-        with _damage_told(self.connection):
+        with _explained(self.connection):
             return super().fetchone()
 
     def fetchall(self) -> list[Any]:
-        with _damage_told(self.connection):
+        with _explained(self.connection):
             return super().fetchall()
 
 
@@ -70,7 +70,7 @@ class _Connection(sqlite3.Connection):
 
 
 @contextmanager
-def _damage_told(conn: sqlite3.Connection) -> Iterator[None]:
+def _explained(conn: sqlite3.Connection) -> Iterator[None]:
     try:
         yield
     except sqlite3.DatabaseError as error:

@@ -89,5 +89,7 @@ async def test_both_arms_run_in_turns_and_everything_is_written_down(settings: S
     assert not (settings.db_path).exists()
     with pytest.raises(ConfigError, match="--out"):
         await anext(bench.run(settings, plan, ["none"], [1], out, os.environ, on_status=lambda _: None))
+    with pytest.raises(ConfigError, match="both-skill needs a model"):
+        await anext(bench.run(settings, plan, ["both-skill"], [1], tmp_path, os.environ, on_status=lambda _: None))
     with pytest.raises(ConfigError, match="the arms are none"):
         await anext(bench.run(settings, plan, ["nun"], [1], out, os.environ, on_status=lambda _: None))
