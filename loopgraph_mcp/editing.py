@@ -96,7 +96,8 @@ async def make_edit(
             subject, where.editable, plan.made, has_recipe=has_recipe, guidance=guidance, learned=record
         )
     text = plan.made.text
-    context_id = await here.context_id(where, where.budget_s)
+    context = await here.context(where, where.budget_s)
+    context_id = await edit_store.context_id(db, context)
     diff = edits.unified_diff(program, text, where.editable)
     base_hash, new_hash = await launch.keep_program(db, program), await launch.keep_program(db, text)
     edit_id = await edit_store.add_edit(
@@ -119,6 +120,10 @@ async def make_edit(
     bearing = await precedents.find_precedents(
         db, context_id, base_hash=base_hash, new_hash=new_hash, description=description, foresight=foresight
     )
+    foreseen, odds = bearing.foreseen, 1.0
+    if foreseen is not None and len(plan.methods) == 1 and not asked.revert:
+        odds = (await ledger.recall(context)).appraisal(plan.methods[0]).odds
+        foreseen = foreseen.with_odds(odds)
     return EditAnswer(
         status="applied" if asked.apply else "ready",
         method_id=subject,
@@ -132,8 +137,8 @@ async def make_edit(
         next_step=wording.after_whole(subject, applied=asked.apply)
         if asked.whole
         else wording.after_edit(edit_id, bearing.earlier),
-        p_keep=None if bearing.foreseen is None else round(bearing.foreseen.p_keep, 4),
-        foresight=wording.foresight(bearing.foreseen),
+        p_keep=None if foreseen is None else round(foreseen.p_keep, 4),
+        foresight=wording.foresight(foreseen, odds),
         companions=[] if asked.revert or learned is not None else _offered(plan, asked, text),
         learned=record,
     )

@@ -10,8 +10,16 @@ from itertools import islice
 from statistics import fmean
 
 from loopgraph_mcp import verdicts
-from loopgraph_mcp.models import Context, Direction, Method, Standing, Verdict, VerdictKind
-from loopgraph_mcp.ranking import LITERATURE_KAPPA, PRIOR_MEAN, Appraisal, Observation, appraise, family_mean
+from loopgraph_mcp.models import Context, Direction, Method, SharedOutcome, Standing, Verdict, VerdictKind
+from loopgraph_mcp.ranking import (
+    LITERATURE_KAPPA,
+    OTHER_DEVICE_KAPPA,
+    PRIOR_MEAN,
+    Appraisal,
+    Observation,
+    appraise,
+    family_mean,
+)
 from loopgraph_mcp.store import edits, methods, outcomes
 from loopgraph_mcp.store.database import Database
 from loopgraph_mcp.store.experiments import ExperimentRow
@@ -19,6 +27,8 @@ from loopgraph_mcp.store.newest import Newest, read_newest
 from loopgraph_mcp.store.outcomes import Run
 
 _OTHER_SCALE_KAPPA = 0.5
+_PUBLISHED_ON = "cuda"
+_AS_LONG = 4.0  # budgets within this factor are one scale
 _PLATEAU_LOOK = 200  # newest runs of all contexts among which those of one are looked for
 _NO_CHANGES = frozenset({VerdictKind.BASELINE, VerdictKind.NO_BASELINE})
 
@@ -233,20 +243,12 @@ class Ledger:
         if method.id not in self._appraisals:
             record = self.record(method.id, here)
             seen = [trial.observation for trial in record.trials if trial.observation is not None]
-            # Most published gains are of val_bpb on a data-centre GPU; in its noise floors they travel best.
-            unit = verdicts.default_noise("val_bpb", "cuda", 1.0)
-            seen += [
-                Observation(result.gain / unit, kappa=LITERATURE_KAPPA)
-                for result in method.published
-                if result.gain is not None
-            ]
-            seen += [
-                Observation(outcome.gain_sigmas, kappa=LITERATURE_KAPPA)
-                for outcome in method.outcomes
-                if outcome.gain_sigmas is not None
-            ]
+            seen += _others(method, here)
             prior = self.family_means(here).get(method.family, PRIOR_MEAN)
-            self._appraisals[method.id] = appraise(seen, record.crashes, prior_mean=prior)
+            crashes = record.crashes + sum(
+                each.crashes for each in method.outcomes if _kappa(each, here) > LITERATURE_KAPPA
+            )
+            self._appraisals[method.id] = appraise(seen, crashes, prior_mean=prior)
         return self._appraisals[method.id]
 
     def _forget_stale(self, here: Context | None) -> None:
@@ -398,6 +400,30 @@ class Ledger:
                 _noise_floor(self._contexts[context_id], self._values[context_id], self._replicated[context_id]),
             )
         return known[1]
+
+
+def _others(method: Method, here: Context | None) -> Iterator[Observation]:
+    """Yield what others measured of a method: less the less their device and budget are like ours."""
+    # Most published gains are of val_bpb on a data-centre GPU; in its noise floors they travel best.
+    unit = verdicts.default_noise("val_bpb", _PUBLISHED_ON, 1.0)
+    foreign = here is not None and here.device_class != _PUBLISHED_ON
+    for result in method.published:
+        if result.gain is not None:
+            yield Observation(result.gain / unit, kappa=OTHER_DEVICE_KAPPA if foreign else LITERATURE_KAPPA)
+    for outcome in method.outcomes:
+        if outcome.gain_sigmas is not None:
+            runs = outcome.runs or 1
+            yield Observation(outcome.gain_sigmas, n_parent=runs, n_child=runs, kappa=_kappa(outcome, here))
+
+
+def _kappa(outcome: SharedOutcome, here: Context | None) -> float:
+    """Return how far somebody's outcome counts: as one's own of another scale where device and budget are alike."""
+    if here is None or not outcome.device:
+        return LITERATURE_KAPPA
+    if outcome.device != here.device_class:
+        return OTHER_DEVICE_KAPPA
+    alike = outcome.budget_s is not None and abs(math.log(outcome.budget_s / here.budget_s)) <= math.log(_AS_LONG)
+    return _OTHER_SCALE_KAPPA if alike and outcome.metric == here.metric else LITERATURE_KAPPA
 
 
 def _noise_floor(context: Context, values: Mapping[str, list[float]], replicated: Sequence[str]) -> float:

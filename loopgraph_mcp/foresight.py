@@ -17,8 +17,9 @@ docs/foresight.md.
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import fmean, pstdev
+from typing import Self
 
 from loopgraph_mcp.knobs import FAMILIES
 from loopgraph_mcp.models import Move
@@ -200,6 +201,11 @@ class Foreseen:
     def score(self) -> float:
         """What changes are ordered by."""
         return self.parts.score
+
+    def with_odds(self, factor: float) -> Self:
+        """Return the same where something else, such as a method's own record, raises the odds by a factor."""
+        odds = factor * self.p_keep / (1 - self.p_keep)
+        return replace(self, p_keep=odds / (1 + odds))
 
 
 class Foresight:

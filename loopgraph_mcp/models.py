@@ -48,6 +48,9 @@ class SharedOutcome:
         context: The device, the budget and the metric, in words.
         mean_gain: Mean improvement in units of the metric, positive is better.
         gain_sigmas: The same in noise floors of that context.
+        runs: Training runs behind the mean, several of one try where they differ in their seed.
+        device: The device's class, such as `cuda`; empty where it was not told.
+        budget_s: Training seconds of a run, where that was told.
     """
 
     context: str
@@ -57,6 +60,9 @@ class SharedOutcome:
     crashes: int
     mean_gain: float | None = None
     gain_sigmas: float | None = None
+    runs: int | None = None
+    device: str = ""
+    budget_s: float | None = None
 
 
 KnobValue = int | float | str
@@ -373,6 +379,11 @@ class Context:
     harness_hash: str
     metric: str
     direction: Direction
+
+    @property
+    def device_class(self) -> str:
+        """What kind of device it is, whatever its model: `cuda`, `mps` or `cpu`."""
+        return self.device.split(":", 1)[0]
 
 
 class State(StrEnum):

@@ -94,6 +94,9 @@ def _outcomes(trials: Sequence[Trial]) -> list[SharedOutcome]:
                 crashes=sum(trial.verdict.kind is VerdictKind.CRASH for trial in group),
                 mean_gain=round(fmean(gain for gain, _ in gains), 6) if gains else None,
                 gain_sigmas=round(fmean(sigmas for _, sigmas in gains), 3) if gains else None,
+                runs=sum(trial.observation.n_child for trial in group if trial.observation is not None) or None,
+                device=group[0].context.device_class,
+                budget_s=group[0].context.budget_s,
             )
         )
     return shared

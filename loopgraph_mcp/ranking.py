@@ -18,6 +18,7 @@ GAIN_CLIP = 8.0
 HALF_LIFE_EXPERIMENTS = 300
 HALF_LIFE_RETRIEVALS = 20
 FORESIGHT_BOUND = 2.0  # what others published of such moves is weak evidence
+ODDS_BOUND = 8.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,7 @@ class Observation:
         n_parent: Runs behind the parent's mean.
         n_child: Runs behind the child's mean.
         age: Experiments made since.
-        kappa: How far its context counts here: 1 the same, 0.5 another scale, 0.25 literature.
+        kappa: How far its context counts here: 1 the same, 0.5 another scale, 0.25 literature, 0.1 another device's.
         shared: Methods in the same edit, which share the credit.
     """
 
@@ -148,6 +149,13 @@ class Appraisal:
     p_ok: float
     reward: float
 
+    @property
+    def odds(self) -> float:
+        """By how much the evidence raises the odds of a gain over those of a method of which nothing is known."""
+        known, unknown = self.posterior.p_win, posterior(()).p_win
+        ratio = known * (1 - unknown) / max((1 - known) * unknown, 1e-9)
+        return min(max(ratio, 1 / ODDS_BOUND), ODDS_BOUND)
+
 
 def appraise(observations: Sequence[Observation], crashes: int, *, prior_mean: float = PRIOR_MEAN) -> Appraisal:
     """Weigh a method's gains and crashes."""
@@ -180,7 +188,7 @@ def _score(relevance: float, appraisal: Appraisal, shown_ages: Sequence[int], fo
     )
 
 
-LITERATURE_KAPPA = 0.25
+LITERATURE_KAPPA, OTHER_DEVICE_KAPPA = 0.25, 0.1
 
 
 @dataclass(frozen=True, slots=True)

@@ -199,7 +199,10 @@ def _answer(
         description=method.description,
         aliases=list(method.aliases),
         sources=[f"{each.kind}:{each.ref} {each.title}" for each in method.sources],
-        published=[f"{each.claim} [{each.setting}] ({each.source})" for each in method.published],
+        published=[
+            *(f"{each.claim} [{each.setting}] ({each.source})" for each in method.published),
+            *map(wording.shared, method.outcomes),
+        ],
         reported=list(reported),
         chunk_ids=list(chunk_ids),
         recipe=fits or ("ready" if method.recipe else "no recipe"),

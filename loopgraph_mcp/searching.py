@@ -6,7 +6,7 @@ from functools import lru_cache
 
 from loopgraph_mcp import edits, ranking, wording
 from loopgraph_mcp.answers import MethodHit
-from loopgraph_mcp.evidence import Memory, TrackRecord
+from loopgraph_mcp.evidence import Memory
 from loopgraph_mcp.foresight import Elsewhere, Foresight
 from loopgraph_mcp.models import Method, Presence, Standing
 from loopgraph_mcp.tries import Past
@@ -48,7 +48,7 @@ def choose(
     ranked = ranking.rank(candidates)
     chosen = _diverse(ranked, by_id, stale, in_flight, limit)
     hits = [
-        _hit(by_id[each], score, memory.record(each), program, foresight.foreseen(by_id[each].moves, past).elsewhere)
+        _hit(by_id[each], score, memory, program, foresight.foreseen(by_id[each].moves, past).elsewhere)
         for each, score in chosen
     ]
     return hits, wording.plateau(PLATEAU_RUNS, stale)
@@ -84,10 +84,11 @@ def _diverse(
 def _hit(
     method: Method,
     score: ranking.Score,
-    record: TrackRecord,
+    memory: Memory,
     program: str | None,
     elsewhere: Elsewhere | None,
 ) -> MethodHit:
+    record = memory.record(method.id)
     presence: Presence | None = None
     if program is not None and method.recipe is not None:
         presence = _presence(method, program)
@@ -105,7 +106,7 @@ def _hit(
         presence=presence,
         has_edit=method.recipe is not None,
         score=round(score.score, 4),
-        why=wording.why(method, record, presence, elsewhere),
+        why=wording.why(method, record, presence, elsewhere, memory.here),
         parts=score.parts(),
     )
 

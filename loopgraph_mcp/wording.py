@@ -16,8 +16,11 @@ from loopgraph_mcp.models import (
     Presence,
     Present,
     Refused,
+    SharedOutcome,
 )
 from loopgraph_mcp.store.experiments import ExperimentRow
+
+_WORTH_TELLING = 1.25  # odds that are further than this from 1 to 1
 
 
 def context(where: Context | None) -> str:
@@ -33,7 +36,13 @@ def signed(gain: float) -> str:
     return f"{gain:+.4f}"
 
 
-def why(method: Method, record: TrackRecord, presence: Presence | None, elsewhere: Elsewhere | None = None) -> str:
+def why(
+    method: Method,
+    record: TrackRecord,
+    presence: Presence | None,
+    elsewhere: Elsewhere | None = None,
+    here: Context | None = None,
+) -> str:
     """Return one sentence on what is known of a method."""
     parts = []
     if record.tries:
@@ -46,7 +55,7 @@ def why(method: Method, record: TrackRecord, presence: Presence | None, elsewher
         parts.append(outcome + _ago(record.last_age))
     else:
         parts.append("untried here")
-        parts += _published(method)
+        parts += _published(method, here)
     if elsewhere is not None:
         parts.append(_elsewhere(elsewhere))
     if presence is Presence.PRESENT:
@@ -64,15 +73,23 @@ def _ago(age: int | None) -> str:
     return ", just now" if age == 0 else f", {age} experiment{'s' if age != 1 else ''} ago"
 
 
-def _published(method: Method) -> list[str]:
+def _published(method: Method, here: Context | None) -> list[str]:
     told = sorted((each for each in method.published if each.gain is not None), key=lambda each: each.gain or 0.0)
-    if method.outcomes:
-        most = max(method.outcomes, key=lambda each: each.tries)
-        return [f"others' {most.tries} tries, {most.wins} won ({most.context})"]
+    alike = [each for each in method.outcomes if here is None or each.device == here.device_class]
+    if outcomes := alike or ([] if told else method.outcomes):
+        return [shared(max(outcomes, key=lambda each: each.runs or each.tries))]
     if not told:
         return []
     gains = dict.fromkeys(signed(each.gain or 0.0) for each in (told[0], told[-1]))
     return [f"published {' to '.join(gains)} ({told[-1].setting})"]
+
+
+def shared(outcome: SharedOutcome) -> str:
+    """Return what came of a method for somebody else, in one context."""
+    tries = "1 try" if outcome.tries == 1 else f"{outcome.tries} tries"
+    in_runs = f" in {outcome.runs} run{'s' if outcome.runs != 1 else ''}" if outcome.runs else ""
+    gain = "" if outcome.mean_gain is None else f", mean gain {signed(outcome.mean_gain)}"
+    return f"others' {tries}{in_runs}, {outcome.wins} won{gain} ({outcome.context})"
 
 
 def plateau(runs: int, families: Collection[str]) -> str:
@@ -167,13 +184,15 @@ def kinship(how: Kinship, since: str) -> str:
     return _KINSHIP[how] + (f" (since then: {since})" if since else "")
 
 
-def foresight(seen: Foreseen | None) -> str:
-    """Return why a change is thought likely or unlikely to be kept."""
+def foresight(seen: Foreseen | None, odds: float = 1.0) -> str:
+    """Return why a change is thought likely or unlikely to be kept; `odds`: what its method's own record adds."""
     if seen is None:
         return ""
     parts = [f"P(keep) {seen.p_keep:.2f}", f"here: {seen.place}"]
     if seen.elsewhere is not None:
         parts.append(_elsewhere(seen.elsewhere))
+    if not 1 / _WORTH_TELLING < odds < _WORTH_TELLING:
+        parts.append(f"what the method gained where it was tried: odds of {odds:.1f} to 1")
     return "; ".join(parts)
 
 

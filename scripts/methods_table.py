@@ -3,6 +3,9 @@
 python scripts/methods_table.py > docs/methods.md
 """
 
+from collections.abc import Sequence
+from statistics import median
+
 from loopgraph_mcp.config import bundled
 from loopgraph_mcp.edits import apply_method
 from loopgraph_mcp.models import Method, Present, SetConst, SetDefault, SetKwarg, SetLocal, Source
@@ -16,10 +19,12 @@ from the pack, and a test compares the two.
 **edit**: what the recipe touches: a constant, a value inside a function, or the structure. **sign**: of the gains in
 val_bpb that were measured in five minutes on an H100: +, - or ± for both; "words" where results of other settings are
 told in words alone, ? where there is none. Each result, with its setting and source, stands in the method's file.
-**here**: whether the bundled trainer has it already.
+**CPU**: mean gain in val_bpb of three runs of the bundled trainer, five seconds each on two cores in its `smoke`
+profile (`scripts/measure_methods.py`; the same program on another seed differs by {noise:.2f}). **here**: whether the
+bundled trainer has it already.
 
-| method | family | edit | sign | here | sources |
-|---|---|---|---|---|---|"""
+| method | family | edit | sign | CPU | here | sources |
+|---|---|---|---|---|---|---|"""
 LINKS = {"arxiv": "https://arxiv.org/abs/{}", "github": "https://github.com/{}", "url": "{}"}
 
 
@@ -41,6 +46,17 @@ def sign_of(method: Method) -> str:
     return "±" if len(signs) == 2 else "+" if True in signs else "-"
 
 
+def measured(method: Method) -> str:
+    """Return what the method gained in short runs on a CPU."""
+    return next((f"{each.mean_gain:+.3f}" for each in method.outcomes if each.mean_gain is not None), "")
+
+
+def noise(methods: Sequence[Method]) -> float:
+    """Return the noise floor of those runs."""
+    outcomes = [each for method in methods for each in method.outcomes if each.gain_sigmas]
+    return median((each.mean_gain or 0.0) / (each.gain_sigmas or 1.0) for each in outcomes)
+
+
 def row(method: Method, program: str) -> str:
     """Return a method's line of the table."""
     here = method.recipe is not None and isinstance(apply_method(method, program, {}), Present)
@@ -49,6 +65,7 @@ def row(method: Method, program: str) -> str:
         method.family,
         edit_of(method),
         sign_of(method),
+        measured(method),
         "yes" if here else "",
         ", ".join(link(source) for source in method.sources),
     ]
@@ -65,7 +82,8 @@ def main() -> None:
     """Print the page."""
     methods = read_pack(bundled("methodpacks")).methods
     program = (bundled("trainer") / "train.py").read_text(encoding="utf-8")
-    print(HEAD.format(methods=len(methods), recipes=sum(method.recipe is not None for method in methods)))
+    recipes = sum(method.recipe is not None for method in methods)
+    print(HEAD.format(methods=len(methods), recipes=recipes, noise=noise(methods)))
     for method in sorted(methods, key=lambda each: (each.family, each.id)):
         print(row(method, program))
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loopgraph_mcp.foresight import Elsewhere, Foresight, Lesson, lessons, windows
+from loopgraph_mcp.foresight import Elsewhere, Foreseen, Foresight, Lesson, Parts, lessons, windows
 from loopgraph_mcp.models import Move
 from loopgraph_mcp.sources.day_one import PublishedHistory, read_day_one, write_day_one
 from loopgraph_mcp.tries import Past, Try
@@ -202,3 +202,11 @@ def test_the_shipped_lessons_name_their_sources_and_survive_writing(tmp_path: Pa
     path = tmp_path / "again.json"
     write_day_one(found, path)
     assert read_day_one(path) == shipped
+
+
+@given(st.floats(0.01, 0.99), st.floats(0.125, 8.0))
+def test_a_record_shifts_the_odds_and_nothing_else(p_keep: float, factor: float) -> None:
+    seen = Foreseen(Parts(0.1, 0.2, 0.3), p_keep, "new")
+    shifted = seen.with_odds(factor)
+    assert shifted.p_keep / (1 - shifted.p_keep) == pytest.approx(factor * p_keep / (1 - p_keep))
+    assert (shifted.parts, shifted.place) == (seen.parts, seen.place)

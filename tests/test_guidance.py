@@ -168,16 +168,47 @@ async def test_what_was_learned_goes_out_comes_back_and_counts_a_little(
     assert method.recipe == Recipe((SetConst("LEARNING_RATE", "{learning_rate}"),))
     (outcome,) = method.outcomes
     assert (outcome.tries, outcome.wins, outcome.crashes, outcome.mean_gain) == (1, 1, 0, pytest.approx(0.2))
+    assert (outcome.runs, outcome.device, outcome.budget_s) == (1, "cpu", 1.0)
     elsewhere = dataclasses.replace(pack, packs=tmp_path / "out", db_path=tmp_path / "other.db")
     async with LoopGraph.open(elsewhere) as other:
         rate_of(workspace, "0.7")
         assert (await other.get_code_edit("more-rate")).status == "ready"
         (hit,) = (await other.search_methods("rate")).hits
-        assert (hit.tries, "others' 1 tries, 1 won" in hit.why) == (0, True)
+        assert (hit.tries, "others' 1 try in 1 run, 1 won, mean gain +0.2000 (" in hit.why) == (0, True)
         praised = hit.parts["p_win"]
     async with LoopGraph.open(dataclasses.replace(pack, db_path=tmp_path / "third.db")) as other:
         plain = {hit.method_id: hit for hit in (await other.search_methods("rate")).hits}["more-rate"]
         assert plain.parts["p_win"] < praised
+
+
+async def p_keep_of(settings: Settings, *outcomes: SharedOutcome) -> tuple[float, str]:
+    """Return what is foreseen of the rate's edit where its pack tells some outcomes."""
+    told = "".join(
+        "\n[[outcomes]]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in each.items())
+        for each in map(dataclasses.asdict, outcomes)
+    )
+    (settings.packs / "more-rate.toml").write_text(NO_RECIPE + MUON.replace("MATRIX_LR", "LEARNING_RATE") + told)
+    async with LoopGraph.open(settings) as graph:
+        edit = await graph.get_code_edit("more-rate")
+    assert edit.p_keep is not None
+    return edit.p_keep, edit.foresight
+
+
+async def test_an_outcome_of_others_counts_for_more_the_nearer_its_device_and_budget(pack: Settings) -> None:
+    near = SharedOutcome("c", "val_bpb", 1, 1, 0, 0.1, 1.5, runs=3, device="cpu", budget_s=1.0)
+    unknown, words = await p_keep_of(pack)
+    assert "odds" not in words
+    likely, words = await p_keep_of(pack, near)
+    assert "odds of" in words
+    others = [
+        dataclasses.replace(near, device="cuda"),
+        dataclasses.replace(near, budget_s=300.0),
+        dataclasses.replace(near, runs=1),
+    ]
+    weaker = [(await p_keep_of(pack, each))[0] for each in others]
+    assert unknown < min(weaker) < max(weaker) < likely
+    assert weaker[0] == min(weaker)
+    assert (await p_keep_of(pack, dataclasses.replace(near, gain_sigmas=-4.0)))[0] < unknown
 
 
 def test_a_pack_is_checked_against_programs(pack: Settings, workspace: Path, tmp_path: Path) -> None:
@@ -202,7 +233,10 @@ def test_any_method_is_written_as_it_is_read(tmp_path: Path) -> None:
         aliases=(TRICKY.replace("\n", " ").replace("\t", " "),),
         knobs=(),
         recipe=Recipe((AddMethod("GPT", code),)),
-        outcomes=(SharedOutcome("a machine", "val_bpb", 3, 1, 1, -0.5, None),),
+        outcomes=(
+            SharedOutcome("a machine", "val_bpb", 3, 1, 1, -0.5, None),
+            SharedOutcome("another", "val_bpb", 1, 1, 0, 0.5, 2.5, 3, "cpu", 5.0),
+        ),
     )
     pack = write_pack(tmp_path / "a", "a", [method], version="1", licence="MIT", remarks={})
     assert pack.methods == (method,)

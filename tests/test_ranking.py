@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from loopgraph_mcp.ranking import (
     FORESIGHT_BOUND,
+    ODDS_BOUND,
     PRIOR_MEAN,
     Candidate,
     Evidence,
@@ -151,3 +152,13 @@ def test_a_score_made_in_parts_is_the_score_made_at_once() -> None:
     known = Evidence((Observation(2.0),), crashes=1, shown_ages=(0, 3))
     (ranked,) = rank([Candidate("m", 0.5, appraise(known.observations, known.crashes), known.shown_ages, 0.2)])
     assert ranked == ("m", score(0.5, known, foreseen=0.2))
+
+
+@given(st.lists(observations, max_size=5), gains)
+def test_the_odds_of_a_method_are_bounded_and_rise_with_a_win(known: list[Observation], gain: float) -> None:
+    odds = appraise(known, 0).odds
+    assert 1 / ODDS_BOUND <= odds <= ODDS_BOUND
+    assert appraise([*known, Observation(8.0)], 0).odds >= odds - 1e-12
+    assert appraise((), 0).odds == pytest.approx(1.0)
+    assert (appraise([Observation(gain)], 0).odds > 1.0) or gain < 0
+    assert (appraise([Observation(gain)], 0).odds < 1.0) or gain > PRIOR_MEAN

@@ -31,6 +31,7 @@ ARMS: Mapping[str, MemoryArm] = {
     "none": "off", "outcomes": "outcomes", "packs": "packs", "both": "on", "both-skill": "on", "both-warm": "on",
     "tpe": "off",
 }  # fmt: skip
+_SHIPPED = "the packs with the outcomes they tell, and published histories"
 _WARM_SEED = 1_000
 _FRESH_SEED = 2_000
 _TRIALS: TypeAdapter[list[Trial]] = TypeAdapter(list[Trial])
@@ -129,7 +130,7 @@ async def _one_seed(
         other = {"policy": "tpe", "provider": "", "model": ""} if arm == "tpe" else {}
         skill = arm.endswith("-skill")
         mine = plan.model_copy(update={"memory": ARMS[arm], "skill": skill, "seed": seed, **other})
-        seeded[arm] = "the packs and published histories" if ARMS[arm] in {"on", "packs"} else "nothing"
+        seeded[arm] = _SHIPPED if ARMS[arm] in {"on", "packs"} else "nothing"
         if arm.endswith("-warm"):
             seeded[arm] = await _warm(own, mine, where, environment, on_status)
         opened[arm] = await stack.enter_async_context(open_session(own, mine, environment, on_status=on_status))

@@ -112,6 +112,9 @@ class _Outcome(_Table):
     crashes: Annotated[int, Field(ge=0)]
     mean_gain: Annotated[float, Field(allow_inf_nan=False)] | None = None
     gain_sigmas: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    runs: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    device: Line | Literal[""] = ""
+    budget_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
 
     @model_validator(mode="after")
     def _adds_up(self) -> Self:

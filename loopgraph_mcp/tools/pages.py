@@ -6,7 +6,7 @@ from urllib.parse import quote
 from loopgraph_mcp.models import Knob, Method
 from loopgraph_mcp.store.chunks import Chunk
 from loopgraph_mcp.store.papers import StoredChunk, StoredDocument
-from loopgraph_mcp.wording import one_line
+from loopgraph_mcp.wording import one_line, shared
 
 SCHEME = "loopgraph://"
 MAX_CHARS = 32_000  # about 8,000 tokens, well under what clients cut
@@ -27,6 +27,7 @@ def method(shown: Method, passages: Sequence[Chunk]) -> str:
     lines += [f"Knob {_knob(each)}" for each in shown.knobs]
     lines += [f"Source: {each.kind}:{each.ref} {each.title}" for each in shown.sources]
     lines += [f"Reported: {each.claim} ({each.setting}; {each.source})" for each in shown.published]
+    lines += [f"Measured: {shared(each)}" for each in shown.outcomes]
     lines += [
         f"Passage: {address('passages', each.id)} {one_line(each.place, limit=_PLACE_CHARS)}" for each in passages
     ]
