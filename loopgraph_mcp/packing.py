@@ -84,7 +84,12 @@ def _outcomes(trials: Sequence[Trial]) -> list[SharedOutcome]:
         by_context.setdefault((words, wording.one_line(trial.context.metric, limit=200)), []).append(trial)
     shared = []
     for (words, metric), group in sorted(by_context.items()):
-        gains = [(trial.gain, trial.gain / trial.verdict.noise_floor) for trial in group if trial.gain is not None]
+        gains = [
+            (trial.gain, trial.gain / trial.verdict.noise_floor, trial.observation.n_child)
+            for trial in group
+            if trial.gain is not None and trial.observation is not None
+        ]
+        runs = [each for _, _, each in gains]
         shared.append(
             SharedOutcome(
                 context=words,
@@ -92,9 +97,9 @@ def _outcomes(trials: Sequence[Trial]) -> list[SharedOutcome]:
                 tries=len(group),
                 wins=sum(trial.verdict.kind is VerdictKind.WIN for trial in group),
                 crashes=sum(trial.verdict.kind is VerdictKind.CRASH for trial in group),
-                mean_gain=round(fmean(gain for gain, _ in gains), 6) if gains else None,
-                gain_sigmas=round(fmean(sigmas for _, sigmas in gains), 3) if gains else None,
-                runs=sum(trial.observation.n_child for trial in group if trial.observation is not None) or None,
+                mean_gain=round(fmean([gain for gain, _, _ in gains], runs), 6) if gains else None,
+                gain_sigmas=round(fmean([sigmas for _, sigmas, _ in gains], runs), 3) if gains else None,
+                runs=sum(runs) or None,
                 device=group[0].context.device_class,
                 budget_s=group[0].context.budget_s,
             )

@@ -41,13 +41,15 @@ async def main() -> None:
     folder = asked.folder.resolve()
     where, _ = create_workspace(folder / "workspace", bundled("trainer"), budget_s=asked.budget)
     environment = {**os.environ, "LOOPGRAPH_HOME": str(folder / "home"), "LOOPGRAPH_PACKS": str(PACK)}
+    start = (bundled("trainer") / where.editable).read_text(encoding="utf-8")
     async with LoopGraph.open(read_settings(environment, where.path)) as graph:
+        where.editable_path.write_text(start, encoding="utf-8")  # an edit that was kept stands in it
         edits = {
             method.id: edit.edit_id
             for method in read_pack(PACK).methods
             if (edit := await graph.get_code_edit(method.id)).edit_id is not None
         }
-        await train(graph, edits, asked.rounds)
+        await train(graph, edits, asked.rounds, where.editable_path, start)
         shutil.rmtree(folder / "measured", ignore_errors=True)
         await graph.export_pack("measured", folder / "measured", method_ids=sorted(edits))
     setting = f"bundled trainer, {os.environ.get('LOOPGRAPH_PROFILE') or 'default'} profile, {os.cpu_count()} CPU cores"
@@ -58,7 +60,7 @@ async def main() -> None:
         )
 
 
-async def train(graph: LoopGraph, edits: dict[str, str], rounds: int) -> None:
+async def train(graph: LoopGraph, edits: dict[str, str], rounds: int, file: Path, start: str) -> None:
     """Make all runs of all rounds, each in an order of its own."""
     with Progress() as bar:
         task = bar.add_task("", total=rounds * len(edits))
@@ -67,6 +69,7 @@ async def train(graph: LoopGraph, edits: dict[str, str], rounds: int) -> None:
             for place, method_id in enumerate(order):
                 seed = 100 * (number + 1) + place // BLOCK
                 if place % BLOCK == 0:
+                    await asyncio.to_thread(file.write_text, start, encoding="utf-8")
                     await run(graph, None, "baseline", seed)
                 bar.update(task, description=method_id)
                 await run(graph, edits[method_id], method_id, seed)

@@ -19,7 +19,7 @@ from the pack, and a test compares the two.
 **edit**: what the recipe touches: a constant, a value inside a function, or the structure. **sign**: of the gains in
 val_bpb that were measured in five minutes on an H100: +, - or ± for both; "words" where results of other settings are
 told in words alone, ? where there is none. Each result, with its setting and source, stands in the method's file.
-**CPU**: mean gain in val_bpb of three runs of the bundled trainer, five seconds each on two cores in its `smoke`
+**CPU**: mean gain in val_bpb of a few runs of the bundled trainer, five seconds each on two cores, in its `smoke`
 profile (`scripts/measure_methods.py`; the same program on another seed differs by {noise:.2f}). **here**: whether the
 bundled trainer has it already.
 
