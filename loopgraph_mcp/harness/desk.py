@@ -174,7 +174,7 @@ class Desk:
 
     def _undo(self) -> Answer:
         if self.draft == self.kept:
-            return Answer("nothing to undo: the draft is the kept program; set_value changes it", failed=True)
+            return Answer("The draft is the kept program already; set_value changes it.")
         self.draft, self.draft_edit = self.kept, None
         return Answer("The draft is the kept program again.")
 

@@ -18,7 +18,7 @@ from typing import Any
 from loopgraph_mcp.errors import ConfigError
 from loopgraph_mcp.harness.menu import numbers, written
 from loopgraph_mcp.harness.messages import Assistant, Message, Reply, ToolCall, ToolResult, ToolSpec, Usage
-from loopgraph_mcp.harness.prompts import tunable
+from loopgraph_mcp.harness.prompts import tunable, worth_trying
 from loopgraph_mcp.tokens import estimate_tokens
 
 _LIKELY = 0.2  # about what agents keep of all they try (EVIDENCE: 17 to 25 %)
@@ -288,7 +288,8 @@ def _heed(tried: set[str]) -> Generator[ToolCall, ToolResult, Knobs | None]:
                 if heard.constants is not None and best["runs"] == 1:
                     heard = _heard((yield _call("run", description="", replicate=True)))
                 continue
-        hit = next((each for each in found.get("hits", []) if _worth(each) and each["method_id"] not in tried), None)
+        hits = [each for each in found.get("hits", []) if worth_trying(each)]
+        hit = next((each for each in hits if each["method_id"] not in tried), None)
         if hit is None:
             return heard.constants
         tried.add(hit["method_id"])
@@ -301,10 +302,6 @@ def _heed(tried: set[str]) -> Generator[ToolCall, ToolResult, Knobs | None]:
             yield _call("undo")
             continue
         heard = yield from _believe(_heard((yield _call("run", description=str(hit["name"])))))
-
-
-def _worth(hit: Mapping[str, Any]) -> bool:
-    return bool(hit["has_edit"]) and hit["presence"] != "present" and hit["standing"] != "flopped"
 
 
 def _heard(result: ToolResult) -> Heard:

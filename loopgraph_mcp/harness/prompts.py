@@ -66,7 +66,7 @@ def choices(
 ) -> list[Choice]:
     """Return what a researcher who cannot write calls may choose from: each a line, and the calls it stands for."""
     made: list[Choice] = []
-    for hit in [hit for hit in hits if hit.get("has_edit") and hit.get("presence") != "present"][:_MENU_METHODS]:
+    for hit in [hit for hit in hits if worth_trying(hit)][:_MENU_METHODS]:
         calls = {"method_id": str(hit["method_id"]), "retrieval_id": retrieval_id}
         line = f"{hit['name']}: {hit['summary']} ({hit['why']})"
         made.append((line, [("get_code_edit", calls), ("run", {"description": str(hit["name"])})]))
@@ -77,6 +77,11 @@ def choices(
         words = f"{name} {value:g} to {new}"
         made.append((words, [("set_value", {"name": name, "value": new}), ("run", {"description": words})]))
     return made
+
+
+def worth_trying(hit: Mapping[str, object]) -> bool:
+    """Return whether a method that was found makes an edit, is not in the file yet and has not flopped here."""
+    return bool(hit["has_edit"]) and hit["presence"] != "present" and hit["standing"] != "flopped"
 
 
 def menu(lines: Sequence[str], runs: str, where: Workspace) -> str:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -196,6 +197,21 @@ async def test_a_menus_change_is_made_to_the_kept_program(
     assert "WIDTH is 32 already" in calls[1].result
     assert turns[-1].menu
     assert found["experiments"] == 1
+
+
+def test_a_menu_offers_no_method_that_flopped_is_there_or_makes_no_edit() -> None:
+    hit = {"method_id": "m", "name": "M", "summary": "s", "why": "w", "has_edit": True}
+    good = {**hit, "presence": "absent", "standing": "untried"}
+    others = [{**good, "presence": "present"}, {**good, "standing": "flopped"}, {**good, "has_edit": False}]
+    made = prompts.choices("RATE = 0.5\n", "cpu", [*others, good], "ret_1", random.Random(1))
+    assert [[name for name, _ in calls] for _, calls in made] == [["get_code_edit", "run"], *[["set_value", "run"]] * 2]
+
+
+async def test_to_undo_nothing_is_no_mistake(settings: Settings, provide: Provide) -> None:
+    server = provide({"calls": [("undo", {})]}, rate("0.4"))
+    _, _, calls = await research(settings, Plan(**MODEL, base_url=server.url, experiments=1, memory="off"))
+    assert calls[1].valid
+    assert "kept program already" in calls[1].result
 
 
 async def test_a_run_without_words_of_its_own_is_described_by_what_it_changes(
