@@ -17,6 +17,7 @@ from loopgraph_mcp.models import (
     Present,
     Refused,
     SharedOutcome,
+    Standing,
 )
 from loopgraph_mcp.store.experiments import ExperimentRow
 
@@ -109,10 +110,13 @@ def after_search(hits: Sequence[MethodHit], retrieval_id: str, *, filtered: bool
     if not hits:
         return "Nothing matches. Use other words, or an empty query to see what ranks first over all."
     ready = [hit for hit in hits if hit.has_edit and hit.presence is not Presence.PRESENT]
+    ready.sort(key=lambda hit: hit.standing is Standing.FLOPPED)
     if not ready:
         return (
             "Everything shown is in the file already; change a knob with get_code_edit, or search for something else."
         )
+    if ready[0].standing is Standing.FLOPPED:
+        return "All that makes an edit flopped here; search for something else, or with no query."
     return f'get_code_edit(method_id="{ready[0].method_id}", retrieval_id="{retrieval_id}")'
 
 

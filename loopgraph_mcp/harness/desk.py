@@ -8,6 +8,7 @@ run again: all that a researcher without memory has is its own conversation.
 import ast
 import asyncio
 import difflib
+import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -30,6 +31,8 @@ _READ_LINES = 120
 _NEAR_LINES = 6
 _TAIL_LINES = 12
 _WAIT_S = 20.0
+# Every turn would read it again, and read_code shows it.
+_DIFF = re.compile(r"^```diff$.*?^```$\n?(?:… [^\n]*\n?)?", re.DOTALL | re.MULTILINE)
 
 OnProgress = Callable[[dict[str, Any]], None]
 
@@ -203,7 +206,7 @@ class Desk:
             made = self._edited(data)
             if made is not None:
                 self.draft, self.draft_edit = made, data["edit_id"] if self.shares else None
-                text = text.replace(f"; {self.where.editable} is unchanged", "", 1)
+                text = _DIFF.sub("", text.replace(f"; {self.where.editable} is unchanged", "", 1))
                 text = f"The draft holds this edit now. Call run to train it.\n{text}"
         return Answer(text, data)
 
@@ -226,7 +229,7 @@ class Desk:
         if self.runs and program_hash(self.draft) == program_hash(self.kept):
             return Answer(_UNCHANGED, failed=True)
         if not description or description == _about_run(self.where):  # small models copy what the tool says of itself
-            description = self._changed() or "a change"
+            description = self._changed() or ("" if self.draft_edit else "a change")  # an edit's method is its name
         asked = self._asking(description, key, self.seed)
         if self.draft_edit is not None:
             asked["edit_id"] = self.draft_edit
