@@ -154,9 +154,10 @@ async def test_each_failure_is_its_own_outcome_and_touches_nothing(
     cells = (workspace / "results.tsv").read_text().splitlines()[-1].split("\t")
     assert cells[1:4] == ["0.000000", "0.0", "crash"]
     assert cells[4].startswith(f"try {name} ({kind.value}")
-    hits = (await graph.search_methods("swiglu")).hits
-    assert hits[0].crashes == 1
-    assert hits[0].standing is Standing.FLOPPED
+    found = await graph.search_methods("swiglu", limit=1)
+    assert found.hits[0].crashes == 1
+    assert found.hits[0].standing is Standing.FLOPPED
+    assert "flopped here" in found.next_step
 
 
 async def test_a_protected_file_may_be_made_by_the_first_run_and_then_stays(graph: LoopGraph, workspace: Path) -> None:

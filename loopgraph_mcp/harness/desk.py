@@ -229,7 +229,7 @@ class Desk:
         if self.runs and program_hash(self.draft) == program_hash(self.kept):
             return Answer(_UNCHANGED, failed=True)
         if not description or description == _about_run(self.where):  # small models copy what the tool says of itself
-            description = self._changed() or ("" if self.draft_edit else "a change")  # an edit's method is its name
+            description = "" if self.draft_edit else self._changed() or "a change"  # an edit is named by its method
         asked = self._asking(description, key, self.seed)
         if self.draft_edit is not None:
             asked["edit_id"] = self.draft_edit

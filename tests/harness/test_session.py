@@ -26,6 +26,7 @@ from loopgraph_mcp.store.database import Database
 from loopgraph_mcp.tracing import trace
 
 KEY = "sk-planted-4f8a1c"
+ABOUT_RUN = "Train the draft for 1 s. It stays if it improved; else the draft goes back."  # the tool's own words
 Provide = Callable[..., Any]
 AGENT = [sys.executable, "-c", "from loopgraph_mcp.cli import main; main()", "agent"]
 MODEL = {"provider": "openai", "model": "gpt-4o-mini", "key_variable": "TEST_KEY"}
@@ -149,10 +150,14 @@ async def test_an_edit_of_the_memory_is_run_and_traced_to_its_prompt(
     server = provide(
         {"calls": [("search_methods", {"query": "muon"})]},
         {"calls": [("get_code_edit", {"method_id": "muon-lr"})]},
-        {"calls": [("run", {"description": "muon"}), ("record", {"note": "no gain"})]},
+        {"calls": [("run", {"description": ABOUT_RUN}), ("record", {"note": "no gain"})]},
     )
     found, turns, calls = await research(settings, Plan(**MODEL, base_url=server.url, experiments=1))
     run = found["runs"][1]
+    assert run["description"] == "muon-lr"
+    edit = next(call.result for call in calls if call.name == "get_code_edit")
+    assert "- MATRIX_LR = 0.03 (was 0.04)" in json.loads(edit)["text"]
+    assert "```" not in json.loads(edit)["text"]
     async with Database.open(settings.db_path) as db:
         chain = {link.stage: link for link in (await trace(db, run["experiment_id"])).before}
         costs = await db.reader.execute_fetchall(
@@ -218,13 +223,12 @@ async def test_a_run_without_words_of_its_own_is_described_by_what_it_changes(
     settings: Settings, provide: Provide
 ) -> None:
     change = ("set_value", {"name": "LEARNING_RATE", "value": "0.4"})
-    copied = "Train the draft for 1 s. It stays if it improved; else the draft goes back."
-    server = provide({"calls": [change, ("run", {"description": copied})]})
+    server = provide({"calls": [change, ("run", {"description": ABOUT_RUN})]})
     found, _, _ = await research(settings, Plan(**MODEL, base_url=server.url, experiments=1, memory="off"))
     (told,) = [
         tool["function"]["description"] for tool in server.asked[0]["tools"] if tool["function"]["name"] == "run"
     ]
-    assert told == copied
+    assert told == ABOUT_RUN
     assert found["runs"][1]["description"] == "LEARNING_RATE = 0.4 (was 0.5)"
 
 
@@ -467,7 +471,7 @@ async def test_every_habit_researches_without_memory(settings: Settings, policy:
 
 
 async def test_a_habit_heeds_the_memory_where_there_is_one(settings: Settings, workspace: Path) -> None:
-    (workspace / "train.py").write_text("MATRIX_LR = 0.04\n" + (workspace / "train.py").read_text())
+    (workspace / "train.py").write_text("UNEMBEDDING_LR = 0.004\n" + (workspace / "train.py").read_text())
     found, _, calls = await research(settings, Plan(policy="forgetful", experiments=3, seed=1))
     names = [call.name for call in calls]
     assert names[1] == "search_methods"
