@@ -13,6 +13,7 @@ import json
 import os
 import random
 import shutil
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from loopgraph_mcp import LoopGraph
 from loopgraph_mcp.config import bundled, read_settings
 from loopgraph_mcp.models import SharedOutcome
 from loopgraph_mcp.sources.packs import read_pack
-from loopgraph_mcp.workspace import create_workspace
+from loopgraph_mcp.workspace import create_workspace, prepare_command
 
 BLOCK = 10
 PACK = bundled("methodpacks")
@@ -37,27 +38,32 @@ async def main() -> None:
         "--budget", type=float, default=5.0, metavar="S", help="training seconds of a run (%(default)g)"
     )
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="runs of each method (%(default)d)")
+    parser.add_argument("--method", action="append", metavar="ID", help="measure this one (again for more; all)")
     asked = parser.parse_args()
+    shipped = {method.id: method for method in read_pack(PACK).methods}
+    if unknown := sorted(set(asked.method or ()) - set(shipped)):
+        parser.error(f"the pack has no {', '.join(unknown)}")
     folder = asked.folder.resolve()
-    where, _ = create_workspace(folder / "workspace", bundled("trainer"), budget_s=asked.budget)
+    where, new = create_workspace(folder / "workspace", bundled("trainer"), budget_s=asked.budget)
+    if new:
+        subprocess.run(prepare_command(where.path), cwd=where.path, check=True)  # noqa: ASYNC221, S603 - our prepare.py
     environment = {**os.environ, "LOOPGRAPH_HOME": str(folder / "home"), "LOOPGRAPH_PACKS": str(PACK)}
     start = (bundled("trainer") / where.editable).read_text(encoding="utf-8")
     async with LoopGraph.open(read_settings(environment, where.path)) as graph:
         where.editable_path.write_text(start, encoding="utf-8")  # an edit that was kept stands in it
         edits = {
-            method.id: edit.edit_id
-            for method in read_pack(PACK).methods
-            if (edit := await graph.get_code_edit(method.id)).edit_id is not None
+            method_id: edit.edit_id
+            for method_id in asked.method or shipped
+            if (edit := await graph.get_code_edit(method_id)).edit_id is not None
         }
         await train(graph, edits, asked.rounds, where.editable_path, start)
         shutil.rmtree(folder / "measured", ignore_errors=True)
         await graph.export_pack("measured", folder / "measured", method_ids=sorted(edits))
     setting = f"bundled trainer, {os.environ.get('LOOPGRAPH_PROFILE') or 'default'} profile, {os.cpu_count()} CPU cores"
     for method in read_pack(folder / "measured").methods:
-        keep(
-            PACK / f"{method.id}.toml",
-            dataclasses.replace(method.outcomes[-1], context=f"{setting}, {asked.budget:g} s"),
-        )
+        for outcome in method.outcomes[len(shipped[method.id].outcomes) :]:  # those of this memory come last
+            told = dataclasses.replace(outcome, context=f"{setting}, {asked.budget:g} s")
+            keep(PACK / f"{method.id}.toml", told)
 
 
 async def train(graph: LoopGraph, edits: dict[str, str], rounds: int, file: Path, start: str) -> None:
