@@ -5,7 +5,7 @@ import math
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from statistics import fmean
 
@@ -243,12 +243,14 @@ class Ledger:
         if method.id not in self._appraisals:
             record = self.record(method.id, here)
             seen = [trial.observation for trial in record.trials if trial.observation is not None]
-            seen += _others(method, here)
+            others = list(_others(method, here))
             prior = self.family_means(here).get(method.family, PRIOR_MEAN)
             crashes = record.crashes + sum(
                 each.crashes for each in method.outcomes if _kappa(each, here) > LITERATURE_KAPPA
             )
-            self._appraisals[method.id] = appraise(seen, crashes, prior_mean=prior)
+            own = appraise(seen, crashes, prior_mean=prior)
+            both = appraise([*seen, *others], crashes, prior_mean=prior)
+            self._appraisals[method.id] = replace(both, reward=own.reward, told=both.reward / own.reward)
         return self._appraisals[method.id]
 
     def _forget_stale(self, here: Context | None) -> None:

@@ -190,6 +190,7 @@ class LoopGraph:
             look.past,
             shown_ages=look.shown_ages,
             program=look.program,
+            asked=bool(query.strip()),
             limit=limit,
             standing=standing,
             in_flight={each for run in running for each in run.method_ids},

@@ -18,6 +18,7 @@ GAIN_CLIP = 8.0
 HALF_LIFE_EXPERIMENTS = 300
 HALF_LIFE_RETRIEVALS = 20
 FORESIGHT_BOUND = 2.0  # what others published of such moves is weak evidence
+TOLD_BOUND = 2.0  # what others measured must not put a method before those that a query is about
 ODDS_BOUND = 8.0
 
 
@@ -143,11 +144,19 @@ def fatigue(shown_ages: Sequence[int]) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Appraisal:
-    """What a method's evidence says of it, whatever was asked."""
+    """What a method's evidence says of it, whatever was asked.
+
+    Args:
+        posterior: The belief about its gain.
+        p_ok: The odds that it does not crash.
+        reward: What its own trials here promise, beside an untried method.
+        told: By how much what others told of it raises that.
+    """
 
     posterior: Posterior
     p_ok: float
     reward: float
+    told: float = 1.0
 
     @property
     def odds(self) -> float:
@@ -171,16 +180,19 @@ def score(relevance: float, evidence: Evidence, *, prior_mean: float = PRIOR_MEA
     `foreseen`, the log of how often such changes are kept over how often any is, at most halves or doubles the score.
     """
     appraisal = appraise(evidence.observations, evidence.crashes, prior_mean=prior_mean)
-    return _score(relevance, appraisal, evidence.shown_ages, foreseen)
+    return _score(relevance, appraisal, evidence.shown_ages, foreseen, TOLD_BOUND)
 
 
-def _score(relevance: float, appraisal: Appraisal, shown_ages: Sequence[int], foreseen: float) -> Score:
+def _score(
+    relevance: float, appraisal: Appraisal, shown_ages: Sequence[int], foreseen: float, told_bound: float
+) -> Score:
     tired = fatigue(shown_ages)
     foresight = min(max(math.exp(foreseen), 1 / FORESIGHT_BOUND), FORESIGHT_BOUND)
+    reward = appraisal.reward * min(max(appraisal.told, 1 / told_bound), told_bound)
     return Score(
-        score=relevance * appraisal.reward**0.7 * tired * foresight,
+        score=relevance * reward**0.7 * tired * foresight,
         relevance=relevance,
-        reward=appraisal.reward,
+        reward=reward,
         fatigue=tired,
         foresight=foresight,
         posterior=appraisal.posterior,
@@ -202,9 +214,10 @@ class Candidate:
     foreseen: float = 0.0
 
 
-def rank(candidates: Sequence[Candidate]) -> list[tuple[str, Score]]:
-    """Return method ids with their scores, best first, ties by id."""
+def rank(candidates: Sequence[Candidate], *, told_bound: float = TOLD_BOUND) -> list[tuple[str, Score]]:
+    """Return method ids with their scores, best first, ties by id; what others told moves a reward so far at most."""
     scored = [
-        (each.method_id, _score(each.relevance, each.appraisal, each.shown_ages, each.foreseen)) for each in candidates
+        (each.method_id, _score(each.relevance, each.appraisal, each.shown_ages, each.foreseen, told_bound))
+        for each in candidates
     ]
     return sorted(scored, key=lambda pair: (-pair[1].score, pair[0]))

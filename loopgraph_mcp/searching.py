@@ -1,5 +1,6 @@
 """Chooses what to show for a query: ranked by text and evidence, not five of one family, another one on a plateau."""
 
+import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
@@ -25,11 +26,15 @@ def choose(
     *,
     shown_ages: Mapping[str, Sequence[int]],
     program: str | None,
+    asked: bool,
     limit: int,
     standing: Standing | None,
     in_flight: Collection[str] = (),
 ) -> tuple[list[MethodHit], str]:
-    """Return the methods to show, best first, and what is to be said of the search as a whole."""
+    """Return the methods to show, best first, and what is to be said of the search as a whole.
+
+    Where words are `asked` for, what others told of a method moves its rank less.
+    """
     by_id = {
         method.id: method for method, _ in found if standing is None or memory.record(method.id).standing is standing
     }
@@ -45,7 +50,7 @@ def choose(
         if method.id in by_id
     ]
     stale = memory.plateau_families(PLATEAU_RUNS)
-    ranked = ranking.rank(candidates)
+    ranked = ranking.rank(candidates, told_bound=ranking.TOLD_BOUND if asked else math.inf)
     chosen = _diverse(ranked, by_id, stale, in_flight, limit)
     hits = [
         _hit(by_id[each], score, memory, program, foresight.foreseen(by_id[each].moves, past).elsewhere)

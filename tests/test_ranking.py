@@ -1,4 +1,6 @@
+import math
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -8,6 +10,7 @@ from loopgraph_mcp.ranking import (
     FORESIGHT_BOUND,
     ODDS_BOUND,
     PRIOR_MEAN,
+    TOLD_BOUND,
     Candidate,
     Evidence,
     Observation,
@@ -162,3 +165,13 @@ def test_the_odds_of_a_method_are_bounded_and_rise_with_a_win(known: list[Observ
     assert appraise((), 0).odds == pytest.approx(1.0)
     assert (appraise([Observation(gain)], 0).odds > 1.0) or gain < 0
     assert (appraise([Observation(gain)], 0).odds < 1.0) or gain > PRIOR_MEAN
+
+
+@given(relevances, st.floats(1 / 64, 64))
+def test_what_others_told_moves_a_reward_by_a_bounded_factor(relevance: float, told: float) -> None:
+    def scored(told: float, bound: float) -> float:
+        return rank([Candidate("m", relevance, replace(appraise((), 0), told=told))], told_bound=bound)[0][1].reward
+
+    plain, moved = scored(1.0, TOLD_BOUND), scored(told, TOLD_BOUND)
+    assert plain / TOLD_BOUND <= moved * (1 + 1e-12) <= plain * TOLD_BOUND * (1 + 1e-9)
+    assert scored(told, math.inf) == pytest.approx(plain * told)

@@ -271,7 +271,7 @@ def test_the_inspector_finds_no_fault_with_the_schemas(environment: dict[str, st
 def test_the_inspector_calls_a_tool(environment: dict[str, str]) -> None:
     called = inspector(
         environment,
-        *("--method", "tools/call", "--tool-name", "search_methods", "--tool-arg", "query=attention"),
+        *("--method", "tools/call", "--tool-name", "search_methods", "--tool-arg", "query=GQA"),
         *("--format", "json"),
     )
     assert called.returncode == 0, called.stdout + called.stderr
