@@ -243,14 +243,14 @@ class Ledger:
         if method.id not in self._appraisals:
             record = self.record(method.id, here)
             seen = [trial.observation for trial in record.trials if trial.observation is not None]
-            others = list(_others(method, here))
             prior = self.family_means(here).get(method.family, PRIOR_MEAN)
-            crashes = record.crashes + sum(
-                each.crashes for each in method.outcomes if _kappa(each, here) > LITERATURE_KAPPA
-            )
-            own = appraise(seen, crashes, prior_mean=prior)
-            both = appraise([*seen, *others], crashes, prior_mean=prior)
-            self._appraisals[method.id] = replace(both, reward=own.reward, told=both.reward / own.reward)
+            found = appraise(seen, record.crashes, prior_mean=prior)
+            if method.published or method.outcomes:
+                near = (each for each in method.outcomes if _kappa(each, here) > LITERATURE_KAPPA)
+                crashes = record.crashes + sum(each.crashes for each in near)
+                both = appraise([*seen, *_others(method, here)], crashes, prior_mean=prior)
+                found = replace(both, reward=found.reward, told=both.reward / found.reward)
+            self._appraisals[method.id] = found
         return self._appraisals[method.id]
 
     def _forget_stale(self, here: Context | None) -> None:

@@ -178,7 +178,8 @@ class LoopGraph:
             self._looks.get(workspace, functools.partial(self._look, workspace)),
             search.find_relevance(self.db, query),
         )
-        if query.strip():
+        asked = bool(query.strip())
+        if asked:
             found = search.ranked(relevance, look.known, _CANDIDATES)
         else:
             found = [(method, 1.0) for method in look.known.values()]
@@ -190,7 +191,7 @@ class LoopGraph:
             look.past,
             shown_ages=look.shown_ages,
             program=look.program,
-            asked=bool(query.strip()),
+            asked=asked,
             limit=limit,
             standing=standing,
             in_flight={each for run in running for each in run.method_ids},

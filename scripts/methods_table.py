@@ -8,7 +8,7 @@ from statistics import median
 
 from loopgraph_mcp.config import bundled
 from loopgraph_mcp.edits import apply_method
-from loopgraph_mcp.models import Method, Present, SetConst, SetDefault, SetKwarg, SetLocal, Source
+from loopgraph_mcp.models import Method, Present, SetConst, SetDefault, SetKwarg, SetLocal, SharedOutcome, Source
 from loopgraph_mcp.sources.packs import read_pack
 
 HEAD = """# The methods that ship
@@ -46,26 +46,27 @@ def sign_of(method: Method) -> str:
     return "±" if len(signs) == 2 else "+" if True in signs else "-"
 
 
-def measured(method: Method) -> str:
-    """Return what the method gained in short runs on a CPU."""
-    return next((f"{each.mean_gain:+.3f}" for each in method.outcomes if each.mean_gain is not None), "")
+def on_cpu(method: Method) -> SharedOutcome | None:
+    """Return what came of a method in short runs on a CPU."""
+    return next((each for each in method.outcomes if each.device == "cpu" and each.gain_sigmas), None)
 
 
 def noise(methods: Sequence[Method]) -> float:
     """Return the noise floor of those runs."""
-    outcomes = [each for method in methods for each in method.outcomes if each.gain_sigmas]
+    outcomes = filter(None, map(on_cpu, methods))
     return median((each.mean_gain or 0.0) / (each.gain_sigmas or 1.0) for each in outcomes)
 
 
 def row(method: Method, program: str) -> str:
     """Return a method's line of the table."""
     here = method.recipe is not None and isinstance(apply_method(method, program, {}), Present)
+    measured = on_cpu(method)
     cells = [
         f"[`{method.id}`](../methodpacks/{method.id}.toml)",
         method.family,
         edit_of(method),
         sign_of(method),
-        measured(method),
+        f"{measured.mean_gain:+.3f}" if measured else "",
         "yes" if here else "",
         ", ".join(link(source) for source in method.sources),
     ]
