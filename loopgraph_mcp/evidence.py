@@ -6,6 +6,7 @@ from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import islice
 from statistics import fmean
 
@@ -56,40 +57,40 @@ class Trial:
         return self.verdict.gain
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class TrackRecord:
     """What this store's outcomes say of one method."""
 
     trials: tuple[Trial, ...] = ()
 
-    @property
+    @cached_property
     def tries(self) -> int:
         """Changes that were run."""
         return len(self.trials)
 
-    @property
+    @cached_property
     def wins(self) -> int:
         """Changes judged a win."""
         return sum(1 for trial in self.trials if trial.verdict.kind is VerdictKind.WIN)
 
-    @property
+    @cached_property
     def crashes(self) -> int:
         """Changes that failed."""
         return sum(1 for trial in self.trials if trial.verdict.kind is VerdictKind.CRASH)
 
-    @property
+    @cached_property
     def mean_gain(self) -> float | None:
         """Mean gain in metric units, over the trials of the context asked for, or else over all."""
         here = [trial.gain for trial in self.trials if trial.same_context and trial.gain is not None]
         gains = here or [trial.gain for trial in self.trials if trial.gain is not None]
         return fmean(gains) if gains else None
 
-    @property
+    @cached_property
     def last_age(self) -> int | None:
         """Experiments made since the last trial of one's own."""
         return min((trial.age for trial in self.trials if not trial.imported), default=None)
 
-    @property
+    @cached_property
     def standing(self) -> Standing:
         """One word: untried, proven (wins, no losses), flopped (losses or crashes, no win), or mixed."""
         bad = sum(1 for trial in self.trials if trial.verdict.kind in {VerdictKind.LOSS, VerdictKind.CRASH})

@@ -2,7 +2,6 @@
 
 import asyncio
 import dataclasses
-import functools
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
@@ -66,8 +65,8 @@ from loopgraph_mcp.store.database import Database, new_id
 from loopgraph_mcp.store.experiments import NewExperiment
 from loopgraph_mcp.store.newest import Newest, read_newest
 from loopgraph_mcp.store.newest import look as look_at
-from loopgraph_mcp.surroundings import Surroundings
-from loopgraph_mcp.together import Together
+from loopgraph_mcp.store.retrievals import Shown
+from loopgraph_mcp.surroundings import Sight, Surroundings
 from loopgraph_mcp.tries import Past
 from loopgraph_mcp.turns import Priority
 from loopgraph_mcp.workspace import default_timeout_s
@@ -88,7 +87,7 @@ class _Look:
     """What every search in a workspace has to know, whatever it looks for.
 
     Args:
-        shown_ages: How long ago each method was shown, where it was shown and not tried since.
+        shown: What was shown of late and not tried since.
         known: All methods by their ids.
         program: The workspace's file, None where there is no workspace.
         context: Where outcomes of that file are comparable, likewise.
@@ -97,7 +96,7 @@ class _Look:
         learned: Methods that have a learned recipe.
     """
 
-    shown_ages: Mapping[str, Sequence[int]]
+    shown: Shown
     known: Mapping[str, Method]
     program: str | None
     context: Context | None
@@ -121,7 +120,7 @@ class LoopGraph:
         self._now = clock
         self.session = new_id("ses")  # tells agents that share no HTTP server apart
         self._here = Surroundings(db, settings, clock)
-        self._looks: Together[_Look] = Together()
+        self._looking = asyncio.Lock()  # each outcome is learned once, in order
         self._sight: Foresight | None = None
         self._ledger = evidence.Ledger(db)
         self._fatigue = retrievals.Fatigue()
@@ -174,22 +173,24 @@ class LoopGraph:
             standing: Show methods of this standing alone.
             caller: The agent that asks; None for a person at a terminal.
         """
-        look, relevance = await asyncio.gather(
-            self._looks.get(workspace, functools.partial(self._look, workspace)),
-            search.find_relevance(self.db, query),
-        )
         asked = bool(query.strip())
-        if asked:
-            found = search.ranked(relevance, look.known, _CANDIDATES)
-        else:
+        glance = self.db.search(
+            lambda conn: (self._fatigue.shown(conn), look_at(conn), self._here.sight(workspace)), limit_s=_PATIENCE_S
+        )
+        text = search.find_relevance(self.db, query) if asked else None
+        async with self._looking:
+            look = await self._look(*await glance)
+        if text is None:
             found = [(method, 1.0) for method in look.known.values()]
+        else:
+            found = search.ranked(await text, look.known, _CANDIDATES)
         running = sharing.running_now(look.under_way, caller)
         hits, note = searching.choose(
             [pair for pair in found if family in {None, pair[0].family}],
             look.memory,
             await self._foresight(),
             look.past,
-            shown_ages=look.shown_ages,
+            shown=look.shown,
             program=look.program,
             asked=asked,
             limit=limit,
@@ -217,18 +218,16 @@ class LoopGraph:
             best=await self._bests.elsewhere(look.memory, look.program, decided=look.decided),
         )
 
-    async def _look(self, workspace: str | None) -> _Look:
+    async def _look(self, shown: Shown, newest: Newest, sight: Sight | None) -> _Look:
         """Return what every search in a workspace has to know: little of it is read again before the store moves."""
-        glance = self.db.search(lambda conn: (self._fatigue.ages(conn), look_at(conn)), limit_s=_PATIENCE_S)
-        where, context = await self._here.place(workspace)
-        shown_ages, newest = await glance
+        context = None if sight is None else await self._here.context_of(sight)
         if self._with_recipe[0] != (newest.recipe, newest.decision):
             learned = await learned_store.methods_with_recipe(self.db)
             self._with_recipe = (newest.recipe, newest.decision), learned
         return _Look(
-            shown_ages=shown_ages,
+            shown=shown,
             known=await methods.library(self.db, newest),
-            program=None if where is None else where.read_program(),
+            program=None if sight is None else sight.program,
             context=context,
             memory=await self._ledger.recall(context, newest),
             past=await self._past(context, newest),

@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import NamedTuple
 
 _NORMAL = NormalDist()
 
@@ -138,6 +139,8 @@ _PRIOR_REWARD = posterior(()).expected_improvement * 0.9
 
 def fatigue(shown_ages: Sequence[int]) -> float:
     """Return the factor in [0.3, 1] for a method shown again and again and never tried; it recovers with time."""
+    if not shown_ages:
+        return 1.0
     shown = math.fsum(2 ** (-age / HALF_LIFE_RETRIEVALS) for age in shown_ages)
     return max(0.3, 1 / (1 + 0.25 * shown))
 
@@ -180,44 +183,47 @@ def score(relevance: float, evidence: Evidence, *, prior_mean: float = PRIOR_MEA
     `foreseen`, the log of how often such changes are kept over how often any is, at most halves or doubles the score.
     """
     appraisal = appraise(evidence.observations, evidence.crashes, prior_mean=prior_mean)
-    return _score(relevance, appraisal, evidence.shown_ages, foreseen, TOLD_BOUND)
-
-
-def _score(
-    relevance: float, appraisal: Appraisal, shown_ages: Sequence[int], foreseen: float, told_bound: float
-) -> Score:
-    tired = fatigue(shown_ages)
-    foresight = min(max(math.exp(foreseen), 1 / FORESIGHT_BOUND), FORESIGHT_BOUND)
-    reward = appraisal.reward * min(max(appraisal.told, 1 / told_bound), told_bound)
-    return Score(
-        score=relevance * reward**0.7 * tired * foresight,
-        relevance=relevance,
-        reward=reward,
-        fatigue=tired,
-        foresight=foresight,
-        posterior=appraisal.posterior,
-        p_ok=appraisal.p_ok,
-    )
+    return explain(Candidate("", relevance, appraisal, evidence.shown_ages, foreseen))
 
 
 LITERATURE_KAPPA, OTHER_DEVICE_KAPPA = 0.25, 0.1
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(NamedTuple):
     """A method to be ranked, with what its evidence says of it."""
 
     method_id: str
     relevance: float
     appraisal: Appraisal
-    shown_ages: tuple[int, ...] = ()
+    shown_ages: Sequence[int] = ()
     foreseen: float = 0.0
 
+    def factors(self, told_bound: float) -> tuple[float, float, float]:
+        """Return its reward, fatigue and foresight; what others told moves the reward so far at most."""
+        told = min(max(self.appraisal.told, 1 / told_bound), told_bound)
+        foresight = min(max(math.exp(self.foreseen), 1 / FORESIGHT_BOUND), FORESIGHT_BOUND)
+        return self.appraisal.reward * told, fatigue(self.shown_ages), foresight
 
-def rank(candidates: Sequence[Candidate], *, told_bound: float = TOLD_BOUND) -> list[tuple[str, Score]]:
+
+def rank(candidates: Sequence[Candidate], *, told_bound: float = TOLD_BOUND) -> list[tuple[str, float]]:
     """Return method ids with their scores, best first, ties by id; what others told moves a reward so far at most."""
-    scored = [
-        (each.method_id, _score(each.relevance, each.appraisal, each.shown_ages, each.foreseen, told_bound))
-        for each in candidates
-    ]
-    return sorted(scored, key=lambda pair: (-pair[1].score, pair[0]))
+    scored = sorted((-_total(each.relevance, *each.factors(told_bound)), each.method_id) for each in candidates)
+    return [(method_id, -total) for total, method_id in scored]
+
+
+def explain(candidate: Candidate, *, told_bound: float = TOLD_BOUND) -> Score:
+    """Return a candidate's score with its parts."""
+    reward, tired, foresight = candidate.factors(told_bound)
+    return Score(
+        score=_total(candidate.relevance, reward, tired, foresight),
+        relevance=candidate.relevance,
+        reward=reward,
+        fatigue=tired,
+        foresight=foresight,
+        posterior=candidate.appraisal.posterior,
+        p_ok=candidate.appraisal.p_ok,
+    )
+
+
+def _total(relevance: float, reward: float, tired: float, foresight: float) -> float:
+    return float(relevance * reward**0.7 * tired * foresight)

@@ -10,6 +10,7 @@ from loopgraph_mcp.answers import MethodHit
 from loopgraph_mcp.evidence import Memory
 from loopgraph_mcp.foresight import Elsewhere, Foresight
 from loopgraph_mcp.models import Method, Presence, Standing
+from loopgraph_mcp.store.retrievals import Shown
 from loopgraph_mcp.tries import Past
 
 SAME_FAMILY = 0.7  # what a method is worth behind another of its family
@@ -24,7 +25,7 @@ def choose(
     foresight: Foresight,
     past: Past,
     *,
-    shown_ages: Mapping[str, Sequence[int]],
+    shown: Shown,
     program: str | None,
     asked: bool,
     limit: int,
@@ -35,54 +36,60 @@ def choose(
 
     Where words are `asked` for, what others told of a method moves its rank less.
     """
-    by_id = {
+    methods = {
         method.id: method for method, _ in found if standing is None or memory.record(method.id).standing is standing
     }
-    candidates = [
-        ranking.Candidate(
+    candidates = {
+        method.id: ranking.Candidate(
             method.id,
             relevance,
             memory.appraisal(method),
-            tuple(shown_ages.get(method.id, ())),
+            shown.ages(method.id),
             foresight.foreseen(method.moves, past).score,
         )
         for method, relevance in found
-        if method.id in by_id
-    ]
+        if method.id in methods
+    }
+    bound = ranking.TOLD_BOUND if asked else math.inf
     stale = memory.plateau_families(PLATEAU_RUNS)
-    ranked = ranking.rank(candidates, told_bound=ranking.TOLD_BOUND if asked else math.inf)
-    chosen = _diverse(ranked, by_id, stale, in_flight, limit)
+    ranked = ranking.rank(list(candidates.values()), told_bound=bound)
     hits = [
-        _hit(by_id[each], score, memory, program, foresight.foreseen(by_id[each].moves, past).elsewhere)
-        for each, score in chosen
+        _hit(
+            methods[each],
+            ranking.explain(candidates[each], told_bound=bound),
+            memory,
+            program,
+            foresight.foreseen(methods[each].moves, past).elsewhere,
+        )
+        for each in _diverse(ranked, methods, stale, in_flight, limit)
     ]
     return hits, wording.plateau(PLATEAU_RUNS, stale)
 
 
 def _diverse(
-    ranked: Sequence[tuple[str, ranking.Score]],
-    by_id: Mapping[str, Method],
+    ranked: Sequence[tuple[str, float]],
+    methods: Mapping[str, Method],
     stale: frozenset[str],
     in_flight: Collection[str],
     limit: int,
-) -> list[tuple[str, ranking.Score]]:
+) -> list[str]:
     """Return the best few, each counted for less behind others of its family or while it runs; ties stay in order."""
-    left, chosen, shown = list(ranked), list[tuple[str, ranking.Score]](), Counter[str]()
+    left, chosen, shown = list(ranked), list[str](), Counter[str]()
 
-    def worth(pair: tuple[str, ranking.Score]) -> float:
-        family = by_id[pair[0]].family
-        running = IN_FLIGHT if pair[0] in in_flight else 1.0
-        return pair[1].score * SAME_FAMILY ** shown[family] * (PLATEAU_FAMILY if family in stale else 1.0) * running
+    def worth(method_id: str, score: float) -> float:
+        family = methods[method_id].family
+        running = IN_FLIGHT if method_id in in_flight else 1.0
+        return score * SAME_FAMILY ** shown[family] * (PLATEAU_FAMILY if family in stale else 1.0) * running
 
     while left and len(chosen) < limit:
         best, most = 0, -1.0
-        for place, pair in enumerate(left):
-            if pair[1].score <= most:  # they come by their scores, and none is worth more than its score
+        for place, (method_id, score) in enumerate(left):
+            if score <= most:  # they come by their scores, and none is worth more than its score
                 break
-            if (now := worth(pair)) > most:
+            if (now := worth(method_id, score)) > most:
                 best, most = place, now
-        chosen.append(left.pop(best))
-        shown[by_id[chosen[-1][0]].family] += 1
+        chosen.append(left.pop(best)[0])
+        shown[methods[chosen[-1]].family] += 1
     return chosen
 
 

@@ -24,6 +24,17 @@ class _Seen:
     found: tuple[Workspace, Device, str, str]
 
 
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """A workspace as it is at a moment: its program, its device, and the hashes of its data and harness."""
+
+    where: Workspace
+    program: str
+    device: Device
+    data: str
+    harness: str
+
+
 def _stamps(files: Iterable[Path]) -> tuple[tuple[int, int, int] | None, ...]:
     found = list[tuple[int, int, int] | None]()
     for file in files:
@@ -44,6 +55,7 @@ class Surroundings:
         self._settings = settings
         self._now = clock
         self._seen: dict[Path, _Seen] = {}
+        self._contexts: dict[Context, Context] = {}
 
     async def workspace(self, path: str | None) -> Workspace:
         """Return the workspace asked for, or the settings' own.
@@ -61,8 +73,7 @@ class Surroundings:
         Raises:
             WorkspaceError: There is none, or it cannot be used.
         """
-        folder = (self._settings.workspace if path is None else Path(path)).expanduser()
-        where, device, data, harness = await asyncio.to_thread(self._look_again, folder)
+        where, device, data, harness = await asyncio.to_thread(self._look_again, self._folder(path))
         return where, device, await self._context(where, where.budget_s, device, data, harness)
 
     def _look_again(self, folder: Path) -> tuple[Workspace, Device, str, str]:
@@ -78,19 +89,26 @@ class Surroundings:
             self._seen[folder] = known
         return known.found
 
-    async def place(self, path: str | None) -> tuple[Workspace, Context] | tuple[None, None]:
-        """Return the workspace asked for and its context, or neither: a search needs no workspace.
+    def sight(self, path: str | None) -> Sight | None:
+        """Return the workspace asked for as it is now, read on the calling thread; None where none is asked for or is.
 
         Raises:
-            WorkspaceError: The one asked for cannot be used.
+            WorkspaceError: The one asked for cannot be used, or its program cannot be read.
         """
         try:
-            where, _, context = await self.found(path)
+            where, device, data, harness = self._look_again(self._folder(path))
         except WorkspaceError:
             if path is not None:
                 raise
-            return None, None
-        return where, context
+            return None
+        return Sight(where, where.read_program(), device, data, harness)
+
+    async def context_of(self, seen: Sight) -> Context:
+        """Return what makes outcomes of a workspace comparable, at its own budget."""
+        return await self._context(seen.where, seen.where.budget_s, seen.device, seen.data, seen.harness)
+
+    def _folder(self, path: str | None) -> Path:
+        return (self._settings.workspace if path is None else Path(path)).expanduser()
 
     async def workspace_id(self, where: Workspace) -> str:
         """Return the id of a workspace's row."""
@@ -109,7 +127,7 @@ class Surroundings:
         return device, dataset_hash(where), harness_hash(where)
 
     async def _context(self, where: Workspace, budget_s: float, device: Device, data: str, harness: str) -> Context:
-        return Context(
+        context = Context(
             workspace_id=await self.workspace_id(where),
             device=device.label,
             budget_s=budget_s,
@@ -118,6 +136,7 @@ class Surroundings:
             metric=where.metric,
             direction=where.direction,
         )
+        return self._contexts.setdefault(context, context)  # what is the same object is found equal at once
 
     async def context_id(self, where: Workspace, budget_s: float) -> str:
         """Return the id of that context's row."""

@@ -15,6 +15,7 @@ from loopgraph_mcp.ranking import (
     Evidence,
     Observation,
     appraise,
+    explain,
     family_mean,
     fatigue,
     posterior,
@@ -154,7 +155,7 @@ def test_foresight_moves_a_score_by_no_more_than_its_bound(
 def test_a_score_made_in_parts_is_the_score_made_at_once() -> None:
     known = Evidence((Observation(2.0),), crashes=1, shown_ages=(0, 3))
     (ranked,) = rank([Candidate("m", 0.5, appraise(known.observations, known.crashes), known.shown_ages, 0.2)])
-    assert ranked == ("m", score(0.5, known, foreseen=0.2))
+    assert ranked == ("m", score(0.5, known, foreseen=0.2).score)
 
 
 @given(st.lists(observations, max_size=5), gains)
@@ -170,7 +171,7 @@ def test_the_odds_of_a_method_are_bounded_and_rise_with_a_win(known: list[Observ
 @given(relevances, st.floats(1 / 64, 64))
 def test_what_others_told_moves_a_reward_by_a_bounded_factor(relevance: float, told: float) -> None:
     def scored(told: float, bound: float) -> float:
-        return rank([Candidate("m", relevance, replace(appraise((), 0), told=told))], told_bound=bound)[0][1].reward
+        return explain(Candidate("m", relevance, replace(appraise((), 0), told=told)), told_bound=bound).reward
 
     plain, moved = scored(1.0, TOLD_BOUND), scored(told, TOLD_BOUND)
     assert plain / TOLD_BOUND <= moved * (1 + 1e-12) <= plain * TOLD_BOUND * (1 + 1e-9)

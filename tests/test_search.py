@@ -29,6 +29,7 @@ from loopgraph_mcp.store.chunks import Chunk, split_names
 from loopgraph_mcp.store.database import Database, migration_files
 from loopgraph_mcp.store.experiments import NewExperiment
 from loopgraph_mcp.store.search import find_methods
+from loopgraph_mcp.store.tidying import MOST_PIECES, pieces
 from loopgraph_mcp.store.words import Concept, Limits, plan, read_concepts, read_words, spans
 
 LABELLED = tomllib.loads((Path(__file__).parent / "data" / "queries.toml").read_text(encoding="utf-8"))
@@ -582,7 +583,7 @@ async def test_fatigue_is_what_counting_every_retrieval_would_find(db: Database,
         listed = [retrievals.ShownMethod(each, 1.0, {}) for each in items]
         await retrievals.add_retrieval(db, "q", listed, context_id=None, now=float(number))
         if rng.random() < 0.2:
-            await db.search(fatigue.ages, limit_s=9)
+            await db.search(fatigue.shown, limit_s=9)
     slow = {
         each: [
             len(shown) - 1 - place
@@ -591,8 +592,20 @@ async def test_fatigue_is_what_counting_every_retrieval_would_find(db: Database,
         ]
         for each in ids
     }
-    assert await db.search(fatigue.ages, limit_s=9) == {each: ages for each, ages in slow.items() if ages}
+    seen = await db.search(fatigue.shown, limit_s=9)
+    assert {each: seen.ages(each) for each in ids} == slow
     assert any(slow.values())
+
+
+async def test_an_index_that_grows_by_single_rows_stays_in_few_pieces(db: Database) -> None:
+    context, most = await a_context(db), 0
+    for number in range(40):
+        outcome = Outcome(OutcomeKind.FINISHED, 1.0, f"reason{number}", {})
+        await a_run(db, context, outcome, methods_=("gqa",), now=float(number))
+        most = max(most, await db.search(lambda conn: pieces(conn, "experiment_fts"), limit_s=9))
+    assert 2 < most <= MOST_PIECES + 1
+    assert [await found(db, f"reason{number}") for number in range(40)] == [["gqa"]] * 40
+    await db.change("INSERT INTO experiment_fts (experiment_fts) VALUES ('integrity-check')")
 
 
 async def test_what_is_known_already_is_not_read_again(db: Database) -> None:

@@ -2,10 +2,12 @@ import asyncio
 import dataclasses
 import functools
 import json
+import shutil
 import sqlite3
 import sys
 import threading
 from collections.abc import AsyncIterator
+from contextlib import closing, suppress
 from pathlib import Path
 
 import anyio
@@ -229,10 +231,23 @@ async def test_fatigue_counts_what_was_shown_since_it_was_tried(db: Database) ->
     shown, fatigue = [retrievals.ShownMethod("gqa", 1.0, {"relevance": 1.0})], retrievals.Fatigue()
     for now in (1.0, 1.5):
         await retrievals.add_retrieval(db, "q", shown, context_id=None, now=now)
-    assert await db.search(fatigue.ages, limit_s=9) == {"gqa": [1, 0]}
+    assert (await db.search(fatigue.shown, limit_s=9)).ages("gqa") == [1, 0]
     await an_experiment(db, await a_context(db), methods_=("gqa",))  # created at 2.0
     await retrievals.add_retrieval(db, "q", shown, context_id=None, now=3.0)
-    assert await db.search(fatigue.ages, limit_s=9) == {"gqa": [0]}
+    assert (await db.search(fatigue.shown, limit_s=9)).ages("gqa") == [0]
+
+
+async def test_what_was_written_reaches_the_file_while_the_store_is_open(db: Database, tmp_path: Path) -> None:
+    for number in range(130):
+        await retrievals.add_cost(db, "agent", subject_id=None, tokens=number, cost_usd=None, now=1.0)
+    alone = tmp_path / "alone.db"
+    for _ in range(200):  # moved by a thread for which nobody waits
+        shutil.copy(db.path, alone)
+        with closing(sqlite3.connect(alone)) as conn, suppress(sqlite3.OperationalError):
+            if conn.execute("SELECT count(*) FROM cost").fetchone()[0] >= 128:
+                return
+        await asyncio.sleep(0.05)
+    pytest.fail("nothing was moved from the log into the file")
 
 
 async def test_a_write_whose_caller_is_cancelled_is_undone(db: Database) -> None:

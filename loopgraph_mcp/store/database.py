@@ -24,6 +24,8 @@ MIGRATIONS_DIR = Path(__file__).parent / "migrations"
 T = TypeVar("T")
 Rows = tuple[str, Sequence[Mapping[str, Any]]]  # an INSERT and what it is to insert
 _BUSY_TIMEOUT_S = 30.0
+_COMMITS = 64  # between two moves of what was written from the log into the file
+_PAGES = 4_000  # of the log, after which a commit moves them itself
 _CHECK_EVERY = 10_000  # SQLite's own instructions between looks at the clock: about a millisecond
 _DAMAGED = (
     "the file is damaged. `loopgraph doctor` says where; bring back a copy of it, save what is left with "
@@ -47,17 +49,26 @@ class _Cursor(sqlite3.Cursor):
     """Says what to do of a damaged file and of what is no text; busy, full and refused rows are others' to explain."""
 
     def execute(self, sql: str, parameters: Any = (), /) -> "_Cursor":
-        with _explained(self.connection):
+        try:
             super().execute(sql, parameters)
+        except _TROUBLE as error:
+            _explain(error, self.connection)
+            raise
         return self
 
     def fetchone(self) -> Any:
-        with _explained(self.connection):
+        try:
             return super().fetchone()
+        except _TROUBLE as error:
+            _explain(error, self.connection)
+            raise
 
     def fetchall(self) -> list[Any]:
-        with _explained(self.connection):
+        try:
             return super().fetchall()
+        except _TROUBLE as error:
+            _explain(error, self.connection)
+            raise
 
 
 class _Connection(sqlite3.Connection):
@@ -69,15 +80,14 @@ class _Connection(sqlite3.Connection):
         return self.cursor(_Cursor).execute(sql, parameters)
 
 
-@contextmanager
-def _explained(conn: sqlite3.Connection) -> Iterator[None]:
-    try:
-        yield
-    except sqlite3.DatabaseError as error:
-        if type(error) is sqlite3.DatabaseError or "malformed" in str(error):
-            raise StoreError(f"{getattr(conn, 'file', '')}: {error}: {_DAMAGED}") from error
-        raise
-    except UnicodeEncodeError as error:
+_TROUBLE = (sqlite3.DatabaseError, UnicodeEncodeError)
+
+
+def _explain(error: Exception, conn: sqlite3.Connection) -> None:
+    """Raise what says what to do of an error, where there is more to say than it does."""
+    if type(error) is sqlite3.DatabaseError or "malformed" in str(error):
+        raise StoreError(f"{getattr(conn, 'file', '')}: {error}: {_DAMAGED}") from error
+    if isinstance(error, UnicodeEncodeError):
         wrong = ascii(error.object[error.start : error.end])
         raise StoreError(f"{wrong} is no character: text that holds it cannot be stored or looked for") from error
 
@@ -127,13 +137,16 @@ class Database:
 
     Tasks that shared one connection would interleave, and one's rollback would erase another's insert. So each write
     is one job, and jobs run through one after another on the writing connection's thread; reads have a connection of
-    their own. Searches have a third one with its own thread, where one takes place at a time.
+    their own. Searches have a third one with its own thread, where one takes place at a time. What was written is moved
+    from SQLite's log into the file on a fourth: that waits for the disk, and no caller should.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._writes = _Lane(path, "write", _keep_safe)
         self._searches = _Lane(path, "search", self._limit)
+        self._log = _Lane(path, "log", _keep_safe)
+        self._commits = 0
         self._reader = aiosqlite.connect(
             path, isolation_level=None, timeout=_BUSY_TIMEOUT_S, factory=_Connection
         )  # connects when it is awaited
@@ -174,6 +187,7 @@ class Database:
 
     async def _close(self) -> None:
         self._deadline = -math.inf  # cuts off what is still looked for
+        await self._log.end()
         await self._searches.end()
         try:
             await self._reader.close()
@@ -197,12 +211,16 @@ class Database:
             return done
 
         try:
-            return await self._writes.run(lambda conn: _transact(conn, undone_if_cancelled))
+            done = await self._writes.run(lambda conn: _transact(conn, undone_if_cancelled))
         except asyncio.CancelledError:
             cancelled.set()
             raise
         except sqlite3.OperationalError as error:
             raise StoreError(f"{self.path}: {error}; nothing was written. {_NEXT_STEP}") from error
+        self._commits += 1
+        if self._commits % _COMMITS == 0:
+            self._log.run(_move_log)
+        return done
 
     async def change(self, statement: str, values: Mapping[str, Any] | Sequence[Any] = ()) -> int:
         """Write with one statement; return how many rows it changed.
@@ -263,7 +281,11 @@ class Database:
 
         def job(conn: sqlite3.Connection) -> T:
             self._deadline = time.monotonic() + limit_s
-            return ask(conn)
+            conn.execute("BEGIN")  # one look at the file, as it is at one moment, in place of one for each statement
+            try:
+                return ask(conn)
+            finally:
+                conn.execute("COMMIT")
 
         return self._searches.run(job)
 
@@ -315,6 +337,13 @@ def _keep_safe(conn: sqlite3.Connection) -> None:
     conn.execute("PRAGMA journal_mode = WAL")
     conn.execute("PRAGMA synchronous = NORMAL")
     conn.execute("PRAGMA foreign_keys = ON")
+    conn.execute(f"PRAGMA wal_autocheckpoint = {_PAGES}")
+
+
+def _move_log(conn: sqlite3.Connection) -> None:
+    """Move what was written into the file, as far as nobody reads what was there before; it waits for nobody."""
+    with suppress(sqlite3.Error, StoreError):  # a later one moves it
+        conn.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
 
 
 def _transact(conn: sqlite3.Connection, job: Callable[[sqlite3.Connection], T]) -> T:

@@ -75,40 +75,72 @@ async def retrieval_exists(db: Database, retrieval_id: str) -> bool:
     return bool(list(rows))
 
 
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What was shown of late and not tried since.
+
+    Args:
+        newest: The newest retrieval's row.
+        times: For each method the retrievals that showed it, by row and time, the newest last.
+    """
+
+    newest: int
+    times: Mapping[str, tuple[tuple[int, float], ...]]
+
+    def ages(self, method_id: str) -> list[int]:
+        """Return how many retrievals ago a method was shown, each time."""
+        return [self.newest - row for row, _ in self.times.get(method_id, ())]
+
+
 class Fatigue:
     """Follows what was shown of late and what was tried since, reading only what is new."""
 
     def __init__(self) -> None:
-        self._shown: deque[tuple[int, float, str]] = deque()  # retrieval's row, when, method; the newest last
+        self._shown: deque[tuple[int, str]] = deque()  # retrieval's row and a method that it showed; the newest last
+        self._times: dict[str, tuple[tuple[int, float], ...]] = {}
         self._tried: dict[str, float] = {}
         self._newest = self._newest_experiment = 0
 
-    def ages(self, conn: sqlite3.Connection) -> dict[str, list[int]]:
-        """Return for each method shown of late the ages, in retrievals, of the times it was shown since last tried."""
-        (newest,) = conn.execute("SELECT coalesce(max(row), 0) FROM retrieval").fetchone()
-        (shown,) = conn.execute(
-            "SELECT json_group_array(json_array(row, printf('%.17g', created_at), method_id)) FROM ("
-            "SELECT retrieval.row, created_at, method_id FROM retrieval CROSS JOIN retrieval_item "
-            "ON retrieval_id = id WHERE retrieval.row > :seen AND retrieval.row <= :newest ORDER BY retrieval.row)",
-            {"seen": max(self._newest, newest - _FATIGUE_WINDOW), "newest": newest},
+    def shown(self, conn: sqlite3.Connection) -> Shown:
+        """Return what was shown of late and not tried since."""
+        newest, shown, tried = conn.execute(
+            _NEW_ROWS, {"seen": self._newest, "window": _FATIGUE_WINDOW, "experiment": self._newest_experiment}
         ).fetchone()
-        self._shown.extend((row, float(at), method_id) for row, at, method_id in json.loads(shown))
-        self._newest = newest
+        for row, at, method_id in json.loads(tried):
+            self._newest_experiment = row
+            self._tried[method_id] = since = max(self._tried.get(method_id, 0.0), float(at))
+            self._keep(method_id, [each for each in self._times.get(method_id, ()) if each[1] > since])
+        for row, at, method_id in json.loads(shown):
+            self._shown.append((row, method_id))
+            if float(at) > self._tried.get(method_id, 0.0):
+                self._times[method_id] = (*self._times.get(method_id, ()), (row, float(at)))
         while self._shown and self._shown[0][0] <= newest - _FATIGUE_WINDOW:
-            self._shown.popleft()
-        tried = conn.execute(
-            "SELECT experiment.row, method_id, created_at FROM experiment CROSS JOIN experiment_method "
-            "ON experiment_id = id WHERE experiment.row > :seen AND device_slot <> 'imported' ORDER BY experiment.row",
-            {"seen": self._newest_experiment},
-        )
-        for row in tried:
-            self._newest_experiment = row["row"]
-            self._tried[row["method_id"]] = max(self._tried.get(row["method_id"], 0.0), row["created_at"])
-        ages: dict[str, list[int]] = {}
-        for place, at, method_id in self._shown:
-            if at > self._tried.get(method_id, 0.0):
-                ages.setdefault(method_id, []).append(newest - place)
-        return ages
+            row, method_id = self._shown.popleft()
+            self._keep(method_id, [each for each in self._times.get(method_id, ()) if each[0] > row])
+        self._newest = newest
+        return Shown(newest, self._times.copy())
+
+    def _keep(self, method_id: str, times: Sequence[tuple[int, float]]) -> None:
+        self._times[method_id] = tuple(times)
+        if not times:
+            del self._times[method_id]
+
+
+# Times are told to the last digit, which SQLite's JSON does not.
+_NEW_ROWS = """
+    WITH newest (row) AS (SELECT coalesce(max(row), 0) FROM retrieval)
+    SELECT newest.row, (
+        SELECT json_group_array(json_array(row, printf('%.17g', created_at), method_id)) FROM (
+            SELECT retrieval.row, created_at, method_id FROM retrieval CROSS JOIN retrieval_item ON retrieval_id = id
+            WHERE retrieval.row > max(:seen, newest.row - :window) AND retrieval.row <= newest.row
+            ORDER BY retrieval.row)
+    ), (
+        SELECT json_group_array(json_array(row, printf('%.17g', created_at), method_id)) FROM (
+            SELECT experiment.row, created_at, method_id FROM experiment CROSS JOIN experiment_method
+            ON experiment_id = id WHERE experiment.row > :experiment AND device_slot <> 'imported'
+            ORDER BY experiment.row)
+    ) FROM newest
+"""
 
 
 async def add_cost(

@@ -135,24 +135,21 @@ async def find_methods(db: Database, query: str, *, limit: int, limits: Limits =
     return ranked(relevance, known, limit)
 
 
-async def find_relevance(db: Database, query: str, limits: Limits = _PRUNED) -> dict[str, float]:
-    """Return how far a query is about each method that it finds, on a scale of its own."""
+def find_relevance(db: Database, query: str, limits: Limits = _PRUNED) -> asyncio.Future[dict[str, float]]:
+    """Return how far a query is about each method that it finds, on a scale of its own; it is looked for at once."""
     words = read_words(query)
-    if not words:
-        return {}
 
     def look(conn: sqlite3.Connection) -> dict[str, float]:
-        return _combine(_look_everywhere(conn, words, _COUNTS.setdefault(db, {}), limits))
+        return _combine(_look_everywhere(conn, words, _COUNTS.setdefault(db, {}), limits)) if words else {}
 
-    return await db.search(look, limit_s=limits.seconds)
+    return db.search(look, limit_s=limits.seconds)
 
 
 def ranked(relevance: Mapping[str, float], known: Mapping[str, Method], limit: int) -> list[tuple[Method, float]]:
     """Return those methods that are known, with their relevance in (0, 1], best first, ties by id."""
-    found = [(known[each], found) for each, found in relevance.items() if each in known]
-    best = max((found for _, found in found), default=1.0)
-    found = [(method, max(_LEAST_RELEVANCE, found / best)) for method, found in found]
-    return sorted(found, key=lambda pair: (-pair[1], pair[0].id))[:limit]
+    order = sorted(sorted(relevance.keys() & known.keys()), key=relevance.__getitem__, reverse=True)[:limit]
+    best = relevance[order[0]] if order else 1.0
+    return [(known[each], max(_LEAST_RELEVANCE, relevance[each] / best)) for each in order]
 
 
 def _look_everywhere(
