@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from loopgraph_mcp.store.database import Database, text_hash
-from loopgraph_mcp.store.tidying import tidy
 
 _CODE_NAME = re.compile(r"\b(?:[A-Za-z]+\d*_\w+|_\w+|[a-z]+(?:[A-Z][a-z0-9]*)+|(?:[A-Z][a-z0-9]+){2,})\b")
 _PART = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
@@ -69,7 +68,6 @@ def insert_chunks(conn: sqlite3.Connection, chunks: Sequence[Chunk]) -> int:
             for chunk in chunks
         ],
     )
-    tidy(conn, "chunk_fts", pages=400)
     return max(cursor.rowcount, 0)  # -1 where there was nothing to insert
 
 

@@ -11,7 +11,6 @@ from loopgraph_mcp.models import Decision, Outcome, OutcomeKind, State
 from loopgraph_mcp.store import agents
 from loopgraph_mcp.store.database import Database, insert, new_id
 from loopgraph_mcp.store.outcomes import BASE_TREE, OWN_TREE
-from loopgraph_mcp.store.tidying import tidy
 from loopgraph_mcp.turns import Priority
 
 
@@ -323,7 +322,6 @@ def _insert_outcome(conn: sqlite3.Connection, experiment_id: str, outcome: Outco
             "now": now,
         },
     )
-    tidy(conn, "experiment_fts", pages=100)
     return cursor.rowcount == 1
 
 

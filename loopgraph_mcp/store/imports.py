@@ -10,7 +10,6 @@ from loopgraph_mcp.foresight import Lesson
 from loopgraph_mcp.models import Context, Decision, Direction, OutcomeKind
 from loopgraph_mcp.store.database import Database, new_id, text_hash
 from loopgraph_mcp.store.edits import context_key, context_of
-from loopgraph_mcp.store.tidying import tidy
 
 IMPORTED = "imported"  # the device slot of experiments that were only told of, in a file
 
@@ -129,7 +128,6 @@ async def add_history(
         _add_decisions(conn, rows, ids, known, now)
         _replace_methods(conn, rows, ids)
         _replace_lessons(conn, source, lessons)
-        tidy(conn, "experiment_fts", pages=400)
         return new
 
     return await db.write(write)

@@ -35,7 +35,6 @@ from loopgraph_mcp.models import (
 )
 from loopgraph_mcp.store.database import Database, text_hash
 from loopgraph_mcp.store.newest import Newest, read_newest
-from loopgraph_mcp.store.tidying import tidy
 
 logger = logging.getLogger("loopgraph.store")
 
@@ -62,7 +61,6 @@ async def import_pack(db: Database, pack: Pack, *, now: float) -> bool:
         )
         for method in pack.methods:
             _put(conn, method, pack.name)
-        tidy(conn, "method_fts", pages=400)
 
     await db.write(write)
     return True
@@ -126,7 +124,6 @@ async def put_local(db: Database, method: Method, chunk_ids: Sequence[str], *, a
                 "now": now,
             },
         )
-        tidy(conn, "method_fts", pages=400)
 
     await db.write(write)
 
