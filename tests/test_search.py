@@ -603,7 +603,7 @@ async def test_an_index_that_grows_by_single_rows_stays_in_few_pieces(db: Databa
         await a_run(db, context, outcome, methods_=("gqa",), now=float(number))
         rows = await db.reader.execute_fetchall("SELECT count(DISTINCT segid) FROM experiment_fts_idx")
         most = max(most, *next(iter(rows)))
-    assert 2 < most <= 8  # FTS5 by itself lets it be 16
+    assert most <= 3  # FTS5 by itself lets it be 15
     assert [await found(db, f"reason{number}") for number in range(40)] == [["gqa"]] * 40
     await db.change("INSERT INTO experiment_fts (experiment_fts) VALUES ('integrity-check')")
 
