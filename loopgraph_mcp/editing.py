@@ -58,6 +58,7 @@ async def make_edit(
     db: Database,
     here: Surroundings,
     ledger: Ledger,
+    followed: precedents.Followed,
     foresight: Foresight,
     asked: Asked,
     *,
@@ -118,7 +119,13 @@ async def make_edit(
     names = " + ".join(method.name for method in plan.methods)
     description = f"revert {subject}" if asked.revert else names or f"the program of {subject}"
     bearing = await precedents.find_precedents(
-        db, context_id, base_hash=base_hash, new_hash=new_hash, description=description, foresight=foresight
+        db,
+        await followed.follow(context),
+        context_id,
+        base_hash=base_hash,
+        new_hash=new_hash,
+        description=description,
+        foresight=foresight,
     )
     foreseen, odds = bearing.foreseen, 1.0
     if foreseen is not None and len(plan.methods) == 1 and not asked.revert:

@@ -57,9 +57,8 @@ from loopgraph_mcp.models import (
 )
 from loopgraph_mcp.sources.day_one import read_day_one
 from loopgraph_mcp.sources.pack_texts import content_hash
-from loopgraph_mcp.store import changes as change_store
 from loopgraph_mcp.store import edits as edit_store
-from loopgraph_mcp.store import experiments, imports, merging, methods, outcomes, retrievals, search
+from loopgraph_mcp.store import experiments, imports, merging, methods, retrievals, search
 from loopgraph_mcp.store import learned as learned_store
 from loopgraph_mcp.store.database import Database, new_id
 from loopgraph_mcp.store.experiments import NewExperiment
@@ -120,12 +119,11 @@ class LoopGraph:
         self._now = clock
         self.session = new_id("ses")  # tells agents that share no HTTP server apart
         self._here = Surroundings(db, settings, clock)
-        self._looking = asyncio.Lock()  # each outcome is learned once, in order
         self._sight: Foresight | None = None
         self._ledger = evidence.Ledger(db)
         self._fatigue = retrievals.Fatigue()
         self._bests = Bests(db)
-        self._learned: tuple[tuple[int, int], Context | None, Past] = ((0, 0), None, _NO_PAST)
+        self._followed = precedents.Followed(db)
         self._with_recipe: tuple[tuple[int, int], Collection[str]] = ((0, 0), ())
 
     async def _foresight(self) -> Foresight:
@@ -178,8 +176,7 @@ class LoopGraph:
             lambda conn: (self._fatigue.shown(conn), look_at(conn), self._here.sight(workspace)), limit_s=_PATIENCE_S
         )
         text = search.find_relevance(self.db, query) if asked else None
-        async with self._looking:
-            look = await self._look(*await glance)
+        look = await self._look(*await glance)
         if text is None:
             found = [(method, 1.0) for method in look.known.values()]
         else:
@@ -230,29 +227,11 @@ class LoopGraph:
             program=None if sight is None else sight.program,
             context=context,
             memory=await self._ledger.recall(context, newest),
-            past=await self._past(context, newest),
+            past=_NO_PAST if context is None else (await self._followed.follow(context, newest)).past,
             decided=(newest.outcome, newest.decision),
             under_way=await sharing.under_way(self.db) if newest.live else sharing.NOTHING,
             learned=self._with_recipe[1],
         )
-
-    async def _past(self, context: Context | None, at: Newest) -> Past:
-        """Return what this workspace's runs have taught, or nothing where there is no workspace."""
-        if context is None:
-            return _NO_PAST
-        newest = (self._ledger.seen, at.decision)
-        (row, decision), where, past = self._learned
-        if where != context or (row, decision) != newest:
-            if where != context or await outcomes.decided_since(self.db, decision, outcome=row):
-                row, past = 0, Past(context.direction is Direction.HIGHER)
-            context_id = await edit_store.context_id(self.db, context)
-            tried = await change_store.tried_changes(self.db, context_id, after=row)
-            if row:
-                precedents.learn(past, tried)
-            else:  # thousands of descriptions take seconds; nobody else holds this past yet
-                await asyncio.to_thread(precedents.learn, past, tried)
-            self._learned = (newest, context, past)
-        return past
 
     # ------------------------------------------------------------------------------------------- edits
 
@@ -292,6 +271,7 @@ class LoopGraph:
             self.db,
             self._here,
             self._ledger,
+            self._followed,
             await self._foresight(),
             asked,
             workspace=workspace,
@@ -384,7 +364,8 @@ class LoopGraph:
         where = await self._here.workspace(workspace)
         launch.check_budget(where, budget_s)
         budget = budget_s or where.budget_s
-        context_id = await self._here.context_id(where, budget)
+        context = await self._here.context(where, budget)
+        context_id = await edit_store.context_id(self.db, context)
         plan = await launch.make_plan(
             self.db, where, context_id, edit_id=edit_id, patch=patch, method_id=method_id, replicate=replicate
         )
@@ -402,6 +383,7 @@ class LoopGraph:
         program_hash = await launch.keep_program(self.db, plan.text)
         bearing = await precedents.find_precedents(
             self.db,
+            await self._followed.follow(context),
             context_id,
             base_hash=launch.base_hash(plan),
             new_hash=program_hash,

@@ -1,21 +1,24 @@
 """What was tried before that bears on a change: earlier runs of its kind, and what is foreseen of it."""
 
+import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from loopgraph_mcp import wording
 from loopgraph_mcp.answers import EarlierRun
 from loopgraph_mcp.changes import Change, Kin, Kinship, Precedent, change_between, kin, moves_of, named, told
 from loopgraph_mcp.foresight import Foreseen, Foresight
-from loopgraph_mcp.models import Decision, Direction, Move
+from loopgraph_mcp.models import Context, Decision, Direction, Move
 from loopgraph_mcp.moves import read_moves
 from loopgraph_mcp.store import changes as change_store
-from loopgraph_mcp.store import edits, experiments
+from loopgraph_mcp.store import edits, experiments, outcomes
 from loopgraph_mcp.store.changes import TriedChange
 from loopgraph_mcp.store.database import Database
+from loopgraph_mcp.store.newest import Newest, read_newest
 from loopgraph_mcp.tries import Past, Try
 
 _MAX_TOLD = 5
+_MANY = 100  # runs that take more than a few milliseconds to take in
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +34,83 @@ class Precedents:
     foreseen: Foreseen | None = None
 
 
+@dataclass(slots=True)
+class Tries:
+    """The runs of a workspace in the order they ended, with what each of them changed and what they taught.
+
+    Args:
+        outcome: Place of the last outcome that was taken in.
+        decision: Place of the last decision, likewise.
+    """
+
+    past: Past
+    runs: list[TriedChange] = field(default_factory=list)
+    precedents: list[Precedent] = field(default_factory=list)
+    outcome: int = 0
+    decision: int = 0
+
+    def learn(self, runs: Sequence[TriedChange]) -> None:
+        """Take in runs, in the order they ended."""
+        self.runs += runs
+        self.precedents += _precedents(runs)
+        _learn(self.past, runs)
+
+    def without(self, tree: str) -> "Tries":
+        """Return the same but for the runs of one program."""
+        others = [run for run in self.runs if run.tree != tree]
+        if len(others) == len(self.runs):
+            return self
+        tries = Tries(Past(self.past.higher_is_better))
+        tries.learn(others)
+        return tries
+
+
+NO_TRIES = Tries(Past())
+
+
+class Followed:
+    """The tries of the workspace that was asked about last: read once, then followed."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+        self._lock = asyncio.Lock()
+        self._where: tuple[str, str] | None = None
+        self._tries = NO_TRIES
+
+    async def follow(self, context: Context, newest: Newest | None = None) -> Tries:
+        """Return the tries of a context's workspace and metric, up to the newest outcome and decision."""
+        async with self._lock:
+            newest = newest or await read_newest(self._db)
+            where, known = (context.workspace_id, context.metric), self._tries
+            if self._where != where or await self._decided(known, newest):
+                known = Tries(Past(context.direction is Direction.HIGHER))
+            if known.outcome < newest.outcome:
+                context_id = await edits.context_id(self._db, context)
+                new = await change_store.tried_changes(self._db, context_id, after=known.outcome, newest=newest.outcome)
+                if len(new) > _MANY:  # reading thousands of descriptions takes seconds; nobody else holds these tries
+                    await asyncio.to_thread(known.learn, new)
+                else:
+                    known.learn(new)
+            known.outcome, known.decision = max(known.outcome, newest.outcome), max(known.decision, newest.decision)
+            self._where, self._tries = where, known
+            return known
+
+    async def _decided(self, known: Tries, newest: Newest) -> bool:
+        """Return whether something was decided of what was taken in already."""
+        if known.decision >= newest.decision:
+            return False
+        return await outcomes.decided_since(self._db, known.decision, outcome=known.outcome)
+
+
 async def find_precedents(
-    db: Database, context_id: str, *, base_hash: str | None, new_hash: str, description: str, foresight: Foresight
+    db: Database,
+    tries: Tries,
+    context_id: str,
+    *,
+    base_hash: str | None,
+    new_hash: str,
+    description: str,
+    foresight: Foresight,
 ) -> Precedents:
     """Return what bears on the change from one stored program to another."""
     tree = await edits.tree_hash(db, new_hash)
@@ -41,24 +119,14 @@ async def find_precedents(
     if base_hash is None or base_hash == new_hash:
         return Precedents(tuple(earlier))
     change = named(await change_store.keep_change(db, base_hash, new_hash))
-    runs = [run for run in await change_store.tried_changes(db, context_id) if run.tree != tree]
-    by_id = {run.experiment_id: run for run in runs}
-    for found in kin(change, _precedents(runs)):
+    others = tries.without(tree)
+    by_id = {run.experiment_id: run for run in others.runs}
+    for found in kin(change, others.precedents):
         earlier += await _told(db, found, by_id, base_hash)
-    context = await edits.get_context(db, context_id)
-    foreseen = foresight.foresee(moves_of(change, description), past_of(runs, context.direction))
-    return Precedents(tuple(earlier), foreseen)
+    return Precedents(tuple(earlier), foresight.foresee(moves_of(change, description), others.past))
 
 
-def past_of(runs: Sequence[TriedChange], direction: Direction) -> Past:
-    """Return what a workspace's runs have taught so far."""
-    past = Past(higher_is_better=direction is Direction.HIGHER)
-    learn(past, runs)
-    return past
-
-
-def learn(past: Past, runs: Sequence[TriedChange]) -> None:
-    """Take in runs, in the order they ended."""
+def _learn(past: Past, runs: Sequence[TriedChange]) -> None:
     for run in runs:
         change = _change_of(run)
         is_change = change is not None and change != Change() and not change.is_seed_alone

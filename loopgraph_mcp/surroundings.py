@@ -137,7 +137,3 @@ class Surroundings:
             direction=where.direction,
         )
         return self._contexts.setdefault(context, context)  # what is the same object is found equal at once
-
-    async def context_id(self, where: Workspace, budget_s: float) -> str:
-        """Return the id of that context's row."""
-        return await edits.context_id(self._db, await self.context(where, budget_s))

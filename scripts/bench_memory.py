@@ -152,7 +152,7 @@ async def add_experiments(db: Database, language: Language, context_ids: list[st
         if number % 1000 == 0:
             tell(f"{number:,} experiments")
     for context_id in context_ids:  # what each edit did is worked out when it is run
-        await changes.tried_changes(db, context_id)
+        await changes.tried_changes(db, context_id, after=0, newest=EXPERIMENTS)
 
 
 async def _run(

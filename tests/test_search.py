@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 from loopgraph_mcp import verdicts
 from loopgraph_mcp.config import bundled
 from loopgraph_mcp.evidence import Ledger
-from loopgraph_mcp.models import Context, Direction, Method, Outcome, OutcomeKind, Pack, VerdictKind
+from loopgraph_mcp.models import Context, Decision, Direction, Method, Outcome, OutcomeKind, Pack, VerdictKind
+from loopgraph_mcp.precedents import Followed, Tries
 from loopgraph_mcp.ranking import PRIOR_MEAN, Observation, appraise, family_mean
 from loopgraph_mcp.sources.packs import read_pack
 from loopgraph_mcp.store import chunks, edits, experiments, methods, retrievals
@@ -30,6 +31,7 @@ from loopgraph_mcp.store.database import Database, migration_files
 from loopgraph_mcp.store.experiments import NewExperiment
 from loopgraph_mcp.store.search import find_methods
 from loopgraph_mcp.store.words import Concept, Limits, plan, read_concepts, read_words, spans
+from loopgraph_mcp.tries import Past
 
 LABELLED = tomllib.loads((Path(__file__).parent / "data" / "queries.toml").read_text(encoding="utf-8"))
 
@@ -525,6 +527,41 @@ async def test_evidence_is_what_reading_every_row_each_time_would_find(db: Datab
     await same_evidence(ledger, db, None)
     await same_evidence(ledger, db, here)
     await same_evidence(Ledger(db), db, here)
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_tries_that_are_followed_are_what_reading_all_of_them_would_find(db: Database, seed: int) -> None:
+    rng = random.Random(seed)
+    contexts = [await a_context(db, "cpu: x"), await a_context(db, "cuda: y"), await a_context(db, "cpu: x", "loss")]
+    here, other = [await edits.get_context(db, contexts[place]) for place in (0, 2)]
+    followed, ran = Followed(db), list[str]()
+
+    async def same(where: Context) -> None:
+        known, anew = await followed.follow(where), await Followed(db).follow(where)
+        assert (known.runs, known.precedents, known.past) == (anew.runs, anew.precedents, anew.past)
+        rate = f"tree of LEARNING_RATE = {rng.randrange(4)}"
+        left, alone = known.without(rate), Tries(Past())
+        alone.learn([run for run in known.runs if run.tree != rate])
+        assert (left.runs, left.precedents, left.past) == (alone.runs, alone.precedents, alone.past)
+
+    for _ in range(70):
+        value = rng.choice([None, rng.uniform(0.5, 2.0)])
+        outcome = Outcome(OutcomeKind.CRASHED if value is None else OutcomeKind.FINISHED, value, "", {})
+        rate, base = (f"LEARNING_RATE = {rng.randrange(4)}" for _ in range(2))
+        about = rng.choice(["a try", "halve the batch", "learning rate 0.4 to 0.8", "baseline"])
+        run = await a_run(
+            db, rng.choice(contexts), outcome, program=rate, base=rng.choice([base, None]), description=about
+        )
+        ran.append(run)
+        if rng.random() < 0.4:
+            decision = rng.choice([Decision.KEEP, Decision.DISCARD])
+            late = {"made_by": "agent", "commit": None, "note": "", "now": 3.0}
+            await experiments.add_decision(db, rng.choice(ran), decision, **late)
+        if rng.random() < 0.3:
+            await same(rng.choice([here, here, other]))
+    await same(other)
+    await same(here)
+    assert (await followed.follow(here)).past.keeps
 
 
 async def test_evidence_that_another_process_wrote_is_seen(db: Database) -> None:

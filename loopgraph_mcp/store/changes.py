@@ -5,6 +5,7 @@ import json
 import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from loopgraph_mcp.changes import Change, Rewrite, Turn, change_between
 from loopgraph_mcp.models import Decision, OutcomeKind
@@ -46,7 +47,7 @@ async def keep_change(db: Database, base_hash: str, new_hash: str) -> Change:
     if not rows:
         await _keep_changes(db, [(base_hash, new_hash)])
         rows = list(await db.reader.execute_fetchall(select, keys))
-    return _change(rows[0])
+    return _change(rows[0]["turns"], rows[0]["rewrites"])
 
 
 async def _keep_changes(db: Database, pairs: Sequence[tuple[str, str]]) -> None:
@@ -89,11 +90,11 @@ async def _unknown_pairs(db: Database, context_id: str, after: int) -> list[sqli
     )
 
 
-async def tried_changes(db: Database, context_id: str, *, after: int = 0) -> list[TriedChange]:
+async def tried_changes(db: Database, context_id: str, *, after: int, newest: int) -> list[TriedChange]:
     """Return the runs of a context's workspace and metric that say something of an idea, in the order they ended.
 
-    `after` is the place of the last outcome that is known already. Changes that were not worked out yet are: those of
-    an imported history, or of a store from before they were kept.
+    `after` is the place of the last outcome that is known already, `newest` that of the last one to read. Changes that
+    were not worked out yet are: those of an imported history, or of a store from before they were kept.
     """
     new = [(row["base_hash"], row["program_hash"]) for row in await _unknown_pairs(db, context_id, after)]
     if new:
@@ -113,18 +114,18 @@ async def tried_changes(db: Database, context_id: str, *, after: int = 0) -> lis
             LEFT JOIN program AS base ON base.hash = experiment.base_hash
             LEFT JOIN program ON program.hash = experiment.program_hash
             LEFT JOIN change ON change.base_hash = experiment.base_hash AND change.new_hash = experiment.program_hash
-            WHERE here.id = :context AND outcome.rowid > :after
+            WHERE here.id = :context AND outcome.rowid > :after AND outcome.rowid <= :newest
                 AND outcome.kind NOT IN ('cancelled', 'interrupted', 'void')
             ORDER BY outcome.rowid
             """,
-            {"context": context_id, "after": after},
+            {"context": context_id, "after": after, "newest": newest},
         )
     )
     return [_tried(row) for row in rows]
 
 
 def _tried(row: sqlite3.Row) -> TriedChange:
-    change = None if row["turns"] is None else _change(row)
+    change = None if row["turns"] is None else _change(row["turns"], row["rewrites"])
     return TriedChange(
         experiment_id=row["id"],
         context_id=row["context_id"],
@@ -141,8 +142,9 @@ def _tried(row: sqlite3.Row) -> TriedChange:
     )
 
 
-def _change(row: sqlite3.Row) -> Change:
+@lru_cache(maxsize=32_768)
+def _change(turns: str, rewrites: str) -> Change:
     return Change(
-        tuple(Turn(*turn) for turn in json.loads(row["turns"])),
-        tuple(Rewrite(*rewrite) for rewrite in json.loads(row["rewrites"])),
+        tuple(Turn(*turn) for turn in json.loads(turns)),
+        tuple(Rewrite(*rewrite) for rewrite in json.loads(rewrites)),
     )
