@@ -338,6 +338,7 @@ def _keep_safe(conn: sqlite3.Connection) -> None:
     conn.execute("PRAGMA synchronous = NORMAL")
     conn.execute("PRAGMA foreign_keys = ON")
     conn.execute(f"PRAGMA wal_autocheckpoint = {_PAGES}")
+    conn.execute(f"PRAGMA journal_size_limit = {4096 * _PAGES}")  # what a moment of much writing made of the log
 
 
 def _move_log(conn: sqlite3.Connection) -> None:
