@@ -37,7 +37,8 @@ _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32: nothing t
 
 def new_id(prefix: str) -> str:
     """Return a short random id such as `exp_3v9k2m7q4t`: 50 bits, unique across machines' stores."""
-    return f"{prefix}_" + "".join(secrets.choice(_ALPHABET) for _ in range(10))
+    bits = secrets.randbits(50)
+    return f"{prefix}_" + "".join(_ALPHABET[bits >> shift & 31] for shift in range(0, 50, 5))
 
 
 def text_hash(text: str) -> str:
