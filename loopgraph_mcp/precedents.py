@@ -18,7 +18,7 @@ from loopgraph_mcp.store.newest import Newest, read_newest
 from loopgraph_mcp.tries import Past, Try
 
 _MAX_TOLD = 5
-_MANY = 100  # runs that take more than a few milliseconds to take in
+_MANY = 100  # runs that are not taken in within a few milliseconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +65,6 @@ class Tries:
         return tries
 
 
-NO_TRIES = Tries(Past())
-
-
 class Followed:
     """The tries of the workspace that was asked about last: read once, then followed."""
 
@@ -75,7 +72,7 @@ class Followed:
         self._db = db
         self._lock = asyncio.Lock()
         self._where: tuple[str, str] | None = None
-        self._tries = NO_TRIES
+        self._tries = Tries(Past())
 
     async def follow(self, context: Context, newest: Newest | None = None) -> Tries:
         """Return the tries of a context's workspace and metric, up to the newest outcome and decision."""
@@ -84,16 +81,25 @@ class Followed:
             where, known = (context.workspace_id, context.metric), self._tries
             if self._where != where or await self._decided(known, newest):
                 known = Tries(Past(context.direction is Direction.HIGHER))
-            if known.outcome < newest.outcome:
-                context_id = await edits.context_id(self._db, context)
-                new = await change_store.tried_changes(self._db, context_id, after=known.outcome, newest=newest.outcome)
-                if len(new) > _MANY:  # reading thousands of descriptions takes seconds; nobody else holds these tries
-                    await asyncio.to_thread(known.learn, new)
-                else:
-                    known.learn(new)
+            new = await self._read(context, known.outcome, newest.outcome)
+            if (
+                len(new) > _MANY
+            ):  # on a thread, into tries that nobody holds and that are dropped where one is cancelled
+                if known.outcome:
+                    known = Tries(Past(context.direction is Direction.HIGHER))
+                    new = await self._read(context, 0, newest.outcome)
+                await asyncio.to_thread(known.learn, new)
+            else:
+                known.learn(new)
             known.outcome, known.decision = max(known.outcome, newest.outcome), max(known.decision, newest.decision)
             self._where, self._tries = where, known
             return known
+
+    async def _read(self, context: Context, after: int, newest: int) -> Sequence[TriedChange]:
+        if newest <= after:
+            return ()
+        context_id = await edits.context_id(self._db, context)
+        return await change_store.tried_changes(self._db, context_id, after=after, newest=newest)
 
     async def _decided(self, known: Tries, newest: Newest) -> bool:
         """Return whether something was decided of what was taken in already."""

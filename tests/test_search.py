@@ -18,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from loopgraph_mcp import verdicts
+from loopgraph_mcp import precedents, verdicts
 from loopgraph_mcp.config import bundled
 from loopgraph_mcp.evidence import Ledger
 from loopgraph_mcp.models import Context, Decision, Direction, Method, Outcome, OutcomeKind, Pack, VerdictKind
@@ -530,11 +530,14 @@ async def test_evidence_is_what_reading_every_row_each_time_would_find(db: Datab
 
 
 @pytest.mark.parametrize("seed", range(3))
-async def test_tries_that_are_followed_are_what_reading_all_of_them_would_find(db: Database, seed: int) -> None:
+async def test_tries_that_are_followed_are_what_reading_all_of_them_would_find(
+    db: Database, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rng = random.Random(seed)
     contexts = [await a_context(db, "cpu: x"), await a_context(db, "cuda: y"), await a_context(db, "cpu: x", "loss")]
     here, other = [await edits.get_context(db, contexts[place]) for place in (0, 2)]
     followed, ran = Followed(db), list[str]()
+    monkeypatch.setattr(precedents, "_MANY", 3)  # so that some are taken in on a thread
 
     async def same(where: Context) -> None:
         known, anew = await followed.follow(where), await Followed(db).follow(where)

@@ -220,7 +220,8 @@ class Database:
             raise StoreError(f"{self.path}: {error}; nothing was written. {_NEXT_STEP}") from error
         self._commits += 1
         if self._commits % _COMMITS == 0:
-            self._log.run(_move_log)
+            with suppress(RuntimeError):  # the store was closed meanwhile, which moves all
+                self._log.run(_move_log)
         return done
 
     async def change(self, statement: str, values: Mapping[str, Any] | Sequence[Any] = ()) -> int:
