@@ -171,16 +171,21 @@ class LoopGraph:
             standing: Show methods of this standing alone.
             caller: The agent that asks; None for a person at a terminal.
         """
-        asked = bool(query.strip())
-        glance = self.db.search(
-            lambda conn: (self._fatigue.shown(conn), look_at(conn), self._here.sight(workspace)), limit_s=_PATIENCE_S
+        shown, newest, sight, relevance = await self.db.search(
+            lambda conn: (
+                self._fatigue.shown(conn),
+                look_at(conn),
+                self._here.sight(workspace),
+                search.find_relevance(self.db, conn, query),
+            ),
+            limit_s=_PATIENCE_S,
         )
-        text = search.find_relevance(self.db, query) if asked else None
-        look = await self._look(*await glance)
-        if text is None:
-            found = [(method, 1.0) for method in look.known.values()]
+        look = await self._look(shown, newest, sight)
+        asked = bool(query.strip())
+        if asked:
+            found = search.ranked(relevance, look.known, _CANDIDATES)
         else:
-            found = search.ranked(await text, look.known, _CANDIDATES)
+            found = [(method, 1.0) for method in look.known.values()]
         running = sharing.running_now(look.under_way, caller)
         hits, note = searching.choose(
             [pair for pair in found if family in {None, pair[0].family}],

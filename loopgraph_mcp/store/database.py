@@ -282,7 +282,7 @@ class Database:
         """
 
         def job(conn: sqlite3.Connection) -> T:
-            self._deadline = time.monotonic() + limit_s
+            self.limit_search(limit_s)
             conn.execute("BEGIN")  # one look at the file, as it is at one moment, in place of one for each statement
             try:
                 return ask(conn)
@@ -290,6 +290,11 @@ class Database:
                 conn.execute("COMMIT")
 
         return self._searches.run(job)
+
+    def limit_search(self, seconds: float) -> None:
+        """Within a search, give what is left of it so many seconds from now; none where the store is being closed."""
+        if self._deadline > -math.inf:
+            self._deadline = time.monotonic() + seconds
 
     def _limit(self, conn: sqlite3.Connection) -> None:
         conn.execute("PRAGMA query_only = ON")

@@ -131,18 +131,19 @@ async def find_methods(db: Database, query: str, *, limit: int, limits: Limits =
     Rows that match everything asked for come first; those with some of it count for less. A search that comes to its
     limit of time answers with what it has.
     """
-    relevance, known = await asyncio.gather(find_relevance(db, query, limits), library(db))
+    relevance, known = await asyncio.gather(
+        db.search(lambda conn: find_relevance(db, conn, query, limits), limit_s=limits.seconds), library(db)
+    )
     return ranked(relevance, known, limit)
 
 
-def find_relevance(db: Database, query: str, limits: Limits = _PRUNED) -> asyncio.Future[dict[str, float]]:
-    """Return how far a query is about each method that it finds, on a scale of its own; it is looked for at once."""
+def find_relevance(db: Database, conn: sqlite3.Connection, query: str, limits: Limits = _PRUNED) -> dict[str, float]:
+    """Within a search, return how far a query is about each method that it finds, on a scale of its own."""
     words = read_words(query)
-
-    def look(conn: sqlite3.Connection) -> dict[str, float]:
-        return _combine(_look_everywhere(conn, words, _COUNTS.setdefault(db, {}), limits)) if words else {}
-
-    return db.search(look, limit_s=limits.seconds)
+    if not words:
+        return {}
+    db.limit_search(limits.seconds)
+    return _combine(_look_everywhere(conn, words, _COUNTS.setdefault(db, {}), limits))
 
 
 def ranked(relevance: Mapping[str, float], known: Mapping[str, Method], limit: int) -> list[tuple[Method, float]]:
