@@ -197,6 +197,26 @@ async def test_the_last_decision_counts_and_makes_the_incumbent(db: Database) ->
     assert await experiments.last_note(db, experiment) == "no"
 
 
+async def test_the_incumbent_is_what_was_kept_last_and_not_what_began_last(db: Database) -> None:
+    context, ended = await a_context(db), Outcome(OutcomeKind.FINISHED, 1.5, "done", {})
+    elsewhere = await edits.context_id(db, dataclasses.replace(await edits.get_context(db, context), device="other"))
+    first, second = [await an_experiment(db, context, program=f"a = {number}") for number in (1, 2)]
+    other = await an_experiment(db, elsewhere)
+    for run in (first, second, other):
+        await experiments.finish(db, run, ended, now=3.0)
+
+    async def decide(run: str, decision: Decision) -> str | None:
+        await experiments.add_decision(db, run, decision, made_by="agent", commit=None, note="", now=4.0)
+        kept = await experiments.last_kept(db, context)
+        return None if kept is None else kept.id
+
+    assert await decide(second, Decision.KEEP) == second
+    assert await decide(first, Decision.KEEP) == first
+    assert await decide(other, Decision.KEEP) == first
+    assert await decide(first, Decision.DISCARD) == second
+    assert await decide(second, Decision.DISCARD) is None
+
+
 async def test_what_happened_is_not_rewritten(db: Database) -> None:
     experiment = await an_experiment(db, await a_context(db))
     await experiments.finish(db, experiment, Outcome(OutcomeKind.FINISHED, 1.5, "done", {}), now=3.0)

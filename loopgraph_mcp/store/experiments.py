@@ -98,10 +98,17 @@ _SELECT = f"""
     LEFT JOIN outcome ON outcome.experiment_id = experiment.id
 """  # noqa: S608 - no input
 _BY_ID = f"{_SELECT} WHERE experiment.id = :id"
+# CROSS JOIN: from the newest decision back, and not through all experiments of the context.
 _LAST_KEPT = f"""
-    {_SELECT} WHERE experiment.context_id = :context AND outcome.kind = 'finished' AND decision = 'keep'
-    ORDER BY experiment.row DESC LIMIT 1
-"""
+    {_SELECT} WHERE experiment.id = (
+        SELECT kept.experiment_id FROM decision AS kept
+        CROSS JOIN experiment ON experiment.id = kept.experiment_id AND experiment.context_id = :context
+        CROSS JOIN outcome ON outcome.experiment_id = kept.experiment_id AND outcome.kind = 'finished'
+        WHERE kept.decision = 'keep' AND NOT EXISTS (
+            SELECT 1 FROM decision AS later WHERE later.experiment_id = kept.experiment_id AND later.row > kept.row)
+        ORDER BY kept.row DESC LIMIT 1
+    )
+"""  # noqa: S608 - no input
 
 
 async def add_experiment(db: Database, new: NewExperiment, *, now: float) -> tuple[str, bool]:

@@ -4,3 +4,6 @@
 
 INSERT INTO method_fts (method_fts, rank) VALUES ('crisismerge', 3);
 INSERT INTO experiment_fts (experiment_fts, rank) VALUES ('crisismerge', 3);
+
+-- The incumbent is what was kept last: found at once, however many runs were discarded since.
+CREATE INDEX decision_kept ON decision (row) WHERE decision = 'keep';
