@@ -24,6 +24,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+import loopgraph_mcp.__main__  # noqa: F401 - the collector looks as seldom as in the server
 from loopgraph_mcp.config import Settings, bundled
 from loopgraph_mcp.loopgraph import LoopGraph
 from loopgraph_mcp.models import Context, Decision, Direction, Method, Outcome, OutcomeKind, Pack, Source
