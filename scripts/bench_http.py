@@ -244,6 +244,8 @@ def main() -> None:
     parser.add_argument("server", nargs="*", help="further arguments of loopgraph-mcp")
     options = parser.parse_args()
     rates, more = options.rate or RATES, list(options.server)
+    if min(rates) * options.seconds < CLIENTS:
+        parser.error(f"each of the {CLIENTS} clients must search once: raise --rate or --seconds")
     with tempfile.TemporaryDirectory() as folder:
         found = asyncio.run(measure(Path(folder), rates, options.seconds, idle=options.idle, arguments=more))
     if options.json:
