@@ -44,7 +44,7 @@ from loopgraph_mcp.bests import Bests
 from loopgraph_mcp.config import Settings, read_settings
 from loopgraph_mcp.editing import Asked, make_edit
 from loopgraph_mcp.errors import RunError, WorkspaceError
-from loopgraph_mcp.foresight import Foresight
+from loopgraph_mcp.foresight import Foresight, Lesson
 from loopgraph_mcp.models import (
     Context,
     Decision,
@@ -120,17 +120,27 @@ class LoopGraph:
         self.session = new_id("ses")  # tells agents that share no HTTP server apart
         self._here = Surroundings(db, settings, clock)
         self._sight: Foresight | None = None
+        self._taught: list[Lesson] = []
+        self._taught_at = (-1, -1)
         self._ledger = evidence.Ledger(db)
         self._fatigue = retrievals.Fatigue()
         self._bests = Bests(db)
         self._followed = precedents.Followed(db)
         self._with_recipe: tuple[tuple[int, int], Collection[str]] = ((0, 0), ())
 
-    async def _foresight(self) -> Foresight:
-        """Return what others' histories teach: those shipped, unless they are switched off, and those imported."""
-        if self._sight is None:
-            shipped = read_day_one().lessons if self.settings.day_one else ()
-            self._sight = Foresight([*shipped, *await imports.all_lessons(self.db)])
+    async def _foresight(self, newest: Newest | None = None) -> Foresight:
+        """Return what others' histories teach: those shipped, unless they are switched off, and those imported.
+
+        Lessons come with outcomes or decisions, whichever process imports them.
+        """
+        newest = newest or await read_newest(self.db)
+        if self._taught_at != (newest.outcome, newest.decision):
+            taught = await imports.all_lessons(self.db)
+            if self._sight is None or taught != self._taught:
+                shipped = read_day_one().lessons if self.settings.day_one else ()
+                self._sight, self._taught = Foresight([*shipped, *taught]), taught
+            self._taught_at = newest.outcome, newest.decision
+        assert self._sight is not None  # noqa: S101 - no outcome is at -1
         return self._sight
 
     @classmethod
@@ -190,7 +200,7 @@ class LoopGraph:
         hits, note = searching.choose(
             [pair for pair in found if family in {None, pair[0].family}],
             look.memory,
-            await self._foresight(),
+            await self._foresight(newest),
             look.past,
             shown=look.shown,
             program=look.program,
@@ -555,7 +565,7 @@ class LoopGraph:
             StoreError: It is no store, or this one.
         """
         added = await merging.merge(self.db, other)
-        self._sight, self._ledger = None, evidence.Ledger(self.db)
+        self._ledger = evidence.Ledger(self.db)
         return added
 
     async def import_history(
@@ -598,7 +608,7 @@ class LoopGraph:
             now=self._now(),
             progress=on_progress,
         )
-        self._sight, self._ledger = None, evidence.Ledger(self.db)  # known rows may have moved to another context
+        self._ledger = evidence.Ledger(self.db)  # known rows may have moved to another context
         return answer
 
     async def ingest(
