@@ -1,7 +1,7 @@
 """The verb get_code_edit: methods as one edit of the workspace's present file, or an edit taken out of it again."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from loopgraph_mcp import bests, composing, edits, guiding, launch, lookups, precedents, recipes, undoing, wording
@@ -11,7 +11,7 @@ from loopgraph_mcp.edits import Around
 from loopgraph_mcp.errors import RunError, WorkspaceError
 from loopgraph_mcp.evidence import Ledger
 from loopgraph_mcp.foresight import Foresight
-from loopgraph_mcp.models import Applied, EditResult, KnobValue, Method, Presence, Refused
+from loopgraph_mcp.models import Applied, Context, EditResult, KnobValue, Method, Presence, Refused
 from loopgraph_mcp.store import edits as edit_store
 from loopgraph_mcp.store import learned as learned_store
 from loopgraph_mcp.store import methods
@@ -59,7 +59,7 @@ async def make_edit(
     here: Surroundings,
     ledger: Ledger,
     followed: precedents.Followed,
-    foresight: Foresight,
+    foresight: Callable[[Context], Awaitable[Foresight]],
     asked: Asked,
     *,
     workspace: str | None,
@@ -125,7 +125,7 @@ async def make_edit(
         base_hash=base_hash,
         new_hash=new_hash,
         description=description,
-        foresight=foresight,
+        foresight=await foresight(context),
     )
     foreseen, odds = bearing.foreseen, 1.0
     if foreseen is not None and len(plan.methods) == 1 and not asked.revert:

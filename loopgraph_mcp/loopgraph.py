@@ -119,29 +119,29 @@ class LoopGraph:
         self._now = clock
         self.session = new_id("ses")  # tells agents that share no HTTP server apart
         self._here = Surroundings(db, settings, clock)
-        self._sight: Foresight | None = None
-        self._taught: list[Lesson] = []
-        self._taught_at = (-1, -1)
+        self._sights: dict[str | None, tuple[tuple[int, int], list[Lesson], Foresight]] = {}
+        self._others = precedents.OtherSearches(db)
         self._ledger = evidence.Ledger(db)
         self._fatigue = retrievals.Fatigue()
         self._bests = Bests(db)
         self._followed = precedents.Followed(db)
         self._with_recipe: tuple[tuple[int, int], Collection[str]] = ((0, 0), ())
 
-    async def _foresight(self, newest: Newest | None = None) -> Foresight:
-        """Return what others' histories teach: those shipped, unless they are switched off, and those imported.
+    async def _foresight(self, context: Context | None, newest: Newest | None = None) -> Foresight:
+        """Return what histories teach: those shipped (or switched off), those imported, and one's other searches.
 
-        Lessons come with outcomes or decisions, whichever process imports them.
+        Lessons come with outcomes or decisions, whichever process brings them.
         """
         newest = newest or await read_newest(self.db)
-        if self._taught_at != (newest.outcome, newest.decision):
-            taught = await imports.all_lessons(self.db)
-            if self._sight is None or taught != self._taught:
+        where, at = None if context is None else context.workspace_id, (newest.outcome, newest.decision)
+        known = self._sights.get(where)
+        if known is None or known[0] != at:
+            taught = [*await imports.all_lessons(self.db), *await self._others.lessons(besides=where)]
+            if known is None or taught != known[1]:
                 shipped = read_day_one().lessons if self.settings.day_one else ()
-                self._sight, self._taught = Foresight([*shipped, *taught]), taught
-            self._taught_at = newest.outcome, newest.decision
-        assert self._sight is not None  # noqa: S101 - no outcome is at -1
-        return self._sight
+                known = at, taught, Foresight([*shipped, *taught])
+            self._sights[where] = known = at, taught, known[2]
+        return known[2]
 
     @classmethod
     @asynccontextmanager
@@ -200,7 +200,7 @@ class LoopGraph:
         hits, note = searching.choose(
             [pair for pair in found if family in {None, pair[0].family}],
             look.memory,
-            await self._foresight(newest),
+            await self._foresight(look.context, newest),
             look.past,
             shown=look.shown,
             program=look.program,
@@ -287,7 +287,7 @@ class LoopGraph:
             self._here,
             self._ledger,
             self._followed,
-            await self._foresight(),
+            self._foresight,
             asked,
             workspace=workspace,
             now=self._now(),
@@ -403,7 +403,7 @@ class LoopGraph:
             base_hash=launch.base_hash(plan),
             new_hash=program_hash,
             description=description,
-            foresight=await self._foresight(),
+            foresight=await self._foresight(context),
         )
         experiment_id, new = await experiments.add_experiment(
             self.db,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from loopgraph_mcp import wording
 from loopgraph_mcp.answers import EarlierRun
 from loopgraph_mcp.changes import Change, Kin, Kinship, Precedent, change_between, kin, moves_of, named, told
-from loopgraph_mcp.foresight import Foreseen, Foresight
+from loopgraph_mcp.foresight import Foreseen, Foresight, Lesson, lessons
 from loopgraph_mcp.models import Context, Decision, Direction, Move
 from loopgraph_mcp.moves import read_moves
 from loopgraph_mcp.store import changes as change_store
@@ -15,6 +15,7 @@ from loopgraph_mcp.store import edits, experiments, outcomes
 from loopgraph_mcp.store.changes import TriedChange
 from loopgraph_mcp.store.database import Database
 from loopgraph_mcp.store.newest import Newest, read_newest
+from loopgraph_mcp.store.outcomes import Search
 from loopgraph_mcp.tries import Past, Try
 
 _MAX_TOLD = 5
@@ -53,7 +54,8 @@ class Tries:
         """Take in runs, in the order they ended."""
         self.runs += runs
         self.precedents += _precedents(runs)
-        _learn(self.past, runs)
+        for run in runs:
+            self.past.learn(_try_of(run))
 
     def without(self, tree: str) -> "Tries":
         """Return the same but for the runs of one program."""
@@ -82,9 +84,7 @@ class Followed:
             if self._where != where or await self._decided(known, newest):
                 known = Tries(Past(context.direction is Direction.HIGHER))
             new = await self._read(context, known.outcome, newest.outcome)
-            if (
-                len(new) > _MANY
-            ):  # on a thread, into tries that nobody holds and that are dropped where one is cancelled
+            if len(new) > _MANY:  # on a thread, and so into tries that nobody holds yet
                 if known.outcome:
                     known = Tries(Past(context.direction is Direction.HIGHER))
                     new = await self._read(context, 0, newest.outcome)
@@ -132,15 +132,39 @@ async def find_precedents(
     return Precedents(tuple(earlier), foresight.foresee(moves_of(change, description), others.past))
 
 
-def _learn(past: Past, runs: Sequence[TriedChange]) -> None:
-    for run in runs:
-        change = _change_of(run)
-        is_change = change is not None and change != Change() and not change.is_seed_alone
-        moves: tuple[Move, ...] = ()
-        if change is not None:
-            moves = moves_of(change, run.description) if run.change else read_moves(run.description)
-        kept = run.decision is Decision.KEEP
-        past.learn(Try(moves, kept, run.metric_value, is_change=is_change))
+class OtherSearches:
+    """What one's searches in other workspaces teach of kinds of moves; worked out anew only where one went on."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+        self._lock = asyncio.Lock()
+        self._known: dict[tuple[str, str, Direction], tuple[Search, list[Lesson]]] = {}
+
+    async def lessons(self, *, besides: str | None) -> list[Lesson]:
+        """Return what all searches teach but those of one workspace, in a fixed order."""
+        taught = list[Lesson]()
+        async with self._lock:
+            for each in await outcomes.own_searches(self._db, besides=besides):
+                key = each.workspace_id, each.metric, each.direction
+                if key not in self._known or self._known[key][0] != each:
+                    runs = await change_store.tried_changes(self._db, each.context_id, after=0, newest=each.outcome)
+                    self._known[key] = each, await asyncio.to_thread(_lessons, each, runs)
+                taught += self._known[key][1]
+        return taught
+
+
+def _lessons(search: Search, runs: Sequence[TriedChange]) -> list[Lesson]:
+    higher = search.direction is Direction.HIGHER
+    return lessons([_try_of(run) for run in runs], owner=search.workspace_id, higher_is_better=higher)
+
+
+def _try_of(run: TriedChange) -> Try:
+    change = _change_of(run)
+    is_change = change is not None and change != Change() and not change.is_seed_alone
+    moves: tuple[Move, ...] = ()
+    if change is not None:
+        moves = moves_of(change, run.description) if run.change else read_moves(run.description)
+    return Try(moves, run.decision is Decision.KEEP, run.metric_value, is_change=is_change)
 
 
 def _change_of(run: TriedChange) -> Change | None:

@@ -202,8 +202,8 @@ def foresight(seen: Foreseen | None, odds: float = 1.0) -> str:
 
 def _elsewhere(others: Elsewhere) -> str:
     times = "once" if others.tries == 1 else f"{others.tries} times"
-    near = ", where their metric stood near yours," if others.near else ""
-    return f"others tried it {times} and{near} kept it {others.ratio:.1f} times as often as other changes"
+    near = ", where the metric stood near yours," if others.near else ""
+    return f"tried {times} elsewhere and{near} kept {others.ratio:.1f} times as often as other changes"
 
 
 def replaced(method_ids: Sequence[str]) -> str:

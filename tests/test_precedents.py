@@ -1,5 +1,6 @@
 """What run_experiment and get_code_edit say of earlier runs, with real runs."""
 
+import shutil
 from pathlib import Path
 
 from loopgraph_mcp.answers import EarlierRun, ExperimentAnswer
@@ -57,3 +58,34 @@ async def test_an_upgraded_store_learns_its_old_changes(graph: LoopGraph, settin
     await graph.db.change("DELETE FROM change")
     lesser = await turn(graph, "LEARNING_RATE", "0.5", "0.2")
     assert told(lesser.earlier) == [(less.experiment_id, "beyond_failed")]
+
+
+async def test_searches_in_other_workspaces_teach_kinds_of_moves(
+    graph: LoopGraph, settings: Settings, workspace: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(workspace, other)
+
+    async def foretold(where: Path, memory: LoopGraph) -> dict[str, float]:
+        answer = await memory.search_methods(limit=100, workspace=str(where))
+        return {hit.method_id: hit.parts["foresight"] for hit in answer.hits}
+
+    before, here = await foretold(other, graph), await foretold(workspace, graph)
+    for number in range(15):
+        kept, words = number % 3 == 0, "window SSSL to SSSSL" if number % 3 == 0 else "GQA: fewer KV heads"
+        recorded = await graph.record_outcome(
+            metric_value=0.99 if kept else 1.01,
+            description=f"{words} {number}",
+            decision=Decision.KEEP if kept else Decision.DISCARD,
+        )
+    after = await foretold(other, graph)
+    assert after["sliding-window-pattern"] > before["sliding-window-pattern"]
+    assert after["gqa"] < before["gqa"]
+    assert await foretold(workspace, graph) != here  # by its own past
+    async with LoopGraph.open(settings) as fresh:
+        assert await foretold(other, fresh) == after
+    await graph.record_outcome(experiment_id=recorded.experiment_id, decision=Decision.KEEP)
+    revised = await foretold(other, graph)
+    assert revised["gqa"] > after["gqa"]
+    async with LoopGraph.open(settings) as fresh:
+        assert await foretold(other, fresh) == revised

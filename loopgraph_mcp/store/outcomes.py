@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 
-from loopgraph_mcp.models import OutcomeKind
+from loopgraph_mcp.models import Direction, OutcomeKind
 from loopgraph_mcp.store.database import Database
 
 # A program is known by its syntax tree, so that comments and layout do not make another one; a run that was only told
@@ -55,6 +55,51 @@ async def decided_since(db: Database, decision: int, *, outcome: int) -> bool:
         {"decision": decision, "outcome": outcome},
     )
     return bool(list(rows))
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """The runs that were made in one workspace by one metric.
+
+    Args:
+        context_id: One of its contexts.
+        outcome: Place of its newest outcome.
+        decision: Place of its newest decision, 0 where there is none.
+    """
+
+    workspace_id: str
+    metric: str
+    direction: Direction
+    context_id: str
+    outcome: int
+    decision: int
+
+
+async def own_searches(db: Database, *, besides: str | None) -> list[Search]:
+    """Return the searches made in other workspaces than one, those imported left out, in a fixed order."""
+    rows = await db.reader.execute_fetchall(
+        """
+        SELECT workspace_id, metric, direction, min(context.id) AS context_id, max(outcome.rowid) AS outcome,
+               coalesce(max((SELECT max(row) FROM decision WHERE experiment_id = experiment.id)), 0) AS decision
+        FROM workspace JOIN context ON context.workspace_id = workspace.id
+        JOIN experiment ON experiment.context_id = context.id
+        JOIN outcome ON outcome.experiment_id = experiment.id
+        WHERE workspace.id IS NOT :besides AND workspace.path NOT LIKE 'imported:%'
+        GROUP BY workspace_id, metric, direction ORDER BY workspace_id, metric, direction
+        """,
+        {"besides": besides},
+    )
+    return [
+        Search(
+            row["workspace_id"],
+            row["metric"],
+            Direction(row["direction"]),
+            row["context_id"],
+            row["outcome"],
+            row["decision"],
+        )
+        for row in rows
+    ]
 
 
 async def runs_between(db: Database, row: int, newest: int) -> list[Run]:
