@@ -81,9 +81,9 @@ async def own_searches(db: Database, *, besides: str | None) -> list[Search]:
         """
         SELECT workspace_id, metric, direction, min(context.id) AS context_id, max(outcome.rowid) AS outcome,
                coalesce(max((SELECT max(row) FROM decision WHERE experiment_id = experiment.id)), 0) AS decision
-        FROM workspace JOIN context ON context.workspace_id = workspace.id
-        JOIN experiment ON experiment.context_id = context.id
-        JOIN outcome ON outcome.experiment_id = experiment.id
+        FROM workspace CROSS JOIN context ON context.workspace_id = workspace.id -- most stores have one workspace
+        CROSS JOIN experiment ON experiment.context_id = context.id
+        CROSS JOIN outcome ON outcome.experiment_id = experiment.id
         WHERE workspace.id IS NOT :besides AND workspace.path NOT LIKE 'imported:%'
         GROUP BY workspace_id, metric, direction ORDER BY workspace_id, metric, direction
         """,
