@@ -19,7 +19,7 @@ from loopgraph_mcp.store.outcomes import Search
 from loopgraph_mcp.tries import Past, Try
 
 _MAX_TOLD = 5
-_MANY = 100  # runs that are not taken in within a few milliseconds
+_MANY = 500  # runs that may take a tenth of a second to take in
 
 
 @dataclass(frozen=True, slots=True)
