@@ -340,6 +340,22 @@ async def test_two_processes_writing_at_once_lose_nothing(tmp_path: Path) -> Non
     conn.close()
 
 
+async def test_a_file_that_another_process_is_making_is_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "new.db"
+    with closing(sqlite3.connect(path, isolation_level=None)) as maker:
+        maker.execute("BEGIN IMMEDIATE")
+        maker.execute("CREATE TABLE made (x)")
+
+        async def finish() -> None:
+            await asyncio.sleep(0.3)
+            maker.execute("ROLLBACK")
+
+        finishing = asyncio.create_task(finish())
+        async with Database.open(path) as db:
+            assert await db.check() == []
+        await finishing
+
+
 async def test_a_newer_store_and_a_file_that_is_none_are_refused(tmp_path: Path) -> None:
     newer = tmp_path / "newer.db"
     with sqlite3.connect(newer) as conn:

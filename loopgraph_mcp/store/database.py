@@ -341,11 +341,25 @@ def insert(conn: sqlite3.Connection, rows: Sequence[Rows]) -> None:
 
 
 def _keep_safe(conn: sqlite3.Connection) -> None:
-    conn.execute("PRAGMA journal_mode = WAL")
+    _begin_log(conn)
     conn.execute("PRAGMA synchronous = NORMAL")
     conn.execute("PRAGMA foreign_keys = ON")
     conn.execute(f"PRAGMA wal_autocheckpoint = {_PAGES}")
     conn.execute(f"PRAGMA journal_size_limit = {4096 * _PAGES}")  # what a moment of much writing made of the log
+
+
+def _begin_log(conn: sqlite3.Connection) -> None:
+    """Set WAL mode: where another process begins to write a file that is not in it yet, SQLite does not wait."""
+    until = time.monotonic() + _BUSY_TIMEOUT_S
+    while True:
+        try:
+            conn.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > until:
+                raise
+            time.sleep(0.01)
+        else:
+            return
 
 
 def _move_log(conn: sqlite3.Connection) -> None:
