@@ -41,12 +41,20 @@ class _Declared(BaseModel):
     protected: list[str] = Field(default_factory=list)
     dataset: list[str] = Field(default_factory=list)
     command: list[str] = Field(min_length=1)
+    link: list[str] = Field(default_factory=list)
+    ignore: list[str] = Field(default_factory=list)
     metric: str = "val_bpb"
+    pattern: str | None = None
+    take: Literal["last", "best", "first"] = "last"
     direction: Literal["lower", "higher"] = "lower"
     budget_s: float = Field(default=300, gt=0, le=MAX_BUDGET_S)
     timeout_s: float | None = Field(default=None, gt=0)
     silence_s: float = Field(default=300, gt=0)
+    context_env: list[str] = Field(default_factory=list)
+    devices_per_run: int = Field(default=1, ge=1, le=64)
     on_win: Literal["apply", "commit", "leave"] = "apply"
+    apply_tentative: bool | None = None
+    trust_reports: bool = False
 
 
 class _Config(BaseModel):
@@ -70,7 +78,15 @@ class Workspace:
         budget_s: Training seconds, passed on as LOOPGRAPH_BUDGET_S.
         timeout_s: Seconds after which a run is ended, start-up and evaluation included.
         silence_s: Seconds without output after which a run counts as hung.
-        on_win: Whether a kept edit is written to the editable file, committed as well, or left to the caller.
+        on_win: Whether a win is written to the editable file, committed as well, or left to the caller.
+        link: Files and folders outside of the workspace, relative to it, that the run's copy links to.
+        ignore: Files and folders, or patterns of them, that no run reads: they are not in the run's copy.
+        pattern: Regular expression whose first group is the metric, where its name is not enough to find it.
+        take: Which of several values of the metric in one log counts.
+        context_env: Environment variables whose values make two outcomes incomparable where they differ.
+        devices_per_run: GPUs that one run gets.
+        apply_tentative: Whether a gain within the noise is written to the editable file too.
+        trust_reports: Whether a metric that an agent reports without its log counts as evidence.
     """
 
     path: Path
@@ -84,6 +100,14 @@ class Workspace:
     timeout_s: float
     silence_s: float
     on_win: Literal["apply", "commit", "leave"]
+    link: tuple[str, ...] = ()
+    ignore: tuple[str, ...] = ()
+    pattern: str | None = None
+    take: Literal["last", "best", "first"] = "last"
+    context_env: tuple[str, ...] = ()
+    devices_per_run: int = 1
+    apply_tentative: bool = True
+    trust_reports: bool = False
 
     @property
     def editable_path(self) -> Path:
@@ -141,6 +165,14 @@ def load_workspace(path: Path) -> Workspace:
         timeout_s=declared.timeout_s or default_timeout_s(declared.budget_s),
         silence_s=declared.silence_s,
         on_win=declared.on_win,
+        link=tuple(declared.link),
+        ignore=tuple(declared.ignore),
+        pattern=declared.pattern,
+        take=declared.take,
+        context_env=tuple(declared.context_env),
+        devices_per_run=declared.devices_per_run,
+        apply_tentative=declared.on_win == "apply" if declared.apply_tentative is None else declared.apply_tentative,
+        trust_reports=declared.trust_reports,
     )
 
 
