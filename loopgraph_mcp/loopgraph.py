@@ -293,7 +293,7 @@ class LoopGraph:
             now=self._now(),
         )
         running = sharing.running_now(await sharing.under_way(self.db), caller)
-        return answer if revert else sharing.told_in_edit(answer, running, {method_id, *also})
+        return answer if revert else sharing.told_in_edit(answer, running, set(answer.method_id.split(" + ")))
 
     async def map_code(
         self,
@@ -391,6 +391,7 @@ class LoopGraph:
                 await experiments.join_experiment(self.db, repeat.id, caller, now=self._now())
             answer = await self.get_experiment(repeat.id, wait_s=wait_s, on_progress=on_progress)
             return dataclasses.replace(answer, repeated=True)
+        launch.check_held(plan, earlier)
         chosen_seed = launch.choose_seed(where, seed, {run.seed for run in earlier} if replicate else set())
         plan = await launch.as_edit(
             self.db, where, plan, workspace=await self._here.workspace_id(where), now=self._now()
