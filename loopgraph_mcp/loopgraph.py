@@ -68,7 +68,7 @@ from loopgraph_mcp.store.retrievals import Shown
 from loopgraph_mcp.surroundings import Sight, Surroundings
 from loopgraph_mcp.tries import Past
 from loopgraph_mcp.turns import Priority
-from loopgraph_mcp.workspace import default_timeout_s
+from loopgraph_mcp.workspace import default_timeout_s, resolved
 
 MAX_WAIT_S = 50.0  # most clients give up on a call after 60 s
 _CANDIDATES = 50
@@ -315,7 +315,7 @@ class LoopGraph:
             WorkspaceError: There is nothing there that can be read, or it lies outside.
         """
         where = await self._here.workspace(workspace)
-        target = (where.path / (path or where.editable)).resolve()
+        target = resolved(where.path / (path or where.editable))
         if not target.is_relative_to(where.path):
             raise WorkspaceError(f"{target}: lies outside of {where.path}; `loopgraph map PATH` maps any file")
         return await self.map_file(target, query=query, budget_tokens=budget_tokens)

@@ -24,7 +24,7 @@ class _Hunk:
 
 def apply_patch(source: str, patch: str) -> EditResult:
     """Return the patched text, or why the patch does not fit: every hunk's old lines must stand in one place."""
-    hunks = _parse(patch)
+    hunks = _read(patch)
     return hunks if isinstance(hunks, Refused) else _apply(source, hunks)
 
 
@@ -33,7 +33,7 @@ def take_out(source: str, patch: str) -> EditResult:
 
     A hunk that leaves no line behind cannot be looked for: what it deleted without context may have been anywhere.
     """
-    hunks = _parse(patch)
+    hunks = _read(patch)
     if isinstance(hunks, Refused):
         return hunks
     if not all(hunk.new for hunk in hunks):
@@ -43,7 +43,7 @@ def take_out(source: str, patch: str) -> EditResult:
 
 def adds_lines(patch: str) -> bool:
     """Return whether every hunk of a patch leaves lines behind that it can be known by."""
-    hunks = _parse(patch)
+    hunks = _read(patch)
     return not isinstance(hunks, Refused) and all(hunk.new for hunk in hunks)
 
 
@@ -64,9 +64,15 @@ def _apply(source: str, hunks: Sequence[_Hunk]) -> EditResult:
     return Applied(text, tuple(changes))
 
 
-def _parse(patch: str) -> list[_Hunk] | Refused:
+def _read(patch: str) -> list[_Hunk] | Refused:
     if len(patch) > _MAX_PATCH_CHARS:
         return Refused("a unified diff", f"the patch has {len(patch):,} characters; at most {_MAX_PATCH_CHARS:,}")
+    return _parse(patch) or Refused(
+        "a unified diff", "the patch has no hunk; send the output of `diff -u`, with lines `@@ … @@`"
+    )
+
+
+def _parse(patch: str) -> list[_Hunk]:
     hunks: list[_Hunk] = []
     start, new_start, old, new = 0, 0, list[str](), list[str]()
     inside = False
@@ -91,8 +97,6 @@ def _parse(patch: str) -> list[_Hunk] | Refused:
             old.append(line[1:])
             new.append(line[1:])
     close()
-    if not hunks:
-        return Refused("a unified diff", "the patch has no hunk; send the output of `diff -u`, with lines `@@ … @@`")
     return hunks
 
 

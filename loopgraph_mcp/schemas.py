@@ -4,7 +4,8 @@ import difflib
 import json
 import math
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 Schema = Mapping[str, Any]
@@ -48,7 +49,7 @@ def fitted(value: Any, schema: Schema) -> Any:
     return value
 
 
-def _from_text(text: str, schema: Schema, wanted: Collection[str]) -> Any:
+def _from_text(text: str, schema: Schema, wanted: AbstractSet[str]) -> Any:
     if choices := _choices(schema):
         alike = [each for each in choices if _plain(each) == _plain(text)]
         return alike[0] if len(alike) == 1 else text
@@ -133,7 +134,7 @@ def _size(schema: Schema, of: str, unit: str) -> str:
         return f" of {low} to {high:,} {unit}"
     if high:
         return f" of at most {high:,} {unit}"
-    return f" of at least {low} {unit}" if low else ""
+    return f" of at least {low} {unit.removesuffix('s') if low == 1 else unit}" if low else ""
 
 
 def _range(schema: Schema) -> str:

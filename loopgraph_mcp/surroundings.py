@@ -12,7 +12,7 @@ from loopgraph_mcp.models import Context
 from loopgraph_mcp.runner.device import Device, choose_device
 from loopgraph_mcp.store import edits
 from loopgraph_mcp.store.database import Database
-from loopgraph_mcp.workspace import DECLARING, Workspace, dataset_hash, harness_hash, load_workspace
+from loopgraph_mcp.workspace import DECLARING, Workspace, dataset_hash, harness_hash, load_workspace, resolved
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +108,7 @@ class Surroundings:
         return await self._context(seen.where, seen.where.budget_s, seen.device, seen.data, seen.harness)
 
     def _folder(self, path: str | None) -> Path:
-        return (self._settings.workspace if path is None else Path(path)).expanduser()
+        return self._settings.workspace if path is None else resolved(Path(path))
 
     async def workspace_id(self, where: Workspace) -> str:
         """Return the id of a workspace's row."""
