@@ -410,7 +410,7 @@ class LoopGraph:
             self.db,
             NewExperiment(
                 context_id=context_id,
-                device_slot=(await self._here.device()).slot,
+                device_slot=(await self._here.device(where)).slot,
                 description=wording.description(description, plan.method_ids, plan.base_text),
                 seed=chosen_seed,
                 timeout_s=max(where.timeout_s, default_timeout_s(budget)) if budget_s else where.timeout_s,
