@@ -65,7 +65,7 @@ def _from_text(text: str, schema: Schema, wanted: AbstractSet[str]) -> Any:
         read = _json(text)
         if isinstance(read, list if "array" in wanted else dict):
             return read
-        if "array" in wanted and read is None and word:
+        if "array" in wanted and word and not word.startswith(("[", "{")):
             return [text]
     return text
 

@@ -117,12 +117,12 @@ def slots_beside(slot: str, others: Iterable[str]) -> list[str]:
 
 
 def _named(names: str, given: Sequence[str], wanted: str, visible_gpus: Collection[str] | None) -> tuple[str, ...]:
-    """Return the GPUs that are named, each as the user has given it."""
+    """Return the GPUs that are named, each as CUDA_VISIBLE_DEVICES names it where that is set."""
     found = list[str]()
     for name in (each.strip() for each in names.split(",")):
         same = [each for each in given if _is_same(each, name)]
         if same:
-            found.append(same[0])
+            found.append(name if visible_gpus is None else same[0])
         elif visible_gpus is None and _UUID.fullmatch(name):
             found.append(name)  # nvidia-smi may show no UUIDs, and CUDA knows its own
         else:
@@ -132,7 +132,10 @@ def _named(names: str, given: Sequence[str], wanted: str, visible_gpus: Collecti
 
 def _each_once(ids: Iterable[str]) -> tuple[str, ...]:
     """Return ids without those of a card that an earlier one names: two locks of one card are never free together."""
-    return tuple({_gpus([each]).locks: each for each in reversed(list(ids))}.values())[::-1]
+    found = dict[tuple[str, ...], str]()
+    for each in ids:
+        found.setdefault(_gpus([each]).locks, each)
+    return tuple(found.values())
 
 
 def _is_same(given: str, name: str) -> bool:
