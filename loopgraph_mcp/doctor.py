@@ -77,11 +77,9 @@ def _device(settings: Settings, count: int) -> Check:
     except LoopGraphError as error:
         return Check("device", Level.FAIL, str(error), "unset LOOPGRAPH_DEVICE")
     if device.kind == "cpu":
-        why = "no GPU is used; runs work, on a smaller model"
-        return Check("device", Level.NOTE, f"{device.label}; a run gets the CPU", why)
-    gets = ",".join(device.ids) if device.kind == "cuda" else ""
-    shown = f"; a run gets CUDA_VISIBLE_DEVICES={gets}" if gets else ""
-    return Check("device", Level.OK, f"{device.label} ({device.slot}){shown}")
+        return Check("device", Level.NOTE, device.label, "no GPU found; runs work, on a smaller model")
+    gets = f"; a run gets CUDA_VISIBLE_DEVICES={','.join(device.ids)}" if device.kind == "cuda" else ""
+    return Check("device", Level.OK, f"{device.label} ({device.slot}){gets}")
 
 
 async def store(settings: Settings) -> Check:
