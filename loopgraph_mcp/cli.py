@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.status import Status
 
 from loopgraph_mcp import __version__, backtesting, clients, doctor, packing, screen, token_commands
-from loopgraph_mcp.answers import CodeMapAnswer, ExperimentAnswer, ImportAnswer, IngestAnswer
+from loopgraph_mcp.answers import BestResult, CodeMapAnswer, ExperimentAnswer, ImportAnswer, IngestAnswer
 from loopgraph_mcp.config import SKILL, Settings, bundled, read_settings
 from loopgraph_mcp.errors import HistoryError, LoopGraphError, first_of
 from loopgraph_mcp.harness.commands import app as harness_app
@@ -327,12 +327,18 @@ def results(
     as_json: Json = False,
 ) -> None:
     """Show the workspace's experiments, oldest first, with their verdicts."""
-    answers = _with_graph(lambda graph: graph.list_experiments(workspace=workspace, limit=limit))
+
+    async def work(graph: LoopGraph) -> tuple[list[ExperimentAnswer], BestResult | None]:
+        found = await graph.list_experiments(workspace=workspace, limit=limit)
+        return found, await graph.best_result(workspace=workspace)
+
+    answers, best = _with_graph(work)
     answers.reverse()
     if as_json:
         screen.print_json(answers)
     elif answers:
         screen.console.print(screen.results_table(answers))
+        screen.show_best(best)
     else:
         screen.console.print("no experiments here yet; `loopgraph run --description baseline` makes the first")
 

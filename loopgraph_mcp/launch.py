@@ -3,38 +3,64 @@
 import ast
 import asyncio
 import dataclasses
+import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from loopgraph_mcp import duplicates, edits, lookups, patches
 from loopgraph_mcp.config import Settings
 from loopgraph_mcp.errors import NotFoundError, RunError, WorkspaceError
-from loopgraph_mcp.models import Applied, Outcome, OutcomeKind, Refused
+from loopgraph_mcp.models import Applied, Context, Outcome, OutcomeKind, Refused, WhatRan
 from loopgraph_mcp.runner import processes
 from loopgraph_mcp.runs import CODE_DIR, SUPERVISOR_LOG_NAME
 from loopgraph_mcp.store import edits as edit_store
 from loopgraph_mcp.store import experiments
 from loopgraph_mcp.store.database import Database, text_hash
 from loopgraph_mcp.store.experiments import ExperimentRow
-from loopgraph_mcp.workspace import MAX_BUDGET_S, Workspace, reads_variable, snapshot
+from loopgraph_mcp.workspace import CONFIG_NAME, MAX_BUDGET_S, RESULTS_NAME, Workspace, _files, reads_variable, snapshot
 
 DEFAULT_SEED = 42
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One exact program to run, what it is compared with, and the edit that made it."""
+    """One exact program to run, what it is compared with, and the edit that made it.
+
+    Args:
+        base_group_key: What it is compared with, where that could see other files than the run will.
+    """
 
     text: str
     base_text: str | None
     edit_id: str | None
     method_ids: tuple[str, ...] = ()
+    base_group_key: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """All that a run can see besides the editable file.
+
+    Args:
+        files: Content id of each file, by path.
+        group_hash: The same as `hash` for files that differ in the values of seeds alone.
+    """
+
+    hash: str
+    group_hash: str
+    files: Mapping[str, str]
+
+    def identify(self, program: str, name: str) -> WhatRan:
+        """Return what identifies a program that runs among these files."""
+        return duplicates.what_ran(program, name, (self.hash, self.group_hash))
 
 
 async def make_plan(
     db: Database,
     workspace: Workspace,
-    context_id: str,
+    context: Context,
+    inputs: Inputs,
     *,
     edit_id: str | None,
     patch: str | None,
@@ -50,11 +76,11 @@ async def make_plan(
     if edit_id is not None and patch is not None:
         raise RunError("give edit_id or patch, not both: an experiment runs one program")
     if edit_id is not None:
-        plan = await plan_edit(db, workspace, edit_id, replicate=replicate)
+        plan = await plan_edit(db, workspace, context.workspace_id, edit_id, replicate=replicate)
     elif patch is not None:
         plan = plan_patch(workspace, patch)
     else:
-        plan = await plan_present(db, workspace, context_id)
+        plan = await plan_present(db, workspace, await edit_store.context_id(db, context), inputs)
     check_parses(workspace.editable, plan.text)
     if method_id is None:
         return plan
@@ -70,8 +96,8 @@ async def as_edit(db: Database, where: Workspace, plan: Plan, *, workspace: str,
         workspace=workspace,
         method_id=plan.method_ids[0] if plan.method_ids else None,
         retrieval_id=None,
-        base_hash=await keep_program(db, plan.base_text),
-        new_hash=await keep_program(db, plan.text),
+        base_hash=await keep_program(db, plan.base_text, where.editable),
+        new_hash=await keep_program(db, plan.text, where.editable),
         knobs={},
         diff=edits.unified_diff(plan.base_text, plan.text, where.editable),
         now=now,
@@ -79,16 +105,18 @@ async def as_edit(db: Database, where: Workspace, plan: Plan, *, workspace: str,
     return dataclasses.replace(plan, edit_id=edit_id)
 
 
-async def plan_edit(db: Database, workspace: Workspace, edit_id: str, *, replicate: bool) -> Plan:
+async def plan_edit(db: Database, workspace: Workspace, workspace_id: str, edit_id: str, *, replicate: bool) -> Plan:
     """Return the program that an edit makes, if the workspace still holds what the edit started from.
 
     Raises:
         NotFoundError: No such edit.
-        RunError: The file is another one by now.
+        RunError: The file is another one by now, or the edit was made in another workspace.
     """
     edit = await edit_store.get_edit(db, edit_id)
     if edit is None:
         raise NotFoundError(f"no edit {edit_id!r}; get_code_edit makes one and returns its id")
+    if edit.workspace_id != workspace_id:
+        raise RunError(f"{edit_id} was made in another workspace than {workspace.path}; make it here: get_code_edit")
     present = workspace.read_program()
     if present not in {edit.base_text, edit.new_text} and not replicate:
         raise RunError(
@@ -114,17 +142,24 @@ def plan_patch(workspace: Workspace, patch: str) -> Plan:
     raise RunError(f"{made.reason}; run without a patch to run {workspace.editable} as it stands")
 
 
-async def plan_present(db: Database, workspace: Workspace, context_id: str) -> Plan:
-    """Return the file as it stands; it is compared with the incumbent, or as the incumbent was if it is that."""
+async def plan_present(db: Database, workspace: Workspace, context_id: str, inputs: Inputs) -> Plan:
+    """Return the workspace as it is; it is compared with the incumbent, or as the incumbent was if it is that."""
     present = workspace.read_program()
     incumbent = await experiments.last_kept(db, context_id)
     if incumbent is None or incumbent.program_hash is None:
         return Plan(present, None, None)
-    kept = await edit_store.program_text(db, incumbent.program_hash)
-    if duplicates.program_hash(kept) != duplicates.program_hash(present):
-        return Plan(present, kept, None)
+    if inputs.identify(present, workspace.editable).run_key != incumbent.run_key:
+        kept = await edit_store.program_text(db, incumbent.program_hash)
+        return Plan(present, kept, None, base_group_key=incumbent.group_key)
     base = None if incumbent.base_hash is None else await edit_store.program_text(db, incumbent.base_hash)
-    return Plan(present, base, incumbent.edit_id, incumbent.method_ids)
+    return Plan(present, base, incumbent.edit_id, incumbent.method_ids, base_group_key=incumbent.base_group_key)
+
+
+def base_group_key(plan: Plan, inputs: Inputs, name: str) -> str | None:
+    """Return what a plan's run is compared with, up to the values of seeds; None where there is nothing."""
+    if plan.base_group_key is not None or plan.base_text is None:
+        return plan.base_group_key
+    return inputs.identify(plan.base_text, name).group_key
 
 
 def check_parses(name: str, text: str) -> None:
@@ -196,14 +231,14 @@ def worth_returning(plan: Plan, earlier: list[ExperimentRow], *, seed: int | Non
     return None
 
 
-async def keep_program(db: Database, text: str) -> str:
+async def keep_program(db: Database, text: str, name: str) -> str:
     """Store an exact program text; return its hash.
 
     Raises:
         RunError: It is no text that can be stored.
     """
     try:
-        return await edit_store.add_program(db, text, duplicates.program_hash(text))
+        return await edit_store.add_program(db, text, duplicates.group_hash(text, name))
     except UnicodeEncodeError as error:
         raise RunError(f"the program holds a lone surrogate at character {error.start}; it cannot be stored") from error
 
@@ -225,6 +260,17 @@ async def start(
         outcome = Outcome(OutcomeKind.INTERRUPTED, None, f"could not be started: {error}", {})
         await experiments.finish(db, experiment_id, outcome, now=now)
         raise RunError(f"the experiment could not be started: {error}") from error
+
+
+def read_inputs(where: Workspace) -> Inputs:
+    """Return what a run of a workspace can see besides the editable file."""
+    exact, group = {}, {}
+    for name in sorted(set(_files(where.path)) - {where.editable, RESULTS_NAME, CONFIG_NAME}):
+        path = where.path / name
+        if path.is_file():
+            text = path.read_bytes().decode("utf-8", "surrogateescape")
+            exact[name], group[name] = duplicates.program_hash(text, name), duplicates.group_hash(text, name)
+    return Inputs(text_hash(json.dumps(exact))[:16], text_hash(json.dumps(group))[:16], exact)
 
 
 def base_hash(plan: Plan) -> str | None:

@@ -16,7 +16,9 @@ from rich.syntax import Syntax
 from rich.table import Table
 from rich.tree import Tree
 
+from loopgraph_mcp import wording
 from loopgraph_mcp.answers import (
+    BestResult,
     CodeMapAnswer,
     EarlierRun,
     EditAnswer,
@@ -34,7 +36,7 @@ from loopgraph_mcp.backtest import Report
 from loopgraph_mcp.doctor import Check, Level
 from loopgraph_mcp.errors import LoopGraphError
 from loopgraph_mcp.launch import DEFAULT_SEED
-from loopgraph_mcp.models import Decision, OutcomeKind, Presence, State, VerdictKind
+from loopgraph_mcp.models import Decision, Origin, OutcomeKind, Presence, State, VerdictKind
 
 console = Console()
 errors = Console(stderr=True)
@@ -184,8 +186,8 @@ def show_experiment(answer: ExperimentAnswer) -> None:
         console.print("[yellow]this program was run before; --replicate runs it again[/]")
     if answer.verdict is not None:
         gain = "" if answer.gain is None else f", gain {answer.gain:+.4f}"
-        noise = "" if answer.noise_floor is None else f" (noise floor {answer.noise_floor:.4f})"
-        decided = "" if answer.decision is None else f", {_decision(answer.decision)}"
+        noise = "" if answer.noise_floor is None else f" (noise floor {answer.noise_floor:.4f}: {answer.noise})"
+        decided = "" if answer.decision is None else f", {_decision(answer)}"
         console.print(f"verdict: {_verdict(answer)}{gain}{noise}{decided}", highlight=False)
     _show_earlier(answer.earlier)
     if answer.note:
@@ -207,18 +209,28 @@ def results_table(answers: Sequence[ExperimentAnswer]) -> Table:
     table.add_column(metric, justify="right", no_wrap=True)
     table.add_column("gain", justify="right", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
-    table.add_column("decision", no_wrap=True)
+    table.add_column("decision", overflow="fold")
     for answer in answers:
         seed = "" if answer.seed == DEFAULT_SEED else f" (seed {answer.seed})"
         table.add_row(
             answer.experiment_id,
             escape(answer.description + seed),
-            _state(answer) if answer.metric_value is None else f"{answer.metric_value:.6f}",
+            _state(answer) if answer.metric_value is None else f"{answer.metric_value:.6f}{_said_by(answer)}",
             "" if answer.gain is None else f"{answer.gain:+.4f}",
             _verdict(answer),
-            "" if answer.decision is None else _decision(answer.decision),
+            _decision(answer),
         )
     return table
+
+
+def _said_by(answer: ExperimentAnswer) -> str:
+    return "" if answer.origin in {None, Origin.MEASURED} else f" [dim]{answer.origin}[/]"
+
+
+def show_best(best: BestResult | None) -> None:
+    """Show what ran best, as the mean of its runs with its noise, and whether that beats the noise."""
+    if best is not None:
+        console.print(wording.best_result(best), markup=False, highlight=False)
 
 
 def show_export(answer: PackExportAnswer) -> None:
@@ -341,8 +353,12 @@ def _verdict(answer: ExperimentAnswer) -> str:
     return f"[{style}]{words}[/]" if style else words
 
 
-def _decision(decision: Decision) -> str:
-    return "[green]keep[/]" if decision is Decision.KEEP else decision.value
+def _decision(answer: ExperimentAnswer) -> str:
+    if answer.decision is not Decision.KEEP:
+        return "" if answer.decision is None else answer.decision.value
+    if answer.undone_by is not None:
+        return f"[yellow]undone by {answer.undone_by}[/]"
+    return wording.decision(answer.decision, answer.tentative) if answer.tentative else "[green]keep[/]"
 
 
 def show_import(answer: ImportAnswer) -> None:

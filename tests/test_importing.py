@@ -48,9 +48,10 @@ async def test_rows_become_experiments_and_evidence(settings: Settings, tmp_path
     async with LoopGraph.open(settings) as graph:
         hits = {hit.method_id: hit for hit in (await graph.search_methods(limit=100)).hits}
         assert (await graph.count())["experiments"] == 4
-    assert (hits["smaller-batch"].standing, hits["muon-lr"].standing) == (Standing.PROVEN, Standing.FLOPPED)
-    assert hits["smaller-batch"].mean_gain == pytest.approx(0.1)
-    assert hits["muon-lr"].mean_gain == pytest.approx(-0.2)
+    kept, lost = hits["smaller-batch"], hits["muon-lr"]
+    assert (kept.standing, lost.standing, kept.tries) == (Standing.UNTRIED, Standing.UNTRIED, 0)  # nothing ran here
+    assert (kept.imported.tries, kept.imported.wins, kept.imported.mean_gain) == (1, 1, pytest.approx(0.1))
+    assert (lost.imported.tries, lost.imported.wins, lost.imported.mean_gain) == (1, 0, pytest.approx(-0.2))
 
 
 async def test_importing_again_adds_only_what_is_new(settings: Settings, tmp_path: Path) -> None:
@@ -83,7 +84,7 @@ async def test_a_higher_metric_is_judged_the_right_way_round(settings: Settings,
     assert answer.direction is Direction.HIGHER
     async with LoopGraph.open(settings) as graph:
         hits = {hit.method_id: hit for hit in (await graph.search_methods(limit=100)).hits}
-    assert hits["smaller-batch"].mean_gain == pytest.approx(0.2)
+    assert hits["smaller-batch"].imported.mean_gain == pytest.approx(0.2)
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -230,7 +231,7 @@ async def test_each_machine_is_compared_within_itself(settings: Settings, tmp_pa
     assert any("compared within itself" in note for note in answer.notes)
     async with LoopGraph.open(settings) as graph:
         hits = {hit.method_id: hit for hit in (await graph.search_methods(limit=100)).hits}
-    assert hits["swiglu"].mean_gain == pytest.approx(0.1)
+    assert hits["swiglu"].imported.mean_gain == pytest.approx(0.1)
 
 
 async def test_keeps_that_got_worse_hint_at_the_other_direction(settings: Settings, tmp_path: Path) -> None:
@@ -252,13 +253,14 @@ async def test_keeps_that_got_worse_hint_at_the_other_direction(settings: Settin
 async def test_imports_age_nothing_of_ones_own(settings: Settings, tmp_path: Path) -> None:
     path = table(tmp_path / "elsewhere" / "results.tsv", "aaaaaa1\t1.0\t1\tkeep\tbaseline", *ROWS.splitlines()[1:])
     async with LoopGraph.open(settings) as graph:
-        await graph.record_outcome(metric_value=2.0, description="baseline", decision=Decision.KEEP)
-        await graph.record_outcome(method_id="gqa", metric_value=1.9, description="GQA")
+        await graph.record_outcome(metric_value=2.0, description="baseline", decision=Decision.KEEP, measured=True)
+        await graph.record_outcome(method_id="gqa", metric_value=1.9, description="GQA", measured=True)
         await graph.import_history(path)
         hits = {hit.method_id: hit for hit in (await graph.search_methods(limit=100)).hits}
     assert hits["gqa"].last_tried == 0
     assert hits["smaller-batch"].last_tried is None
-    assert "all of them in imported histories" in hits["smaller-batch"].why
+    assert "untried here; in imported histories: tried once" in hits["smaller-batch"].why
+    assert hits["smaller-batch"].standing is Standing.UNTRIED  # imports make no standing
 
 
 async def test_what_loopgraph_wrote_itself_is_not_counted_twice(settings: Settings, workspace: Path) -> None:
