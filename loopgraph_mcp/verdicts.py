@@ -1,7 +1,7 @@
 """Judges a change against its context's noise floor: win, loss, within noise, crash, and what to do next."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean, median
 
 from loopgraph_mcp.models import Decision, Direction, NoiseFloor, Verdict, VerdictKind
@@ -98,6 +98,22 @@ def cautious(runs: Sequence[float], *, direction: Direction, sigma: float) -> fl
     """Return the mean of a program's runs, worse by its standard error: one lucky run does not beat three good ones."""
     error = sigma / math.sqrt(len(runs))
     return fmean(runs) + (error if direction is Direction.LOWER else -error)
+
+
+def best_of(groups: Mapping[str, Sequence[float]], *, direction: Direction, sigma: float) -> str | None:
+    """Return the group of runs with the best mean, its standard error taken off; ties by name; None of none.
+
+    Args:
+        groups: What the runs of each program measured, by the program.
+        direction: Which way the metric improves.
+        sigma: Standard deviation of one run.
+    """
+    worth = {
+        name: direction.gain(0.0, cautious(runs, direction=direction, sigma=sigma))
+        for name, runs in groups.items()
+        if runs
+    }
+    return max(worth, key=lambda name: (worth[name], name), default=None)
 
 
 def failing_parent(*, noise: NoiseFloor) -> Verdict:
