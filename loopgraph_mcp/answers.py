@@ -158,8 +158,9 @@ class EarlierRun:
     """An earlier experiment that bears on a change.
 
     Args:
-        kinship: `same_program`, or how its change stands to this one: `same`, `same_value`, `beyond_failed`,
-            `between_failed`, `same_direction`, `reverses_kept`, `seed_alone` (which names no experiment).
+        kinship: `same_program`; `other_files`: the same program, whose run could see other files; or how its change
+            compares with this one: `same`, `same_value`, `beyond_failed`, `between_failed`, `same_direction`,
+            `reverses_kept`, `seed_alone` (which names no experiment).
         note: That in a few words, with what differs where it is a re-test.
     """
 

@@ -25,7 +25,7 @@ from loopgraph_mcp.loopgraph import LoopGraph
 from loopgraph_mcp.models import Direction, KnobValue, OutcomeKind, Standing, State
 from loopgraph_mcp.sources.files import expand
 from loopgraph_mcp.sources.packs import read_definition
-from loopgraph_mcp.workspace import create_workspace, prepare_command
+from loopgraph_mcp.workspace import create_workspace, load_workspace, prepare_command
 
 app = typer.Typer(
     name="loopgraph",
@@ -565,7 +565,10 @@ def config(
     if known is None:
         raise typer.BadParameter(f"{client!r}; use one of {', '.join(clients.CLIENTS)}", param_hint="CLIENT")
     folder = Path(workspace or ".").expanduser().resolve()
-    made = clients.entry(known, folder, os.environ) if url is None else clients.remote_entry(known, url)
+    if url is None:
+        made = clients.entry(known, folder, os.environ, context_env=_context_env(folder))
+    else:
+        made = clients.remote_entry(known, url)
     file = known.path(Path.home(), folder)
     if write:
         changed = clients.write(known, made, file)
@@ -576,6 +579,14 @@ def config(
     if (command := clients.as_command(known, made)) is not None:
         screen.errors.print("[dim]or run:[/]")
         screen.errors.print(command, soft_wrap=True, markup=False, highlight=False)
+
+
+def _context_env(folder: Path) -> tuple[str, ...]:
+    """Return the variables that a workspace declares to matter; none where the folder is no workspace yet."""
+    try:
+        return load_workspace(folder).context_env
+    except LoopGraphError:
+        return ()
 
 
 @app.command()

@@ -125,6 +125,7 @@ async def make_edit(
         await followed.follow(context),
         context_id,
         inputs.identify(text, where.editable),
+        files=inputs.files,
         base_hash=base_hash,
         new_hash=new_hash,
         description=description,

@@ -404,6 +404,7 @@ class LoopGraph:
             await self._followed.follow(context),
             context_id,
             ran,
+            files=inputs.files,
             base_hash=launch.base_hash(plan),
             new_hash=program_hash,
             description=description,

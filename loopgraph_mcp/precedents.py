@@ -1,10 +1,11 @@
 """What was tried before that bears on a change: earlier runs of its kind, and what is foreseen of it."""
 
 import asyncio
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from loopgraph_mcp import wording
+from loopgraph_mcp import runs, wording
 from loopgraph_mcp.answers import EarlierRun
 from loopgraph_mcp.changes import Change, Kin, Kinship, Precedent, change_between, kin, moves_of, named, told
 from loopgraph_mcp.foresight import Foreseen, Foresight, Lesson, lessons
@@ -19,6 +20,7 @@ from loopgraph_mcp.store.outcomes import Search
 from loopgraph_mcp.tries import Past, Try
 
 _MAX_TOLD = 5
+_MAX_BESIDE = 2  # runs of the same program among other files
 _MANY = 500  # runs that may take a tenth of a second to take in
 
 
@@ -115,14 +117,19 @@ async def find_precedents(
     context_id: str,
     ran: WhatRan,
     *,
+    files: Mapping[str, str],
     base_hash: str | None,
     new_hash: str,
     description: str,
     foresight: Foresight,
 ) -> Precedents:
-    """Return what bears on the change from one stored program to another, which would run as `ran`."""
+    """Return what bears on the change from one stored program to another, which would run as `ran` among files."""
     same = await experiments.runs_of(db, context_id, ran.run_key)
     earlier = [wording.earlier_run(run) for run in same]
+    for run in await experiments.runs_among_other_files(db, context_id, ran.run_key, limit=_MAX_BESIDE):
+        differing = await runs.differing_files(db, run, files)
+        note = wording.among_other_files(differing)
+        earlier.append(dataclasses.replace(wording.earlier_run(run), kinship="other_files", note=note))
     if base_hash is None or base_hash == new_hash:
         return Precedents(tuple(earlier))
     change = named(await change_store.keep_change(db, base_hash, new_hash))

@@ -157,6 +157,7 @@ async def _train(db: Database, experiment: ExperimentRow, workspace: Workspace, 
             **device.environment(),
         },
         uv_environment=uv_environment,
+        declared=workspace.context_env,
     )
     protected = file_hashes(code, workspace.protected)
     command = run_command(workspace)

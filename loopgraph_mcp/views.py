@@ -53,10 +53,21 @@ def _eta_s(row: ExperimentRow, progress: Progress | None, now: float) -> float:
     return round(max(left, 0.0) + _EVALUATION_SHARE * row.budget_s, 1)
 
 
+async def _other_files(db: Database, row: ExperimentRow) -> str:
+    """Return which files changed since the parent was run, where that is why there is nothing to compare with."""
+    if row.base_group_key is None or row.inputs_hash is None:
+        return ""
+    parents = await experiments.runs_of_group_elsewhere(db, row.context_id, row.base_group_key)
+    if not parents:
+        return ""
+    files = await experiments.inputs_of(db, row.inputs_hash)
+    return wording.since_parent(parents[0].id, await runs.differing_files(db, parents[0], files))
+
+
 async def _done(db: Database, ledger: Ledger, row: ExperimentRow, outcome: Outcome, *, metric: str) -> ExperimentAnswer:
     judged = outcome.kind.says_something and row.origin is not Origin.REPORTED
     verdict = await ledger.judge(row) if judged else None
-    taught = ""
+    taught = await _other_files(db, row) if verdict is not None and verdict.kind is VerdictKind.NO_BASELINE else ""
     if verdict is not None and verdict.kind is VerdictKind.WIN and row.edit_id is not None:
         taught = wording.taught(row, await learned.learned_from(db, row.id))
     return ExperimentAnswer(

@@ -25,6 +25,7 @@ from loopgraph_mcp.models import (
 )
 from loopgraph_mcp.store.experiments import ExperimentRow
 
+_MAX_FILES = 4
 _WORTH_TELLING = 1.25  # odds that are further than this from 1 to 1
 
 
@@ -213,6 +214,25 @@ def after_report() -> str:
     return (
         "It is recorded as reported and counts little: report it with its log (and commit), or run it with "
         "run_experiment."
+    )
+
+
+def among_other_files(names: Sequence[str]) -> str:
+    """Return in which files an earlier run of the same program differs from what a run would see now."""
+    if not names:
+        return "the same program, in a run that did not record the files beside it"
+    shown = ", ".join(names[:_MAX_FILES]) + (f" and {len(names) - _MAX_FILES} more" if len(names) > _MAX_FILES else "")
+    return f"the same program with other files: {shown} differ{'s' if len(names) == 1 else ''}"
+
+
+def since_parent(parent: str, names: Sequence[str]) -> str:
+    """Return which files changed since the parent was run, and what to do with files that no run reads."""
+    if not names:
+        return ""
+    shown = ", ".join(names[:_MAX_FILES]) + (f" and {len(names) - _MAX_FILES} more" if len(names) > _MAX_FILES else "")
+    return (
+        f" Since {parent} ran the parent, {shown} changed, which a run can see; name what no run reads under `ignore` "
+        "in loopgraph.toml."
     )
 
 

@@ -302,6 +302,29 @@ async def runs_of_group(db: Database, context_id: str, group_key: str) -> list[E
     return [_row(row) for row in rows]
 
 
+async def runs_among_other_files(db: Database, context_id: str, run_key: str, *, limit: int) -> list[ExperimentRow]:
+    """Return the newest experiments of one context that ran this program and could see other files, newest first."""
+    program = run_key.partition(".")[0]
+    rows = await db.reader.execute_fetchall(
+        f"{_SELECT} WHERE experiment.context_id = :context AND experiment.run_key >= :first "
+        "AND experiment.run_key < :last AND experiment.run_key <> :key ORDER BY experiment.row DESC LIMIT :limit",
+        {"context": context_id, "first": f"{program}.", "last": f"{program}/", "key": run_key, "limit": limit},
+    )
+    return [_row(row) for row in rows]
+
+
+async def runs_of_group_elsewhere(db: Database, context_id: str, group_key: str) -> list[ExperimentRow]:
+    """Return the newest finished experiment of the same program, seeds aside, that could see other files, if any."""
+    program = group_key.partition(".")[0]
+    rows = await db.reader.execute_fetchall(
+        f"{_SELECT} WHERE experiment.context_id = :context AND experiment.group_key >= :first "
+        "AND experiment.group_key < :last AND experiment.group_key <> :key AND outcome.kind = 'finished' "
+        "ORDER BY experiment.row DESC LIMIT 1",
+        {"context": context_id, "first": f"{program}.", "last": f"{program}/", "key": group_key},
+    )
+    return [_row(row) for row in rows]
+
+
 async def add_inputs(db: Database, inputs_hash: str, files: Mapping[str, str]) -> None:
     """Keep what a run could see besides the editable file, by content id."""
     await db.change(
