@@ -165,6 +165,8 @@ def no_edit(
         if not has_recipe:
             status, reason = "guidance", "it has no recipe, so there is no diff of it"
         next_step = "Make the change by hand near these lines and run it with run_experiment(patch=…, method_id=…)."
+        if subject.startswith("exp_"):
+            next_step = "Take what you want of it as a patch of your own file: run_experiment(patch=…, description=…)."
         if guidance is not None:
             next_step = (
                 f'Write the change yourself and run it: run_experiment(patch="<unified diff of {file}>", '
