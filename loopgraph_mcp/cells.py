@@ -75,7 +75,8 @@ def _separator(lines: Sequence[str]) -> str | None:
 
 
 def _csv_cells(text: str, separator: str) -> Iterator[tuple[int, list[str] | None]]:
-    lines = (line if line.count(separator) <= MAX_CELLS else f"{line[:MAX_TEXT]}\n" for line in io.StringIO(text))
+    too_many = f"a line of more than {MAX_CELLS} cells\n"
+    lines = (line if line.count(separator) <= MAX_CELLS else too_many for line in io.StringIO(text))
     csv.field_size_limit(MAX_CELL)
     reader = csv.reader(lines, delimiter=separator)
     while True:
