@@ -60,8 +60,9 @@ _PARAMETER = re.compile(
 )
 # Parameters that say where and under which name a run was made.
 _OF_RUN = re.compile(
-    r"(?:.*[._])?(?:(?:run|exp|experiment|project|group|job)_?(?:name|id)|\w*(?:dir|path|file|folder|url|uri)|notes?|host\w*|user\w*"
-    r"|timestamp|date|time|git\w*|commit|wandb\w*|num_workers|log_?\w*|verbose|resume|tags?)|_.*"
+    r"(?:.*[._])?(?:(?:run|exp|experiment|project|group|job)_?(?:name|id)|\w*(?:dir|path|file|folder|url|uri)|notes?"
+    r"|host\w*|user\w*|timestamp|date|time|git\w*|commit|wandb\w*|num_workers|logging\w*|verbose|resume|tags?"
+    r"|log_(?:every|freq|interval|steps|level)\w*)|_.*"
 )
 _TRACKER_STATE = ("state", "run_state", "trial_state", "info.status")
 

@@ -15,7 +15,7 @@ from loopgraph_mcp.directions import KeptSteps, Origin
 from loopgraph_mcp.errors import HistoryError
 from loopgraph_mcp.models import Direction
 from loopgraph_mcp.moves import read_moves
-from loopgraph_mcp.parameters import differences, in_words, is_other_seed, moves_of
+from loopgraph_mcp.parameters import differences, in_words, is_other_seed, knobs_of, moves_of
 from loopgraph_mcp.tables import HistoryRow, LeftOut, Reader, RowStatus
 
 __all__ = ["History", "HistoryRow", "LeftOut", "RowStatus", "read_history"]
@@ -217,7 +217,7 @@ def _changed(row: HistoryRow, base: HistoryRow | None, place: int | None) -> His
     if row.is_baseline:
         return replace(row, base=place)
     moves = moves_of(found)
-    known = {move.knob for move in moves} | {"other"}
+    known = knobs_of(row.parameters) | {move.knob for move in moves} | {"other"}
     beside = tuple(move for move in said if move.knob not in known)
     return replace(
         row, moves=(*moves, *beside), base=place, is_rerun=False, description=row.description or in_words(found)

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from loopgraph_mcp.cells import clean
@@ -59,6 +59,11 @@ def moves_of(found: Sequence[Difference]) -> tuple[Move, ...]:
         move = _move(each)
         made.setdefault(move.knob, move)
     return tuple(made.values())
+
+
+def knobs_of(names: Iterable[str]) -> set[str]:
+    """Return the knobs that parameters of these names turn."""
+    return {_knob(Difference(name, "", ""))[0] for name in names}
 
 
 def _move(each: Difference) -> Move:

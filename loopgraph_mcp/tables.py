@@ -361,7 +361,7 @@ class Reader:
         for line, entry in read_entries(text):
             if not isinstance(entry, dict):
                 self.leave(line, "is no JSON object", [str(entry)[:80]])
-            elif entry.get("type") == "config" or "metricName" in entry:
+            elif entry.get("type") == "config" or "metricName" in entry or _is_declaration(entry):
                 segment += bool(entries)
                 self._config(entry)
             else:
@@ -409,6 +409,12 @@ class Reader:
 def _as_words(text: str) -> str:
     """Return a text's words between spaces, to look for some in others."""
     return f" {' '.join(re.findall(r'[a-z0-9]+', text.casefold()))} "
+
+
+def _is_declaration(entry: Mapping[str, Any]) -> bool:
+    """Return whether a JSON entry says which way a metric improves, and is no run."""
+    said = [directions.declared_by(str(key), as_text(value)) for key, value in list(entry.items())[:20]]
+    return any(said) and not {"status", "state", "description", "commit", "metric", "value"} & set(entry)
 
 
 def _no_outcome(status: str, *, is_tracker: bool) -> str | None:

@@ -339,6 +339,13 @@ def test_a_header_is_marked_with_the_direction(column: str) -> None:
     assert (history.metric, history.direction, history.origin) == ("quality", Direction.HIGHER, Origin.DECLARED)
 
 
+@pytest.mark.parametrize("head", [{"metric_direction": "higher"}, {"type": "config", "bestDirection": "higher"}])
+def test_the_head_of_a_json_log_declares_the_direction(head: dict[str, str]) -> None:
+    lines = [head, {"commit": "a1b2c3d", "val_loss": 1.0, "status": "discard", "description": "LR up"}]
+    history = read_history("\n".join(map(json.dumps, lines)), name="log.jsonl")
+    assert (history.direction, history.origin, len(history.rows)) == (Direction.HIGHER, Origin.DECLARED, 1)
+
+
 def test_a_file_that_declares_both_directions_asks() -> None:
     with pytest.raises(HistoryError, match="--direction"):
         kept("quality", 1.0, 1.1, above="# direction: higher\n# lower is better")
@@ -535,6 +542,14 @@ def test_decided_rows_are_compared_with_the_kept_one() -> None:
         "batch_size 32 -> 64",
         "lr 0.1 -> 0.2",
     ]
+
+
+def test_a_runs_name_adds_only_what_its_parameters_do_not_tell() -> None:
+    text = (
+        "name,state,val_loss,config.lr,config.batch_size\nbaseline,finished,1.0,0.1,32\n"
+        "bigger batch and lr up with SwiGLU,finished,0.9,0.1,64\n"
+    )
+    assert [str(move) for move in rows(text)[1].moves] == ["batch_size up to 64", "activation to swiglu"]
 
 
 @pytest.mark.parametrize("name", ["duration", "runtime", "training_seconds", "datetime_start", "epoch", "trial"])
