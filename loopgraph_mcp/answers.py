@@ -392,6 +392,7 @@ class ImportAnswer:
         added: Rows that are new to the memory; known ones, and those left out, are no part of them.
         understood: Rows understood whole, and in part.
         lessons: What the whole of it teaches for other workspaces.
+        direction_from: What says that this is the direction.
     """
 
     file: str
@@ -407,6 +408,7 @@ class ImportAnswer:
     rows: list[ImportedLine]
     notes: list[str]
     next_step: str
+    direction_from: str = ""
 
 
 @dataclass(frozen=True)

@@ -378,7 +378,7 @@ def merge(other: Annotated[Path, typer.Argument(help="The other loopgraph.db.")]
 
 @app.command(name="import")
 def import_(
-    files: Annotated[list[Path], typer.Argument(help="results.tsv, log.jsonl, or an MLflow or W&B export.")],
+    files: Annotated[list[Path], typer.Argument(help="results.tsv, log.jsonl, or an MLflow, W&B or Optuna export.")],
     *,
     repo: Annotated[
         Path | None, typer.Option(help="A checkout that holds the rows' commits, if not around the file.")
@@ -386,8 +386,11 @@ def import_(
     device: Annotated[str | None, typer.Option(help="What it ran on, such as 'H100'.")] = None,
     budget: Annotated[float | None, typer.Option(help="Training seconds of its runs.", min=0.001)] = None,
     metric: Annotated[str | None, typer.Option(help="The column of the metric, if not the usual one.")] = None,
-    direction: Annotated[Direction | None, typer.Option(help="Which way the metric improves.")] = None,
+    direction: Annotated[
+        Direction | None, typer.Option(help="Which way the metric improves, whatever the file says.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what is understood.")] = False,
+    details: Annotated[bool, typer.Option("--details", help="Show each row, not only a summary.")] = False,
     as_json: Json = False,
 ) -> None:
     """Take other people's experiments into the memory; importing again adds only what is new."""
@@ -416,10 +419,9 @@ def import_(
         _with_graph(lambda graph: work(graph, shown))
     if as_json:
         screen.print_json(answers)
+        screen.end_with(failed)
     else:
-        for answer in answers:
-            screen.show_import(answer)
-    screen.end_with(failed)
+        screen.show_imports(answers, failed, details=details)
 
 
 @app.command()
