@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import re
 import shlex
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -257,8 +257,16 @@ def _programs(history: History, path: Path, told: Told, editable: str, progress:
 
 def _own(read: Sequence[Reading], runs: Collection[tuple[str, str]]) -> set[int]:
     """Return the places of rows that LoopGraph wrote itself, of runs it made in this workspace."""
-    told = [(each.row.description, f"{each.row.metric_value or 0.0:.6f}") for each in read]
-    return {index for index, each in enumerate(told) if each in runs}
+    described = defaultdict(list)
+    for words, value in runs:
+        described[value].append(words)
+    own = set()
+    for index, each in enumerate(read):
+        line = each.row.description
+        known = described.get(f"{each.row.metric_value or 0.0:.6f}", ())
+        if any(line == words or line.startswith(f"{words} (") for words in known):  # in brackets: how it ended
+            own.add(index)
+    return own
 
 
 def _rows(history: History, read: Sequence[Reading], taken: Sequence[int]) -> list[ImportedRow]:

@@ -286,7 +286,7 @@ async def test_a_kept_gain_in_a_metric_of_any_name_is_a_win(settings: Settings, 
     assert (answer.direction, answer.direction_from) == (Direction.HIGHER, "shown by 1 of 1 kept rows")
     async with LoopGraph.open(settings) as graph:
         hits = {hit.method_id: hit for hit in (await graph.search_methods(limit=100)).hits}
-    assert hits["gqa"].mean_gain == pytest.approx(6.0)
+    assert hits["gqa"].imported.mean_gain == pytest.approx(6.0)
 
 
 async def test_a_direction_said_once_is_remembered_where_the_file_shows_none(

@@ -304,14 +304,9 @@ async def all_lessons(db: Database) -> list[Lesson]:
 async def own_runs(db: Database, path: str) -> set[tuple[str, str]]:
     """Return description and metric of the runs made in a workspace, as its results.tsv tells them."""
     rows = await db.reader.execute_fetchall(
-        "SELECT description, metric_value, kind, reason FROM experiment JOIN context ON context.id = context_id "
+        "SELECT description, metric_value FROM experiment JOIN context ON context.id = context_id "
         "JOIN workspace ON workspace.id = workspace_id JOIN outcome ON outcome.experiment_id = experiment.id "
         "WHERE workspace.path = :path",
         {"path": path},
     )
-    told = set()
-    for row in rows:
-        failed = "" if row["metric_value"] is not None else f" ({row['kind']}: {row['reason']})"
-        words = " ".join((row["description"] + failed).split())
-        told.add((words, f"{row['metric_value'] or 0.0:.6f}"))
-    return told
+    return {(" ".join(row["description"].split()), f"{row['metric_value'] or 0.0:.6f}") for row in rows}
