@@ -5,14 +5,38 @@ Without slots: the MCP SDK reads a field's default off the class, and finds a sl
 
 from dataclasses import dataclass, field
 
-from loopgraph_mcp.models import Decision, Direction, DocumentState, OutcomeKind, Presence, Standing, State, VerdictKind
+from loopgraph_mcp.models import (
+    Decision,
+    Direction,
+    DocumentState,
+    Origin,
+    OutcomeKind,
+    Presence,
+    Standing,
+    State,
+    VerdictKind,
+)
+
+
+@dataclass(frozen=True)
+class Trials:
+    """How the trials of a method ended; the mean gain is in metric units, positive is better."""
+
+    tries: int = 0
+    wins: int = 0
+    crashes: int = 0
+    mean_gain: float | None = None
 
 
 @dataclass(frozen=True)
 class MethodHit:
-    """One method of an answer, with why it stands where it stands.
+    """One method of an answer, with why it is ranked where it is.
 
     Args:
+        standing: Its status from what was measured in this context; so are tries, wins, crashes and mean_gain.
+        elsewhere: Trials measured in other contexts: another workspace, device, budget, data or harness.
+        imported: Trials that imported histories hold.
+        reports: Numbers that somebody reported without a log.
         mean_gain: Mean improvement over its parents in metric units, positive is better.
         last_tried: Experiments made since its last trial.
         presence: How far the workspace's file already holds it; None where that cannot be told.
@@ -35,6 +59,9 @@ class MethodHit:
     score: float
     why: str
     parts: dict[str, float] = field(default_factory=dict)
+    elsewhere: Trials = Trials()
+    imported: Trials = Trials()
+    reports: int = 0
 
 
 @dataclass(frozen=True)
@@ -73,6 +100,40 @@ class BestProgram:
 
 
 @dataclass(frozen=True)
+class BestResult:
+    """What ran best in a workspace: the best mean of its runs less their standard error, never the luckiest run.
+
+    Args:
+        experiment_id: Its last run.
+        metric_value: Mean of its runs.
+        runs: How many.
+        standard_error: Of that mean, in metric units.
+        noise_floor: Standard deviation of one run.
+        replicates: Runs from which the noise floor was measured; 0: a default.
+        noise_factor: By how much it was raised because runs shared their device.
+        baseline: Mean of the first program's runs.
+        gain: Improvement over it, positive is better.
+        beats_noise: Whether that is a win, and not within the noise.
+        is_baseline: Whether nothing ran better than the first program.
+    """
+
+    experiment_id: str
+    description: str
+    metric: str
+    metric_value: float
+    runs: int
+    standard_error: float
+    noise_floor: float
+    replicates: int
+    noise_factor: float
+    baseline: float
+    baseline_runs: int
+    gain: float
+    beats_noise: bool
+    is_baseline: bool
+
+
+@dataclass(frozen=True)
 class SearchAnswer:
     """The methods for a query, best first; `note` says when the last runs have led nowhere.
 
@@ -97,8 +158,9 @@ class EarlierRun:
     """An earlier experiment that bears on a change.
 
     Args:
-        kinship: `same_program`, or how its change stands to this one: `same`, `same_value`, `beyond_failed`,
-            `between_failed`, `same_direction`, `reverses_kept`, `seed_alone` (which names no experiment).
+        kinship: `same_program`; `other_files`: the same program, whose run could see other files; or how its change
+            compares with this one: `same`, `same_value`, `beyond_failed`, `between_failed`, `same_direction`,
+            `reverses_kept`, `seed_alone` (which names no experiment).
         note: That in a few words, with what differs where it is a re-test.
     """
 
@@ -229,6 +291,10 @@ class ExperimentAnswer:
         poll_after_s: When to ask again; None once it is done.
         gain: Mean improvement over the parent in metric units, positive is better.
         noise_floor: Standard deviation of one run in this context, in metric units.
+        noise: Where that comes from, in words.
+        tentative: Whether it was kept though its gain is not distinguishable from noise.
+        origin: Who says what came of it: `measured`, `logged`, `trusted`, `reported` or `imported`.
+        undone_by: A later run of the same program, after which the change was discarded.
         log_tail: Where it failed: the log's last lines; untrusted text.
         run_dir: Folder with the log and the code that ran.
         earlier: In run_experiment's answer: earlier experiments that bear on this one.
@@ -255,8 +321,12 @@ class ExperimentAnswer:
     verdict: VerdictKind | None = None
     gain: float | None = None
     noise_floor: float | None = None
+    noise: str = ""
     p_win: float | None = None
     decision: Decision | None = None
+    tentative: bool = False
+    origin: Origin | None = None
+    undone_by: str | None = None
     note: str = ""
     log_tail: str = ""
     earlier: list[EarlierRun] = field(default_factory=list)
@@ -264,18 +334,27 @@ class ExperimentAnswer:
 
 @dataclass(frozen=True)
 class RecordAnswer:
-    """An outcome as it was written down, judged, and what it makes of its methods."""
+    """An outcome as it was recorded, judged, and what it makes of its methods.
+
+    Args:
+        verdict: None for a bare number, which nobody can judge.
+        gain: Improvement over the parent's mean; of a bare number, as reported.
+        origin: Who says so: `measured`, `logged`, `trusted`, `reported` or `imported`.
+    """
 
     experiment_id: str
     metric: str
     metric_value: float | None
-    verdict: VerdictKind
+    verdict: VerdictKind | None
     gain: float | None
-    noise_floor: float
+    noise_floor: float | None
     p_win: float | None
-    decision: Decision
+    decision: Decision | None
     standings: dict[str, Standing]
     next_step: str
+    origin: Origin = Origin.MEASURED
+    noise: str = ""
+    tentative: bool = False
 
 
 @dataclass(frozen=True)
@@ -313,6 +392,7 @@ class ImportAnswer:
         added: Rows that are new to the memory; known ones, and those left out, are no part of them.
         understood: Rows understood whole, and in part.
         lessons: What the whole of it teaches for other workspaces.
+        direction_from: What says that this is the direction.
     """
 
     file: str
@@ -328,6 +408,7 @@ class ImportAnswer:
     rows: list[ImportedLine]
     notes: list[str]
     next_step: str
+    direction_from: str = ""
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from loopgraph_mcp.duplicates import number, parsed, written
+from loopgraph_mcp import seeds
+from loopgraph_mcp.duplicates import number, parsed, program_hash, written
 from loopgraph_mcp.knobs import FAMILIES
 from loopgraph_mcp.models import Move
 from loopgraph_mcp.moves import content, read_moves
 
 _MAX_TURNS_TOLD = 3
-_SEED_NAMES = frozenset({"seed", "manual_seed", "random_seed"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +70,8 @@ class Change:
     @property
     def is_seed_alone(self) -> bool:
         """Whether it turns nothing but seeds."""
-        seeds = all(turn.knob.rsplit(".", 1)[-1].lower() in _SEED_NAMES for turn in self.turns)
-        return bool(self.turns) and not self.rewrites and seeds
+        only_seeds = all(seeds.sets_seed(turn.knob.rsplit(".", 1)[-1]) for turn in self.turns)
+        return bool(self.turns) and not self.rewrites and only_seeds
 
     @property
     def single(self) -> Turn | None:
@@ -99,7 +99,7 @@ class Change:
 def change_between(base: str, new: str) -> Change | None:
     """Return what turns one program into another, or None where one of them does not parse."""
     before, after = parsed(base), parsed(new)
-    if before is None or after is None:
+    if before is None or after is None or not (before.body or after.body):  # a C header is comments to Python
         return None
     compared = _Compared(base.splitlines(), new.splitlines())
     turns: list[Turn] = []
@@ -112,6 +112,8 @@ def change_between(base: str, new: str) -> Change | None:
                 rewrites.append(found)
     except RecursionError:  # an expression of thousands of parts
         return None
+    if not turns and not rewrites and program_hash(base) != program_hash(new):
+        rewrites.append(Rewrite("a docstring", program_hash(base), program_hash(new)))  # it may be the prompt
     return Change(tuple(sorted(turns, key=_turn_order)), tuple(sorted(rewrites, key=_order)))
 
 

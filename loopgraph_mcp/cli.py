@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.status import Status
 
 from loopgraph_mcp import __version__, backtesting, clients, doctor, packing, screen, token_commands
-from loopgraph_mcp.answers import CodeMapAnswer, ExperimentAnswer, ImportAnswer, IngestAnswer
+from loopgraph_mcp.answers import BestResult, CodeMapAnswer, ExperimentAnswer, ImportAnswer, IngestAnswer
 from loopgraph_mcp.config import SKILL, Settings, bundled, read_settings
 from loopgraph_mcp.errors import HistoryError, LoopGraphError, first_of
 from loopgraph_mcp.harness.commands import app as harness_app
@@ -25,7 +25,7 @@ from loopgraph_mcp.loopgraph import LoopGraph
 from loopgraph_mcp.models import Direction, KnobValue, OutcomeKind, Standing, State
 from loopgraph_mcp.sources.files import expand
 from loopgraph_mcp.sources.packs import read_definition
-from loopgraph_mcp.workspace import create_workspace, prepare_command
+from loopgraph_mcp.workspace import create_workspace, load_workspace, prepare_command
 
 app = typer.Typer(
     name="loopgraph",
@@ -327,12 +327,18 @@ def results(
     as_json: Json = False,
 ) -> None:
     """Show the workspace's experiments, oldest first, with their verdicts."""
-    answers = _with_graph(lambda graph: graph.list_experiments(workspace=workspace, limit=limit))
+
+    async def work(graph: LoopGraph) -> tuple[list[ExperimentAnswer], BestResult | None]:
+        found = await graph.list_experiments(workspace=workspace, limit=limit)
+        return found, await graph.best_result(workspace=workspace)
+
+    answers, best = _with_graph(work)
     answers.reverse()
     if as_json:
         screen.print_json(answers)
     elif answers:
         screen.console.print(screen.results_table(answers))
+        screen.show_best(best)
     else:
         screen.console.print("no experiments here yet; `loopgraph run --description baseline` makes the first")
 
@@ -372,7 +378,7 @@ def merge(other: Annotated[Path, typer.Argument(help="The other loopgraph.db.")]
 
 @app.command(name="import")
 def import_(
-    files: Annotated[list[Path], typer.Argument(help="results.tsv, log.jsonl, or an MLflow or W&B export.")],
+    files: Annotated[list[Path], typer.Argument(help="results.tsv, log.jsonl, or an MLflow, W&B or Optuna export.")],
     *,
     repo: Annotated[
         Path | None, typer.Option(help="A checkout that holds the rows' commits, if not around the file.")
@@ -380,8 +386,11 @@ def import_(
     device: Annotated[str | None, typer.Option(help="What it ran on, such as 'H100'.")] = None,
     budget: Annotated[float | None, typer.Option(help="Training seconds of its runs.", min=0.001)] = None,
     metric: Annotated[str | None, typer.Option(help="The column of the metric, if not the usual one.")] = None,
-    direction: Annotated[Direction | None, typer.Option(help="Which way the metric improves.")] = None,
+    direction: Annotated[
+        Direction | None, typer.Option(help="Which way the metric improves, whatever the file says.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what is understood.")] = False,
+    details: Annotated[bool, typer.Option("--details", help="Show each row, not only a summary.")] = False,
     as_json: Json = False,
 ) -> None:
     """Take other people's experiments into the memory; importing again adds only what is new."""
@@ -410,10 +419,9 @@ def import_(
         _with_graph(lambda graph: work(graph, shown))
     if as_json:
         screen.print_json(answers)
+        screen.end_with(failed)
     else:
-        for answer in answers:
-            screen.show_import(answer)
-    screen.end_with(failed)
+        screen.show_imports(answers, failed, details=details)
 
 
 @app.command()
@@ -559,7 +567,10 @@ def config(
     if known is None:
         raise typer.BadParameter(f"{client!r}; use one of {', '.join(clients.CLIENTS)}", param_hint="CLIENT")
     folder = Path(workspace or ".").expanduser().resolve()
-    made = clients.entry(known, folder, os.environ) if url is None else clients.remote_entry(known, url)
+    if url is None:
+        made = clients.entry(known, folder, os.environ, context_env=_context_env(folder))
+    else:
+        made = clients.remote_entry(known, url)
     file = known.path(Path.home(), folder)
     if write:
         changed = clients.write(known, made, file)
@@ -570,6 +581,14 @@ def config(
     if (command := clients.as_command(known, made)) is not None:
         screen.errors.print("[dim]or run:[/]")
         screen.errors.print(command, soft_wrap=True, markup=False, highlight=False)
+
+
+def _context_env(folder: Path) -> tuple[str, ...]:
+    """Return the variables that a workspace declares to matter; none where the folder is no workspace yet."""
+    try:
+        return load_workspace(folder).context_env
+    except LoopGraphError:
+        return ()
 
 
 @app.command()

@@ -8,7 +8,7 @@ import shlex
 import shutil
 import sys
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,10 +90,21 @@ def server_command() -> list[str]:
     return [str(script)] if script.exists() else [sys.executable, "-m", "loopgraph_mcp"]
 
 
-def entry(client: Client, workspace: Path, environment: Mapping[str, str]) -> dict[str, Any]:
-    """Return a client's entry; where the store does not lie in its usual place, the entry says so."""
+def entry(
+    client: Client, workspace: Path, environment: Mapping[str, str], *, context_env: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Return a client's entry: with where the store is, unless it is in its usual place, and what a run depends on.
+
+    Args:
+        client: The client.
+        workspace: The folder to work on.
+        environment: The variables at hand.
+        context_env: Variables that the workspace declares to matter; without them a client's runs would be of
+            another context.
+    """
     command, *arguments = server_command()
-    passed = {name: environment[name] for name in ("LOOPGRAPH_DB", "LOOPGRAPH_HOME") if environment.get(name)}
+    names = ("LOOPGRAPH_DB", "LOOPGRAPH_HOME", "LOOPGRAPH_DEVICE", *context_env)
+    passed = {name: environment[name] for name in names if environment.get(name)}
     return {
         **client.extra,
         "command": command,

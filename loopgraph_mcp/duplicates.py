@@ -6,32 +6,73 @@ import operator
 from collections.abc import Callable
 from functools import lru_cache
 
+from loopgraph_mcp import seeds
+from loopgraph_mcp.models import WhatRan
+
+_KEY = 20  # characters of a hash in a key: 80 bits
 _MAX_EXPONENT = 64
 _DECIMAL_BITS = 4_000
 _UNSAID = frozenset({"ctx", "kind", "type_comment"})  # told by the place, or without effect
 
 
-@lru_cache(maxsize=32)
-def program_hash(source: str) -> str:
-    """Return the sha256 of a text's syntax tree: comments, layout and docstrings do not count.
+@lru_cache(maxsize=64)
+def program_hash(source: str, name: str = "train.py") -> str:
+    """Return what identifies a program up to layout: of Python its syntax tree with docstrings, else its bytes.
 
-    A text that does not parse is known by its words.
+    A docstring may be the prompt, so it counts; of another language we do not know what is layout.
     """
-    tree = parsed(source)
+    return _hash(source, _tree_with_docstrings(source, name))
+
+
+@lru_cache(maxsize=64)
+def group_hash(source: str, name: str = "train.py") -> str:
+    """Return the same for all programs that differ in nothing but the values of seeds."""
+    tree = _tree_with_docstrings(source, name)
+    if tree is None:
+        return _hash(seeds.hide_in_text(source), None)
+    seeds.hide_in_tree(tree)
+    return _hash(source, tree)
+
+
+def _tree_with_docstrings(source: str, name: str) -> ast.Module | None:
+    if not name.endswith(".py"):
+        return None
     try:
-        content = " ".join(source.split()) if tree is None else written(tree)
+        return ast.parse(source.removeprefix("\ufeff"))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+
+
+def _hash(source: str, tree: ast.Module | None) -> str:
+    try:
+        content = source if tree is None else written(tree)
     except RecursionError:
-        content = " ".join(source.split())
+        content = source
     return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def what_ran(program: str, name: str, inputs: tuple[str, str]) -> WhatRan:
+    """Return what identifies a program together with the hashes of all else that its run can see.
+
+    Args:
+        program: The editable file's text.
+        name: The editable file's name.
+        inputs: Hash of the other files, and their hash with the values of seeds left out.
+    """
+    exact, group = program_hash(program, name), group_hash(program, name)
+    return WhatRan(f"{exact[:_KEY]}.{inputs[0]}", f"{group[:_KEY]}.{inputs[1]}")
+
+
+def is_of_program(group_key: str, program: str, name: str) -> bool:
+    """Return whether a group of runs ran a program, whatever else they could see."""
+    return group_key.partition(".")[0] == group_hash(program, name)[:_KEY]
 
 
 def parsed(source: str) -> ast.Module | None:
     """Return a text's syntax tree without its docstrings, or None where Python cannot parse it."""
-    try:
-        tree = ast.parse(source.removeprefix("\ufeff"))
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return None
-    _drop_docstrings(tree)
+    tree = _tree_with_docstrings(source, "train.py")
+    if tree is not None:
+        _drop_docstrings(tree)
     return tree
 
 

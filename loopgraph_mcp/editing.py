@@ -119,7 +119,9 @@ async def make_edit(
     context = await here.context(where, where.budget_s)
     context_id = await edit_store.context_id(db, context)
     diff = edits.unified_diff(program, text, where.editable)
-    base_hash, new_hash = await launch.keep_program(db, program), await launch.keep_program(db, text)
+    base_hash = await launch.keep_program(db, program, where.editable)
+    new_hash = await launch.keep_program(db, text, where.editable)
+    inputs = await asyncio.to_thread(launch.read_inputs, where)
     edit_id = await edit_store.add_edit(
         db,
         workspace=await here.workspace_id(where),
@@ -141,6 +143,8 @@ async def make_edit(
         db,
         await followed.follow(context),
         context_id,
+        inputs.identify(text, where.editable),
+        files=inputs.files,
         base_hash=base_hash,
         new_hash=new_hash,
         description=description,
@@ -244,7 +248,7 @@ async def _plan(db: Database, here: Surroundings, where: Workspace, asked: Asked
     if asked.revert:
         return await _plan_revert(db, await here.workspace_id(where), asked, program)
     if asked.whole:
-        made = await bests.as_it_ran(db, asked.method_ids[0], program)
+        made = await bests.as_it_ran(db, asked.method_ids[0], program, await here.workspace_id(where))
         return _Plan(made, (), {edit_store.PROGRAM_OF: asked.method_ids[0]}, edits.NOTHING)
     return await _plan_methods(db, where, asked, program)
 

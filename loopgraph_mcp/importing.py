@@ -3,7 +3,8 @@
 import asyncio
 import hashlib
 import re
-from collections import Counter
+import shlex
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,9 +12,10 @@ from pathlib import Path
 from loopgraph_mcp import checkouts, readings
 from loopgraph_mcp.answers import ImportAnswer, ImportedLine
 from loopgraph_mcp.checkouts import Programs
+from loopgraph_mcp.directions import Origin, other
 from loopgraph_mcp.errors import HistoryError, LoopGraphError
 from loopgraph_mcp.foresight import Lesson, lessons
-from loopgraph_mcp.histories import History, read_history
+from loopgraph_mcp.histories import History, HistoryRow, read_history
 from loopgraph_mcp.models import Context, Direction
 from loopgraph_mcp.readings import Reading
 from loopgraph_mcp.replays import fingerprint, replay_of
@@ -25,6 +27,7 @@ from loopgraph_mcp.workspace import Workspace, load_workspace
 
 DEFAULT_BUDGET_S = 300.0  # autoresearch's
 _EDITABLE = "train.py"
+_GUESSED = frozenset({Origin.NAME, Origin.DEFAULT})
 _MAX_DESCRIPTION = 200
 _UNKNOWN = "unknown (imported)"
 _GPU = re.compile(
@@ -84,8 +87,10 @@ async def import_history(
     source = f"imported:{_identity(history)}"
     known = await imports.find_source(db, source)
     before = known.contexts.get(history.rows[0].segment)
-    if told.direction is None and before is not None and before.direction is not history.direction:
-        where, history = await asyncio.to_thread(_read_with, path, replace(told, direction=before.direction))
+    remembered = None if before is None else before.direction
+    if history.origin in _GUESSED and remembered not in {None, history.direction}:
+        where, history = await asyncio.to_thread(_read_with, path, told, remembered)
+    _refuse_contradicted(history, path, told, remembered)
     editable = _EDITABLE if where is None else where.editable
     programs = await asyncio.to_thread(_programs, history, path, told, editable, progress)
     progress(f"reading {len(history.rows)} rows of {path.name}")
@@ -113,6 +118,7 @@ async def import_history(
         known=len(new) - sum(new),
         lessons=len(taught),
         notes=notes,
+        direction_from=_direction_from(history, remembered),
         next_step="Leave out --dry-run to import it." if dry_run else "search_methods counts it, at a discount.",
     )
 
@@ -148,10 +154,58 @@ def _answer(history: History, lines: Sequence[ImportedLine], context: Context) -
     )
 
 
-def _read_with(path: Path, told: Told) -> tuple[Workspace | None, History]:
+def _read_with(path: Path, told: Told, remembered: Direction | None = None) -> tuple[Workspace | None, History]:
     """Read a file, and find the workspace that it belongs to."""
     where = _workspace(told.repository or path.absolute().parent)
-    return where, _read(path, told, where)
+    return where, _read(path, told, where, remembered)
+
+
+def _refuse_contradicted(history: History, path: Path, told: Told, remembered: Direction | None) -> None:
+    """Refuse a direction in which most kept rows got worse, unless the caller gave it.
+
+    Raises:
+        HistoryError: It is such a one; the message names the rows and the command that says which direction it is.
+    """
+    if history.origin is Origin.GIVEN:
+        return
+    name, direction = history.metric, history.direction
+    if history.origin is Origin.KEPT and remembered not in {None, direction}:
+        raise HistoryError(
+            f"{path}: imported before as {other(direction).value} is better for {name}, but its kept rows show that "
+            f"{direction.value} is; nothing is imported. Say which: {_command(path, told, direction)}"
+        )
+    worse = readings.contradicted(history)
+    if not worse:
+        return
+    shown = ", ".join(f"line {line}: {before:g} -> {after:g}" for line, before, after in worse[:3])
+    count = f"{len(worse)} of {len(history.kept.steps)}"
+    raise HistoryError(
+        f"{path}: {count} kept rows would be worse if {direction.value} is better for {name} "
+        f"({_direction_from(history, remembered)}): {shown}; nothing is imported. Say which: "
+        f"{_command(path, told, other(direction))}, or --direction {direction.value} if that is right"
+    )
+
+
+def _command(path: Path, told: Told, direction: Direction) -> str:
+    """Return the command that imports a file with a direction."""
+    words = ["loopgraph", "import", str(path), "--direction", direction.value]
+    for option, value in (("--metric", told.metric), ("--device", told.device), ("--repo", told.repository)):
+        words += [] if value is None else [option, str(value)]
+    words += [] if told.budget_s is None else ["--budget", f"{told.budget_s:g}"]
+    return shlex.join(words)
+
+
+def _direction_from(history: History, remembered: Direction | None) -> str:
+    """Return in a few words what says which way a history's metric improves."""
+    steps = history.kept.steps
+    match history.origin:
+        case Origin.KEPT:
+            better = len(steps) - len(history.kept.worse(history.direction))
+            return f"shown by {better} of {len(steps)} kept rows"
+        case Origin.WORKSPACE if remembered is history.direction:
+            return "as before"
+        case origin:
+            return origin.value
 
 
 def _workspace(folder: Path) -> Workspace | None:
@@ -165,27 +219,28 @@ def _workspace(folder: Path) -> Workspace | None:
     return None
 
 
-def _read(path: Path, told: Told, where: Workspace | None) -> History:
+def _read(path: Path, told: Told, where: Workspace | None, remembered: Direction | None) -> History:
     """Read a file, its metric and direction as the caller or else the workspace around it declares them."""
     text = read_file(path)
     if told.metric is None and where is not None:
         try:
-            way = told.direction or where.direction
-            return read_history(text, name=path.name, metric=where.metric, direction=way)
+            expected = remembered or where.direction
+            return read_history(text, name=path.name, metric=where.metric, direction=told.direction, expected=expected)
         except HistoryError:
             pass  # it is of another metric
-    return read_history(text, name=path.name, metric=told.metric, direction=told.direction)
-
-
-def _is_higher(history: History) -> bool:
-    return history.direction is Direction.HIGHER
+    return read_history(text, name=path.name, metric=told.metric, direction=told.direction, expected=remembered)
 
 
 def _identity(history: History) -> str:
     """Return what tells a history from others wherever its file lies and at whichever end it grows: its baseline."""
     first = next((row for row in history.rows if row.is_baseline), history.rows[0])
-    content = f"{history.metric}\t{first.commit}\t{first.metric_value}\t{first.description}"
+    content = f"{history.metric}\t{first.commit}\t{first.metric_value}\t{_words(first)}"
     return hashlib.sha256(content.encode()).hexdigest()[:12]
+
+
+def _words(row: HistoryRow) -> str:
+    """Return a row's own words, or its parameters: the same whatever it is compared with."""
+    return row.written or "; ".join(f"{name}={value}" for name, value in sorted(row.parameters.items()))
 
 
 def _programs(history: History, path: Path, told: Told, editable: str, progress: Callable[[str], None]) -> Programs:
@@ -202,8 +257,16 @@ def _programs(history: History, path: Path, told: Told, editable: str, progress:
 
 def _own(read: Sequence[Reading], runs: Collection[tuple[str, str]]) -> set[int]:
     """Return the places of rows that LoopGraph wrote itself, of runs it made in this workspace."""
-    told = [(each.row.description, f"{each.row.metric_value or 0.0:.6f}") for each in read]
-    return {index for index, each in enumerate(told) if each in runs}
+    described = defaultdict(list)
+    for words, value in runs:
+        described[value].append(words)
+    own = set()
+    for index, each in enumerate(read):
+        line = each.row.description
+        known = described.get(f"{each.row.metric_value or 0.0:.6f}", ())
+        if any(line == words or line.startswith(f"{words} (") for words in known):  # in brackets: how it ended
+            own.add(index)
+    return own
 
 
 def _rows(history: History, read: Sequence[Reading], taken: Sequence[int]) -> list[ImportedRow]:
@@ -215,7 +278,7 @@ def _rows(history: History, read: Sequence[Reading], taken: Sequence[int]) -> li
     for index in taken:
         each = read[index]
         row = each.row
-        content = f"{row.commit}\t{row.metric_value}\t{row.memory_gb}\t{row.description}"
+        content = f"{row.commit}\t{row.metric_value}\t{row.memory_gb}\t{_words(row)}"
         seen[content] += 1
         key = hashlib.sha256(f"{identity}\t{seen[content]}\t{content}".encode()).hexdigest()
         assert each.kind is not None  # noqa: S101 - the others are left out
@@ -268,6 +331,10 @@ def _device(told: str) -> str:
 def _notes(history: History, read: Sequence[Reading], programs: Programs, context: Context, told: Told) -> list[str]:
     """Return what is to be known of the history as a whole."""
     notes = [*history.notes, *readings.doubts(history, read)]
+    if history.origin is Origin.DEFAULT:
+        notes.append(
+            f"nothing says which way {history.metric} improves; lower is taken: --direction higher says otherwise"
+        )
     commits = {row.commit for row in history.rows if row.commit}
     if programs.note:
         notes.append(programs.note)

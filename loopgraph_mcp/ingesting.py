@@ -301,7 +301,7 @@ def of_history(source: str, answer: ImportAnswer) -> IngestAnswer:
         id=answer.file,
         version="",
         title=answer.file,
-        form=f"{answer.metric} ({answer.direction.value} is better), {answer.device}",
+        form=f"{answer.metric} ({answer.direction.value} is better: {answer.direction_from}), {answer.device}",
         added=answer.added,
         known=answer.known,
         documents=1,

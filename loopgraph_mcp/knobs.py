@@ -44,7 +44,7 @@ _TABLE: tuple[tuple[str, str, tuple[str, ...]], ...] = (
         r"cosine", r"wsd\b", r"one ?cycle", r"(?:lr|learning rate) schedule",
     )),
     ("muon_momentum", "optimizer", (
-        r"muon beta ?[12]", r"muon (?:\w+ )?(?:momentum|beta)(?: (?:schedule|ramp|warmup))?", r"momentum", r"nesterov",
+        r"muon (?:\w+ )?(?:momentum|beta(?: ?[12]\b)?)(?: (?:schedule|ramp|warmup))?", r"momentum", r"nesterov",
     )),
     ("muon_ns", "optimizer", (
         r"(?:muon )?ns[ -]?steps", r"newton[ -]schul[tz]+(?: (?:steps|iterations))?", r"polar express(?: steps)?",
@@ -103,7 +103,7 @@ _TABLE: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("window", "attention", (
         r"window(?:[ -]?pattern)?s?", r"sliding window", r"full[ -](?:context |global )?attention",
         r"all[ -](?:short|long|full|local|global)(?:[ -]window)?", r"global attention", r"swa\b",
-        r"(?<![\w])[sl]{2,9}(?![\w])",
+        r"(?<![\w])[sl]{2,9}(?![\w])", r"(?<!\w)\d{1,3} ?s ?\+ ?\d{1,3} ?l\b",
     )),
     ("mqa", "attention", (
         r"\bmqa\b", r"multi[ -]query",
@@ -125,7 +125,8 @@ _TABLE: tuple[tuple[str, str, tuple[str, ...]], ...] = (
         r"(?:learned )?position(?:al)? embed\w*", r"partial rope",
     )),
     ("head_dim", "architecture", (
-        r"head[ -]?dim(?:ension)?s?", r"(?:n|more|fewer|number of)[ -](?:attention )?heads?", r"\bheads\b",
+        r"head[ -]?dim(?:ension)?s?", r"(?<!with )\bhd\b(?= ?[=\d])",
+        r"(?:n|more|fewer|number of)[ -](?:attention )?heads?", r"\bheads\b",
     )),
     ("mlp_ratio", "architecture", (
         r"mlp(?: (?:expansion|ratio|multiplier|mult|hidden(?: dim)?|width|dim))+",

@@ -3,21 +3,22 @@
 import ast
 import asyncio
 import dataclasses
+import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from loopgraph_mcp import duplicates, edits, lookups, patches
 from loopgraph_mcp.config import Settings
 from loopgraph_mcp.errors import NotFoundError, RunError, WorkspaceError
-from loopgraph_mcp.models import Applied, Outcome, OutcomeKind, Present
+from loopgraph_mcp.models import Applied, Context, Outcome, OutcomeKind, Present, WhatRan
 from loopgraph_mcp.runner import processes
 from loopgraph_mcp.runs import CODE_DIR, SUPERVISOR_LOG_NAME
 from loopgraph_mcp.store import edits as edit_store
 from loopgraph_mcp.store import experiments
 from loopgraph_mcp.store.database import Database, text_hash
 from loopgraph_mcp.store.experiments import ExperimentRow
-from loopgraph_mcp.workspace import MAX_BUDGET_S, Workspace, reads_variable, snapshot
+from loopgraph_mcp.workspace import CONFIG_NAME, MAX_BUDGET_S, RESULTS_NAME, Workspace, _files, reads_variable, snapshot
 
 DEFAULT_SEED = 42
 _RETRIED_AMONG = 50  # newest experiments among which a patch that the file holds is looked for
@@ -29,19 +30,40 @@ class Plan:
 
     Args:
         held: Why only an earlier run answers for it: the file holds the change already, or is another one by now.
+        base_group_key: What it is compared with, where that could see other files than the run will.
     """
 
     text: str
     base_text: str | None
     edit_id: str | None
     method_ids: tuple[str, ...] = ()
+    base_group_key: str | None = None
     held: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """All that a run can see besides the editable file.
+
+    Args:
+        files: Content id of each file, by path.
+        group_hash: The same as `hash` for files that differ in the values of seeds alone.
+    """
+
+    hash: str
+    group_hash: str
+    files: Mapping[str, str]
+
+    def identify(self, program: str, name: str) -> WhatRan:
+        """Return what identifies a program that runs among these files."""
+        return duplicates.what_ran(program, name, (self.hash, self.group_hash))
 
 
 async def make_plan(
     db: Database,
     workspace: Workspace,
-    context_id: str,
+    context: Context,
+    inputs: Inputs,
     *,
     edit_id: str | None,
     patch: str | None,
@@ -57,11 +79,11 @@ async def make_plan(
     if edit_id is not None and patch is not None:
         raise RunError("give edit_id or patch, not both: an experiment runs one program")
     if edit_id is not None:
-        plan = await plan_edit(db, workspace, edit_id)
+        plan = await plan_edit(db, workspace, context.workspace_id, edit_id)
     elif patch is not None:
-        plan = await plan_patch(db, workspace, context_id, patch)
+        plan = await plan_patch(db, workspace, context, inputs, patch)
     else:
-        plan = await plan_present(db, workspace, context_id)
+        plan = await plan_present(db, workspace, await edit_store.context_id(db, context), inputs)
     check_parses(workspace.editable, plan.text)
     if replicate:  # of a program that the file holds, or held once
         plan = dataclasses.replace(plan, held="")
@@ -79,8 +101,8 @@ async def as_edit(db: Database, where: Workspace, plan: Plan, *, workspace: str,
         workspace=workspace,
         method_id=plan.method_ids[0] if plan.method_ids else None,
         retrieval_id=None,
-        base_hash=await keep_program(db, plan.base_text),
-        new_hash=await keep_program(db, plan.text),
+        base_hash=await keep_program(db, plan.base_text, where.editable),
+        new_hash=await keep_program(db, plan.text, where.editable),
         knobs={},
         diff=edits.unified_diff(plan.base_text, plan.text, where.editable),
         now=now,
@@ -88,23 +110,26 @@ async def as_edit(db: Database, where: Workspace, plan: Plan, *, workspace: str,
     return dataclasses.replace(plan, edit_id=edit_id)
 
 
-async def plan_edit(db: Database, workspace: Workspace, edit_id: str) -> Plan:
+async def plan_edit(db: Database, workspace: Workspace, workspace_id: str, edit_id: str) -> Plan:
     """Return the program that an edit makes; of a file that is another one by now, only an earlier run answers.
 
     Raises:
         NotFoundError: No such edit.
+        RunError: The edit was made in another workspace.
     """
     edit = await edit_store.get_edit(db, edit_id)
     if edit is None:
         raise NotFoundError(f"no edit {edit_id[:80]!r}; get_code_edit makes one and returns its id")
+    if edit.workspace_id != workspace_id:
+        raise RunError(f"{edit_id} was made in another workspace than {workspace.path}; make it here: get_code_edit")
     held = ""
     if workspace.read_program() not in {edit.base_text, edit.new_text}:
         again = f"call get_code_edit for {edit.method_id} again" if edit.method_id else "make the patch again"
         held = f"{workspace.editable} changed since {edit_id} was made; {again}"
-    return Plan(edit.new_text, edit.base_text, edit.id, edit.method_ids, held)
+    return Plan(edit.new_text, edit.base_text, edit.id, edit.method_ids, held=held)
 
 
-async def plan_patch(db: Database, workspace: Workspace, context_id: str, patch: str) -> Plan:
+async def plan_patch(db: Database, workspace: Workspace, context: Context, inputs: Inputs, patch: str) -> Plan:
     """Return the program that a unified diff makes of the present file, or made of it where the file holds it already.
 
     A client that gave up waiting sends the same patch again, and its win may have been written to the file meanwhile.
@@ -112,15 +137,15 @@ async def plan_patch(db: Database, workspace: Workspace, context_id: str, patch:
     Raises:
         RunError: The patch does not fit.
     """
-    present = workspace.read_program()
+    present, context_id = workspace.read_program(), await edit_store.context_id(db, context)
     made = patches.apply_patch(present, patch)
     taken_out = patches.take_out(present, patch)
     if isinstance(made, Present):
         held = f"{made.reason}; call run_experiment without patch to run {workspace.editable} as it is"
-        return dataclasses.replace(await plan_present(db, workspace, context_id), held=held)
+        return dataclasses.replace(await plan_present(db, workspace, context_id, inputs), held=held)
     if isinstance(made, Applied) and not isinstance(taken_out, Applied) and patches.adds_lines(patch):
         return Plan(made.text, present, None)
-    runs = await _runs_of_patch(db, context_id, patch)
+    runs = await _runs_of_patch(db, context.workspace_id, patch)
     if isinstance(made, Applied):  # what only adds or only deletes lines may fit twice: a retry would stack it
         runs = [run for run in runs if run.context_id == context_id and run.program_hash == text_hash(present)]
         return await _as_it_ran(db, runs[0], "") if runs else Plan(made.text, present, None)
@@ -140,9 +165,8 @@ async def plan_patch(db: Database, workspace: Workspace, context_id: str, patch:
     return Plan(present, taken_out.text if isinstance(taken_out, Applied) else None, None, held=held)
 
 
-async def _runs_of_patch(db: Database, context_id: str, patch: str) -> list[ExperimentRow]:
+async def _runs_of_patch(db: Database, workspace_id: str, patch: str) -> list[ExperimentRow]:
     """Return the newest runs of the workspace whose program is what a patch makes of their base, newest first."""
-    workspace_id = (await edit_store.get_context(db, context_id)).workspace_id
     found = list[ExperimentRow]()
     for run in await experiments.list_experiments(db, workspace_id, limit=_RETRIED_AMONG):
         if run.base_hash is None or run.program_hash is None:
@@ -156,7 +180,7 @@ async def _runs_of_patch(db: Database, context_id: str, patch: str) -> list[Expe
 async def _as_it_ran(db: Database, run: ExperimentRow, held: str) -> Plan:
     text = await edit_store.program_text(db, run.program_hash or "")
     base = None if run.base_hash is None else await edit_store.program_text(db, run.base_hash)
-    return Plan(text, base, run.edit_id, run.method_ids, held)
+    return Plan(text, base, run.edit_id, run.method_ids, run.base_group_key, held)
 
 
 def check_held(plan: Plan, earlier: Sequence[ExperimentRow]) -> None:
@@ -169,17 +193,24 @@ def check_held(plan: Plan, earlier: Sequence[ExperimentRow]) -> None:
         raise RunError(plan.held)
 
 
-async def plan_present(db: Database, workspace: Workspace, context_id: str) -> Plan:
-    """Return the file as it stands; it is compared with the incumbent, or as the incumbent was if it is that."""
+async def plan_present(db: Database, workspace: Workspace, context_id: str, inputs: Inputs) -> Plan:
+    """Return the workspace as it is; it is compared with the incumbent, or as the incumbent was if it is that."""
     present = workspace.read_program()
     incumbent = await experiments.last_kept(db, context_id)
     if incumbent is None or incumbent.program_hash is None:
         return Plan(present, None, None)
-    kept = await edit_store.program_text(db, incumbent.program_hash)
-    if duplicates.program_hash(kept) != duplicates.program_hash(present):
-        return Plan(present, kept, None)
+    if inputs.identify(present, workspace.editable).run_key != incumbent.run_key:
+        kept = await edit_store.program_text(db, incumbent.program_hash)
+        return Plan(present, kept, None, base_group_key=incumbent.group_key)
     base = None if incumbent.base_hash is None else await edit_store.program_text(db, incumbent.base_hash)
-    return Plan(present, base, incumbent.edit_id, incumbent.method_ids)
+    return Plan(present, base, incumbent.edit_id, incumbent.method_ids, base_group_key=incumbent.base_group_key)
+
+
+def base_group_key(plan: Plan, inputs: Inputs, name: str) -> str | None:
+    """Return what a plan's run is compared with, up to the values of seeds; None where there is nothing."""
+    if plan.base_group_key is not None or plan.base_text is None:
+        return plan.base_group_key
+    return inputs.identify(plan.base_text, name).group_key
 
 
 def check_parses(name: str, text: str) -> None:
@@ -251,14 +282,14 @@ def worth_returning(plan: Plan, earlier: list[ExperimentRow], *, seed: int | Non
     return None
 
 
-async def keep_program(db: Database, text: str) -> str:
+async def keep_program(db: Database, text: str, name: str) -> str:
     """Store an exact program text; return its hash.
 
     Raises:
         RunError: It is no text that can be stored.
     """
     try:
-        return await edit_store.add_program(db, text, duplicates.program_hash(text))
+        return await edit_store.add_program(db, text, duplicates.group_hash(text, name))
     except UnicodeEncodeError as error:
         raise RunError(f"the program holds a lone surrogate at character {error.start}; it cannot be stored") from error
 
@@ -280,6 +311,17 @@ async def start(
         outcome = Outcome(OutcomeKind.INTERRUPTED, None, f"could not be started: {error}", {})
         await experiments.finish(db, experiment_id, outcome, now=now)
         raise RunError(f"the experiment could not be started: {error}") from error
+
+
+def read_inputs(where: Workspace) -> Inputs:
+    """Return what a run of a workspace can see besides the editable file."""
+    exact, group = {}, {}
+    for name in sorted(set(_files(where.path)) - {where.editable, RESULTS_NAME, CONFIG_NAME}):
+        path = where.path / name
+        if path.is_file():
+            text = path.read_bytes().decode("utf-8", "surrogateescape")
+            exact[name], group[name] = duplicates.program_hash(text, name), duplicates.group_hash(text, name)
+    return Inputs(text_hash(json.dumps(exact))[:16], text_hash(json.dumps(group))[:16], exact)
 
 
 def base_hash(plan: Plan) -> str | None:

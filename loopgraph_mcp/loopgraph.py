@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from loopgraph_mcp import (
-    duplicates,
     edits,
     evidence,
     launch,
@@ -29,6 +28,7 @@ from loopgraph_mcp import (
 )
 from loopgraph_mcp.access import Caller
 from loopgraph_mcp.answers import (
+    BestResult,
     CodeMapAnswer,
     EditAnswer,
     ExperimentAnswer,
@@ -40,7 +40,7 @@ from loopgraph_mcp.answers import (
     SearchAnswer,
     TraceAnswer,
 )
-from loopgraph_mcp.bests import Bests
+from loopgraph_mcp.bests import Bests, best_result
 from loopgraph_mcp.config import Settings, read_settings
 from loopgraph_mcp.editing import Asked, make_edit
 from loopgraph_mcp.errors import RunError, WorkspaceError
@@ -51,6 +51,7 @@ from loopgraph_mcp.models import (
     Direction,
     KnobValue,
     Method,
+    Origin,
     OutcomeKind,
     Standing,
     State,
@@ -227,7 +228,7 @@ class LoopGraph:
             next_step=wording.after_search(hits, retrieval_id, filtered=family is not None or standing is not None),
             note=note,
             running=running,
-            best=await self._bests.elsewhere(look.memory, look.program, decided=look.decided),
+            best=await self._bests.other(look.memory, look.program, decided=look.decided),
         )
 
     async def _look(self, shown: Shown, newest: Newest, sight: Sight | None) -> _Look:
@@ -381,11 +382,12 @@ class LoopGraph:
         budget = budget_s or where.budget_s
         context = await self._here.context(where, budget)
         context_id = await edit_store.context_id(self.db, context)
+        inputs = await asyncio.to_thread(launch.read_inputs, where)
         plan = await launch.make_plan(
-            self.db, where, context_id, edit_id=edit_id, patch=patch, method_id=method_id, replicate=replicate
+            self.db, where, context, inputs, edit_id=edit_id, patch=patch, method_id=method_id, replicate=replicate
         )
-        tree = duplicates.program_hash(plan.text)
-        earlier = await experiments.runs_of_program(self.db, context_id, tree)
+        ran = inputs.identify(plan.text, where.editable)
+        earlier = await experiments.runs_of(self.db, context_id, ran.run_key)
         if not replicate and (repeat := launch.worth_returning(plan, earlier, seed=seed)) is not None:
             if repeat.state is not State.DONE:
                 await experiments.join_experiment(self.db, repeat.id, caller, now=self._now())
@@ -396,11 +398,14 @@ class LoopGraph:
         plan = await launch.as_edit(
             self.db, where, plan, workspace=await self._here.workspace_id(where), now=self._now()
         )
-        program_hash = await launch.keep_program(self.db, plan.text)
+        program_hash = await launch.keep_program(self.db, plan.text, where.editable)
+        await experiments.add_inputs(self.db, inputs.hash, inputs.files)
         bearing = await precedents.find_precedents(
             self.db,
             await self._followed.follow(context),
             context_id,
+            ran,
+            files=inputs.files,
             base_hash=launch.base_hash(plan),
             new_hash=program_hash,
             description=description,
@@ -422,6 +427,9 @@ class LoopGraph:
                 idempotency_key=idempotency_key,
                 priority=priority,
                 caller=caller,
+                ran=ran,
+                base_group_key=launch.base_group_key(plan, inputs, where.editable),
+                inputs_hash=inputs.hash,
                 shared="any_seed" if seed is None and not replicate else "same_seed",
             ),
             now=self._now(),
@@ -488,11 +496,16 @@ class LoopGraph:
         description: str = "",
         decision: Decision | None = None,
         commit: str | None = None,
+        log: str | None = None,
         tokens: int | None = None,
         cost_usd: float | None = None,
         workspace: str | None = None,
+        measured: bool = False,
     ) -> RecordAnswer:
-        """Write down what was decided on an experiment, or the outcome of a run made outside of LoopGraph.
+        """Record what was decided on an experiment, or the outcome of a run made outside of LoopGraph.
+
+        A report with its log counts nearly as a run of LoopGraph's own. A bare number counts little: it is no verdict,
+        unless the workspace says `trust_reports`.
 
         Args:
             experiment_id: The experiment it is about; without one, a run made elsewhere is recorded.
@@ -502,42 +515,39 @@ class LoopGraph:
             description: What was tried, or why it was decided so.
             decision: Whether the change stays; by default, whether it gained.
             commit: The commit that holds it.
+            log: For a run made elsewhere: its log, or the log's path inside the workspace.
             tokens: Tokens the agent spent on it.
             cost_usd: What they cost.
             workspace: Folder the run belongs to.
+            measured: Whether `wrap` measured it.
 
         Raises:
             NotFoundError: No such experiment or method.
-            RunError: The experiment is not done yet, or the arguments contradict one another.
+            RunError: The experiment is not done yet, there is nothing to record, or the arguments contradict one
+                another.
         """
         now = self._now()
         if experiment_id is None:
-            row = await recording.record_outside(
-                self.db,
-                self._here,
-                method_id,
-                metric_value,
-                status,
-                description=description,
-                workspace=workspace,
-                now=now,
-            )
+            report = recording.Report(method_id, metric_value, status, description, log, commit, measured)
+            row = await recording.record_report(self.db, self._here, report, workspace=workspace, now=now)
         else:
-            if metric_value is not None or status is not None or method_id is not None:
+            if any(each is not None for each in (metric_value, status, method_id, log)):
                 raise RunError(
-                    f"the outcome of {experiment_id} was measured; leave out metric_value, status, method_id"
+                    f"the outcome of {experiment_id} was measured; leave out metric_value, status, method_id and log"
                 )
             row = await lookups.the_experiment(self.db, experiment_id)
             if row.outcome is None:
                 raise RunError(f"{experiment_id} is still {row.state.value}; wait with get_experiment, then record")
         newest = await read_newest(self.db)
-        verdict = await self._ledger.judge(row, newest)
-        decided = decision or row.decision or verdict.decision
+        judged = row.origin is not Origin.REPORTED and (row.outcome is None or row.outcome.kind.says_something)
+        verdict = await self._ledger.judge(row, newest) if judged else None
+        decided = decision or row.decision or (None if verdict is None else verdict.decision)
         note = wording.one_line(description, limit=500)
         made_by = "loopgraph" if decision is None else "agent"
-        await experiments.add_decision(
-            self.db, row.id, decided, made_by=made_by, commit=commit, note=note, now=self._now()
-        )
+        if decided is not None:
+            await experiments.add_decision(
+                self.db, row.id, decided, made_by=made_by, commit=commit, note=note, now=self._now()
+            )
         if row.edit_id is not None:  # what one was only told of holds no patch
             await recipes.learn(self.db, self._ledger, row.method_ids, now=self._now())
         if tokens is not None or cost_usd is not None:
@@ -548,14 +558,26 @@ class LoopGraph:
             experiment_id=row.id,
             metric=context.metric,
             metric_value=None if row.outcome is None else row.outcome.metric_value,
-            verdict=verdict.kind,
-            gain=verdict.gain,
-            noise_floor=verdict.noise_floor,
-            p_win=verdict.p_win,
+            verdict=None if verdict is None else verdict.kind,
+            gain=None if verdict is None else verdict.gain,
+            noise_floor=None if verdict is None else verdict.noise_floor,
+            p_win=None if verdict is None else verdict.p_win,
             decision=decided,
             standings={each: memory.record(each).standing for each in row.method_ids},
-            next_step=verdict.next_step,
+            next_step=wording.after_report() if verdict is None else verdict.next_step,
+            origin=row.origin or Origin.MEASURED,
+            noise="" if verdict is None else wording.noise(verdict.noise),
+            tentative=verdict is not None and verdict.is_tentative and decided is Decision.KEEP,
         )
+
+    async def best_result(self, *, workspace: str | None = None) -> BestResult | None:
+        """Return what ran best in a workspace, and whether it beats the noise; None where nothing was measured.
+
+        It is the program with the best mean of its runs less their standard error.
+        """
+        _, _, context = await self._here.found(workspace)
+        best = (await self._ledger.recall(context)).best()
+        return None if best is None else await best_result(self.db, best, context)
 
     async def merge_store(self, other: Path) -> dict[str, int]:
         """Take in what another machine's store, or a copy of this one that went its own way, holds beside this one.

@@ -17,13 +17,18 @@ class Tried:
     doubt: str = ""
 
 
-def methods_tried(description: str, methods: Sequence[Method]) -> Tried:
+def methods_tried(description: str, methods: Sequence[Method], *, moves: Sequence[Move] | None = None) -> Tried:
     """Return the methods that a description tries: each of its moves is one method's, and nothing else is changed.
 
     A method's move has the method's knob and goes its way; where several methods make it, the one that is named is
     meant. A description of no move that we know tries the one method that it names.
+
+    Args:
+        description: What was done, in words.
+        methods: The methods that are known.
+        moves: What is known to be changed, where that is more than the description says.
     """
-    moves = read_moves(description)
+    moves = read_moves(description) if moves is None else moves
     named = _named(stripped(description), methods)
     if [move.knob for move in moves] == ["other"]:
         return _only(named, "names")
@@ -31,7 +36,7 @@ def methods_tried(description: str, methods: Sequence[Method]) -> Tried:
     if whole:
         return _only(whole, "may be")
     if "batch_size" in _knobs(moves):  # how a batch is split among steps of accumulation changes no result
-        moves = tuple(move for move in moves if move.knob != "device_batch")
+        moves = [move for move in moves if move.knob != "device_batch"]
     claims = [_claim(move, named, methods) for move in moves]
     claimed = tuple(dict.fromkeys(each for claim in claims for each in claim.method_ids))
     if not claimed:

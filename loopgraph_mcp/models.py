@@ -1,7 +1,7 @@
 """The loop's types: methods and recipes, edits, experiments, outcomes, verdicts."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 # ---------------------------------------------------------------------------------------------- metric
@@ -345,8 +345,8 @@ class OutcomeKind(StrEnum):
 
     @property
     def says_something(self) -> bool:
-        """Whether it tells anything of the idea: a cancelled or interrupted run does not."""
-        return self not in {OutcomeKind.CANCELLED, OutcomeKind.INTERRUPTED}
+        """Whether it says anything of the idea: neither a failure of the surroundings nor a missing metric does."""
+        return self not in {OutcomeKind.CANCELLED, OutcomeKind.INTERRUPTED, OutcomeKind.NO_METRIC}
 
 
 @dataclass(frozen=True, slots=True)
@@ -368,9 +368,55 @@ class Outcome:
     log_tail: str = ""
 
 
+class Origin(StrEnum):
+    """Who says what an outcome was.
+
+    `measured`: LoopGraph ran it, or wrapped the function that did. `logged`: an agent's report that came with its log.
+    `trusted`: a bare number in a workspace that trusts reports. `reported`: a bare number. `imported`: a history's row.
+    """
+
+    MEASURED = "measured"
+    LOGGED = "logged"
+    TRUSTED = "trusted"
+    REPORTED = "reported"
+    IMPORTED = "imported"
+
+    @property
+    def is_evidence(self) -> bool:
+        """Whether it can make a verdict, a standing or an incumbent where it was made."""
+        return self in {Origin.MEASURED, Origin.LOGGED, Origin.TRUSTED}
+
+    @property
+    def is_report(self) -> bool:
+        """Whether an agent reported it of a run that LoopGraph did not make."""
+        return self in {Origin.LOGGED, Origin.TRUSTED, Origin.REPORTED}
+
+
+@dataclass(frozen=True, slots=True)
+class WhatRan:
+    """What identifies a program with all else that its run could see.
+
+    Args:
+        run_key: Equal where everything that the run could see is equal, up to the layout of Python.
+        group_key: Equal where that is so up to constants that are seeds: such runs are replicates.
+    """
+
+    run_key: str
+    group_key: str
+
+
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What makes two outcomes comparable: deltas are only taken inside one context."""
+    """What makes two outcomes comparable: gains are only taken inside one context.
+
+    Args:
+        dataset_hash: Content of the declared data; empty where none is declared.
+        harness_hash: Content of the protected files; empty where nothing is protected.
+        editable: The file that edits change.
+        command: The run command, as JSON.
+        reading: How the metric is read from the log, where that is not the default.
+        environment: Values of the environment variables that the workspace declares to matter, as JSON.
+    """
 
     workspace_id: str
     device: str
@@ -379,6 +425,15 @@ class Context:
     harness_hash: str
     metric: str
     direction: Direction
+    editable: str = ""
+    command: str = ""
+    reading: str = ""
+    environment: str = ""
+
+    def is_same_loop(self, other: "Context") -> bool:
+        """Return whether two contexts differ in nothing but the folder, and a harness shows that it is one loop."""
+        mine, theirs = replace(self, workspace_id=""), replace(other, workspace_id="")
+        return bool(self.harness_hash and self.editable) and mine == theirs
 
     @property
     def device_class(self) -> str:
@@ -425,15 +480,40 @@ class VerdictKind(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class NoiseFloor:
+    """How far one run of a program differs from another by chance.
+
+    Args:
+        sd: Standard deviation of one run, in metric units, `factor` included.
+        replicates: Runs beyond the first of each program that it was measured from; 0: a default.
+        factor: By how much it was raised because runs shared their device.
+    """
+
+    sd: float
+    replicates: int = 0
+    factor: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
 class Verdict:
-    """A judged change: its mean gain and noise floor in the metric's unit (positive is better), and what to do."""
+    """A judged change: its mean gain in the metric's unit (positive is better), the noise, and what to do."""
 
     kind: VerdictKind
     gain: float | None
-    noise_floor: float
+    noise: NoiseFloor
     p_win: float | None
     decision: Decision
     next_step: str
+
+    @property
+    def noise_floor(self) -> float:
+        """Standard deviation of one run, in metric units."""
+        return self.noise.sd
+
+    @property
+    def is_tentative(self) -> bool:
+        """Whether the change gained, but not distinguishably from noise."""
+        return self.kind is VerdictKind.WITHIN_NOISE and self.decision is Decision.KEEP
 
 
 class Standing(StrEnum):

@@ -6,7 +6,8 @@ beta2 from 0.95 to 0.9 for ..."). What a description says of the outcome ("worse
 
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 
 from loopgraph_mcp.knobs import ANY, PATTERNS
@@ -27,15 +28,56 @@ def _patterns() -> tuple[tuple[str, re.Pattern[str]], ...]:
     return tuple((knob, re.compile(pattern)) for knob, pattern in PATTERNS.items())
 
 
+_PERCENT = re.compile(r" ?\bper ?cent\b")
+_GREEK = re.compile("[\u03b2\u03b5\u03bb]")  # the names of beta, epsilon and lambda, as knobs are written
 _HALVING = re.compile(r"\bhalv(?:e|ing)\b")
 _FILLERS = frozenset({"a", "an", "and", "by", "change", "for", "from", "in", "of", "set", "the", "to", "try", "with"})
 
-_NUMBER = r"(?:2 ?(?:\^|\*\*) ?\d+|\d+/\d+|\d[\d,]*\d{3}(?![\d.])|\d*\.?\d+(?:e[-+]?\d+)?)(?: ?(?:%|k\b|m\b|x\b))?"
-_FROM_TO = re.compile(rf"(?:from )?~?({_NUMBER})(?: \w+)? ?(?:->|to|down to|up to|=>) ?~?({_NUMBER})")
-_TO = re.compile(rf"^[^,;+]{{0,40}}?(?:to|=|->|:|of|at|with|p=|is)(?: about| around)? ?~?({_NUMBER})")
-_NEXT = re.compile(rf"^[\s(=:~]*({_NUMBER})")
-_BEFORE = re.compile(rf"({_NUMBER})[ -]?(?:\w+ )?$")
-_PAIR = re.compile(rf"\(? ?({_NUMBER}) ?, ?({_NUMBER}) ?\)?")
+_NUMBER = (
+    r"(?:2 ?(?:\^|\*\*) ?\d+|\d+/\d+|\d[\d,]*\d{3}(?![\d.])|\d*\.?\d+(?:e[-+]?\d+)?)(?: ?(?:%|k\b|m\b|x\b(?! ?\d)))?"
+)
+# What follows a number that is no value: the rest of a longer number, a time, a size, a share of something, a metric.
+_UNLIKE_VALUE = (
+    r"(?!x\d)[\w^*%]|\.\d|,\d{3}\b|/\d| ?[*^]| ?x\b(?! ?\d)| ?%"
+    r"|[ -]?(?:min(?:ute)?s?|ms|s(?:ec(?:ond)?s?)?|h(?:(?:ou)?rs?)?|[gm]i?b|param(?:eter)?s?|gpus?|seeds?|tok\w*/s)\b"
+    r"| ?(?:(?:val|train|test|eval)[ -/])?(?:bpb|loss|ppl|perplexity|acc(?:uracy)?|nats)\b(?![ :=]*[\d.])"
+    r"|(?<=x) of\b| of (?:its|their|what|(?:the )?(?:default|current|original|previous))\b"
+    r"|(?<=[%x]) (?:more|less|fewer|higher|lower|larger|smaller|longer|shorter|bigger|wider|deeper)\b"
+)
+_VALUE = rf"~?({_NUMBER})(?!{_UNLIKE_VALUE})"
+_ARROW = r" ?(?:->|=>|to|down to|up to) ?"
+# Words between a knob's name and its values; behind any of the others the values are of something else.
+_ELSE = (
+    r"with|by|and|plus|but|or|vs|instead|than|while|via|using|after|at|val|train|test|eval|bpb|loss|ppl|perplexity|acc\w*|"
+    r"score|error|metric|result\w*|improv\w*|regress\w*|worse\w*|better|best|baseline|delta|gain\w*"
+)
+_WORD = rf"(?: (?!(?:{_ELSE})\b)[a-z][a-z'-]*)"
+_OF_KNOB = (
+    r"(?: (?:rate|ratio|value|scale|factor|multiplier|frac(?:tion)?|coeff?(?:icient)?|strength|size|p|p max|prob\w*|"
+    r"groups|kv|slightly|further|again|back|even|down|up|set|changed?|increased|reduced|raised|lowered))"
+)
+# As in `from 0.1 to 0.2`, `(0.1 -> 0.2`; `from default (0.1) to 0.2`; `= 0.2`; ` to 0.2`, `(p=0.2`.
+_FROM_TO = re.compile(rf"^{_WORD}{{0,3}}[\s(:=]*(?:from )?~?({_NUMBER})(?: [a-z]+)?{_ARROW}{_VALUE}")
+_FROM_WORDS = re.compile(
+    rf"^{_WORD}? from [a-z][a-z' -]{{0,40}}(?:\(~?({_NUMBER}|[a-z ]{{1,20}})\) ?(?:value )?)?to {_VALUE}"
+)
+_NEXT = re.compile(rf"^{_OF_KNOB}{{0,2}}[\s(=:~]*{_VALUE}(?!, ?[-+~]\d)")
+_TO = re.compile(rf"^{_OF_KNOB}{{0,2}}(?: ?\(?(?:p|p max|kv))? ?(?:to|=|->|:|of|at|is)(?: about| around)? ?{_VALUE}")
+_OLD = re.compile(rf"^,? \(?(?:from|instead of|rather than|was) ~?({_NUMBER})(?!{_UNLIKE_VALUE})")
+_FROM_TO_BEFORE = re.compile(rf"(?<![\w.+-])({_NUMBER}){_ARROW}{_VALUE}[ -]$")
+_BEFORE = re.compile(rf"(?<![\w.,+^*-])(?:\d+x)?({_NUMBER})[ -]?(?:(?:attention|kv|query|linear|transformer|total) )?$")
+_PAIR = rf"\(? ?({_NUMBER}) ?, ?({_NUMBER}) ?\)?"
+_PAIRS = re.compile(rf"^{_WORD}{{0,2}}[\s(:=]*(?:from |to )?{_PAIR}(?:{_ARROW}{_PAIR})?")
+# Knobs that are counted: a fraction behind one is no value of it but a result.
+_COUNTED_NOUN = re.compile(r"layers?|(?:kv |attention )?heads?|mlp")  # its number is in front
+_PASSING = re.compile(r"(?:\(with|decay) $")  # `weight decay 0.1 to 0.2 (with LR 0.9)`, `decay LR to 0`
+_FACTORS = frozenset({"init_scale", "mlp_ratio", "resid_lambda", "value_embed"})  # counted in `x`
+_LEAST_BETA2 = 0.9
+_DECIMALS_OF_RESULTS = 4
+_LEAST_RESULT = 0.3
+_WHOLE = frozenset(
+    {"batch_size", "depth", "device_batch", "gqa", "head_dim", "muon_ns", "seq_len", "width", "window_size"}
+)
 
 _UP = re.compile(
     r"\b(?:increas\w+|rais\w+|higher|larger|bigger|doubl\w+|longer|wider|deeper|more|add(?:s|ed|ing)?|enabl\w+|introduc\w+"
@@ -61,16 +103,20 @@ _KEPT = (
     r"proven|same|slower|smooth|stable|this|winning"
 )
 _ASIDE = re.compile(
-    rf" (?:to|in order to) (?:more )?(?:{_VERBS}).*"
+    rf" at \d+[ -]?(?:d|dim|layers?|heads)\b"
+    rf"| (?:to|in order to) (?:more )?(?:{_VERBS}).*"
     r"|,? (?:while|given|because|since|based on|keeping|combined with the|following|after|which|that|as|where) .*"
     rf"|,? (?:with|using|on|for|at|in|under|of|from) (?:the )?(?:{_KEPT})\b.*"
     r"|(?<!gelu)(?<!relu)(?<!silu)(?<!\^2)(?<!mlp)(?<!activation) with the .*"
     r"|;.*"
+    r"| [-+~]?[\d.]+ ?[%x] (?:worse|better|faster|slower)\b.*"
+    r"| [-+~]?[\d.]+ ?(?:(?:val )?bpb|nats|points?) (?:worse|better|lower|higher)\b.*"
     r"| (?:worse|regress\w*|improve[ds]?|better|best|no help|hurts?|marginal\w*|neutral|failed|slower|faster)\b.*"
 )
 _DASH = re.compile(" (?:\u2014|\u2013|-{1,2}|=>) |\u2014 ?|\\(exp ?[0-9]+\\)")
 _OUTCOME_NOTE = re.compile(
-    r"\([^()]*\b(?:worse|better|best|slower|faster|oom|improv\w*|regress\w*|too|steps?|noise|crash\w*|fail\w*|nan)\b"
+    r"\([^()]*\b(?:worse|better|best|slower|faster|oom|improv\w*|regress\w*|too|steps?|noise|crash\w*|fail\w*|nan|"
+    r"preserved|unchanged|constant)\b"
     r"[^()]*\)"
 )
 _PREFIX = re.compile(
@@ -110,10 +156,13 @@ def read_moves(description: str) -> tuple[Move, ...]:
     text = stripped(description)
     spans = _spans(text)
     found: dict[str, Move] = {}
+    free = 0  # where the words begin that no earlier knob has taken its value from
     for index, (start, end, knob) in enumerate(spans):
-        before = text[spans[index - 1][1] if index else 0 : start]
-        after = text[end : spans[index + 1][0] if index + 1 < len(spans) else len(text)]
-        for move in _moves(knob, before, text[start:end], after, text):
+        before = text[free:start]
+        ahead = spans[index + 1][0] if index + 1 < len(spans) else len(text)
+        moves, taken = _moves(knob, before, text[start:end], text[end:ahead], text)
+        free = end + taken
+        for move in moves:
             known = found.get(move.knob)
             if known is None or (known.value is None and move.value is not None):
                 found[move.knob] = move if known is None else _merged(known, move)
@@ -147,7 +196,8 @@ def _plain(description: str) -> str:
     text = unicodedata.normalize("NFKC", description[:_MAX_CHARS].encode("utf-8", "ignore").decode("utf-8")).casefold()
     for arrow in ("→", "⟶", "⇒", "➜", "➔", "->", "=>"):
         text = text.replace(arrow, " -> ")
-    return " ".join(text.replace("_", " ").replace("\u00d7", "x").replace("\u2212", "-").split())
+    text = _GREEK.sub(lambda found: f" {unicodedata.name(found[0]).rsplit(' ', 1)[-1].casefold()}", text)
+    return " ".join(_PERCENT.sub("%", text).replace("_", " ").replace("\u00d7", "x").replace("\u2212", "-").split())
 
 
 def _spans(text: str) -> list[tuple[int, int, str]]:
@@ -162,34 +212,93 @@ def _spans(text: str) -> list[tuple[int, int, str]]:
     return sorted(taken)
 
 
-def _moves(knob: str, before: str, name: str, after: str, text: str) -> Iterator[Move]:
+def _moves(knob: str, before: str, name: str, after: str, text: str) -> tuple[Sequence[Move], int]:
+    """Return what is said of a knob, and how many of the letters after its name say it."""
     if knob == "activation":
-        yield Move(knob, 0, word=_activation(text))
-    elif knob == "window":
-        yield _window(text)
-    elif knob == "adam_betas":
-        yield from _betas(before, after)
-    else:
-        old, value = _values(knob, before, after)
-        yield Move(knob, _direction(before, name, after, old, value), value, old)
+        return [Move(knob, 0, word=_activation(text))], 0
+    if knob == "window":
+        return [_window(text)], 0
+    if knob == "adam_betas":
+        return _betas(before, name, after)
+    said = _values(knob, before, name, after)
+    way = said.way or _direction(before, name, after, said.old, said.value)
+    if knob == "lr_general" and _PASSING.search(before):
+        said = replace(said, old=None, value=None)
+    if knob == "head_dim" and "head" in name and "dim" not in name:  # so many heads are no width of one
+        said = replace(said, old=None, value=None)
+    return [Move(knob, way, said.value, said.old)], said.taken
 
 
-def _values(knob: str, before: str, after: str) -> tuple[float | None, float | None]:
-    """Return the value before and after, from the words after a knob's name or else right before it."""
-    if (both := _FROM_TO.search(after)) is not None:
-        return _number(both[1], knob), _number(both[2], knob)
+@dataclass(frozen=True, slots=True)
+class _Said:
+    """The values that a text gives a knob.
+
+    Args:
+        way: Which way a factor moves it.
+        taken: How many letters behind its name that takes.
+    """
+
+    old: float | None = None
+    value: float | None = None
+    way: int = 0
+    taken: int = 0
+
+
+def _values(knob: str, before: str, name: str, after: str) -> _Said:
+    """Return a knob's values before and after, from the words right behind its name or else right before it."""
+    for pattern in (_FROM_TO, _FROM_WORDS):
+        both = pattern.search(after)
+        if both is not None and _is_step(both[2], knob, both[0]):
+            return _Said(_number(both[1] or "", knob), _number(both[2], knob), taken=both.end())
+    counted = _BEFORE.search(before) if _COUNTED_NOUN.fullmatch(name) else None
     for pattern in (_NEXT, _TO):
-        if (one := pattern.search(after)) is not None:
-            return None, _number(one[1], knob)
-    if (both := _FROM_TO.search(before)) is not None and both.end() > len(before) - 12:
-        return _number(both[1], knob), _number(both[2], knob)
-    if (one := _BEFORE.search(before)) is not None and not re.search(r"\d\s*,\s*$", before):
-        return None, _number(one[1], knob)
-    return None, None
+        if (one := pattern.search(after)) is not None and _is_value(one[1], knob):
+            if counted is not None and _is_value(counted[1], knob):  # `8 layers -> 10`, `8 layers 512 wide`
+                if not re.match(_ARROW, after):
+                    break
+                return _Said(_number(counted[1], knob), _number(one[1], knob), taken=one.end())
+            was = _OLD.search(after, one.end()) or _OLD.search(after[one.end() :])
+            end = one.end() + (was.end() if was is not None else 0)
+            return replace(_single(one[1], knob, None if was is None else was[1]), taken=end)
+    if (both := _FROM_TO_BEFORE.search(before)) is not None and _is_value(both[2], knob):
+        return _Said(_number(both[1], knob), _number(both[2], knob))
+    if (one := _BEFORE.search(before)) is not None and _is_value(one[1], knob):
+        was = _OLD.search(after)
+        return replace(_single(one[1], knob, None if was is None else was[1]), taken=0 if was is None else was.end())
+    return _Said()
+
+
+def _single(written: str, knob: str, was: str | None) -> _Said:
+    """Return what one number says of a knob: its value, or a factor where it is written as one."""
+    value = _number(written, knob)
+    if written.endswith("x") and knob not in _FACTORS:
+        return _Said() if value is None or value == 1 else _Said(way=1 if value > 1 else -1)
+    return _Said(None if was is None else _number(was, knob), value)
+
+
+def _is_value(written: str, knob: str) -> bool:
+    """Return whether a number can be a knob's value: not one with a metric's four decimals, nor part of a count."""
+    value = _number(written, knob)
+    if value is None or (_decimals(written) >= _DECIMALS_OF_RESULTS and value >= _LEAST_RESULT):
+        return False
+    if knob == "window_size" and "/" in written:  # of the context
+        return True
+    return knob not in _WHOLE or value == int(value)
+
+
+def _is_step(new: str, knob: str, words: str) -> bool:
+    """Return whether a knob goes to a number in so many words; an arrow may lead to what came of it: `20 -> 0.9781`."""
+    return _is_value(new, knob) or ("->" not in words and _decimals(new) < _DECIMALS_OF_RESULTS)
+
+
+def _decimals(written: str) -> int:
+    return len(written.partition(".")[2]) if "e" not in written else 0
 
 
 def _number(written: str, knob: str) -> float | None:
     text = written.replace(",", "").replace(" ", "")
+    if not text[:1].isdigit() and text[:1] != ".":
+        return None
     scale = 1.0
     if text[-1] in "%kmx":
         thousand = 1024.0 if knob in {"batch_size", "seq_len"} else 1000.0
@@ -234,12 +343,17 @@ def _activation(text: str) -> str:
     return {"swish": "silu", "gated mlp": "glu"}.get(name, name)
 
 
-_PATTERN = re.compile(r"(?<![a-z])[sl]{1,12}(?![a-z])")
+_COUNTED = re.compile(r"(?<!\d)(\d{1,3}) ?s ?\+ ?(\d{1,3}) ?l\b")  # so many short and so many long
+_PATTERN = re.compile(
+    r"(?<![a-z])[sl]{2,12}(?![a-z])|(?:(?<=[=:>])|(?<=[=:>] )|(?<=pattern )|(?<=all-)|(?<=to ))[sl]\b"
+)
 
 
 def _window(text: str) -> Move:
     """Return a window pattern as its share of long windows."""
-    shares = [found.count("l") / len(found) for found in _PATTERN.findall(text)]
+    counted = [(int(found[1]), int(found[2])) for found in _COUNTED.finditer(text)]
+    shares = [long / (short + long) for short, long in counted if short + long]
+    shares = shares or [found.count("l") / len(found) for found in _PATTERN.findall(text)]
     old = shares[0] if len(shares) > 1 else None
     if not shares:
         if re.search(r"full|all[ -](?:long|global)|global", text):
@@ -255,27 +369,21 @@ def _window(text: str) -> Move:
     return Move("window", direction, value, old, patterns[-1] if patterns else "")
 
 
-def _betas(before: str, after: str) -> Iterator[Move]:
-    pairs = [(float(m[1]), float(m[2])) for m in _PAIR.finditer(after) if _is_float(m[1]) and _is_float(m[2])]
-    if not pairs:
-        old, value = _values("adam_betas", before, after)
-        knob = "adam_beta1" if value is not None and value < 0.9 else "adam_beta2"
-        yield Move(knob, _direction(before, "", after, old, value), value, old)
-        return
-    first, last = pairs[0], pairs[-1]
+def _betas(before: str, name: str, after: str) -> tuple[Sequence[Move], int]:
+    pairs = _PAIRS.search(after)
+    numbers = [] if pairs is None else [_number(each, "") for each in pairs.groups() if each]
+    if pairs is None or not all(each is not None and each < 1 for each in numbers):
+        said = _values("adam_betas", before, name, after)
+        knob = "adam_beta1" if said.value is not None and said.value < _LEAST_BETA2 else "adam_beta2"
+        return [Move(knob, _direction(before, "", after, said.old, said.value), said.value, said.old)], said.taken
+    first, last = numbers[:2], numbers[-2:]
+    moves = []
     for knob, old, value in zip(("adam_beta1", "adam_beta2"), first, last, strict=True):
-        if len(pairs) == 1:
-            yield Move(knob, _direction(before, "", after, None, value), value)
-        elif old != value:
-            yield Move(knob, 1 if value > old else -1, value, old)
-
-
-def _is_float(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+        if len(numbers) == 2:
+            moves.append(Move(knob, _direction(before, "", after, None, value), value))
+        elif old != value and old is not None and value is not None:
+            moves.append(Move(knob, 1 if value > old else -1, value, old))
+    return moves, pairs.end()
 
 
 def _merged(one: Move, other: Move) -> Move:
@@ -287,4 +395,6 @@ def _tidied(found: Mapping[str, Move]) -> Sequence[Move]:
     moves = list(found.values())
     certain = [move for move in moves if move.knob not in {"lr_general", "optimizer", "systems", "head_dim"}]
     passing = {"lr_general", "optimizer"} if certain else set()
-    return [move for move in moves if move.knob not in passing]
+    return [
+        each for each in moves if each.knob not in passing or (each.knob == "lr_general" and each.value is not None)
+    ]

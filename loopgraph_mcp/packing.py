@@ -39,7 +39,7 @@ async def export_pack(
     for method_id in sorted(chosen):
         method = await lookups.the_method(db, method_id)
         known = await learned.recipes_of(db, method_id)
-        outcomes = _outcomes([each for each in ledger.record(method_id, None).trials if not each.imported])
+        outcomes = _outcomes([each for each in ledger.record(method_id, None).trials if each.origin.is_evidence])
         if known:
             method = recipes.as_method(method, known[0])
             remarks[method_id] = (
@@ -88,7 +88,7 @@ def _outcomes(trials: Sequence[Trial]) -> list[SharedOutcome]:
         gains = [
             (trial.gain, trial.gain / trial.verdict.noise_floor, trial.observation.n_child)
             for trial in group
-            if trial.gain is not None and trial.observation is not None
+            if trial.gain is not None and trial.observation is not None and trial.verdict is not None
         ]
         runs = [each for _, _, each in gains]
         shared.append(
@@ -96,8 +96,8 @@ def _outcomes(trials: Sequence[Trial]) -> list[SharedOutcome]:
                 context=words,
                 metric=metric,
                 tries=len(group),
-                wins=sum(trial.verdict.kind is VerdictKind.WIN for trial in group),
-                crashes=sum(trial.verdict.kind is VerdictKind.CRASH for trial in group),
+                wins=sum(trial.kind is VerdictKind.WIN for trial in group),
+                crashes=sum(trial.kind is VerdictKind.CRASH for trial in group),
                 mean_gain=round(fmean([gain for gain, _, _ in gains], runs), 6) if gains else None,
                 gain_sigmas=round(fmean([sigmas for _, sigmas, _ in gains], runs), 3) if gains else None,
                 runs=sum(runs) or None,

@@ -1,14 +1,15 @@
 """What was tried before that bears on a change: earlier runs of its kind, and what is foreseen of it."""
 
 import asyncio
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from loopgraph_mcp import wording
+from loopgraph_mcp import runs, wording
 from loopgraph_mcp.answers import EarlierRun
 from loopgraph_mcp.changes import Change, Kin, Kinship, Precedent, change_between, kin, moves_of, named, told
 from loopgraph_mcp.foresight import Foreseen, Foresight, Lesson, lessons
-from loopgraph_mcp.models import Context, Decision, Direction, Move
+from loopgraph_mcp.models import Context, Decision, Direction, Move, Origin, WhatRan
 from loopgraph_mcp.moves import read_moves
 from loopgraph_mcp.store import changes as change_store
 from loopgraph_mcp.store import edits, experiments, outcomes
@@ -19,6 +20,7 @@ from loopgraph_mcp.store.outcomes import Search
 from loopgraph_mcp.tries import Past, Try
 
 _MAX_TOLD = 5
+_MAX_BESIDE = 2  # runs of the same program among other files
 _MANY = 500  # runs that may take a tenth of a second to take in
 
 
@@ -55,11 +57,12 @@ class Tries:
         self.runs += runs
         self.precedents += _precedents(runs)
         for run in runs:
-            self.past.learn(_try_of(run))
+            if run.origin is not Origin.REPORTED:  # a bare number is shown, and teaches nothing
+                self.past.learn(_try_of(run))
 
-    def without(self, tree: str) -> "Tries":
-        """Return the same but for the runs of one program."""
-        others = [run for run in self.runs if run.tree != tree]
+    def without(self, group_key: str) -> "Tries":
+        """Return the same but for the runs that are replicates of one another."""
+        others = [run for run in self.runs if run.group_key != group_key]
         if len(others) == len(self.runs):
             return self
         tries = Tries(Past(self.past.higher_is_better))
@@ -112,20 +115,25 @@ async def find_precedents(
     db: Database,
     tries: Tries,
     context_id: str,
+    ran: WhatRan,
     *,
+    files: Mapping[str, str],
     base_hash: str | None,
     new_hash: str,
     description: str,
     foresight: Foresight,
 ) -> Precedents:
-    """Return what bears on the change from one stored program to another."""
-    tree = await edits.tree_hash(db, new_hash)
-    same = await experiments.runs_of_program(db, context_id, tree)
+    """Return what bears on the change from one stored program to another, which would run as `ran` among files."""
+    same = await experiments.runs_of(db, context_id, ran.run_key)
     earlier = [wording.earlier_run(run) for run in same]
+    for run in await experiments.runs_among_other_files(db, context_id, ran.run_key, limit=_MAX_BESIDE):
+        differing = await runs.differing_files(db, run, files)
+        note = wording.among_other_files(differing)
+        earlier.append(dataclasses.replace(wording.earlier_run(run), kinship="other_files", note=note))
     if base_hash is None or base_hash == new_hash:
         return Precedents(tuple(earlier))
     change = named(await change_store.keep_change(db, base_hash, new_hash))
-    others = tries.without(tree)
+    others = tries.without(ran.group_key)
     by_id = {run.experiment_id: run for run in others.runs}
     for found in kin(change, others.precedents):
         earlier += await _told(db, found, by_id, base_hash)
@@ -155,7 +163,8 @@ class OtherSearches:
 
 def _lessons(search: Search, runs: Sequence[TriedChange]) -> list[Lesson]:
     higher = search.direction is Direction.HIGHER
-    return lessons([_try_of(run) for run in runs], owner=search.workspace_id, higher_is_better=higher)
+    tries = [_try_of(run) for run in runs if run.origin is not Origin.REPORTED]
+    return lessons(tries, owner=search.workspace_id, higher_is_better=higher)
 
 
 def _try_of(run: TriedChange) -> Try:

@@ -8,9 +8,9 @@ from loopgraph_mcp.edits import unified_diff
 from loopgraph_mcp.histories import History, HistoryRow, RowStatus
 from loopgraph_mcp.mentions import methods_tried
 from loopgraph_mcp.models import Decision, Method, Move, OutcomeKind
-from loopgraph_mcp.moves import read_moves
 
-_ENOUGH_KEEPS = 4
+_ENOUGH_KEEPS = 4  # that a majority of them says something even where each step is within the noise
+_NOISE = 0.005  # share of the metric, where nothing is known of a device's noise
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ def read_rows(
     lines: dict[tuple[int, str], int] = {}  # where a commit stood first
     for place, row in enumerate(history.rows):
         kind, decision, notes = _outcome(row)
-        parent = incumbents.get(row.segment)
+        parent = incumbents.get(row.segment) if row.base is None else row.base
         base = None if parent is None else made[parent]
         text, tree, doubt = _program(row, programs, trees, base, lines.get((row.segment, row.commit)))
         diff = "" if base is None or not base.text or not text else unified_diff(base.text, text, editable)
@@ -86,8 +86,8 @@ def _change(row: HistoryRow, methods: Sequence[Method]) -> tuple[tuple[Move, ...
     """Return a row's moves, the methods it tries, and what of that is in doubt."""
     if row.is_baseline or row.is_rerun:
         return (), (), ""
-    moves = read_moves(row.description)
-    tried = methods_tried(row.description, methods)
+    moves = row.moves
+    tried = methods_tried(row.description, methods, moves=moves)
     unknown = not tried.method_ids and [move.knob for move in moves] == ["other"]
     doubt = tried.doubt or ("names no change that is known" if unknown and row.description else "")
     return () if unknown else moves, tried.method_ids, doubt
@@ -114,20 +114,24 @@ def _program(
     return text, tree, ""
 
 
+def contradicted(history: History) -> list[tuple[int, float, float]]:
+    """Return the kept rows that got worse under a history's direction, where most did: line, value before, value.
+
+    Of a few keeps, those within the noise say nothing.
+    """
+    steps = history.kept.steps
+    worse = history.kept.worse(history.direction)
+    if len(steps) < _ENOUGH_KEEPS:
+        worse = [step for step in worse if abs(step[2] - step[1]) > _NOISE * abs(step[1])]
+    return worse if 2 * len(worse) > len(steps) else []
+
+
 def doubts(history: History, readings: Sequence[Reading]) -> list[str]:
     """Return what looks wrong with a history as a whole."""
-    told = []
-    gains = [
-        history.direction.gain(base, reading.row.metric_value)
-        for reading in readings
-        if reading.decision is Decision.KEEP and reading.parent is not None and reading.row.metric_value is not None
-        if (base := readings[reading.parent].row.metric_value) is not None
-    ]
-    worse = sum(gain < 0 for gain in gains)
-    if len(gains) >= _ENOUGH_KEEPS and worse > len(gains) / 2:
-        other = "higher" if history.direction.value == "lower" else "lower"
-        told.append(f"most kept rows made {history.metric} worse: if {other} is better, say --direction {other}")
+    found = []
+    if worse := contradicted(history):
+        found.append(f"{len(worse)} of {len(history.kept.steps)} kept rows made {history.metric} worse")
     counted = [reading for reading in readings if reading.kind is OutcomeKind.FINISHED]
     if counted and all(reading.parent is None for reading in counted) and len(counted) > 1:
-        told.append("no row was kept and none is a baseline: there is nothing to compare with, so no gain is told")
-    return told
+        found.append("no row was kept and none is a baseline: there is nothing to compare with, so no gain is told")
+    return found

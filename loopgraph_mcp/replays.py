@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 from loopgraph_mcp.backtest import Replay
 from loopgraph_mcp.histories import History, RowStatus
-from loopgraph_mcp.models import Direction
-from loopgraph_mcp.moves import read_moves, stripped
+from loopgraph_mcp.models import Direction, Move
+from loopgraph_mcp.moves import stripped
 from loopgraph_mcp.tries import Try
 
 
@@ -34,8 +34,9 @@ def replay_of(history: History, *, owner: str | None = None) -> Replay:
         gain = None
         if best is not None and row.metric_value is not None:
             gain = history.direction.gain(best, row.metric_value)
-        is_change = not (row.is_baseline or row.is_rerun)
-        tries.append(Try(read_moves(row.description), kept, row.metric_value, gain, is_change))
+        # A row of which nothing was decided, as in a tracker's export, says nothing of what is kept.
+        is_change = not (row.is_baseline or row.is_rerun or row.status is RowStatus.OTHER)
+        tries.append(Try(row.moves or (Move("other"),), kept, row.metric_value, gain, is_change))
         if best is None or (kept and gain is not None and gain > 0):
             best = row.metric_value
     texts = tuple(stripped(row.description) for row in history.rows)

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from loopgraph_mcp import trainlog
@@ -77,6 +78,12 @@ async def recover(db: Database, settings: Settings) -> None:
         outcome = Outcome(OutcomeKind.INTERRUPTED, None, reason, {}, _last_words(experiment))
         await experiments.finish(db, experiment.id, outcome, now=time.time())  # keeps an outcome that it has
         (settings.locks_dir / f"{experiment.id}.lock").unlink(missing_ok=True)
+
+
+async def differing_files(db: Database, run: ExperimentRow, files: Mapping[str, str]) -> list[str]:
+    """Return the files in which what a run could see differs from what is there now; empty where that is not known."""
+    seen = {} if run.inputs_hash is None else await experiments.inputs_of(db, run.inputs_hash)
+    return sorted(name for name in seen.keys() | files.keys() if seen and seen.get(name) != files.get(name))
 
 
 def _last_words(experiment: ExperimentRow) -> str:

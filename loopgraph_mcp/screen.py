@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -16,7 +18,9 @@ from rich.syntax import Syntax
 from rich.table import Table
 from rich.tree import Tree
 
+from loopgraph_mcp import wording
 from loopgraph_mcp.answers import (
+    BestResult,
     CodeMapAnswer,
     EarlierRun,
     EditAnswer,
@@ -34,7 +38,7 @@ from loopgraph_mcp.backtest import Report
 from loopgraph_mcp.doctor import Check, Level
 from loopgraph_mcp.errors import LoopGraphError
 from loopgraph_mcp.launch import DEFAULT_SEED
-from loopgraph_mcp.models import Decision, OutcomeKind, Presence, State, VerdictKind
+from loopgraph_mcp.models import Decision, Origin, OutcomeKind, Presence, State, VerdictKind
 
 console = Console()
 errors = Console(stderr=True)
@@ -45,6 +49,10 @@ _VERDICT_STYLE = {
     VerdictKind.CRASH: "bold red",
     VerdictKind.WITHIN_NOISE: "yellow",
 }
+MAX_SHOWN = 1_000
+# Lines of an import's summary by what they say; with totals, methods, what is left of each and what is next, 40 in all.
+_FILE_LINES, _NOTE_LINES, _ROW_NOTE_LINES, _FAILURE_LINES = 16, 8, 5, 5
+_METHODS_SHOWN = 8
 _UNDERSTOOD = {"whole": ("green", "yes"), "part": ("yellow", "in part"), "left_out": ("red", "left out")}
 
 
@@ -184,8 +192,8 @@ def show_experiment(answer: ExperimentAnswer) -> None:
         console.print("[yellow]this program was run before; --replicate runs it again[/]")
     if answer.verdict is not None:
         gain = "" if answer.gain is None else f", gain {answer.gain:+.4f}"
-        noise = "" if answer.noise_floor is None else f" (noise floor {answer.noise_floor:.4f})"
-        decided = "" if answer.decision is None else f", {_decision(answer.decision)}"
+        noise = "" if answer.noise_floor is None else f" (noise floor {answer.noise_floor:.4f}: {answer.noise})"
+        decided = "" if answer.decision is None else f", {_decision(answer)}"
         console.print(f"verdict: {_verdict(answer)}{gain}{noise}{decided}", highlight=False)
     _show_earlier(answer.earlier)
     if answer.note:
@@ -207,18 +215,28 @@ def results_table(answers: Sequence[ExperimentAnswer]) -> Table:
     table.add_column(metric, justify="right", no_wrap=True)
     table.add_column("gain", justify="right", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
-    table.add_column("decision", no_wrap=True)
+    table.add_column("decision", overflow="fold")
     for answer in answers:
         seed = "" if answer.seed == DEFAULT_SEED else f" (seed {answer.seed})"
         table.add_row(
             answer.experiment_id,
             escape(answer.description + seed),
-            _state(answer) if answer.metric_value is None else f"{answer.metric_value:.6f}",
+            _state(answer) if answer.metric_value is None else f"{answer.metric_value:.6f}{_said_by(answer)}",
             "" if answer.gain is None else f"{answer.gain:+.4f}",
             _verdict(answer),
-            "" if answer.decision is None else _decision(answer.decision),
+            _decision(answer),
         )
     return table
+
+
+def _said_by(answer: ExperimentAnswer) -> str:
+    return "" if answer.origin in {None, Origin.MEASURED} else f" [dim]{answer.origin}[/]"
+
+
+def show_best(best: BestResult | None) -> None:
+    """Show what ran best, as the mean of its runs with its noise, and whether that beats the noise."""
+    if best is not None:
+        console.print(wording.best_result(best), markup=False, highlight=False)
 
 
 def show_export(answer: PackExportAnswer) -> None:
@@ -341,12 +359,106 @@ def _verdict(answer: ExperimentAnswer) -> str:
     return f"[{style}]{words}[/]" if style else words
 
 
-def _decision(decision: Decision) -> str:
-    return "[green]keep[/]" if decision is Decision.KEEP else decision.value
+def _decision(answer: ExperimentAnswer) -> str:
+    if answer.decision is not Decision.KEEP:
+        return "" if answer.decision is None else answer.decision.value
+    if answer.undone_by is not None:
+        return f"[yellow]undone by {answer.undone_by}[/]"
+    return wording.decision(answer.decision, answer.tentative) if answer.tentative else "[green]keep[/]"
 
 
-def show_import(answer: ImportAnswer) -> None:
-    """Show row by row what was understood of a history, then the counts."""
+def show_imports(answers: Sequence[ImportAnswer], failed: Sequence[LoopGraphError], *, details: bool) -> None:
+    """Show a line for each history that was imported, then what needs doing; with details each of its rows before that.
+
+    Without details, all of it takes at most 40 lines, whatever was imported.
+
+    Raises:
+        typer.Exit: A file failed.
+    """
+    if details:
+        for answer in answers:
+            console.print(_import_table(answer))
+    limits = (_FILE_LINES, _NOTE_LINES, _ROW_NOTE_LINES, _FAILURE_LINES)
+    files, notes, rows, failures = (MAX_SHOWN,) * len(limits) if details else limits
+    shown = answers if len(answers) <= files else answers[: files - 1]
+    for answer in shown:
+        _line(f"[bold]{escape(answer.file[:80])}[/]: {escape(_import_counts(answer))}")
+    if rest := answers[len(shown) :]:
+        _line(f"... and {len(rest)} more files: {_sums(rest)}")
+    if len(answers) > 1:
+        _line(f"[bold]{len(answers)} files[/]: {_sums(answers)}")
+    methods = Counter(each for answer in answers for row in answer.rows for each in row.method_ids)
+    if methods:
+        common = [f"{each} {count}" for each, count in methods.most_common(_METHODS_SHOWN)]
+        more = ["..."] if len(methods) > _METHODS_SHOWN else []
+        _line(f"known methods tried: {escape(', '.join(common + more))}")
+    _grouped("note", "files", [note for answer in answers for note in answer.notes], notes)
+    _grouped("rows", "rows", [note for answer in answers for row in answer.rows for note in row.notes], rows)
+    if answers:
+        hint = "" if details else " --details shows each row, --json all of it."
+        _line(f"[dim]next:[/] {escape(answers[0].next_step)}{hint}")
+    _end_import([str(error) for error in failed], limit=failures)
+
+
+def _end_import(failed: Sequence[str], *, limit: int) -> None:
+    """Say what failed, and end with status 1 where anything did."""
+    groups = _alike(failed)
+    for words, count in groups[:limit]:
+        others = f" (and {count - 1} more files like it)" if count > 1 else ""
+        errors.print(f"loopgraph: {words}{others}", style="red", markup=False, highlight=False, soft_wrap=True)
+    if rest := sum(count for _, count in groups[limit:]):
+        errors.print(f"loopgraph: {rest} more files failed; --details names them", style="red", soft_wrap=True)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _line(text: str) -> None:
+    """Print one line, however long: a terminal wraps it, a pipe gets it whole."""
+    console.print(text, highlight=False, soft_wrap=True)
+
+
+def _grouped(label: str, unit: str, notes: Sequence[str], limit: int) -> None:
+    """Print notes, those that differ in numbers or names alone as one with a count, the most frequent first."""
+    groups = _alike(notes)
+    for words, count in groups[:limit]:
+        times = f" ({count} {unit} like this)" if count > 1 else ""
+        _line(f"[yellow]{label}:[/] {escape(words)}{times}")
+    if len(groups) > limit:
+        _line(f"[yellow]{label}:[/] {len(groups) - limit} more kinds")
+
+
+def _alike(notes: Sequence[str]) -> list[tuple[str, int]]:
+    """Return notes grouped by their words without numbers, quotations and file names, the most frequent first."""
+    groups: dict[str, list[str]] = {}
+    for note in notes:
+        kind = re.sub(r"\d[\d.,]*|'[^']*'|^\S+(?=: )|not counted for .*|changes .*", "_", note)
+        groups.setdefault(kind, []).append(note)
+    return sorted(((found[0], len(found)) for found in groups.values()), key=lambda group: -group[1])
+
+
+def _sums(answers: Sequence[ImportAnswer]) -> str:
+    added, known = (sum(getattr(answer, name) for answer in answers) for name in ("added", "known"))
+    left_out = sum(answer.left_out for answer in answers)
+    return (
+        f"{added} new, {known} known already, {left_out} left out; {sum(answer.lessons for answer in answers)} lessons"
+    )
+
+
+def _import_counts(answer: ImportAnswer) -> str:
+    """Return a history's counts, with what its numbers are and where they were measured."""
+    whole, part = answer.understood
+    diffs = sum(row.has_diff for row in answer.rows)
+    methods = sum(bool(row.method_ids) for row in answer.rows)
+    better = f"{answer.metric[:60]} ({answer.direction.value} is better: {answer.direction_from})"
+    return (
+        f"{better}, {answer.device}, {answer.budget_s:g} s; {answer.added} new, {answer.known} known already, "
+        f"{answer.left_out} left out; {whole} understood, {part} in part; {diffs} with a diff, {methods} of a known "
+        f"method; {answer.lessons} lessons"
+    )
+
+
+def _import_table(answer: ImportAnswer) -> Table:
+    """Return row by row what was understood of a history."""
     table = Table(title=escape(answer.file), title_justify="left")
     table.add_column("line", justify="right", no_wrap=True)
     table.add_column("status", no_wrap=True)
@@ -360,20 +472,7 @@ def show_import(answer: ImportAnswer) -> None:
         words = escape("; ".join([mark, *([", ".join(told)] if told else []), *row.notes]))
         new = "" if row.new or row.understood == "left_out" else " [dim](known)[/]"
         table.add_row(str(row.line), row.status, value, escape(row.description), f"[{colour}]{words}[/]{new}")
-    console.print(table)
-    for note in answer.notes:
-        console.print(f"[yellow]note:[/] {escape(note)}", highlight=False)
-    whole, part = answer.understood
-    diffs = sum(row.has_diff for row in answer.rows)
-    methods = sum(bool(row.method_ids) for row in answer.rows)
-    better = f"{answer.metric} ({answer.direction.value} is better), {answer.device}, {answer.budget_s:g} s"
-    console.print(f"[bold]{escape(answer.file)}[/]: {escape(better)}", highlight=False)
-    console.print(
-        f"{answer.added} new, {answer.known} known already, {answer.left_out} left out; {whole} understood, {part} in "
-        f"part; {diffs} with a diff, {methods} of a known method; {answer.lessons} lessons",
-        highlight=False,
-    )
-    console.print(f"[dim]next:[/] {answer.next_step}", highlight=False)
+    return table
 
 
 def show_backtest(report: Report) -> None:

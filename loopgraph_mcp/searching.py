@@ -6,8 +6,8 @@ from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 
 from loopgraph_mcp import edits, ranking, wording
-from loopgraph_mcp.answers import MethodHit
-from loopgraph_mcp.evidence import Memory
+from loopgraph_mcp.answers import MethodHit, Trials
+from loopgraph_mcp.evidence import Count, Memory
 from loopgraph_mcp.foresight import Elsewhere, Foresight
 from loopgraph_mcp.models import Method, Presence, Standing
 from loopgraph_mcp.store.retrievals import Shown
@@ -110,17 +110,24 @@ def _hit(
         family=method.family,
         summary=method.summary,
         standing=record.standing,
-        tries=record.tries,
-        wins=record.wins,
-        crashes=record.crashes,
-        mean_gain=record.mean_gain,
-        last_tried=record.last_age,
+        tries=record.here.tries,
+        wins=record.here.wins,
+        crashes=record.here.crashes,
+        mean_gain=record.here.mean_gain,
+        last_tried=record.here.last_age,
         presence=presence,
         has_edit=method.recipe is not None,
         score=round(score.score, 4),
         why=wording.why(method, record, presence, elsewhere, memory.here),
         parts=score.parts(),
+        elsewhere=_trials(record.elsewhere),
+        imported=_trials(record.imported),
+        reports=record.reports,
     )
+
+
+def _trials(count: Count) -> Trials:
+    return Trials(count.tries, count.wins, count.crashes, count.mean_gain)
 
 
 @lru_cache(maxsize=1024)

@@ -29,10 +29,11 @@ from loopgraph_mcp.store.experiments import ExperimentRow, ProcessId
 from loopgraph_mcp.workspace import (
     Workspace,
     append_result,
+    commit_of,
     commit_program,
     file_hashes,
-    head_commit,
     load_workspace,
+    program_at,
     run_command,
     write_program,
 )
@@ -157,6 +158,7 @@ async def _train(db: Database, experiment: ExperimentRow, workspace: Workspace, 
             **device.environment(),
         },
         uv_environment=uv_environment,
+        declared=workspace.context_env,
     )
     protected = file_hashes(code, workspace.protected)
     command = run_command(workspace)
@@ -248,19 +250,29 @@ async def _decide(db: Database, experiment: ExperimentRow, workspace: Workspace,
     assert row is not None  # noqa: S101 - it was there a moment ago and rows are never deleted
     ledger = evidence.Ledger(db)
     verdict = await ledger.judge(row)
-    commit, note = None, ""
-    if verdict.decision is Decision.KEEP and verdict.kind is not VerdictKind.BASELINE:
-        commit, note = await _keep(db, experiment, workspace, outcome)
+    undone = await _undone(db, row) if verdict.decision is Decision.DISCARD else None
+    decision, commit, note = verdict.decision, None, ""
+    if verdict.is_tentative and workspace.on_win != "leave" and not workspace.apply_tentative:
+        decision, note = Decision.DISCARD, _NOT_APPLIED
+    elif verdict.decision is Decision.KEEP and verdict.kind is not VerdictKind.BASELINE:
+        commit, note = await _keep(db, experiment, workspace, outcome, won=verdict.kind is VerdictKind.WIN)
+    elif undone is not None:
+        note = f"undoes {undone}: together its runs do not gain"
     await experiments.add_decision(
-        db, experiment.id, verdict.decision, made_by="loopgraph", commit=commit, note=note, now=time.time()
+        db, experiment.id, decision, made_by="loopgraph", commit=commit, note=note, now=time.time()
     )
-    failed = "" if outcome.kind is OutcomeKind.FINISHED else f" ({outcome.kind.value}: {outcome.reason})"
+    remarks = [
+        "" if outcome.kind is OutcomeKind.FINISHED else f"{outcome.kind.value}: {outcome.reason}",
+        "not distinguishable from noise" if verdict.is_tentative else "",
+        "" if undone is None else f"undoes the keep of {await _reference(db, workspace, undone)}",
+    ]
+    remark = "; ".join(each for each in remarks if each)
     row_of_results = {
-        "commit": commit or head_commit(workspace.path) or (experiment.program_hash or "")[:7],
+        "commit": commit or await _reference(db, workspace, experiment.id),
         workspace.metric: f"{outcome.metric_value or 0.0:.6f}",
         "memory_gb": f"{outcome.summary.get('peak_vram_mb', 0.0) / 1024:.1f}",
-        "status": "crash" if outcome.metric_value is None else verdict.decision.value,
-        "description": experiment.description + failed,
+        "status": "crash" if outcome.metric_value is None else decision.value,
+        "description": experiment.description + (f" ({remark})" if remark else ""),
     }
     try:
         append_result(workspace, row_of_results)
@@ -269,19 +281,45 @@ async def _decide(db: Database, experiment: ExperimentRow, workspace: Workspace,
     await recipes.learn(db, ledger, row.method_ids, now=time.time())
 
 
+async def _undone(db: Database, row: ExperimentRow) -> str | None:
+    """Return the earlier run of the same program that was kept, where there is one."""
+    runs = await experiments.runs_of_group(db, row.context_id, row.group_key)
+    kept = [each.id for each in runs if each.id != row.id and each.decision is Decision.KEEP]
+    return kept[-1] if kept else None
+
+
+async def _reference(db: Database, workspace: Workspace, experiment_id: str) -> str:
+    """Return what names what an experiment ran: the commit that holds it, else the start of its program's hash."""
+    row = await experiments.get_experiment(db, experiment_id)
+    if row is None or row.program_hash is None:
+        return ""
+    return commit_of(workspace, await edits.program_text(db, row.program_hash)) or row.program_hash[:7]
+
+
+_NOT_APPLIED = (
+    "gained within the noise: not applied, since apply_tentative is off in loopgraph.toml; a replicate that confirms "
+    "the gain applies it"
+)
+
+
 async def _keep(
-    db: Database, experiment: ExperimentRow, workspace: Workspace, outcome: Outcome
+    db: Database, experiment: ExperimentRow, workspace: Workspace, outcome: Outcome, *, won: bool
 ) -> tuple[str | None, str]:
-    """Write the edit that won to the user's file, if it is still the one it started from; return commit and note."""
+    """Write a kept edit to the user's file, if it is still the one it started from; return commit and note.
+
+    Only a win is committed, or a change that a replicate made one.
+    """
     if experiment.edit_id is None or workspace.on_win == "leave":
         return None, "the editable file is left to its user"
     edit = await edits.get_edit(db, experiment.edit_id)
     assert edit is not None  # noqa: S101 - a foreign key
-    if workspace.read_program() == edit.new_text:
+    commits = won and workspace.on_win == "commit"
+    there = workspace.read_program() == edit.new_text
+    if there and not (commits and program_at(workspace, "HEAD") != edit.new_text):
         return None, f"{workspace.editable} already holds the edit"
-    if not write_program(workspace, edit.new_text, expected=edit.base_text):
+    if not there and not write_program(workspace, edit.new_text, expected=edit.base_text):
         return None, f"{workspace.editable} changed meanwhile: the edit was not applied"
-    if workspace.on_win == "apply":
+    if not commits:
         return None, f"the edit was applied to {workspace.editable}"
     message = f"{experiment.description} ({workspace.metric} {outcome.metric_value:.6f})"
     commit = commit_program(workspace, message)

@@ -1,6 +1,7 @@
 """Where a question is asked: the workspace, its device, and the context that its outcomes can be compared in."""
 
 import asyncio
+import json
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from loopgraph_mcp.runner.device import Device, choose_device
 from loopgraph_mcp.store import edits
 from loopgraph_mcp.store.database import Database
 from loopgraph_mcp.workspace import DECLARING, Workspace, dataset_hash, harness_hash, load_workspace, resolved
+
+_MAX_VALUE = 200  # of an environment variable, as it is stored
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +36,18 @@ class Sight:
     device: Device
     data: str
     harness: str
+
+
+def _reading(where: Workspace) -> str:
+    """Return how the metric is found in the log; empty for the default."""
+    own = {"pattern": where.pattern, "take": where.take}
+    return "" if own == {"pattern": None, "take": "last"} else json.dumps(own)
+
+
+def _environment(where: Workspace) -> str:
+    """Return the values of the variables that the workspace declares to matter; empty where it declares none."""
+    values = {name: os.environ.get(name, "")[:_MAX_VALUE] for name in sorted(set(where.context_env))}
+    return json.dumps(values) if values else ""
 
 
 def _stamps(files: Iterable[Path]) -> tuple[tuple[int, int, int] | None, ...]:
@@ -137,5 +152,9 @@ class Surroundings:
             harness_hash=harness,
             metric=where.metric,
             direction=where.direction,
+            editable=where.editable,
+            command=json.dumps(where.command),
+            reading=_reading(where),
+            environment=_environment(where),
         )
         return self._contexts.setdefault(context, context)  # what is the same object is found equal at once

@@ -1,10 +1,10 @@
 """Judges a change against its context's noise floor: win, loss, within noise, crash, and what to do next."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean, median
 
-from loopgraph_mcp.models import Decision, Direction, Verdict, VerdictKind
+from loopgraph_mcp.models import Decision, Direction, NoiseFloor, Verdict, VerdictKind
 from loopgraph_mcp.ranking import Observation, posterior
 
 WIN_P, LOSS_P = 0.9, 0.1
@@ -50,52 +50,48 @@ def disturbed(
     return len(alike) >= _USUAL_RUNS and tokens < _USUAL_TOKENS * median(alike)
 
 
-def noise_floor(default: float, replicates: Sequence[Sequence[float]]) -> float:
-    """Return the sd of one run, pooled over groups of identical runs that differ in their seed, and shrunken.
+def noise_floor(default: float, replicates: Sequence[Sequence[float]]) -> NoiseFloor:
+    """Return the noise of one run, pooled over groups of identical runs that differ in their seed, and shrunken.
 
     Args:
         default: The noise floor before any replicate.
         replicates: Metric values of each group.
     """
-    squares, freedom = _PRIOR_WEIGHT * default**2, _PRIOR_WEIGHT
+    squares, freedom, more = _PRIOR_WEIGHT * default**2, _PRIOR_WEIGHT, 0
     for values in replicates:
         mean = fmean(values)
         squares += math.fsum((value - mean) ** 2 for value in values)
-        freedom += len(values) - 1
-    return math.sqrt(squares / freedom)
+        more += len(values) - 1
+    return NoiseFloor(math.sqrt(squares / (freedom + more)), more)
 
 
-def judge(
-    parent: Sequence[float], child: Sequence[float], *, direction: Direction, sigma: float, disturbed: bool = False
-) -> Verdict:
+def judge(parent: Sequence[float], child: Sequence[float], *, direction: Direction, noise: NoiseFloor) -> Verdict:
     """Judge the runs of a change against the runs of its parent.
 
     Args:
         parent: Metric values of the program it started from, in this context.
         child: Metric values of the changed program; empty where it has none because it failed.
         direction: Which way the metric improves.
-        sigma: The context's noise floor.
-        disturbed: Whether all runs of the one or the other shared their device; they say much less.
+        noise: The context's noise floor, raised where all runs of the one or the other shared their device.
     """
     if not child:
         next_step = "Discard it, or fix what failed and run it again as a new change."
-        return Verdict(VerdictKind.CRASH, None, sigma, None, Decision.DISCARD, next_step)
+        return Verdict(VerdictKind.CRASH, None, noise, None, Decision.DISCARD, next_step)
     if not parent:
         next_step = "Run the unchanged program (run_experiment without edit and patch) to have something to compare."
-        return Verdict(VerdictKind.NO_BASELINE, None, sigma, None, Decision.DISCARD, next_step)
-    sigma *= DISTURBED_NOISE if disturbed else 1.0
+        return Verdict(VerdictKind.NO_BASELINE, None, noise, None, Decision.DISCARD, next_step)
     gain = direction.gain(fmean(parent), fmean(child))
-    belief = posterior([Observation(gain / sigma, n_parent=len(parent), n_child=len(child))])
+    belief = posterior([Observation(gain / noise.sd, n_parent=len(parent), n_child=len(child))])
     decision = Decision.KEEP if gain > 0 else Decision.DISCARD
     if belief.p_win >= WIN_P:
-        return Verdict(VerdictKind.WIN, gain, sigma, belief.p_win, decision, "Keep it and build on it.")
+        return Verdict(VerdictKind.WIN, gain, noise, belief.p_win, decision, "Keep it and build on it.")
     if belief.p_win <= LOSS_P:
-        return Verdict(VerdictKind.LOSS, gain, sigma, belief.p_win, decision, "Revert it and try another method.")
-    if disturbed:
+        return Verdict(VerdictKind.LOSS, gain, noise, belief.p_win, decision, "Revert it and try another method.")
+    if noise.factor > 1:
         next_step = "Other work shared the device with it or its parent: replicate both when the device is quiet."
     else:
         next_step = _next_within_noise(belief.p_win, len(parent), len(child), decision)
-    return Verdict(VerdictKind.WITHIN_NOISE, gain, sigma, belief.p_win, decision, next_step)
+    return Verdict(VerdictKind.WITHIN_NOISE, gain, noise, belief.p_win, decision, next_step)
 
 
 def cautious(runs: Sequence[float], *, direction: Direction, sigma: float) -> float:
@@ -104,15 +100,43 @@ def cautious(runs: Sequence[float], *, direction: Direction, sigma: float) -> fl
     return fmean(runs) + (error if direction is Direction.LOWER else -error)
 
 
-def baseline(runs: Sequence[float], *, sigma: float) -> Verdict:
-    """Return the verdict on an unchanged program: something to compare with."""
+def best_of(groups: Mapping[str, Sequence[float]], *, direction: Direction, sigma: float) -> str | None:
+    """Return the group of runs with the best mean, its standard error taken off; ties by name; None of none.
+
+    Args:
+        groups: What the runs of each program measured, by the program.
+        direction: Which way the metric improves.
+        sigma: Standard deviation of one run.
+    """
+    worth = {
+        name: direction.gain(0.0, cautious(runs, direction=direction, sigma=sigma))
+        for name, runs in groups.items()
+        if runs
+    }
+    return max(worth, key=lambda name: (worth[name], name), default=None)
+
+
+def failing_parent(*, noise: NoiseFloor) -> Verdict:
+    """Return the verdict on a change whose parent fails as well: that says nothing of the change."""
+    next_step = (
+        "The program without the change fails too, so this says nothing of the change: fix that first, then run the "
+        "unchanged program (run_experiment without edit and patch)."
+    )
+    return Verdict(VerdictKind.NO_BASELINE, None, noise, None, Decision.DISCARD, next_step)
+
+
+def baseline(runs: Sequence[float], *, noise: NoiseFloor) -> Verdict:
+    """Return the verdict on an unchanged program: something to compare with, or what has to work first."""
+    if not runs:
+        next_step = "The unchanged program fails: fix that first, then run it again. No method is charged with it."
+        return Verdict(VerdictKind.CRASH, None, noise, None, Decision.DISCARD, next_step)
     more = len(runs) < MAX_REPLICATES
     next_step = (
         f"Baseline measured {len(runs)} time{'s' if len(runs) != 1 else ''}. "
         + ("Replicate it for a better noise floor, or s" if more else "S")
         + "earch for a method to try."
     )
-    return Verdict(VerdictKind.BASELINE, None, sigma, None, Decision.KEEP, next_step)
+    return Verdict(VerdictKind.BASELINE, None, noise, None, Decision.KEEP, next_step)
 
 
 def _next_within_noise(p_win: float, n_parent: int, n_child: int, decision: Decision) -> str:

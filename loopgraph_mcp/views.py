@@ -5,7 +5,7 @@ from pathlib import Path
 from loopgraph_mcp import runs, turns, wording
 from loopgraph_mcp.answers import ExperimentAnswer
 from loopgraph_mcp.evidence import Ledger
-from loopgraph_mcp.models import Outcome, OutcomeKind, State, VerdictKind
+from loopgraph_mcp.models import Decision, Origin, Outcome, OutcomeKind, State, VerdictKind
 from loopgraph_mcp.store import agents, edits, experiments, learned
 from loopgraph_mcp.store.database import Database
 from loopgraph_mcp.store.experiments import ExperimentRow
@@ -54,9 +54,21 @@ def _eta_s(row: ExperimentRow, progress: Progress | None, now: float) -> float:
     return round(max(left, 0.0) + _EVALUATION_SHARE * row.budget_s, 1)
 
 
+async def _other_files(db: Database, row: ExperimentRow) -> str:
+    """Return which files changed since the parent was run, where that is why there is nothing to compare with."""
+    if row.base_group_key is None or row.inputs_hash is None:
+        return ""
+    parents = await experiments.runs_of_group_elsewhere(db, row.context_id, row.base_group_key)
+    if not parents:
+        return ""
+    files = await experiments.inputs_of(db, row.inputs_hash)
+    return wording.since_parent(parents[0].id, await runs.differing_files(db, parents[0], files))
+
+
 async def _done(db: Database, ledger: Ledger, row: ExperimentRow, outcome: Outcome, *, metric: str) -> ExperimentAnswer:
-    verdict = await ledger.judge(row) if outcome.kind.says_something else None
-    taught = ""
+    judged = outcome.kind.says_something and row.origin is not Origin.REPORTED
+    verdict = await ledger.judge(row) if judged else None
+    taught = await _other_files(db, row) if verdict is not None and verdict.kind is VerdictKind.NO_BASELINE else ""
     if verdict is not None and verdict.kind is VerdictKind.WIN and row.edit_id is not None:
         taught = wording.taught(row, await learned.learned_from(db, row.id))
     return ExperimentAnswer(
@@ -65,7 +77,7 @@ async def _done(db: Database, ledger: Ledger, row: ExperimentRow, outcome: Outco
         description=row.description,
         seed=row.seed,
         metric=metric,
-        next_step=verdict.next_step + taught if verdict else "Nothing was measured; run it again.",
+        next_step=verdict.next_step + taught if verdict else wording.after_unjudged(row, outcome),
         run_dir=row.run_dir,
         outcome=outcome.kind,
         reason=outcome.reason,
@@ -74,6 +86,10 @@ async def _done(db: Database, ledger: Ledger, row: ExperimentRow, outcome: Outco
         verdict=verdict.kind if verdict else None,
         gain=verdict.gain if verdict else None,
         noise_floor=verdict.noise_floor if verdict else None,
+        noise=wording.noise(verdict.noise) if verdict else "",
+        tentative=row.decision is Decision.KEEP and verdict is not None and verdict.is_tentative,
+        origin=row.origin,
+        undone_by=row.undone_by if row.decision is Decision.KEEP else None,
         p_win=verdict.p_win if verdict else None,
         decision=row.decision,
         note=await experiments.last_note(db, row.id),

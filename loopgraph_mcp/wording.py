@@ -3,9 +3,9 @@
 import dataclasses
 from collections.abc import Collection, Sequence
 
-from loopgraph_mcp.answers import BestProgram, EarlierRun, EditAnswer, Guidance, MethodHit, RunningNow
+from loopgraph_mcp.answers import BestProgram, BestResult, EarlierRun, EditAnswer, Guidance, MethodHit, RunningNow
 from loopgraph_mcp.changes import Kinship
-from loopgraph_mcp.evidence import TrackRecord
+from loopgraph_mcp.evidence import Count, TrackRecord
 from loopgraph_mcp.foresight import Elsewhere, Foreseen
 from loopgraph_mcp.models import (
     Context,
@@ -13,6 +13,10 @@ from loopgraph_mcp.models import (
     Direction,
     EditResult,
     Method,
+    NoiseFloor,
+    Origin,
+    Outcome,
+    OutcomeKind,
     Presence,
     Present,
     Refused,
@@ -21,6 +25,7 @@ from loopgraph_mcp.models import (
 )
 from loopgraph_mcp.store.experiments import ExperimentRow
 
+_MAX_FILES = 4
 _WORTH_TELLING = 1.25  # odds that are further than this from 1 to 1
 
 
@@ -46,16 +51,17 @@ def why(
 ) -> str:
     """Return one sentence on what is known of a method."""
     parts = []
-    if record.tries:
-        times = "once" if record.tries == 1 else f"{record.tries} times"
-        outcome = f"tried {times}, {record.wins} win{'s' if record.wins != 1 else ''}"
-        if record.mean_gain is not None:
-            outcome += f", mean gain {signed(record.mean_gain)}"
-        if record.crashes:
-            outcome += f", {record.crashes} failed"
-        parts.append(outcome + _ago(record.last_age))
+    if record.here.tries:
+        parts.append(f"{counted(record.here)}{_ago(record.here.last_age)}")
     else:
         parts.append("untried here")
+    if record.elsewhere.tries:
+        parts.append(f"in other workspaces or settings: {counted(record.elsewhere)}")
+    if record.imported.tries:
+        parts.append(f"in imported histories: {counted(record.imported)}")
+    if record.reports:
+        parts.append(f"{record.reports} reported without a log, which counts little")
+    if not record.here.tries and not record.elsewhere.tries:
         parts += _published(method, here)
     if elsewhere is not None:
         parts.append(_elsewhere(elsewhere))
@@ -68,9 +74,35 @@ def why(
     return "; ".join(parts)
 
 
+def counted(count: Count) -> str:
+    """Return how some trials ended."""
+    times = "once" if count.tries == 1 else f"{count.tries} times"
+    outcome = f"tried {times}, {count.wins} win{'s' if count.wins != 1 else ''}"
+    if count.mean_gain is not None:
+        outcome += f", mean gain {signed(count.mean_gain)}"
+    return outcome + (f", {count.crashes} failed" if count.crashes else "")
+
+
+def decision(made: Decision, tentative: bool) -> str:  # noqa: FBT001 - a fact of the decision, no behaviour
+    """Return a decision in words: what gained within the noise is kept, and not won."""
+    if made is Decision.KEEP and tentative:
+        return "kept, not yet distinguishable from noise"
+    return made.value
+
+
+def noise(floor: NoiseFloor) -> str:
+    """Return where a noise floor comes from."""
+    if floor.replicates:
+        source = f"from {floor.replicates} replicate{'s' if floor.replicates != 1 else ''} and a default"
+    else:
+        source = "a default: nothing was replicated yet"
+    shared = f"; x{floor.factor:g} because these runs shared their device" if floor.factor > 1 else ""
+    return source + shared
+
+
 def _ago(age: int | None) -> str:
     if age is None:
-        return ", all of them in imported histories"
+        return ""
     return ", just now" if age == 0 else f", {age} experiment{'s' if age != 1 else ''} ago"
 
 
@@ -133,6 +165,8 @@ def no_edit(
         if not has_recipe:
             status, reason = "guidance", "it has no recipe, so there is no diff of it"
         next_step = "Make the change by hand near these lines and run it with run_experiment(patch=…, method_id=…)."
+        if subject.startswith("exp_"):
+            next_step = "Take what you want of it as a patch of your own file: run_experiment(patch=…, description=…)."
         if guidance is not None:
             next_step = (
                 f'Write the change yourself and run it: run_experiment(patch="<unified diff of {file}>", '
@@ -164,6 +198,44 @@ def taught(run: ExperimentRow, method_ids: Sequence[str]) -> str:
             "replicate=true), and its edit is learned as that method's recipe."
         )
     return ""
+
+
+def after_unjudged(run: ExperimentRow, outcome: Outcome) -> str:
+    """Return what to do with an outcome that has no verdict."""
+    if run.origin is Origin.REPORTED and outcome.kind.says_something:
+        return after_report()
+    if outcome.kind is OutcomeKind.NO_METRIC:
+        return "Set `metric` or `pattern` in loopgraph.toml to what the program prints, then run it again."
+    if outcome.kind is OutcomeKind.CANCELLED:
+        return "Nothing was measured; run it again."
+    return "It says nothing of the change: fix what the reason names, then make the same call again."
+
+
+def after_report() -> str:
+    """Return what to do with a number that somebody reported without its log."""
+    return (
+        "It is recorded as reported and counts little: report it with its log (and commit), or run it with "
+        "run_experiment."
+    )
+
+
+def among_other_files(names: Sequence[str]) -> str:
+    """Return in which files an earlier run of the same program differs from what a run would see now."""
+    if not names:
+        return "the same program, in a run that did not record the files beside it"
+    shown = ", ".join(names[:_MAX_FILES]) + (f" and {len(names) - _MAX_FILES} more" if len(names) > _MAX_FILES else "")
+    return f"the same program with other files: {shown} differ{'s' if len(names) == 1 else ''}"
+
+
+def since_parent(parent: str, names: Sequence[str]) -> str:
+    """Return which files changed since the parent was run, and what to do with files that no run reads."""
+    if not names:
+        return ""
+    shown = ", ".join(names[:_MAX_FILES]) + (f" and {len(names) - _MAX_FILES} more" if len(names) > _MAX_FILES else "")
+    return (
+        f" Since {parent} ran the parent, {shown} changed, which a run can see; name what no run reads under `ignore` "
+        "in loopgraph.toml."
+    )
 
 
 def earlier_run(run: ExperimentRow) -> EarlierRun:
@@ -222,6 +294,22 @@ def best(known: BestProgram) -> str:
             if known.runs == 1
             else ""
         )
+    )
+
+
+def best_result(best: BestResult) -> str:
+    """Return what ran best here, with its noise, in a sentence that claims no more than was measured."""
+    runs = "one run" if best.runs == 1 else f"mean of {best.runs} runs"
+    floor = NoiseFloor(best.noise_floor, best.replicates, best.noise_factor)
+    value = f"{best.metric} {best.metric_value:.6f} +- {best.standard_error:.6f} ({runs}; noise {noise(floor)})"
+    if best.is_baseline:
+        return f"Best: {value}: the baseline; nothing measured here beats it."
+    against = f"{signed(best.gain)} against the baseline's {best.baseline:.6f}"
+    if best.beats_noise:
+        return f"Best: {value}: {best.description} ({best.experiment_id}), {against}."
+    return (
+        f"Best: {value}: {best.description} ({best.experiment_id}), {against}: not distinguishable from noise. "
+        "Nothing measured here beats the noise yet."
     )
 
 

@@ -431,6 +431,22 @@ def head_commit(path: Path) -> str | None:
     return head.strip()[:7] if head else None
 
 
+def program_at(workspace: Workspace, commit: str) -> str | None:
+    """Return the editable file's text at a commit, or None where git does not hold it."""
+    if re.fullmatch(r"HEAD|[0-9a-fA-F]{4,64}", commit) is None:
+        return None
+    return _git(workspace.path, "show", f"{commit}:./{workspace.editable}")
+
+
+def commit_of(workspace: Workspace, program: str) -> str | None:
+    """Return the seven characters of the checked-out commit where it holds just this program and all else as it is."""
+    if program_at(workspace, head_commit(workspace.path) or "") != program:
+        return None
+    changed = _git(workspace.path, "status", "--porcelain", "--untracked-files=no", "--", ".")
+    others = [line for line in (changed or "").splitlines() if line[3:] != workspace.editable]
+    return None if changed is None or others else head_commit(workspace.path)
+
+
 def append_result(workspace: Workspace, row: dict[str, str]) -> None:
     """Append one line to results.tsv in the columns its header names; start it with upstream's header.
 

@@ -90,6 +90,7 @@ class Wrapped(Generic[_P, _R]):
                     status=ending,
                     description=told,
                     workspace=self._workspace,
+                    measured=True,
                 )
         except (LoopGraphError, OSError, TypeError, ValueError) as error:
             _log.warning("the call of %s was not recorded: %s", self._train.__qualname__, error)

@@ -27,7 +27,7 @@ from rich.table import Table
 import loopgraph_mcp.__main__  # noqa: F401 - the collector looks as seldom as in the server
 from loopgraph_mcp.config import Settings, bundled
 from loopgraph_mcp.loopgraph import LoopGraph
-from loopgraph_mcp.models import Context, Decision, Direction, Method, Outcome, OutcomeKind, Pack, Source
+from loopgraph_mcp.models import Context, Decision, Direction, Method, Outcome, OutcomeKind, Pack, Source, WhatRan
 from loopgraph_mcp.store import changes, chunks, edits, experiments, methods, search
 from loopgraph_mcp.store.chunks import Chunk
 from loopgraph_mcp.store.database import Database
@@ -178,6 +178,8 @@ async def _run(
         base_hash=base,
         program_hash=program,
         method_ids=method_ids,
+        ran=WhatRan(program, program),
+        base_group_key=base,
     )
     experiment_id, _ = await experiments.add_experiment(db, new, now=now)
     kind = OutcomeKind.CRASHED if value is None else OutcomeKind.FINISHED

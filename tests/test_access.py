@@ -9,7 +9,7 @@ from loopgraph_mcp.access import Allowance, Caller, Grant, Scope
 from loopgraph_mcp.config import HttpOptions, Settings, read_address, read_settings
 from loopgraph_mcp.errors import AccessError, ConfigError, NotFoundError, RunError
 from loopgraph_mcp.loopgraph import LoopGraph
-from loopgraph_mcp.models import Context, Direction, Outcome, OutcomeKind
+from loopgraph_mcp.models import Context, Direction, Outcome, OutcomeKind, WhatRan
 from loopgraph_mcp.serving import check
 from loopgraph_mcp.sharing import check_cancel, running_now, under_way
 from loopgraph_mcp.store import access_tokens, agents, edits, experiments
@@ -138,6 +138,7 @@ async def queue_up(db: Database, caller: Caller | None, program: str, **more: ob
         60.0,
         30.0,
         program_hash=await edits.add_program(db, program, f"tree of {program}"),
+        ran=WhatRan(program, program),
         caller=caller,
         **more,  # type: ignore[arg-type]
     )

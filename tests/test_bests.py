@@ -57,8 +57,11 @@ async def test_what_lost_is_no_best_program(graph: LoopGraph, workspace: Path) -
     await run(graph)
     await run(graph, patch=LOWER_RATE)
     assert (await graph.search_methods()).best is None
-    (workspace / "train.py").write_text("LEARNING_RATE = 0.7\n")
+    file = workspace / "train.py"
+    file.write_text(file.read_text().replace("LEARNING_RATE = 0.5", "LEARNING_RATE = 0.7"))
     assert (await graph.search_methods()).best is not None
+    file.write_text("print('another project by now')\n")
+    assert (await graph.search_methods()).best is None
 
 
 async def test_an_experiment_is_taken_whole_or_refused(graph: LoopGraph) -> None:

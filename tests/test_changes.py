@@ -70,7 +70,6 @@ def test_a_value_that_differs_is_a_turn_of_its_knob(old: str, new: str, turn: Tu
     ("old", "new"),
     [
         ("  # Muon", ""),
-        ('"""Train."""', ""),
         ("0.04", "4e-2"),
         ("x / softcap", "(x / softcap)"),
         ("    softcap = 15", "    softcap =   15"),

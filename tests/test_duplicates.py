@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loopgraph_mcp.duplicates import number, program_hash
+from loopgraph_mcp.duplicates import group_hash, number, program_hash, what_ran
 
 SOURCE = '"""Train."""\n\nLR = 0.8  # fast\n\n\ndef f(x):\n    """Say."""\n    return (x, LR)\n'
 
@@ -17,14 +17,11 @@ SOURCE = '"""Train."""\n\nLR = 0.8  # fast\n\n\ndef f(x):\n    """Say."""\n    r
         "\ufeff" + SOURCE,
         SOURCE.replace("0.8", ".80"),
         SOURCE.replace("    ", "\t"),
-        SOURCE.replace("Say.", "Say it otherwise."),
-        SOURCE.replace('    """Say."""\n', ""),
-        SOURCE.replace('"""Train."""\n', "# Train\n"),
         SOURCE.replace("(x, LR)", "x, LR"),
         SOURCE.replace("LR = 0.8", "LR = (\n    0.8\n)"),
     ],
 )
-def test_comments_layout_and_docstrings_do_not_count(same: str) -> None:
+def test_comments_and_layout_do_not_count(same: str) -> None:
     assert same != SOURCE
     assert program_hash(same) == program_hash(SOURCE)
 
@@ -39,6 +36,9 @@ def test_comments_layout_and_docstrings_do_not_count(same: str) -> None:
         SOURCE.replace("def f(x)", "def f(*x)"),
         SOURCE.replace("def f", "async def f"),
         SOURCE + "f(1)\n",
+        SOURCE.replace("Say.", "Say it otherwise."),  # a docstring may be the prompt
+        SOURCE.replace('    """Say."""\n', ""),
+        SOURCE.replace('"""Train."""\n', "# Train\n"),
         SOURCE.replace("    return", "    'said'\n    return"),
     ],
 )
@@ -47,14 +47,24 @@ def test_every_change_of_the_program_counts(other: str) -> None:
     assert program_hash(other) != program_hash(SOURCE)
 
 
-def test_a_body_that_is_a_docstring_alone_is_no_other_program_with_another_docstring() -> None:
-    assert program_hash('class A(E):\n    """One."""\n') == program_hash('class A(E):\n    """Two."""\n')
-    assert program_hash('"""One."""\n') == program_hash('"""Two."""\n') == program_hash("")
+def test_a_text_that_does_not_parse_is_known_by_its_bytes() -> None:
+    assert program_hash("def f(:\n    x") != program_hash("def  f(:\n\tx\n")
+    assert program_hash("def f(:") == program_hash("def f(:")
 
 
-def test_a_text_that_does_not_parse_is_known_by_its_words() -> None:
-    assert program_hash("def f(:\n    x") == program_hash("def  f(:\n\tx\n")
-    assert program_hash("def f(:") != program_hash("def g(:")
+@pytest.mark.parametrize(
+    ("name", "one", "other"),
+    [
+        ("params.h", "#define BLOCK 8\n", "#define BLOCK 64\n"),
+        ("prompt.md", "# Be brief\n", "# Think first\n"),
+        ("config.yaml", "model:\n  width: 64\ndata:\n  noise: 1\n", "model:\n  width: 64\n  data:\n    noise: 1\n"),
+        ("train.cu", "x = 1  // fast\n", "x = 1  // slow\n"),
+        ("Makefile", "all:\n\tcc a.c\n", "all:\n    cc a.c\n"),
+    ],
+)
+def test_other_languages_are_known_by_their_bytes(name: str, one: str, other: str) -> None:
+    assert program_hash(one, name) != program_hash(other, name)
+    assert group_hash(one, name) != group_hash(other, name)
 
 
 @given(st.text())
@@ -99,3 +109,83 @@ def test_numbers_are_calculated_without_running_code(code: str, value: float | N
     found = number(ast.parse(code, mode="eval").body)
     assert found == value
     assert type(found) is type(value)
+
+
+SEEDED = "import torch\nSEED = 42\nLR = 0.1\ntorch.manual_seed(1337)\nmain(seed=SEED, width=64)\n"
+
+
+@pytest.mark.parametrize(
+    "same",
+    [
+        SEEDED.replace("42", "7"),
+        SEEDED.replace("1337", "0"),
+        SEEDED.replace("42", "1").replace("1337", "5"),
+    ],
+)
+def test_programs_that_differ_in_a_seed_alone_are_one_group(same: str) -> None:
+    assert group_hash(same) == group_hash(SEEDED)
+    assert program_hash(same) != program_hash(SEEDED)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("data_seed: int = 1\n", "data_seed: int = 2\n"),
+        ("def f(x, seed=1, y=2): pass\n", "def f(x, seed=3, y=2): pass\n"),
+        ("def f(*, seed=1): pass\n", "def f(*, seed=3): pass\n"),
+        ("config = {'seed': 1, 'lr': 2}\n", "config = {'seed': 9, 'lr': 2}\n"),
+        ("config['seed'] = 1\n", "config['seed'] = 9\n"),
+        ("p.add_argument('--seed', type=int, default=1)\n", "p.add_argument('--seed', type=int, default=2)\n"),
+        ("S = int(os.environ.get('SEED', '1'))\n", "S = int(os.environ.get('SEED', '2'))\n"),
+        ("rng = np.random.default_rng(0)\n", "rng = np.random.default_rng(1)\n"),
+        ("key = jax.random.PRNGKey(0)\n", "key = jax.random.PRNGKey(1)\n"),
+        ("model = Forest(random_state=0)\n", "model = Forest(random_state=1)\n"),
+        ("self.seed = 1\n", "self.seed = 2\n"),
+    ],
+)
+def test_seeds_are_found_where_people_write_them(one: str, other: str) -> None:
+    assert group_hash(one) == group_hash(other)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("num_seeds = 1\n", "num_seeds = 2\n"),
+        ("SEED_LEN = 1\n", "SEED_LEN = 2\n"),
+        ("USE_SEED = True\n", "USE_SEED = False\n"),
+        ("f(seed=1, x=1)\n", "f(seed=1, x=2)\n"),
+        ("LR = 1\n", "LR = 2\n"),
+        ("SEED = 1\n", "SEED = LR\n"),
+        ("def f(seed, x=1): pass\n", "def f(seed, x=2): pass\n"),
+    ],
+)
+def test_what_is_no_seed_makes_another_group(one: str, other: str) -> None:
+    assert group_hash(one) != group_hash(other)
+
+
+@pytest.mark.parametrize(
+    ("name", "one", "other", "same"),
+    [
+        ("config.yaml", "seed: 1\nlr: 2\n", "seed: 7\nlr: 2\n", True),
+        ("config.yaml", "seed: 1\nlr: 2\n", "seed: 1\nlr: 3\n", False),
+        ("config.json", '{"seed": 1, "lr": 2}', '{"seed": 22, "lr": 2}', True),
+        ("config.toml", "data_seed = 1\n", "data_seed = 2\n", True),
+        ("a.h", "#define SEED 1\n", "#define SEED 2\n", True),
+        ("run.sh", "python t.py --seed 1 --lr 2\n", "python t.py --seed 3 --lr 2\n", True),
+        ("a.c", "srand(1);\n", "srand(2);\n", True),
+        ("config.yaml", "num_seeds: 1\n", "num_seeds: 2\n", False),
+        ("config.yaml", "seed: 1.5\n", "seed: 1.7\n", False),
+        ("prompt.md", "Plant seed 1 first.\n", "Plant seed 2 first.\n", False),
+    ],
+)
+def test_seeds_of_other_languages_are_found_by_their_name(name: str, one: str, other: str, *, same: bool) -> None:
+    assert (group_hash(one, name) == group_hash(other, name)) is same
+
+
+def test_what_ran_counts_all_that_it_could_see() -> None:
+    one = what_ran(SEEDED, "train.py", ("a", "b"))
+    reseeded = what_ran(SEEDED.replace("42", "1"), "train.py", ("a", "b"))
+    beside = what_ran(SEEDED, "train.py", ("c", "d"))
+    assert (one.group_key, one.run_key != reseeded.run_key) == (reseeded.group_key, True)
+    assert one.run_key != beside.run_key
+    assert one.group_key != beside.group_key

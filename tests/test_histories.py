@@ -1,13 +1,17 @@
+import csv
+import io
 import json
+from collections.abc import Callable
 from contextlib import suppress
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from loopgraph_mcp.directions import Origin, named, other
 from loopgraph_mcp.errors import HistoryError
-from loopgraph_mcp.histories import HistoryRow, RowStatus, read_history
-from loopgraph_mcp.models import Direction
+from loopgraph_mcp.histories import History, HistoryRow, RowStatus, read_history
+from loopgraph_mcp.models import Direction, Move
 
 HEADER = "commit\tval_bpb\tmemory_gb\tstatus\tdescription"
 
@@ -190,3 +194,429 @@ def test_what_was_written_is_read_again(table: list[tuple[float, str, str]]) -> 
 def test_hostile_cells_cannot_move_the_cursor() -> None:
     (row,) = rows(f"{HEADER}\na1b2c3d\t1.0\t1\tkeep\tLR \x1b[2Jup\u202e\u200b now\n")
     assert row.description == "LR [2Jup now"
+
+
+# ------------------------------------------------------------------------------------------------ directions
+
+HIGHER = [
+    "tok_s",
+    "tg_tok_s",
+    "it_s",
+    "img_s",
+    "samples/s",
+    "tokens_per_second",
+    "steps_per_sec",
+    "gb_s",
+    "throughput",
+    "throughput_s",
+    "qps",
+    "fps",
+    "r2",
+    "ndcg",
+    "ndcg@10",
+    "map",
+    "mAP50",
+    "mrr",
+    "auc",
+    "f1",
+    "bleu",
+    "rouge",
+    "precision",
+    "recall@10",
+    "accuracy",
+    "val_acc",
+    "mfu",
+    "speedup",
+    "hit_rate",
+    "win_rate",
+    "pass@1",
+    "psnr",
+    "neg_mean_squared_error",
+    "log_likelihood",
+    "memory_saved",
+]
+LOWER = [
+    "loss",
+    "val_bpb",
+    "bpb",
+    "ppl",
+    "perplexity",
+    "error",
+    "error_rate",
+    "top1_error",
+    "wer",
+    "cer",
+    "rmse",
+    "mae",
+    "latency",
+    "p99_latency_ms",
+    "time_ms",
+    "seconds",
+    "memory",
+    "ms_per_token",
+    "sec/step",
+    "s_per_it",
+    "valLoss",
+    "nll",
+    "negative_log_likelihood",
+    "time_to_accuracy",
+    "accuracy_loss",
+    "miss_rate",
+    "fid",
+]
+
+
+@pytest.mark.parametrize(("metrics", "direction"), [(HIGHER, Direction.HIGHER), (LOWER, Direction.LOWER)])
+def test_a_name_says_which_way_its_metric_improves(metrics: list[str], direction: Direction) -> None:
+    assert {metric: said.direction for metric in metrics if (said := named(metric)) is not None} == dict.fromkeys(
+        metrics, direction
+    )
+
+
+def kept(metric: str, *values: float, above: str = "") -> History:
+    lines = [f"\t{value}\tkeep\t{'baseline' if place == 0 else f'try {place}'}" for place, value in enumerate(values)]
+    header = f"commit\t{metric}\tstatus\tdescription"
+    return read_history("\n".join([*filter(None, [above]), header, *lines]), name="x.tsv", metric=metric)
+
+
+@pytest.mark.parametrize(
+    "above",
+    [
+        "# metric_direction: higher",
+        "# metric_direction: higher_is_better",
+        "# direction=maximize",
+        "# optimization direction is MAXIMIZE",
+        '# {"metric_direction": "higher", "mode": "loop"}',
+        "# val_loss: higher is better",
+        "# higher_is_better: true",
+        "# lower_is_better = false",
+        "// goal: maximize val_loss",
+        "---\nmetric: val_loss\ndirection: maximize\n---",
+        "maximize: true",
+    ],
+)
+def test_what_a_file_declares_beats_the_name(above: str) -> None:
+    history = kept("val_loss", 1.0, 1.1, above=above)
+    assert (history.direction, history.origin) == (Direction.HIGHER, Origin.DECLARED)
+
+
+@pytest.mark.parametrize(
+    "above",
+    [
+        "# mode: loop",
+        "# environment: cpu=8 max=3 gpu=A100",
+        "# run on the high end, best: 0.9",
+        "# latency_ms: lower is better",
+        "# the best results are below",
+    ],
+)
+def test_a_comment_on_something_else_declares_nothing(above: str) -> None:
+    table = "commit\taccuracy\tlatency_ms\tstatus\tdescription\n\t0.5\t9\tkeep\tbaseline\n\t0.6\t8\tkeep\tLR up\n"
+    history = read_history(f"{above}\n{table}", name="x.tsv")
+    assert (history.direction, history.origin) == (Direction.HIGHER, Origin.KEPT)
+
+
+@pytest.mark.parametrize(
+    ("header", "cell"),
+    [
+        ("better", "higher"),
+        ("higher_is_better", "True"),
+        ("direction", "MAXIMIZE"),
+        ("direction", "StudyDirection.MAXIMIZE"),
+        ("minimize", "false"),
+    ],
+)
+def test_a_column_declares_the_direction(header: str, cell: str) -> None:
+    text = f"val_loss\t{header}\tstatus\tdescription\n1.0\t{cell}\tkeep\tbaseline\n1.5\t{cell}\tdiscard\tLR up\n"
+    history = read_history(text, name="x.tsv")
+    assert (history.direction, history.origin) == (Direction.HIGHER, Origin.DECLARED)
+
+
+@pytest.mark.parametrize("column", ["quality \u2191", "quality (higher is better)", "quality [max]"])
+def test_a_header_is_marked_with_the_direction(column: str) -> None:
+    text = f"commit\t{column}\tstatus\tdescription\n\t1.0\tdiscard\tLR up\n"
+    history = read_history(text, name="x.tsv", metric="quality")
+    assert (history.metric, history.direction, history.origin) == ("quality", Direction.HIGHER, Origin.DECLARED)
+
+
+@pytest.mark.parametrize("head", [{"metric_direction": "higher"}, {"type": "config", "bestDirection": "higher"}])
+def test_the_head_of_a_json_log_declares_the_direction(head: dict[str, str]) -> None:
+    lines = [head, {"commit": "a1b2c3d", "val_loss": 1.0, "status": "discard", "description": "LR up"}]
+    history = read_history("\n".join(map(json.dumps, lines)), name="log.jsonl")
+    assert (history.direction, history.origin, len(history.rows)) == (Direction.HIGHER, Origin.DECLARED, 1)
+
+
+def test_a_file_that_declares_both_directions_asks() -> None:
+    with pytest.raises(HistoryError, match="--direction"):
+        kept("quality", 1.0, 1.1, above="# direction: higher\n# lower is better")
+
+
+def test_a_json_study_declares_its_direction() -> None:
+    trials = [{"number": n, "value": n / 10, "params": {"lr": n / 10}, "state": "COMPLETE"} for n in range(1, 3)]
+    for declared in ("MAXIMIZE", ["maximize"]):
+        history = read_history(json.dumps({"direction": declared, "trials": trials}, indent=1), name="study.json")
+        assert (history.direction, history.origin) == (Direction.HIGHER, Origin.DECLARED)
+        assert [str(move) for move in history.rows[1].moves] == ["lr_general up to 0.2"]
+
+
+@given(
+    st.sampled_from(["quality", "zork", "score", "x1"]),
+    st.lists(st.integers(1, 10_000), min_size=2, max_size=12, unique=True),
+    st.sampled_from(Direction),
+)
+def test_kept_rows_show_the_direction_that_a_name_does_not(metric: str, values: list[int], way: Direction) -> None:
+    history = kept(metric, *sorted(values, reverse=way is Direction.LOWER))
+    assert history.direction is way
+    assert history.origin is Origin.KEPT
+
+
+@given(st.lists(st.integers(-100, 100), min_size=2, max_size=12))
+def test_turning_the_values_around_turns_the_direction_around(values: list[int]) -> None:
+    one, turned = kept("zork", *values), kept("zork", *[-value for value in values])
+    assert one.origin is turned.origin
+    if one.origin is Origin.KEPT:
+        assert turned.direction is other(one.direction)
+
+
+@given(st.sampled_from(["higher", "lower"]), st.lists(st.integers(1, 100), min_size=1, max_size=8))
+def test_a_declaration_holds_whatever_the_rows_say(declared: str, values: list[int]) -> None:
+    history = kept("val_loss", *values, above=f"# metric_direction: {declared}")
+    assert (history.direction.value, history.origin) == (declared, Origin.DECLARED)
+
+
+# ----------------------------------------------------------------------------------------------- descriptions
+
+
+@pytest.mark.parametrize(
+    ("header", "row"),
+    [
+        ("experiment\tval_bpb\tstatus\tdescription", "102\t1.0\tkeep\tLR up"),
+        ("commit\tval_bpb\tstatus\texperiment\tnotes", "a1b2c3d\t1.0\tkeep\t7\tLR up"),
+        ("commit\tval_bpb\tstatus\tname\tchange", "a1b2c3d\t1.0\tkeep\tfallen-sun-12\tLR up"),
+        ("name\tval_bpb\tstatus\tmessage\tnotes", "8c31be2\t1.0\tkeep\t2026-02-03T10:00:00\tLR up"),
+        ("note\tval_bpb\tstatus\tidea", "runs/out/train.log\t1.0\tkeep\tLR up"),
+        ("summary\tval_bpb\tstatus\ttitle", "0.98\t1.0\tkeep\tLR up"),
+    ],
+)
+def test_a_description_is_a_column_of_words(header: str, row: str) -> None:
+    assert [each.description for each in rows(f"{header}\n{row}\n")] == ["LR up"]
+
+
+@pytest.mark.parametrize("name", ["name", "experiment", "notes", "message"])
+@pytest.mark.parametrize("cells", [("1", "2"), ("a1b2c3d", "b2c3d4e"), ("/runs/a", "/runs/b"), ("10:00", "11:00")])
+def test_a_column_of_numbers_ids_paths_or_times_describes_nothing(name: str, cells: tuple[str, str]) -> None:
+    text = f"{name},val_loss,status,lr\n{cells[0]},1.0,keep,0.1\n{cells[1]},0.9,keep,0.2\n"
+    assert rows(text)[1].description == "lr 0.1 -> 0.2"
+
+
+def test_a_result_in_a_description_is_no_value_of_a_knob() -> None:
+    text = f"{HEADER}\na1b2c3d\t0.98\t1\tkeep\tbaseline\nb2c3d4e\t0.978123\t1\tkeep\tsoftcap 20 -> 0.978\n"
+    assert rows(text)[1].moves == (Move("softcap", 0, 20.0),)
+
+
+# ------------------------------------------------------------------------------------------------- statuses
+
+
+def test_a_kept_metric_of_zero_is_a_value() -> None:
+    text = (
+        "commit\terrors\tstatus\tdescription\n\t4\tkeep\tbaseline\n\t0\tkeep\tfix the parser\n"
+        "\t0.000000\tcrash\ta bad import\n\t0\tdiscard\tsimpler\n"
+    )
+    assert [row.metric_value for row in rows(text)] == [4.0, 0.0, None, 0.0]
+    usual = f"{HEADER}\na1b2c3d\t1.0\t1\tkeep\tbaseline\nb2c3d4e\t0.000000\t0.0\tdiscard\tLR up\n"
+    assert [row.metric_value for row in rows(usual)] == [1.0, None]
+
+
+@pytest.mark.parametrize(
+    ("state", "status", "left"),
+    [
+        ("COMPLETE", RowStatus.OTHER, 0),
+        ("TrialState.COMPLETE", RowStatus.OTHER, 0),
+        ("finished", RowStatus.OTHER, 0),
+        ("FAIL", RowStatus.CRASH, 0),
+        ("crashed", RowStatus.CRASH, 0),
+        ("PRUNED", None, 1),
+        ("killed", None, 1),
+        ("RUNNING", None, 1),
+        ("WAITING", None, 1),
+    ],
+)
+def test_a_trackers_state_says_how_a_run_ended(state: str, status: RowStatus | None, left: int) -> None:
+    text = f"number,value,params_lr,state\n0,0.5,0.1,COMPLETE\n1,0.4,0.2,{state}\n"
+    history = read_history(text, name="trials.csv")
+    assert [row.status for row in history.rows[1:]] == ([] if status is None else [status])
+    assert len(history.left_out) == left
+
+
+@pytest.mark.parametrize("status", ["no-op", "pivot", "search", "refine", "INFO", "WIP", "drift"])
+def test_a_line_of_a_log_that_ran_nothing_is_no_experiment(status: str) -> None:
+    text = f"{HEADER}\na1b2c3d\t1.0\t1\tkeep\tbaseline\n-\t1.0\t1\t{status}\tLR up\n"
+    assert len(rows(text)) == 1
+
+
+# ------------------------------------------------------------------------------------------- tracker exports
+
+
+def test_what_differs_in_an_optuna_studys_parameters_is_the_change() -> None:
+    text = (
+        "number,value,datetime_start,datetime_complete,duration,params_batch_size,params_lr,params_optimizer,"
+        "params_qk_norm,state\n"
+        "2,0.80,2026-01-31 12:03:00,2026-01-31 12:04:00,0 days 00:01:00,32,0.05,sgd,True,COMPLETE\n"
+        "0,0.81,2026-01-31 12:00:00,2026-01-31 12:01:15,0 days 00:01:15.2,32,0.1,adam,True,COMPLETE\n"
+        "1,0.78,2026-01-31 12:01:15,2026-01-31 12:02:30,0 days 00:01:15.1,32,0.05,adam,True,COMPLETE\n"
+        "3,0.79,2026-01-31 12:05:00,2026-01-31 12:06:00,0 days 00:01:00,32,0.05,adam,False,COMPLETE\n"
+        "4,0.77,2026-01-31 12:07:00,2026-01-31 12:08:00,0 days 00:01:00,64,5e-2,adam,True,COMPLETE\n"
+    )
+    history = read_history(text, name="trials.csv")
+    assert history.metric == "value"
+    assert [(row.description, row.moves) for row in history.rows[1:]] == [
+        ("lr 0.1 -> 0.05", (Move("lr_general", -1, 0.05, 0.1),)),
+        ("optimizer adam -> sgd", (Move("optimizer", word="sgd"),)),
+        ("qk_norm True -> False", (Move("qk_norm", -1),)),
+        ("batch_size 32 -> 64", (Move("batch_size", 1, 64.0, 32.0),)),
+    ]
+    assert [row.base for row in history.rows] == [None, 0, 1, 1, 1]
+
+
+def test_a_table_of_wandb_runs_is_read_oldest_first_by_its_parameters() -> None:
+    text = (
+        '"Name","State","Notes","User","Tags","Created","Runtime","batch_size","lr","activation","_step","train_loss","val_loss"\n'
+        '"fallen-sun-3","crashed","-","me","","2026-02-03T10:00:00.000Z","12","64","0.01","relu","1","2.0","2.5"\n'
+        '"royal-lake-2","finished","-","me","","2026-02-02T10:00:00.000Z","120","32","0.01","relu","9","1.0","1.5"\n'
+        '"ash-sky-1","finished","-","me","","2026-02-01T10:00:00.000Z","120","32","0.01","gelu","9","1.2","1.8"\n'
+    )
+    history = read_history(text, name="wandb.csv")
+    assert (history.metric, history.direction) == ("val_loss", Direction.LOWER)
+    assert [(row.metric_value, row.status, [str(move) for move in row.moves]) for row in history.rows] == [
+        (1.8, RowStatus.OTHER, []),
+        (1.5, RowStatus.OTHER, ["activation to relu"]),
+        (None, RowStatus.CRASH, ["batch_size up to 64"]),
+    ]
+
+
+@pytest.mark.parametrize("write", [json.dumps, repr])
+def test_a_nested_config_is_read_from_json_and_from_what_python_prints(write: Callable[[object], str]) -> None:
+    first = {"lr": 0.1, "model": {"depth": 8, "act": "relu"}, "amp": True, "output_dir": "/tmp/a"}
+    second = {"lr": 0.1, "model": {"depth": 10, "act": "relu"}, "amp": False, "output_dir": "/tmp/b"}
+    table = [["", "summary", "config", "name"]]
+    for value, config in ((1.8, first), (1.5, second)):
+        summary = {"val_loss": value, "_runtime": 120.0, "_timestamp": 1.7e9}
+        table.append(["0", write(summary), write(config), "ash-sky-1"])
+    text = io.StringIO()
+    csv.writer(text).writerows(table)
+    history = read_history(text.getvalue(), name="project.csv")
+    assert history.metric == "val_loss"
+    assert [row.description for row in history.rows[1:]] == ["model.depth 8 -> 10, amp True -> False"]
+    assert [str(move) for move in history.rows[1].moves] == ["depth up to 10", "amp down"]
+
+
+def test_mlflow_runs_are_compared_by_their_parameters() -> None:
+    table = (
+        "run_id,status,start_time,end_time,metrics.val_acc,metrics.epoch_time,params.lr,params.seed,tags.mlflow.runName\n"
+        f"{'0' * 31}1,FINISHED,2026-01-02 00:00:00,2026-01-02 01:00:00,0.9,12,0.1,1,gaggling-snake-417\n"
+        f"{'0' * 31}2,FINISHED,2026-01-01 00:00:00,2026-01-01 01:00:00,0.8,12,0.2,1,bold-cat-12\n"
+        f"{'0' * 31}3,KILLED,2026-01-03 00:00:00,2026-01-03 01:00:00,0.1,12,0.3,1,calm-dog-3\n"
+        f"{'0' * 31}4,FINISHED,2026-01-04 00:00:00,2026-01-04 01:00:00,0.91,12,0.1,2,calm-dog-4\n"
+    )
+    found = read_history(table, name="runs.csv")
+    assert (found.metric, found.direction) == ("val_acc", Direction.HIGHER)
+    assert [(row.metric_value, row.description, row.is_rerun) for row in found.rows[1:]] == [
+        (0.9, "lr 0.2 -> 0.1", False),
+        (0.91, "another seed", True),
+    ]
+    runs = [
+        {
+            "info": {"run_id": str(value), "status": "FINISHED", "start_time": start},
+            "data": {"metrics": [{"key": "val_acc", "value": value}], "params": [{"key": "lr", "value": lr}]},
+        }
+        for value, start, lr in ((0.9, 2, "0.1"), (0.8, 1, "0.2"))
+    ]
+    found = read_history(json.dumps({"runs": runs}), name="runs.json")
+    assert [(row.metric_value, row.description) for row in found.rows] == [(0.8, "lr=0.2"), (0.9, "lr 0.2 -> 0.1")]
+
+
+def test_decided_rows_are_compared_with_the_kept_one() -> None:
+    text = "val_loss,status,lr,batch_size\n1.0,keep,0.1,32\n1.2,discard,0.2,32\n0.9,keep,0.1,64\n0.95,discard,0.2,64\n"
+    assert [row.description for row in rows(text)[1:]] == [
+        "lr 0.1 -> 0.2",
+        "batch_size 32 -> 64",
+        "lr 0.1 -> 0.2",
+    ]
+
+
+def test_a_runs_name_adds_only_what_its_parameters_do_not_tell() -> None:
+    text = (
+        "name,state,val_loss,config.lr,config.batch_size\nbaseline,finished,1.0,0.1,32\n"
+        "bigger batch and lr up with SwiGLU,finished,0.9,0.1,64\n"
+    )
+    assert [str(move) for move in rows(text)[1].moves] == ["batch_size up to 64", "activation to swiglu"]
+
+
+@pytest.mark.parametrize("name", ["duration", "runtime", "training_seconds", "datetime_start", "epoch", "trial"])
+def test_times_and_counts_are_no_metric(name: str) -> None:
+    text = f"commit\t{name}\tzork\tstatus\tdescription\na1b2c3d\t12\t0.5\tkeep\tLR up\n"
+    assert read_history(text, name="x.tsv").metric == "zork"
+
+
+values = st.one_of(
+    st.floats(-100, 100).map(lambda value: f"{value:.4g}"),
+    st.booleans().map(str),
+    st.sampled_from(["adam", "sgd", "lion"]),
+)
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["lr", "wd", "zork", "depth", "opt", "model.width"]), values, min_size=1, max_size=6
+    ),
+    st.data(),
+)
+def test_each_parameter_that_differs_is_one_move_with_its_values(first: dict[str, str], data: st.DataObject) -> None:
+    second = {name: data.draw(values) for name in first}
+    lines = [",".join(["number", "value", "state", *(f"params_{name}" for name in first)])]
+    lines += [",".join([str(n), "0.5", "COMPLETE", *each.values()]) for n, each in enumerate((first, second))]
+    row = read_history("\n".join(lines), name="trials.csv").rows[1]
+
+    def number(text: str) -> float | None:
+        with suppress(ValueError):
+            return float(text)
+        return None
+
+    changed = [
+        (number(first[name]), number(value))
+        for name, value in second.items()
+        if value != first[name] and (number(value) is None or number(value) != number(first[name]))
+    ]
+    assert row.is_rerun is (not changed)
+    assert len(row.moves) == len(changed)
+    assert [(move.old, move.value) for move in row.moves if move.value is not None] == [
+        pair for pair in changed if pair[1] is not None
+    ]
+
+
+# -------------------------------------------------------------------------------------------------- bounds
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\t".join(["val_loss", "status", *(f"c{n}" for n in range(1_000_000))]) + "\n1.0\tkeep\n",
+        ",".join(["val_loss", "status", *(f"c{n}" for n in range(1_000_000))]) + "\n1.0,keep,x\n",
+        f"{HEADER}\n" + "\t" * 2_000_000,
+        "\n".join(json.dumps({"metric": 1, **{f"k{n}_{m}": 1 for m in range(500)}}) for n in range(20)),
+        "[" * 200_000,
+        'val_loss,status,description\n1.0,keep,"' + "x" * 2_000_000,
+    ],
+)
+def test_a_file_of_no_sane_size_is_a_clear_error(text: str) -> None:
+    with pytest.raises(HistoryError, match=r"--metric|too many|split"):
+        read_history(text, name="x.tsv")
+
+
+def test_huge_cells_and_zeros_and_marks_are_cut_out_of_rows() -> None:
+    text = f"\ufeff{HEADER}\n\x00a1b2c3d\t1.0\t1\tkeep\tLR up {'x' * 3_000_000}\n" + "junk\n" * 20_000
+    history = read_history(text, name="x.tsv")
+    assert history.rows[0].description.startswith("LR up xxx")
+    assert len(history.rows[0].description) <= 2_000
+    assert len(history.left_out) == 10_001
+    assert "more than 10000 lines" in history.left_out[-1].reason

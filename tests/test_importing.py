@@ -1,6 +1,8 @@
 import asyncio
 import json
 import os
+import re
+import shlex
 import sqlite3
 import subprocess
 import sys
@@ -48,9 +50,10 @@ async def test_rows_become_experiments_and_evidence(settings: Settings, tmp_path
     async with LoopGraph.open(settings) as graph:
         hits = {hit.method_id: hit for hit in (await graph.search_methods(limit=100)).hits}
         assert (await graph.count())["experiments"] == 4
-    assert (hits["smaller-batch"].standing, hits["muon-lr"].standing) == (Standing.PROVEN, Standing.FLOPPED)
-    assert hits["smaller-batch"].mean_gain == pytest.approx(0.1)
-    assert hits["muon-lr"].mean_gain == pytest.approx(-0.2)
+    kept, lost = hits["smaller-batch"], hits["muon-lr"]
+    assert (kept.standing, lost.standing, kept.tries) == (Standing.UNTRIED, Standing.UNTRIED, 0)  # nothing ran here
+    assert (kept.imported.tries, kept.imported.wins, kept.imported.mean_gain) == (1, 1, pytest.approx(0.1))
+    assert (lost.imported.tries, lost.imported.wins, lost.imported.mean_gain) == (1, 0, pytest.approx(-0.2))
 
 
 async def test_importing_again_adds_only_what_is_new(settings: Settings, tmp_path: Path) -> None:
@@ -83,7 +86,7 @@ async def test_a_higher_metric_is_judged_the_right_way_round(settings: Settings,
     assert answer.direction is Direction.HIGHER
     async with LoopGraph.open(settings) as graph:
         hits = {hit.method_id: hit for hit in (await graph.search_methods(limit=100)).hits}
-    assert hits["smaller-batch"].mean_gain == pytest.approx(0.2)
+    assert hits["smaller-batch"].imported.mean_gain == pytest.approx(0.2)
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -230,35 +233,141 @@ async def test_each_machine_is_compared_within_itself(settings: Settings, tmp_pa
     assert any("compared within itself" in note for note in answer.notes)
     async with LoopGraph.open(settings) as graph:
         hits = {hit.method_id: hit for hit in (await graph.search_methods(limit=100)).hits}
-    assert hits["swiglu"].mean_gain == pytest.approx(0.1)
+    assert hits["swiglu"].imported.mean_gain == pytest.approx(0.1)
 
 
-async def test_keeps_that_got_worse_hint_at_the_other_direction(settings: Settings, tmp_path: Path) -> None:
+def kept(path: Path, metric: str, *values: float, above: str = "") -> Path:
+    """Write a history whose rows were all kept."""
+    lines = [f"\t{value}\tkeep\ttry {place}\n" for place, value in enumerate(values)]
+    path.write_text(f"{above}commit\t{metric}\tstatus\tdescription\n{''.join(lines)}")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("metric", "above", "other"),
+    [
+        ("val_loss", "", "higher"),
+        ("accuracy", "", "lower"),
+        ("quality", "# metric_direction: lower\n", "higher"),
+        ("tok_s", "# direction: minimize\n", "higher"),
+    ],
+)
+@pytest.mark.parametrize("keeps", [1, 2, 5])
+async def test_where_most_kept_rows_got_worse_nothing_is_imported_before_the_direction_is_said(
+    settings: Settings, tmp_path: Path, metric: str, above: str, other: str, keeps: int
+) -> None:
+    values = [10.0 + n if other == "higher" else 10.0 - n for n in range(keeps + 1)]
+    path = kept(tmp_path / "its results.tsv", metric, *values, above=above)
+    for dry_run in (True, False):
+        with pytest.raises(HistoryError) as raised:
+            await imported(settings, path, dry_run=dry_run)
+        words = str(raised.value)
+        assert f"{keeps} of {keeps} kept rows would be worse" in words
+        assert f"loopgraph import '{path}' --direction {other}" in words
+    async with LoopGraph.open(settings) as graph:
+        assert (await graph.count())["experiments"] == 0
+    answer = await imported(settings, path, direction=Direction(other))
+    assert (answer.added, answer.direction.value, answer.direction_from) == (keeps + 1, other, "given")
+    answer = await imported(settings, path, direction=Direction.LOWER if other == "higher" else Direction.HIGHER)
+    assert (answer.added, answer.known) == (0, keeps + 1)
+    assert any(f"{keeps} of {keeps} kept rows made {metric} worse" in note for note in answer.notes)
+
+
+async def test_one_keep_within_the_noise_says_nothing_of_the_direction(settings: Settings, tmp_path: Path) -> None:
+    answer = await imported(settings, kept(tmp_path / "results.tsv", "val_bpb", 1.6746, 1.6776))
+    assert (answer.added, answer.direction, answer.direction_from) == (2, Direction.LOWER, "from its name")
+
+
+@pytest.mark.parametrize("metric", ["tok_s", "tg_tok_s", "it_s", "img_s", "throughput_s", "qps", "r2", "ndcg", "zork"])
+async def test_a_kept_gain_in_a_metric_of_any_name_is_a_win(settings: Settings, tmp_path: Path, metric: str) -> None:
     path = tmp_path / "results.tsv"
-    lines = [f"\t{value}\tkeep\ttry {value}\n" for value in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)]
-    path.write_text("commit\tquality\tstatus\tdescription\n" + "".join(lines))
+    path.write_text(f"commit\t{metric}\tstatus\tdescription\n\t30\tkeep\tbaseline\n\t36\tkeep\tuse GQA\n")
+    answer = await imported(settings, path, metric=metric)
+    assert (answer.direction, answer.direction_from) == (Direction.HIGHER, "shown by 1 of 1 kept rows")
+    async with LoopGraph.open(settings) as graph:
+        hits = {hit.method_id: hit for hit in (await graph.search_methods(limit=100)).hits}
+    assert hits["gqa"].imported.mean_gain == pytest.approx(6.0)
+
+
+async def test_a_direction_said_once_is_remembered_where_the_file_shows_none(
+    settings: Settings, tmp_path: Path
+) -> None:
+    path = tmp_path / "trials.csv"
+    path.write_text("number,value,params_lr,state\n0,0.8,0.1,COMPLETE\n1,0.9,0.2,COMPLETE\n")
     answer = await imported(settings, path)
     assert any("--direction higher" in note for note in answer.notes)
     turned = await imported(settings, path, direction=Direction.HIGHER)
-    assert (turned.added, turned.known, turned.direction) == (0, 6, Direction.HIGHER)
+    assert (turned.added, turned.known, turned.direction) == (0, 2, Direction.HIGHER)
     assert not any("--direction" in note for note in turned.notes)
-    again = await imported(settings, path)  # what was said once is remembered
+    again = await imported(settings, path)
+    assert (again.known, again.direction, again.direction_from) == (2, Direction.HIGHER, "as before")
+    async with LoopGraph.open(settings) as graph:
+        last = (await stored(settings))[-1]
+        assert (await graph.get_experiment(last.id)).gain == pytest.approx(0.1)
+
+
+async def test_an_import_of_before_that_its_kept_rows_contradict_is_asked_about(
+    settings: Settings, tmp_path: Path
+) -> None:
+    path = kept(tmp_path / "results.tsv", "quality", 0.1, 0.2, 0.3)
+    await imported(settings, path, direction=Direction.LOWER)  # as versions stored that went by the name alone
+    with pytest.raises(HistoryError, match=r"imported before as lower is better.*--direction higher"):
+        await imported(settings, path)
+    assert (await imported(settings, path, direction=Direction.HIGHER)).known == 3
+
+
+async def test_kept_rows_show_the_direction_of_a_metric_that_no_one_knows(settings: Settings, tmp_path: Path) -> None:
+    path = kept(tmp_path / "results.tsv", "quality", 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
+    answer = await imported(settings, path)
+    assert (answer.direction, answer.direction_from) == (Direction.HIGHER, "shown by 5 of 5 kept rows")
+    turned = await imported(settings, path, direction=Direction.HIGHER)
+    assert (turned.added, turned.known, turned.direction) == (0, 6, Direction.HIGHER)
+    again = await imported(settings, path)
     assert again.direction is Direction.HIGHER
     async with LoopGraph.open(settings) as graph:
         last = (await stored(settings))[-1]
         assert (await graph.get_experiment(last.id)).verdict is VerdictKind.WIN
 
 
+async def test_a_changed_parameter_is_a_try_of_the_method_and_compared_with_the_run_it_differs_from(
+    settings: Settings, tmp_path: Path
+) -> None:
+    path = tmp_path / "trials.csv"
+    path.write_text(
+        "number,value,direction,params_total_batch_size,params_matrix_lr,params_zork,state\n"
+        "0,1.0,MINIMIZE,64,0.04,a,COMPLETE\n"
+        "1,0.9,MINIMIZE,32,0.04,a,COMPLETE\n"
+        "2,0.8,MINIMIZE,16,0.02,b,COMPLETE\n"
+        "3,0.7,MINIMIZE,16,0.02,c,PRUNED\n"
+    )
+    answer = await imported(settings, path)
+    assert [(row.description, row.moves, row.method_ids) for row in answer.rows[1:3]] == [
+        ("total_batch_size 64 -> 32", ["batch_size down to 32"], ["smaller-batch"]),
+        (
+            "total_batch_size 32 -> 16, matrix_lr 0.04 -> 0.02, zork a -> b",
+            ["batch_size down to 16", "matrix_lr down to 0.02", "zork to b"],
+            [],
+        ),
+    ]
+    assert "also changes zork to b" in answer.rows[2].notes[-1]
+    first, second, third = await stored(settings)
+    assert (second.parent_id, third.parent_id) == (first.id, second.id)
+    assert [row.decision for row in (first, second, third)] == [None] * 3
+    assert answer.lessons == 0  # nothing was decided, so nothing is taught of what is kept
+    assert (await imported(settings, path, direction=Direction.HIGHER)).added == 0  # the same rows, whichever is better
+
+
 async def test_imports_age_nothing_of_ones_own(settings: Settings, tmp_path: Path) -> None:
     path = table(tmp_path / "elsewhere" / "results.tsv", "aaaaaa1\t1.0\t1\tkeep\tbaseline", *ROWS.splitlines()[1:])
     async with LoopGraph.open(settings) as graph:
-        await graph.record_outcome(metric_value=2.0, description="baseline", decision=Decision.KEEP)
-        await graph.record_outcome(method_id="gqa", metric_value=1.9, description="GQA")
+        await graph.record_outcome(metric_value=2.0, description="baseline", decision=Decision.KEEP, measured=True)
+        await graph.record_outcome(method_id="gqa", metric_value=1.9, description="GQA", measured=True)
         await graph.import_history(path)
         hits = {hit.method_id: hit for hit in (await graph.search_methods(limit=100)).hits}
     assert hits["gqa"].last_tried == 0
     assert hits["smaller-batch"].last_tried is None
-    assert "all of them in imported histories" in hits["smaller-batch"].why
+    assert "untried here; in imported histories: tried once" in hits["smaller-batch"].why
+    assert hits["smaller-batch"].standing is Standing.UNTRIED  # imports make no standing
 
 
 async def test_what_loopgraph_wrote_itself_is_not_counted_twice(settings: Settings, workspace: Path) -> None:
@@ -468,6 +577,17 @@ async def test_files_that_are_no_histories_are_refused_with_the_next_step(settin
             await imported(settings, path)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "cp1252"])
+async def test_a_file_is_read_in_the_encoding_that_its_program_saved(
+    settings: Settings, tmp_path: Path, encoding: str
+) -> None:
+    text = f"{HEADER}aaaaaa1\t1.0\t1\tkeep\tbaseline\naaaaaa2\t0.9\t1\tkeep\tbatch \u2013 halv\u00e9e\n"
+    path = tmp_path / "results.tsv"
+    path.write_bytes(text.encode(encoding))
+    answer = await imported(settings, path)
+    assert [row.description for row in answer.rows] == ["baseline", "batch \u2013 halv\u00e9e"]
+
+
 async def test_hostile_words_are_stored_and_shown_as_words(settings: Settings, tmp_path: Path) -> None:
     words = "[red]x[/] '; DROP TABLE experiment; -- \x1b[2J \ud800".encode("utf-8", "replace").decode()
     path = table(tmp_path / "results.tsv", "a\t1.0\t1\tkeep\tbaseline", f"b\t0.9\t1\tkeep\t{words}{'x' * 5000}")
@@ -504,3 +624,43 @@ def test_the_command_reports_rows_and_counts_and_goes_on_after_a_bad_file(
     done = command(environment, str(path), "--dry-run", "--metric", "nope")
     assert done.returncode == 1
     assert "--metric" in done.stderr
+
+
+def test_a_summary_of_any_import_has_at_most_forty_lines(environment: dict[str, str], tmp_path: Path) -> None:
+    kinds = ["halve the batch", "SwiGLU", "matrix LR 0.04 to 0.03", "GQA", "depth 8 to 10", "something else", ""]
+    for n in range(40):
+        rows = [
+            f"{n:06x}{row:x}\t{1 - row / 1e3}\t1\t{'keep' if row % 3 else 'perhaps'}\t{kinds[row % 7]}"
+            for row in range(15)
+        ]
+        table(tmp_path / f"good{n}.tsv", f"{n:06x}f\t1.0\t1\tkeep\tbaseline", *rows, *["what is this"] * 15)
+    for n in range(12):
+        (tmp_path / f"prose{n}.tsv").write_text(f"# Notes {n}\n\nWe tried things.\n")
+        kept(tmp_path / f"wrong{n}.tsv", "val_loss", 1.0, 1.5 + n, 2.5 + n)
+        (tmp_path / f"other{n}.csv").write_text("x,y\n")
+    done = command({**environment, "COLUMNS": "80"}, str(tmp_path))
+    assert done.returncode == 1
+    lines = [*done.stdout.splitlines(), *done.stderr.splitlines()]
+    assert len(lines) <= 40
+    assert any("40 files: 640 new, 0 known already, 600 left out" in line for line in lines)
+    assert any("--details" in line for line in lines)
+    assert any("val_bpb (lower is better: shown by" in line for line in lines)
+    assert "kept rows would be worse" in done.stderr
+    done = command(environment, str(tmp_path / "good1.tsv"), "--details")
+    assert "what was done" in done.stdout
+    assert "halve the batch" in done.stdout
+    done = command(environment, str(tmp_path / "good1.tsv"), str(tmp_path / "good2.tsv"), "--json")
+    assert [len(answer["rows"]) for answer in json.loads(done.stdout)] == [31, 31]
+    assert [answer["direction_from"] for answer in json.loads(done.stdout)] == ["shown by 10 of 10 kept rows"] * 2
+
+
+def test_the_command_of_a_refusal_imports_the_file(environment: dict[str, str], tmp_path: Path) -> None:
+    path = kept(tmp_path / "its results.tsv", "val_loss", 1.0, 1.5, 2.5)
+    done = command(environment, str(path), "--device", "H100")
+    assert done.returncode == 1
+    said = re.search(r"loopgraph import (.*), or --direction lower", done.stderr)
+    assert said is not None
+    done = command(environment, *shlex.split(said[1]))
+    assert done.returncode == 0
+    assert "3 new" in done.stdout
+    assert "val_loss (higher is better: given), cuda:H100 (imported)" in done.stdout

@@ -20,7 +20,7 @@ from loopgraph_mcp.answers import ExperimentAnswer
 from loopgraph_mcp.config import Settings
 from loopgraph_mcp.errors import NotFoundError, RunError, StoreError, WorkspaceError
 from loopgraph_mcp.loopgraph import LoopGraph
-from loopgraph_mcp.models import Context, Decision, OutcomeKind, Standing, State, VerdictKind
+from loopgraph_mcp.models import Context, Decision, Origin, OutcomeKind, Standing, State, VerdictKind
 from loopgraph_mcp.runner.locks import try_lock
 
 HIGHER_RATE = "@@ @@\n-LEARNING_RATE = 0.5\n+LEARNING_RATE = 0.9\n"
@@ -149,8 +149,12 @@ async def test_each_failure_is_its_own_outcome_and_touches_nothing(
     answer = await run(graph, patch=mishap(code), description=f"try {name}", method_id="swiglu")
     assert answer.outcome is kind, answer
     assert told in answer.reason + answer.log_tail
-    assert (answer.verdict, answer.decision, answer.metric_value) == (VerdictKind.CRASH, Decision.DISCARD, None)
     assert files_of(workspace) == before
+    if kind is OutcomeKind.NO_METRIC:  # a metric that is not found says nothing of the change
+        assert (answer.verdict, answer.decision, answer.metric_value) == (None, None, None)
+        assert (await graph.search_methods("swiglu", limit=1)).hits[0].standing is Standing.UNTRIED
+        return
+    assert (answer.verdict, answer.decision, answer.metric_value) == (VerdictKind.CRASH, Decision.DISCARD, None)
     cells = (workspace / "results.tsv").read_text().splitlines()[-1].split("\t")
     assert cells[1:4] == ["0.000000", "0.0", "crash"]
     assert cells[4].startswith(f"try {name} ({kind.value}")
@@ -434,10 +438,12 @@ async def test_decisions_costs_and_outside_runs_are_recorded(graph: LoopGraph, s
     )
     assert (noted.verdict, noted.decision) == (VerdictKind.BASELINE, Decision.KEEP)
     outside = await graph.record_outcome(method_id="gqa", metric_value=1.60, description="ran it on another box")
-    assert (outside.verdict, outside.gain) == (VerdictKind.WIN, pytest.approx(0.15))
-    assert outside.standings == {"gqa": Standing.PROVEN}
+    assert (outside.verdict, outside.decision, outside.origin) == (None, None, Origin.REPORTED)
+    assert outside.standings == {"gqa": Standing.UNTRIED}
     failed = await graph.record_outcome(method_id="mqa", status=OutcomeKind.OUT_OF_MEMORY)
-    assert failed.standings == {"mqa": Standing.FLOPPED}
+    assert (failed.verdict, failed.standings) == (None, {"mqa": Standing.UNTRIED})
+    with pytest.raises(RunError, match="nothing to record"):
+        await graph.record_outcome(description="fine")
     with pytest.raises(RunError, match="was measured"):
         await graph.record_outcome(experiment_id=measured.experiment_id, metric_value=1.0)
     with pytest.raises(RunError, match="metric_value"):

@@ -19,7 +19,9 @@ from loopgraph_mcp.store import experiments
 async def graph(settings: Settings) -> AsyncIterator[LoopGraph]:
     async with LoopGraph.open(settings) as opened:
         await opened.run_experiment(description="baseline", wait_s=50)
-        await opened.record_outcome(method_id="swiglu", metric_value=1.7, description="before they parted")
+        await opened.record_outcome(
+            method_id="swiglu", metric_value=1.7, description="before they parted", measured=True
+        )
         yield opened
 
 
@@ -40,10 +42,12 @@ async def test_two_machines_with_one_stores_copy_bring_together_what_they_learne
     graph: LoopGraph, settings: Settings, elsewhere: Settings
 ) -> None:
     copy(settings.db_path, elsewhere.db_path)
-    await graph.record_outcome(method_id="gqa", metric_value=1.9, description="here")
+    await graph.record_outcome(method_id="gqa", metric_value=1.9, description="here", measured=True)
     async with LoopGraph.open(elsewhere) as theirs:
         found = await theirs.search_methods("rotary base")
-        told = await theirs.record_outcome(method_id="rope-base", metric_value=1.5, description="there", tokens=7)
+        told = await theirs.record_outcome(
+            method_id="rope-base", metric_value=1.5, description="there", tokens=7, measured=True
+        )
         edit = await theirs.get_code_edit("gqa", retrieval_id=found.retrieval_id)
         assert edit.status == "refused"  # the tiny trainer has no heads
 
@@ -101,7 +105,7 @@ async def test_a_damaged_row_takes_no_other_with_it(graph: LoopGraph, settings: 
     assert "swiglu" in found
     assert "muon-lr" not in found
     assert all(each.summary == {} for each in await graph.list_experiments())
-    answer = await graph.record_outcome(method_id="gqa", metric_value=1.4, description="goes on")
+    answer = await graph.record_outcome(method_id="gqa", metric_value=1.4, description="goes on", measured=True)
     assert answer.gain is not None
     check = await doctor.store(settings)
     assert check.level is doctor.Level.FAIL

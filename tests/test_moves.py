@@ -57,6 +57,76 @@ def test_a_description_tells_its_moves(description: str, moves: list[Move]) -> N
 
 
 @pytest.mark.parametrize(
+    ("description", "moves"),
+    [
+        ("5 % warmup with 15-min budget", [Move("warmup", 0, 0.05)]),
+        ("5% warmup with 15-min budget no cap", [Move("warmup", 0, 0.05)]),
+        ("warmup 5 percent in 300 s", [Move("warmup", 0, 0.05)]),
+        ("remove logit cap with 15-min budget", [Move("softcap", -1)]),
+        ("batch size 64 -> 128 in 5 min", [Move("batch_size", 1, 128.0, 64.0)]),
+        ("weight decay for 600 s", [Move("weight_decay")]),
+        ("8 layers 512 wide", [Move("depth", 0, 8.0)]),
+        ("6 layers -> 8", [Move("depth", 1, 8.0, 6.0)]),
+        ("8x MLP expansion (118.6M params)", [Move("mlp_ratio", 0, 8.0)]),
+        ("14x512 x 8x MLP", [Move("mlp_ratio", 0, 8.0)]),
+        (
+            "reduce MATRIX_LR from 0.04 to 0.02 with weight decay",
+            [Move("matrix_lr", -1, 0.02, 0.04), Move("weight_decay")],
+        ),
+        ("EMA weight averaging (decay=0.99)", [Move("optimizer")]),
+        ("depthwise conv (kernel=4)", [Move("attn_variant")]),
+        ("beta2 0.99 instead of 0.95", [Move("adam_beta2", 1, 0.99, 0.95)]),
+        ("matrix_lr 3e-4 (was 1e-4)", [Move("matrix_lr", 1, 3e-4, 1e-4)]),
+        ("Reduce TOTAL_BATCH_SIZE from default (16384) to 8192", [Move("batch_size", -1, 8192.0, 16384.0)]),
+        ("Adam \u03b21 0.8\u21920.9", [Move("adam_beta1", 1, 0.9, 0.8)]),
+        ("lr=0.001,bs=64", [Move("lr_general", 0, 0.001), Move("batch_size", 0, 64.0)]),
+        ("6S+2L window", [Move("window", 0, 0.25)]),
+    ],
+)
+def test_a_value_is_next_to_its_knob(description: str, moves: list[Move]) -> None:
+    found = {move.knob: (move.value, move.old) for move in read_moves(description)}
+    assert found == {move.knob: (move.value, move.old) for move in moves}
+
+
+@pytest.mark.parametrize(
+    ("description", "moves"),
+    [
+        ("reduce the batch size to 75% of its value", [Move("batch_size", -1)]),
+        ("batch size to 1/4 of the default", [Move("batch_size")]),
+        ("decrease the batch size by a factor of 2", [Move("batch_size", -1)]),
+        ("increase depth by 2", [Move("depth", 1)]),
+        ("2x batch size", [Move("batch_size", 1)]),
+        ("5x higher LR for the embedding", [Move("lr_general", 1)]),
+        ("0.5x learning rate", [Move("lr_general", -1)]),
+    ],
+)
+def test_a_factor_says_the_way_and_no_value(description: str, moves: list[Move]) -> None:
+    assert list(read_moves(description)) == moves
+
+
+@pytest.mark.parametrize(
+    ("done", "outcome"),
+    [
+        ("lr 0.02", " -> val_bpb 0.981"),
+        ("depth 10", " (0.9812, -0.003)"),
+        ("depth 10", ": 0.9812"),
+        ("softcap 20", " \u2192 0.9781"),
+        ("warmdown 0.6", " => 0.9777"),
+        ("matrix_lr 0.05", ", 0.9785"),
+        ("weight decay 0.1", " val_bpb=0.9812"),
+        ("weight decay", ": val_bpb from 0.99 to 0.98"),
+        ("GQA", " (0.9812)"),
+        ("label smoothing", " 3% better"),
+        ("qk norm", " +0.003"),
+        ("z-loss 1e-4", " 0.02 bpb lower"),
+        ("deeper model", ", 50.3M params, loss 3.21"),
+    ],
+)
+def test_a_result_is_no_value(done: str, outcome: str) -> None:
+    assert read_moves(done + outcome) == read_moves(done)
+
+
+@pytest.mark.parametrize(
     "outcome", ["worse", "NEW BEST", "regressed 1.883->1.949", "improved to 1.2", "no improvement"]
 )
 @pytest.mark.parametrize("done", ["matrix_lr 0.04->0.06", "softcap 15 to 20"])
@@ -91,6 +161,17 @@ def test_a_knob_from_one_value_to_another_is_read_in_any_form(knob: str, a: floa
     (move,) = read_moves(form.format(k=knob, a=a, b=b))
     assert (move.old, move.value) == (a, b)
     assert a == b or move.direction == (1 if b > a else -1)
+
+
+@given(
+    st.sampled_from(["matrix LR", "weight_decay", "warmdown", "batch size", "depth"]),
+    st.floats(0.3, 9).map(lambda value: f"{value:.4f}").filter(lambda text: text[-1] != "0"),
+    st.sampled_from(
+        [" -> {r}", ": {r}", " = {r}", " ({r})", " ({r}, -0.001)", " gave {r}", " val_bpb {r}", " in 15 min: {r}"]
+    ),
+)
+def test_a_metric_behind_a_knob_is_never_its_value(knob: str, result: str, form: str) -> None:
+    assert all(move.value is None for move in read_moves(knob + form.format(r=result)))
 
 
 def test_knobs_belong_to_the_families_of_packs() -> None:

@@ -77,6 +77,7 @@ async def test_searches_in_other_workspaces_teach_kinds_of_moves(
             metric_value=0.99 if kept else 1.01,
             description=f"{words} {number}",
             decision=Decision.KEEP if kept else Decision.DISCARD,
+            measured=True,
         )
     after = await foretold(other, graph)
     assert after["sliding-window-pattern"] > before["sliding-window-pattern"]

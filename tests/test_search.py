@@ -21,7 +21,19 @@ from hypothesis import strategies as st
 from loopgraph_mcp import precedents, verdicts
 from loopgraph_mcp.config import bundled
 from loopgraph_mcp.evidence import Ledger
-from loopgraph_mcp.models import Context, Decision, Direction, Method, Outcome, OutcomeKind, Pack, VerdictKind
+from loopgraph_mcp.models import (
+    Context,
+    Decision,
+    Direction,
+    Method,
+    NoiseFloor,
+    Outcome,
+    OutcomeKind,
+    Pack,
+    Verdict,
+    VerdictKind,
+    WhatRan,
+)
 from loopgraph_mcp.precedents import Followed, Tries
 from loopgraph_mcp.ranking import PRIOR_MEAN, Observation, appraise, family_mean
 from loopgraph_mcp.sources.packs import read_pack
@@ -98,6 +110,8 @@ async def a_run(
         edit_id=edit,
         program_hash=await edits.add_program(db, program, f"tree of {program}"),
         base_hash=None if base is None else await edits.add_program(db, base, f"tree of {base}"),
+        ran=WhatRan(f"tree of {program}", f"tree of {program}"),
+        base_group_key=None if base is None else f"tree of {base}",
         method_ids=methods_,
     )
     experiment_id, _ = await experiments.add_experiment(db, new, now=now)
@@ -432,17 +446,24 @@ def test_each_migration_has_a_number_of_its_own() -> None:
 # --------------------------------------------------------------------------------------------- evidence
 
 
+def slow_verdict(
+    parent: list[float], child: list[float], direction: Direction, noise: NoiseFloor, *, parent_fails: bool
+) -> Verdict:
+    if not parent and not child and parent_fails:
+        return verdicts.failing_parent(noise=noise)
+    return verdicts.judge(parent, child, direction=direction, noise=noise)
+
+
 async def slow_evidence(db: Database, here: Context | None) -> tuple[dict, dict, dict]:
     """Work out the evidence from every row each time, without any of the ledger."""
     rows = [
         dict(row)
         for row in await db.reader.execute_fetchall(
             """
-            SELECT experiment.row, experiment.id, experiment.context_id, kind, metric_value, own.tree_hash AS tree,
-                base.tree_hash AS base_tree,
+            SELECT experiment.row, experiment.id, experiment.context_id, kind, metric_value, group_key AS tree,
+                base_group_key AS base_tree,
                 (SELECT count(*) FROM outcome AS later WHERE later.rowid > outcome.rowid) AS age
             FROM experiment JOIN outcome ON outcome.experiment_id = experiment.id
-            JOIN program AS own ON own.hash = program_hash LEFT JOIN program AS base ON base.hash = base_hash
             ORDER BY outcome.rowid
             """
         )
@@ -452,6 +473,7 @@ async def slow_evidence(db: Database, here: Context | None) -> tuple[dict, dict,
         if row["kind"] == "finished":
             values[row["context_id"], row["tree"]].append(row["metric_value"])
     contexts = {each: await edits.get_context(db, each) for each in {row["context_id"] for row in rows}}
+    failed = {(row["context_id"], row["tree"]) for row in rows if row["kind"] == "crashed"}
     sigmas = {}
     for each, context in contexts.items():
         groups = [group for (where, _), group in values.items() if where == each]
@@ -470,16 +492,16 @@ async def slow_evidence(db: Database, here: Context | None) -> tuple[dict, dict,
             trials[key] = row["age"], len(shared)
     records, gains, families = defaultdict(list), defaultdict(list), defaultdict(list)
     for (method_id, family, where, base, tree), (age, shared) in trials.items():
-        context, sigma = contexts[where], sigmas[where]
+        context, noise = contexts[where], sigmas[where]
         parent, child = values.get((where, base or ""), []), values.get((where, tree), [])
-        if base == tree and child:
+        if base == tree or (base is None and not child):
             continue
-        verdict = verdicts.judge(parent, child, direction=context.direction, sigma=sigma)
-        comparable = here is not None and replace(context, workspace_id="") == replace(here, workspace_id="")
+        verdict = slow_verdict(parent, child, context.direction, noise, parent_fails=(where, base) in failed)
+        comparable = here in {None, context}
         records[method_id].append((verdict.kind, verdict.gain, age, comparable))
         if verdict.gain is not None:
             kappa = 1.0 if comparable or here is None else 0.5
-            seen = Observation(verdict.gain / sigma, len(parent), len(child), age, kappa, shared)
+            seen = Observation(verdict.gain / noise.sd, len(parent), len(child), age, kappa, shared)
             gains[method_id].append(seen)
             families[family].append(replace(seen, age=0))  # families do not fade
     return records, gains, {family: family_mean(seen) for family, seen in families.items()}
@@ -491,7 +513,7 @@ async def same_evidence(ledger: Ledger, db: Database, here: Context | None) -> N
     for method in PACK.methods:
         trials = memory.record(method.id).trials
         slow = records.get(method.id, [])
-        assert [(each.verdict.kind, each.age, each.same_context) for each in trials] == [
+        assert [(each.kind, each.age, each.here) for each in trials] == [
             (kind, age, comparable) for kind, _, age, comparable in slow
         ]
         assert [each.gain for each in trials] == [
@@ -544,7 +566,7 @@ async def test_tries_that_are_followed_are_what_reading_all_of_them_would_find(
         assert (known.runs, known.precedents, known.past) == (anew.runs, anew.precedents, anew.past)
         rate = f"tree of LEARNING_RATE = {rng.randrange(4)}"
         left, alone = known.without(rate), Tries(Past())
-        alone.learn([run for run in known.runs if run.tree != rate])
+        alone.learn([run for run in known.runs if run.group_key != rate])
         assert (left.runs, left.precedents, left.past) == (alone.runs, alone.precedents, alone.past)
 
     for _ in range(70):
@@ -575,7 +597,7 @@ async def test_evidence_that_another_process_wrote_is_seen(db: Database) -> None
         better = replace(FINISHED, metric_value=1.0)
         await a_run(other, context, better, program="new", base="base", methods_=("gqa",))
     await same_evidence(ledger, db, None)
-    assert (await ledger.recall(None)).record("gqa").wins == 1
+    assert (await ledger.recall(None)).record("gqa").here.wins == 1
 
 
 async def test_a_run_that_shared_its_device_says_little_until_it_is_replicated_alone(db: Database) -> None:
@@ -599,7 +621,7 @@ async def test_a_run_that_shared_its_device_says_little_until_it_is_replicated_a
 async def test_a_run_that_ends_after_a_later_one_is_the_newer(db: Database) -> None:
     context, ledger = await a_context(db), Ledger(db)
     new = NewExperiment(context, "cpu-0", "slow", 42, 60.0, 30.0, method_ids=("gqa",),
-        program_hash=await edits.add_program(db, "slow", "slow tree"))  # fmt: skip
+        program_hash=await edits.add_program(db, "slow", "slow tree"), ran=WhatRan("slow", "slow"))  # fmt: skip
     slow, _ = await experiments.add_experiment(db, new, now=1.0)
     await a_run(db, context, FINISHED, program="quick", methods_=("gqa",), now=2.0)
     await same_evidence(ledger, db, None)

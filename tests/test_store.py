@@ -30,6 +30,7 @@ from loopgraph_mcp.models import (
     SetConst,
     SetLocal,
     Source,
+    WhatRan,
 )
 from loopgraph_mcp.store import edits, experiments, methods, outcomes, retrievals, search
 from loopgraph_mcp.store.database import Database, migration_files, split_statements
@@ -84,6 +85,8 @@ async def an_experiment(
         30.0,
         program_hash=hashes[0],
         base_hash=hashes[1] if base is not None else None,
+        ran=WhatRan(f"tree of {program}", f"tree of {program}"),
+        base_group_key=None if base is None else f"tree of {base}",
         method_ids=methods_,
     )
     return (await experiments.add_experiment(db, new, now=2.0))[0]
@@ -231,14 +234,14 @@ async def test_a_finished_outcome_needs_a_metric_and_a_failed_one_has_none(db: D
             await experiments.finish(db, experiment, Outcome(kind, value, "?", {}), now=1.0)
 
 
-async def test_replicates_pool_under_their_syntax_tree(db: Database) -> None:
+async def test_replicates_pool_under_their_group(db: Database) -> None:
     await methods.import_pack(db, PACK, now=1.0)
     context = await a_context(db)
     for value in (1.0, 1.2):
         experiment = await an_experiment(db, context, program="x = 2", base="x = 1", methods_=("gqa",))
         await experiments.finish(db, experiment, Outcome(OutcomeKind.FINISHED, value, "done", {}), now=value)
     runs = await outcomes.runs_between(db, 0, 9)
-    assert [(run.tree, run.base_tree, run.metric_value, run.method_ids) for run in runs] == [
+    assert [(run.group, run.base_group, run.metric_value, run.method_ids) for run in runs] == [
         ("tree of x = 2", "tree of x = 1", 1.0, ("gqa",)),
         ("tree of x = 2", "tree of x = 1", 1.2, ("gqa",)),
     ]

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import psutil
@@ -64,14 +64,26 @@ def without_secrets(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def child_environment(
-    environment: Mapping[str, str], extra: Mapping[str, str], *, uv_environment: Path | None
+    environment: Mapping[str, str],
+    extra: Mapping[str, str],
+    *,
+    uv_environment: Path | None,
+    declared: Collection[str] = (),
 ) -> dict[str, str]:
-    """Return the environment of a training process: ours without secrets and LoopGraph's own settings."""
+    """Return the environment of a training process: ours without secrets and LoopGraph's own settings.
+
+    Args:
+        environment: Ours.
+        extra: Variables to set.
+        uv_environment: Folder of the environment that uv is to use.
+        declared: Variables that the workspace declares to matter: passed on whatever their names.
+    """
     kept = {
         name: value
         for name, value in without_secrets(environment).items()
         if not name.startswith("LOOPGRAPH_") or name in _FOR_THE_TRAINER
     }
+    kept |= {name: environment[name] for name in declared if name in environment}
     if uv_environment is not None:
         kept["UV_PROJECT_ENVIRONMENT"] = str(uv_environment)  # a run's copy must not build an environment of its own
     return {**kept, "PYTHONUNBUFFERED": "1", **extra}

@@ -1,5 +1,7 @@
 """Other people's files: read whole as text, or refused with the next step."""
 
+import codecs
+import re
 import stat
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,6 +9,15 @@ from pathlib import Path
 from loopgraph_mcp.errors import HistoryError
 
 MAX_BYTES = 50 * 2**20
+_HEAD = 1024
+_ONE_SIDED = 0.7  # share of zeros
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32"),  # begins like the mark of UTF-16
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
 
 
 def read_file(path: Path) -> str:
@@ -24,10 +35,29 @@ def read_file(path: Path) -> str:
         content = path.read_bytes()
     except OSError as error:
         raise HistoryError(f"{path}: {error.strerror}; name a results.tsv or another history") from error
-    if b"\x00" in content[:1024] and not content.startswith((b"\xff\xfe", b"\xfe\xff")):
+    encoding = _encoding(content)
+    if encoding is None:
         raise HistoryError(f"{path}: a binary file; name a results.tsv or another table of experiments")
-    encoding = "utf-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8"
     return content.decode(encoding, "replace")
+
+
+def _encoding(content: bytes) -> str | None:
+    """Return how a text is encoded, or None where it is none: by its byte order mark, or by where its zeros are."""
+    for mark, encoding in _MARKS:
+        if content.startswith(mark):
+            return encoding
+    head = content[:_HEAD]
+    if b"\x00" in head:
+        even, odd = (part.count(0) / max(len(part), 1) for part in (head[0::2], head[1::2]))
+        if abs(even - odd) > _ONE_SIDED:  # UTF-16 of letters that are mostly plain
+            return "utf-16-be" if even > odd else "utf-16-le"
+        return None
+    try:
+        content.decode("utf-8")
+    except UnicodeDecodeError:
+        has_utf8 = re.search(rb"[\xc3-\xf4][\x80-\xbf]{1,3}", content) is not None
+        return "utf-8" if has_utf8 else "cp1252"  # as spreadsheets on Windows save
+    return "utf-8"
 
 
 def expand(paths: Sequence[Path]) -> list[Path]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from loopgraph_mcp.changes import Change, Rewrite, Turn, change_between
-from loopgraph_mcp.models import Decision, OutcomeKind
+from loopgraph_mcp.models import Decision, Origin, OutcomeKind
 from loopgraph_mcp.store.database import Database
 
 _UNKNOWN = Change(rewrites=(Rewrite("", "", "unparsable"),))
@@ -21,8 +21,7 @@ class TriedChange:
     Args:
         change: What its edit did; None for a baseline, or where only its description is known.
         base_hash: The program it started from, None where that is not known.
-        base_tree: The same by syntax tree.
-        tree: The program that ran, by syntax tree.
+        group_key: What ran, up to the values of seeds.
     """
 
     experiment_id: str
@@ -34,9 +33,9 @@ class TriedChange:
     decision: Decision | None
     has_program: bool
     base_hash: str | None
-    base_tree: str | None
-    tree: str | None
+    group_key: str
     change: Change | None
+    origin: Origin
 
 
 async def keep_change(db: Database, base_hash: str, new_hash: str) -> Change:
@@ -103,19 +102,17 @@ async def tried_changes(db: Database, context_id: str, *, after: int, newest: in
         await db.reader.execute_fetchall(
             """
             SELECT experiment.id, experiment.context_id, experiment.description, experiment.base_hash,
-                   experiment.program_hash, base.tree_hash AS base_tree, program.tree_hash AS tree,
-                   outcome.kind, outcome.metric_value, outcome.reason, change.turns, change.rewrites,
+                   experiment.program_hash, experiment.group_key,
+                   outcome.kind, outcome.metric_value, outcome.reason, outcome.origin, change.turns, change.rewrites,
                    (SELECT decision FROM decision WHERE experiment_id = experiment.id ORDER BY row DESC LIMIT 1)
                        AS decision
             FROM context AS here
             JOIN context ON context.workspace_id = here.workspace_id AND context.metric = here.metric
             JOIN experiment ON experiment.context_id = context.id
             JOIN outcome ON outcome.experiment_id = experiment.id
-            LEFT JOIN program AS base ON base.hash = experiment.base_hash
-            LEFT JOIN program ON program.hash = experiment.program_hash
             LEFT JOIN change ON change.base_hash = experiment.base_hash AND change.new_hash = experiment.program_hash
             WHERE here.id = :context AND outcome.rowid > :after AND outcome.rowid <= :newest
-                AND outcome.kind NOT IN ('cancelled', 'interrupted', 'void')
+                AND outcome.kind NOT IN ('cancelled', 'interrupted', 'no_metric', 'void')
             ORDER BY outcome.rowid
             """,
             {"context": context_id, "after": after, "newest": newest},
@@ -136,9 +133,9 @@ def _tried(row: sqlite3.Row) -> TriedChange:
         decision=None if row["decision"] is None else Decision(row["decision"]),
         has_program=row["program_hash"] is not None,
         base_hash=row["base_hash"],
-        base_tree=row["base_tree"],
-        tree=row["tree"],
+        group_key=row["group_key"],
         change=change,
+        origin=Origin(row["origin"]),
     )
 
 

@@ -14,6 +14,7 @@ METHODS = "+methods"
 COMPANIONS = "+companions"
 REVERTS = "+reverts"
 PROGRAM_OF = "+program of"
+_ADDED = frozenset({"editable", "command", "reading", "environment"})  # an imported history has none of them
 _EDITS = (
     "SELECT edit.*, base.text AS base_text, new.text AS new_text FROM edit "
     "JOIN program AS base ON base.hash = edit.base_hash JOIN program AS new ON new.hash = edit.new_hash "
@@ -67,7 +68,16 @@ async def workspace_id(db: Database, path: str, *, now: float) -> str:
 
 def context_key(context: Context) -> str:
     """Return the id that a context has or would have: equal contexts have one."""
-    return f"ctx_{hashlib.sha256(json.dumps(asdict(context), sort_keys=True).encode()).hexdigest()[:12]}"
+    known = {name: value for name, value in asdict(context).items() if value or name not in _ADDED}
+    return f"ctx_{hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:12]}"
+
+
+def add_context_row(context: Context) -> tuple[str, dict[str, str | float]]:
+    """Return the statement that keeps a context, and its values, which lack the id."""
+    columns = list(asdict(context))
+    names, values = ", ".join(columns), ", ".join(f":{each}" for each in columns)
+    statement = f"INSERT INTO context (id, {names}) VALUES (:id, {values}) ON CONFLICT (id) DO NOTHING"  # noqa: S608 - our own columns
+    return statement, asdict(context)
 
 
 async def context_id(db: Database, context: Context) -> str:
@@ -77,12 +87,8 @@ async def context_id(db: Database, context: Context) -> str:
     identity = context_key(context)
     rows = await db.reader.execute_fetchall("SELECT 1 FROM context WHERE id = :id", {"id": identity})
     if not list(rows):
-        await db.change(
-            "INSERT INTO context (id, workspace_id, device, budget_s, dataset_hash, harness_hash, metric, "
-            "direction) VALUES (:id, :workspace_id, :device, :budget_s, :dataset_hash, :harness_hash, :metric, "
-            ":direction) ON CONFLICT (id) DO NOTHING",
-            {**asdict(context), "id": identity},
-        )
+        statement, values = add_context_row(context)
+        await db.change(statement, {**values, "id": identity})
     known[context] = identity
     return identity
 
@@ -106,6 +112,10 @@ def context_of(row: sqlite3.Row) -> Context:
         harness_hash=row["harness_hash"],
         metric=row["metric"],
         direction=Direction(row["direction"]),
+        editable=row["editable"],
+        command=row["command"],
+        reading=row["reading"],
+        environment=row["environment"],
     )
 
 
@@ -123,12 +133,6 @@ async def program_text(db: Database, program_hash: str) -> str:
     """Return the text of a program, which must exist."""
     rows = await db.reader.execute_fetchall("SELECT text FROM program WHERE hash = :hash", {"hash": program_hash})
     return str(next(iter(rows))["text"])
-
-
-async def tree_hash(db: Database, program_hash: str) -> str:
-    """Return the hash of a program's syntax tree; the program must exist."""
-    rows = await db.reader.execute_fetchall("SELECT tree_hash FROM program WHERE hash = :hash", {"hash": program_hash})
-    return str(next(iter(rows))["tree_hash"])
 
 
 async def add_edit(

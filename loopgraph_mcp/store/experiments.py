@@ -2,15 +2,15 @@
 
 import json
 import sqlite3
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from loopgraph_mcp.access import Caller
 from loopgraph_mcp.errors import RunError
-from loopgraph_mcp.models import Decision, Outcome, OutcomeKind, State
+from loopgraph_mcp.models import Decision, Origin, Outcome, OutcomeKind, State, WhatRan
 from loopgraph_mcp.store import agents
 from loopgraph_mcp.store.database import Database, insert, new_id
-from loopgraph_mcp.store.outcomes import BASE_TREE, OWN_TREE
 from loopgraph_mcp.turns import Priority
 
 
@@ -27,6 +27,9 @@ class NewExperiment:
     """What is known of an experiment before it runs; its parent is the incumbent of the moment it is queued.
 
     Args:
+        ran: What identifies what is to run; None where that is not known.
+        base_group_key: What it is compared with; None where there is nothing, or where that is its parent.
+        inputs_hash: All that its run can see besides the editable file; None where it is not run here.
         shared: Whether the run of the same program that somebody else has on its way will do: `never`, `same_seed`,
             or with `any_seed`.
     """
@@ -44,6 +47,9 @@ class NewExperiment:
     idempotency_key: str | None = None
     priority: Priority = Priority.NORMAL
     caller: Caller | None = None
+    ran: WhatRan | None = None
+    base_group_key: str | None = None
+    inputs_hash: str | None = None
     shared: Literal["never", "same_seed", "any_seed"] = "never"
 
 
@@ -52,8 +58,12 @@ class ExperimentRow:
     """One experiment as stored, with the outcome and the last decision where there are any.
 
     Args:
-        tree: The program that ran, by syntax tree; the experiment's id where its text is not known.
-        base_tree: What it is compared with, likewise; None where there is nothing.
+        run_key: What ran with all that it could see; its id where that is not known.
+        group_key: The same up to the values of seeds.
+        base_group_key: What it is compared with, likewise; None where there is nothing.
+        inputs_hash: All that the run could see besides the editable file; None where it was not run here.
+        origin: Who says what its outcome was; None before it has one.
+        undone_by: A later run of what ran, after which it was discarded.
     """
 
     id: str
@@ -79,24 +89,33 @@ class ExperimentRow:
     created_at: float
     started_at: float | None
     finished_at: float | None
-    tree: str
-    base_tree: str | None
+    run_key: str
+    group_key: str
+    base_group_key: str | None
+    inputs_hash: str | None
     method_ids: tuple[str, ...]
     outcome: Outcome | None
+    origin: Origin | None
     decision: Decision | None
+    undone_by: str | None
 
 
-_SELECT = f"""
-    SELECT experiment.*, {OWN_TREE} AS tree, {BASE_TREE} AS base_tree,
+_SELECT = """
+    SELECT experiment.*,
            context.workspace_id, workspace.path AS workspace_path, context.device, context.budget_s,
            outcome.kind, outcome.metric_value, outcome.reason, outcome.summary, outcome.log_tail,
+           outcome.origin,
            (SELECT decision FROM decision WHERE experiment_id = experiment.id ORDER BY row DESC LIMIT 1) AS decision,
+           (SELECT CASE WHEN decision.decision = 'discard' THEN decision.experiment_id END
+            FROM experiment AS later JOIN decision ON decision.experiment_id = later.id
+            WHERE later.context_id = experiment.context_id AND later.group_key = experiment.group_key
+                AND later.row > experiment.row ORDER BY decision.row DESC LIMIT 1) AS undone_by,
            (SELECT json_group_array(method_id) FROM experiment_method WHERE experiment_id = experiment.id) AS methods
     FROM experiment
     JOIN context ON context.id = experiment.context_id
     JOIN workspace ON workspace.id = context.workspace_id
     LEFT JOIN outcome ON outcome.experiment_id = experiment.id
-"""  # noqa: S608 - no input
+"""
 _BY_ID = f"{_SELECT} WHERE experiment.id = :id"
 # CROSS JOIN: from the newest decision back, and not through all experiments of the context.
 _LAST_KEPT = f"""
@@ -104,8 +123,13 @@ _LAST_KEPT = f"""
         SELECT kept.experiment_id FROM decision AS kept
         CROSS JOIN experiment ON experiment.id = kept.experiment_id AND experiment.context_id = :context
         CROSS JOIN outcome ON outcome.experiment_id = kept.experiment_id AND outcome.kind = 'finished'
+            AND outcome.origin IN ('measured', 'logged', 'trusted')
         WHERE kept.decision = 'keep' AND NOT EXISTS (
             SELECT 1 FROM decision AS later WHERE later.experiment_id = kept.experiment_id AND later.row > kept.row)
+        AND NOT EXISTS ( -- a replicate undid it
+            SELECT 1 FROM experiment AS again JOIN decision AS undoing ON undoing.experiment_id = again.id
+            WHERE again.context_id = :context AND again.group_key = experiment.group_key
+                AND undoing.row > kept.row AND undoing.decision = 'discard')
         ORDER BY kept.row DESC LIMIT 1
     )
 """  # noqa: S608 - no input
@@ -123,12 +147,14 @@ async def add_experiment(db: Database, new: NewExperiment, *, now: float) -> tup
     return await db.write(lambda conn: _queue(conn, new, now))
 
 
-async def add_finished(db: Database, new: NewExperiment, outcome: Outcome, *, now: float) -> ExperimentRow:
+async def add_finished(
+    db: Database, new: NewExperiment, outcome: Outcome, *, origin: Origin, now: float
+) -> ExperimentRow:
     """Store an experiment that is over, with its outcome; return it."""
 
     def write(conn: sqlite3.Connection) -> ExperimentRow:
         experiment_id, _ = _queue(conn, new, now)
-        _finish(conn, experiment_id, outcome, now)
+        _finish(conn, experiment_id, outcome, now, origin)
         return _row(conn.execute(_BY_ID, {"id": experiment_id}).fetchone())
 
     return await db.write(write)
@@ -142,18 +168,26 @@ def _queue(conn: sqlite3.Connection, new: NewExperiment, now: float) -> tuple[st
             return str(row["id"]), False
     for row in conn.execute(
         _ON_ITS_WAY,
-        {"context": new.context_id, "program": new.program_hash, "seed": new.seed, "shared": new.shared},
+        {
+            "context": new.context_id,
+            "ran": None if new.ran is None else new.ran.run_key,
+            "seed": new.seed,
+            "shared": new.shared,
+        },
     ):
         insert(conn, agents.asked_rows(row["id"], new.caller, now=now))
         return str(row["id"]), False
     if new.caller is not None and new.program_hash is not None:
         _check_cap(conn, new.caller)
     incumbent = conn.execute(_LAST_KEPT, {"context": new.context_id}).fetchone()
+    base_group = new.base_group_key
+    if new.program_hash is None and base_group is None and incumbent is not None:  # a report
+        base_group = incumbent["group_key"]
     conn.execute(
         "INSERT INTO experiment (id, context_id, edit_id, base_hash, program_hash, parent_id, description, seed, "
-        "timeout_s, silence_s, idempotency_key, priority, device_slot, state, created_at) VALUES (:id, :context, "
-        ":edit, :base, :program, :parent, :description, :seed, :timeout, :silence, :key, :priority, :slot, "
-        "'queued', :now)",
+        "timeout_s, silence_s, idempotency_key, priority, device_slot, state, created_at, inputs_hash, run_key, "
+        "group_key, base_group_key) VALUES (:id, :context, :edit, :base, :program, :parent, :description, :seed, "
+        ":timeout, :silence, :key, :priority, :slot, 'queued', :now, :inputs, :run_key, :group_key, :base_group)",
         {
             "id": experiment_id,
             "context": new.context_id,
@@ -169,6 +203,10 @@ def _queue(conn: sqlite3.Connection, new: NewExperiment, now: float) -> tuple[st
             "key": new.idempotency_key,
             "priority": new.priority.value,
             "now": now,
+            "inputs": new.inputs_hash,
+            "run_key": experiment_id if new.ran is None else new.ran.run_key,
+            "group_key": experiment_id if new.ran is None else new.ran.group_key,
+            "base_group": base_group,
         },
     )
     insert(conn, agents.asked_rows(experiment_id, new.caller, now=now))
@@ -181,9 +219,9 @@ def _queue(conn: sqlite3.Connection, new: NewExperiment, now: float) -> tuple[st
 
 # By +context_id: else SQLite goes through all programs of the context, and not through the few that are on their way.
 _ON_ITS_WAY = """
-    SELECT experiment.id FROM experiment JOIN program ON program.hash = experiment.program_hash
+    SELECT experiment.id FROM experiment
     WHERE experiment.state <> 'done' AND experiment.cancel_requested_at IS NULL AND +experiment.context_id = :context
-    AND program.tree_hash = (SELECT tree_hash FROM program WHERE hash = :program)
+    AND +experiment.run_key = :ran
     AND (:shared = 'any_seed' OR (:shared = 'same_seed' AND experiment.seed = :seed)) ORDER BY experiment.row LIMIT 1
 """
 
@@ -246,14 +284,59 @@ async def live_experiments(db: Database) -> list[ExperimentRow]:
     return [_row(row) for row in rows]
 
 
-async def runs_of_program(db: Database, context_id: str, tree_hash: str) -> list[ExperimentRow]:
-    """Return the experiments of one context whose program has this syntax tree, oldest first."""
+async def runs_of(db: Database, context_id: str, run_key: str) -> list[ExperimentRow]:
+    """Return the experiments of one context that ran this and could see the same, oldest first."""
     rows = await db.reader.execute_fetchall(
-        f"{_SELECT} JOIN program ON program.hash = experiment.program_hash "
-        "WHERE experiment.context_id = :context AND program.tree_hash = :tree ORDER BY experiment.row",
-        {"context": context_id, "tree": tree_hash},
+        f"{_SELECT} WHERE experiment.context_id = :context AND experiment.run_key = :key ORDER BY experiment.row",
+        {"context": context_id, "key": run_key},
     )
     return [_row(row) for row in rows]
+
+
+async def runs_of_group(db: Database, context_id: str, group_key: str) -> list[ExperimentRow]:
+    """Return the experiments of one context that are replicates of one another, oldest first."""
+    rows = await db.reader.execute_fetchall(
+        f"{_SELECT} WHERE experiment.context_id = :context AND experiment.group_key = :key ORDER BY experiment.row",
+        {"context": context_id, "key": group_key},
+    )
+    return [_row(row) for row in rows]
+
+
+async def runs_among_other_files(db: Database, context_id: str, run_key: str, *, limit: int) -> list[ExperimentRow]:
+    """Return the newest experiments of one context that ran this program and could see other files, newest first."""
+    program = run_key.partition(".")[0]
+    rows = await db.reader.execute_fetchall(
+        f"{_SELECT} WHERE experiment.context_id = :context AND experiment.run_key >= :first "
+        "AND experiment.run_key < :last AND experiment.run_key <> :key ORDER BY experiment.row DESC LIMIT :limit",
+        {"context": context_id, "first": f"{program}.", "last": f"{program}/", "key": run_key, "limit": limit},
+    )
+    return [_row(row) for row in rows]
+
+
+async def runs_of_group_elsewhere(db: Database, context_id: str, group_key: str) -> list[ExperimentRow]:
+    """Return the newest finished experiment of the same program, seeds aside, that could see other files, if any."""
+    program = group_key.partition(".")[0]
+    rows = await db.reader.execute_fetchall(
+        f"{_SELECT} WHERE experiment.context_id = :context AND experiment.group_key >= :first "
+        "AND experiment.group_key < :last AND experiment.group_key <> :key AND outcome.kind = 'finished' "
+        "ORDER BY experiment.row DESC LIMIT 1",
+        {"context": context_id, "first": f"{program}.", "last": f"{program}/", "key": group_key},
+    )
+    return [_row(row) for row in rows]
+
+
+async def add_inputs(db: Database, inputs_hash: str, files: Mapping[str, str]) -> None:
+    """Keep what a run could see besides the editable file, by content id."""
+    await db.change(
+        "INSERT INTO inputs (hash, files) VALUES (:hash, :files) ON CONFLICT (hash) DO NOTHING",
+        {"hash": inputs_hash, "files": json.dumps(dict(files), sort_keys=True)},
+    )
+
+
+async def inputs_of(db: Database, inputs_hash: str) -> Mapping[str, str]:
+    """Return the content ids of what a run could see besides the editable file; empty where that is not known."""
+    rows = await db.reader.execute_fetchall("SELECT files FROM inputs WHERE hash = :hash", {"hash": inputs_hash})
+    return next((dict(json.loads(row["files"])) for row in rows), {})
 
 
 async def last_kept(db: Database, context_id: str) -> ExperimentRow | None:
@@ -306,8 +389,10 @@ async def finish(db: Database, experiment_id: str, outcome: Outcome, *, now: flo
     return await db.write(lambda conn: _finish(conn, experiment_id, outcome, now))
 
 
-def _finish(conn: sqlite3.Connection, experiment_id: str, outcome: Outcome, now: float) -> bool:
-    first = _insert_outcome(conn, experiment_id, outcome, now)
+def _finish(
+    conn: sqlite3.Connection, experiment_id: str, outcome: Outcome, now: float, origin: Origin = Origin.MEASURED
+) -> bool:
+    first = _insert_outcome(conn, experiment_id, outcome, now, origin)
     conn.execute(_MARK_DONE, {"id": experiment_id, "now": now})
     return first
 
@@ -315,10 +400,12 @@ def _finish(conn: sqlite3.Connection, experiment_id: str, outcome: Outcome, now:
 _MARK_DONE = "UPDATE experiment SET state = 'done', finished_at = :now WHERE id = :id AND state <> 'done'"
 
 
-def _insert_outcome(conn: sqlite3.Connection, experiment_id: str, outcome: Outcome, now: float) -> bool:
+def _insert_outcome(
+    conn: sqlite3.Connection, experiment_id: str, outcome: Outcome, now: float, origin: Origin = Origin.MEASURED
+) -> bool:
     cursor = conn.execute(
-        "INSERT INTO outcome (experiment_id, kind, metric_value, reason, summary, log_tail, created_at) "
-        "VALUES (:id, :kind, :value, :reason, :summary, :tail, :now) ON CONFLICT (experiment_id) DO NOTHING",
+        "INSERT INTO outcome (experiment_id, kind, metric_value, reason, summary, log_tail, created_at, origin) "
+        "VALUES (:id, :kind, :value, :reason, :summary, :tail, :now, :origin) ON CONFLICT (experiment_id) DO NOTHING",
         {
             "id": experiment_id,
             "kind": outcome.kind.value,
@@ -327,6 +414,7 @@ def _insert_outcome(conn: sqlite3.Connection, experiment_id: str, outcome: Outco
             "summary": json.dumps(dict(outcome.summary), sort_keys=True),
             "tail": outcome.log_tail,
             "now": now,
+            "origin": origin.value,
         },
     )
     return cursor.rowcount == 1
@@ -385,7 +473,8 @@ def _row(row: sqlite3.Row) -> ExperimentRow:
         )
     same = (
         "id context_id workspace_id workspace_path device device_slot budget_s edit_id base_hash program_hash "
-        "parent_id description seed timeout_s silence_s run_dir created_at started_at finished_at tree base_tree"
+        "parent_id description seed timeout_s silence_s run_dir created_at started_at finished_at run_key group_key "
+        "base_group_key inputs_hash undone_by"
     )
     return ExperimentRow(
         **{name: row[name] for name in same.split()},
@@ -395,5 +484,6 @@ def _row(row: sqlite3.Row) -> ExperimentRow:
         cancel_requested=row["cancel_requested_at"] is not None,
         method_ids=tuple(sorted(json.loads(row["methods"]))),
         outcome=outcome,
+        origin=None if row["origin"] is None else Origin(row["origin"]),
         decision=None if row["decision"] is None else Decision(row["decision"]),
     )

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from loopgraph_mcp.foresight import Lesson
 from loopgraph_mcp.models import Context, Decision, Direction, OutcomeKind
 from loopgraph_mcp.store.database import Database, new_id, text_hash
-from loopgraph_mcp.store.edits import context_key, context_of
+from loopgraph_mcp.store.edits import add_context_row, context_key, context_of
 
 IMPORTED = "imported"  # the device slot of experiments that were only told of, in a file
 
@@ -125,6 +125,7 @@ async def add_history(
         ]
         _add_experiments(conn, [each for each, is_new in zip(made, new, strict=True) if is_new])
         _fill_in(conn, [each for each, is_new in zip(made, new, strict=True) if not is_new])
+        _identify(conn, workspace)
         _add_decisions(conn, rows, ids, known, now)
         _replace_methods(conn, rows, ids)
         _replace_lessons(conn, source, lessons)
@@ -145,12 +146,8 @@ def _workspace(conn: sqlite3.Connection, source: str, now: float) -> str:
 def _context(conn: sqlite3.Connection, workspace: str, context: Context) -> str:
     there = dataclasses.replace(context, workspace_id=workspace)
     identity = context_key(there)
-    conn.execute(
-        "INSERT INTO context (id, workspace_id, device, budget_s, dataset_hash, harness_hash, metric, direction) "
-        "VALUES (:id, :workspace_id, :device, :budget_s, :dataset_hash, :harness_hash, :metric, :direction) "
-        "ON CONFLICT (id) DO NOTHING",
-        {**dataclasses.asdict(there), "id": identity},
-    )
+    statement, values = add_context_row(there)
+    conn.execute(statement, {**values, "id": identity})
     return identity
 
 
@@ -206,8 +203,8 @@ def _add_experiments(conn: sqlite3.Connection, made: Sequence[Mapping[str, objec
         made,
     )
     conn.executemany(
-        "INSERT INTO outcome (experiment_id, kind, metric_value, reason, summary, log_tail, created_at) "
-        "VALUES (:id, :kind, :value, :reason, :summary, '', :now)",
+        "INSERT INTO outcome (experiment_id, kind, metric_value, reason, summary, log_tail, created_at, origin) "
+        "VALUES (:id, :kind, :value, :reason, :summary, '', :now, 'imported')",
         made,
     )
 
@@ -220,6 +217,19 @@ def _fill_in(conn: sqlite3.Connection, known: Sequence[Mapping[str, object]]) ->
         "WHERE id = :id AND program_hash IS NULL",
         [each for each in known if each["program"] is not None],
     )
+
+
+def _identify(conn: sqlite3.Connection, workspace: str) -> None:
+    """Say which rows ran one program, and which program each is compared with: its parent's."""
+    for statement in (
+        "UPDATE experiment SET group_key = coalesce((SELECT tree_hash FROM program WHERE hash = program_hash), id)",
+        "UPDATE experiment SET run_key = group_key, base_group_key = "
+        "(SELECT parent.group_key FROM experiment AS parent WHERE parent.id = experiment.parent_id)",
+    ):
+        conn.execute(
+            f"{statement} WHERE context_id IN (SELECT id FROM context WHERE workspace_id = :workspace)",  # noqa: S608 - ours
+            {"workspace": workspace},
+        )
 
 
 def _replace_methods(conn: sqlite3.Connection, rows: Sequence[ImportedRow], ids: Sequence[str]) -> None:
@@ -294,14 +304,9 @@ async def all_lessons(db: Database) -> list[Lesson]:
 async def own_runs(db: Database, path: str) -> set[tuple[str, str]]:
     """Return description and metric of the runs made in a workspace, as its results.tsv tells them."""
     rows = await db.reader.execute_fetchall(
-        "SELECT description, metric_value, kind, reason FROM experiment JOIN context ON context.id = context_id "
+        "SELECT description, metric_value FROM experiment JOIN context ON context.id = context_id "
         "JOIN workspace ON workspace.id = workspace_id JOIN outcome ON outcome.experiment_id = experiment.id "
         "WHERE workspace.path = :path",
         {"path": path},
     )
-    told = set()
-    for row in rows:
-        failed = "" if row["metric_value"] is not None else f" ({row['kind']}: {row['reason']})"
-        words = " ".join((row["description"] + failed).split())
-        told.add((words, f"{row['metric_value'] or 0.0:.6f}"))
-    return told
+    return {(" ".join(row["description"].split()), f"{row['metric_value'] or 0.0:.6f}") for row in rows}

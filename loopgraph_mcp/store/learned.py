@@ -152,7 +152,8 @@ async def experiments_of(db: Database, recipe_id: str) -> list[str]:
     rows = await db.reader.execute_fetchall(
         "SELECT experiment.id FROM learned_edit JOIN experiment ON experiment.edit_id = learned_edit.edit_id "
         "JOIN outcome ON outcome.experiment_id = experiment.id "
-        "WHERE recipe_id = :recipe AND outcome.kind NOT IN ('cancelled', 'interrupted') ORDER BY experiment.row",
+        "WHERE recipe_id = :recipe AND outcome.kind NOT IN ('cancelled', 'interrupted', 'no_metric') "
+        "ORDER BY experiment.row",
         {"recipe": recipe_id},
     )
     return [str(row["id"]) for row in rows]

@@ -42,6 +42,7 @@ _ROWS = {
     "turn": "SELECT session_id || ':' || number AS id, researcher || ', memory ' || memory AS words, "
     "turn.created_at AS at FROM turn JOIN session ON session.id = session_id",
     "outcome": "SELECT experiment_id AS id, kind || coalesce(' ' || metric_value, '') || "
+    "CASE origin WHEN 'measured' THEN '' ELSE ' (' || origin || ')' END || "
     "CASE reason WHEN '' THEN '' ELSE ': ' || reason END AS words, created_at AS at FROM outcome",
     "decision": "SELECT experiment_id AS id, decision || ' by ' || made_by || "
     "CASE note WHEN '' THEN '' ELSE ': ' || note END AS words, created_at AS at FROM decision",

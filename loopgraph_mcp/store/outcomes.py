@@ -3,20 +3,8 @@
 import json
 from dataclasses import dataclass
 
-from loopgraph_mcp.models import Direction, OutcomeKind
+from loopgraph_mcp.models import Direction, Origin, OutcomeKind
 from loopgraph_mcp.store.database import Database
-
-# A program is known by its syntax tree, so that comments and layout do not make another one; a run that was only told
-# of, by its own id. What it is compared with is its base, or for a run only told of, the incumbent of that time: an
-# imported row may have its program where its parent's is not known, and the other way round.
-_TREE = "(SELECT tree_hash FROM program WHERE hash = {column})"
-OWN_TREE = f"coalesce({_TREE.format(column='experiment.program_hash')}, experiment.id)"
-BASE_TREE = f"""
-    CASE WHEN experiment.program_hash IS NOT NULL AND experiment.device_slot <> 'imported'
-    THEN {_TREE.format(column="experiment.base_hash")}
-    ELSE (SELECT coalesce({_TREE.format(column="parent.program_hash")}, parent.id)
-          FROM experiment AS parent WHERE parent.id = experiment.parent_id) END
-"""  # noqa: S608 - no input
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +13,10 @@ class Run:
 
     Args:
         row: Its place among all outcomes, from 1: what came later has a greater one.
-        tree: The program that ran, by syntax tree; the experiment's id where its text is not known.
-        base_tree: What it is compared with, likewise; None where there is nothing.
+        group: What ran, up to the values of seeds; the experiment's id where that is not known.
+        base_group: What it is compared with, likewise; None where there is nothing.
         method_ids: What its edit put into practice.
-        imported: Whether somebody's history tells of it.
+        origin: Who says so.
         other_load: The share of the device that others used meanwhile; None where it was not measured.
         tokens: Tokens trained on, in millions, where the trainer tells.
         params: The model's parameters, in millions, likewise.
@@ -38,10 +26,10 @@ class Run:
     context_id: str
     kind: OutcomeKind
     metric_value: float | None
-    tree: str
-    base_tree: str | None
+    group: str
+    base_group: str | None
     method_ids: tuple[str, ...]
-    imported: bool = False
+    origin: Origin = Origin.MEASURED
     other_load: float | None = None
     tokens: float | None = None
     params: float | None = None
@@ -105,18 +93,19 @@ async def own_searches(db: Database, *, besides: str | None) -> list[Search]:
 async def runs_between(db: Database, row: int, newest: int) -> list[Run]:
     """Return the outcomes behind a place, up to another, that say something of an idea, oldest first."""
     found = await db.reader.execute_fetchall(
-        f"""
+        """
         SELECT outcome.rowid AS row, experiment.context_id, outcome.kind, outcome.metric_value,
-               {OWN_TREE} AS tree, {BASE_TREE} AS base_tree, experiment.device_slot = 'imported' AS imported,
+               experiment.group_key, experiment.base_group_key, outcome.origin,
                (SELECT json_group_array(method_id) FROM experiment_method
                 WHERE experiment_id = experiment.id) AS methods,
                json_extract(told, '$.other_load') AS other_load, json_extract(told, '$.total_tokens_M') AS tokens,
                json_extract(told, '$.num_params_M') AS params
-        FROM (SELECT *, rowid, iif(json_valid(summary), summary, '{{}}') AS told FROM outcome) AS outcome
+        FROM (SELECT *, rowid, iif(json_valid(summary), summary, '{}') AS told FROM outcome) AS outcome
         JOIN experiment ON experiment.id = outcome.experiment_id
-        WHERE outcome.rowid > :row AND outcome.rowid <= :newest AND outcome.kind NOT IN ('cancelled', 'interrupted')
+        WHERE outcome.rowid > :row AND outcome.rowid <= :newest
+            AND outcome.kind NOT IN ('cancelled', 'interrupted', 'no_metric')
         ORDER BY outcome.rowid
-        """,  # noqa: S608 - no input
+        """,
         {"row": row, "newest": newest},
     )
     return [
@@ -125,10 +114,10 @@ async def runs_between(db: Database, row: int, newest: int) -> list[Run]:
             context_id=each["context_id"],
             kind=OutcomeKind(each["kind"]),
             metric_value=each["metric_value"],
-            tree=each["tree"],
-            base_tree=each["base_tree"],
+            group=each["group_key"],
+            base_group=each["base_group_key"],
             method_ids=tuple(sorted(json.loads(each["methods"]))),
-            imported=bool(each["imported"]),
+            origin=Origin(each["origin"]),
             other_load=each["other_load"],
             tokens=each["tokens"],
             params=each["params"],

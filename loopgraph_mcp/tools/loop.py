@@ -189,6 +189,10 @@ async def record_outcome(
         Literal["keep", "discard"] | None, Field(description="Whether the change stays; by default, whether it gained")
     ] = None,
     commit: Annotated[str | None, Field(description="The commit that holds the change", max_length=64)] = None,
+    log: Annotated[
+        str | None,
+        Field(description="For a run made elsewhere: its log, or the log's path in the workspace; then it counts"),
+    ] = None,
     tokens: Annotated[int | None, Field(description="Tokens you spent on it", ge=0)] = None,
     cost_usd: Annotated[float | None, Field(description="What they cost", ge=0)] = None,
     workspace: Workspace = None,
@@ -203,6 +207,7 @@ async def record_outcome(
         description=description,
         decision=None if decision is None else Decision(decision),
         commit=commit,
+        log=log,
         tokens=tokens,
         cost_usd=cost_usd,
         workspace=workspace,

@@ -18,7 +18,7 @@ from loopgraph_mcp.answers import (
     TraceAnswer,
     TraceLink,
 )
-from loopgraph_mcp.models import State
+from loopgraph_mcp.models import Origin, State
 from loopgraph_mcp.tokens import estimate_tokens
 
 _MAX_EDIT_TOKENS = 1_400
@@ -117,9 +117,12 @@ def experiment(answer: ExperimentAnswer) -> str:
     if answer.repeated:
         lines.append("This program was run before in this context; this is that run. replicate=true runs it again.")
     if answer.verdict is not None:
-        lines.append(_verdict(answer.verdict.value, answer.gain, answer.noise_floor, answer.p_win))
+        lines.append(_verdict(answer.verdict.value, answer.gain, answer.noise_floor, answer.p_win, answer.noise))
     if answer.decision is not None:
-        lines.append(f"Decision: {answer.decision.value}" + (f"; {answer.note}" if answer.note else ""))
+        decision = wording.decision(answer.decision, answer.tentative)
+        lines.append(f"Decision: {decision}" + (f"; {answer.note}" if answer.note else ""))
+    if answer.undone_by is not None:
+        lines.append(f"Undone: {answer.undone_by} ran it again, and together they do not gain.")
     lines += _earlier(answer.earlier)
     if answer.log_tail:
         tail = "\n".join(f"| {line}" for line in answer.log_tail.splitlines()[-_MAX_TAIL_LINES:])
@@ -145,10 +148,10 @@ def _earlier(runs: Sequence[EarlierRun]) -> list[str]:
 def record(answer: RecordAnswer) -> str:
     """Word a recorded outcome and what it makes of its methods."""
     value = "failed" if answer.metric_value is None else f"{answer.metric} {answer.metric_value:.6f}"
-    lines = [
-        f"{answer.experiment_id}: {value}, decision {answer.decision.value}",
-        _verdict(answer.verdict.value, answer.gain, answer.noise_floor, answer.p_win),
-    ]
+    lines = [f"{answer.experiment_id}: {value}{_said_by(answer.origin)}"]
+    lines += [] if answer.decision is None else [f"Decision: {wording.decision(answer.decision, answer.tentative)}"]
+    if answer.verdict is not None:
+        lines.append(_verdict(answer.verdict.value, answer.gain, answer.noise_floor, answer.p_win, answer.noise))
     lines += [f"{method} is now {standing.value}" for method, standing in answer.standings.items()]
     lines.append(f"Next: {answer.next_step}")
     return "\n".join(lines)
@@ -224,7 +227,7 @@ def progress(answer: ExperimentAnswer) -> str:
 def _status(answer: ExperimentAnswer) -> str:
     if answer.state is State.DONE:
         outcome = answer.outcome.value if answer.outcome else ""
-        return f"{outcome}, {answer.reason}"
+        return f"{outcome}, {answer.reason}{_said_by(answer.origin)}"
     if answer.state is State.QUEUED:
         ahead = answer.queue_position or 0
         return f"queued, {ahead} before it" if ahead else "queued, starting"
@@ -240,12 +243,16 @@ def _status(answer: ExperimentAnswer) -> str:
     return ", ".join(parts)
 
 
-def _verdict(verdict: str, gain: float | None, noise_floor: float | None, p_win: float | None) -> str:
+def _said_by(origin: Origin | None) -> str:
+    return f" [{origin.value}]" if origin is not None and origin is not Origin.MEASURED else ""
+
+
+def _verdict(verdict: str, gain: float | None, noise_floor: float | None, p_win: float | None, noise: str) -> str:
     words = f"Verdict: {verdict.replace('_', ' ')}"
     if gain is not None:
         words += f", gain {gain:+.5f}"
     if noise_floor is not None:
-        words += f", noise floor {noise_floor:.5f}"
+        words += f", noise floor {noise_floor:.5f}" + (f" ({noise})" if noise else "")
     if p_win is not None:
         words += f", P(win) {p_win:.2f}"
     return words
