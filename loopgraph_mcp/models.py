@@ -345,8 +345,8 @@ class OutcomeKind(StrEnum):
 
     @property
     def says_something(self) -> bool:
-        """Whether it tells anything of the idea: a cancelled or interrupted run does not."""
-        return self not in {OutcomeKind.CANCELLED, OutcomeKind.INTERRUPTED}
+        """Whether it says anything about the idea: a run that was cancelled, interrupted or not measured does not."""
+        return self not in {OutcomeKind.CANCELLED, OutcomeKind.INTERRUPTED, OutcomeKind.NO_METRIC}
 
 
 @dataclass(frozen=True, slots=True)

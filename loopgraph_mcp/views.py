@@ -53,6 +53,13 @@ def _eta_s(row: ExperimentRow, progress: Progress | None, now: float) -> float:
     return round(max(left, 0.0) + _EVALUATION_SHARE * row.budget_s, 1)
 
 
+def _next_after(kind: OutcomeKind) -> str:
+    """Return what to do after a run that says nothing about the idea."""
+    if kind is OutcomeKind.CANCELLED:
+        return "Nothing was measured; run it again."
+    return "Nothing was measured and no method is charged: fix what the reason names, then make the same call again."
+
+
 async def _done(db: Database, ledger: Ledger, row: ExperimentRow, outcome: Outcome, *, metric: str) -> ExperimentAnswer:
     verdict = await ledger.judge(row) if outcome.kind.says_something else None
     taught = ""
@@ -64,7 +71,7 @@ async def _done(db: Database, ledger: Ledger, row: ExperimentRow, outcome: Outco
         description=row.description,
         seed=row.seed,
         metric=metric,
-        next_step=verdict.next_step + taught if verdict else "Nothing was measured; run it again.",
+        next_step=verdict.next_step + taught if verdict else _next_after(outcome.kind),
         run_dir=row.run_dir,
         outcome=outcome.kind,
         reason=outcome.reason,
