@@ -165,7 +165,8 @@ _WRAPPING_LINE = re.compile(
 )
 _LATER_ERROR = re.compile(r"\W{0,3}(?:ERROR|FATAL|CRITICAL|[Ee]rror|[Ff]atal)\b[: ]")
 _ERROR_LINE = re.compile(
-    r"error|fatal|panic|exception|fail|abort|segmentation fault|core dumped|assert|cannot|can't|unable|invalid|mismatch",
+    r"error|fatal|panic|exception|fail|abort|segmentation fault|core dumped|assert|cannot|can't|unable|invalid"
+    r"|mismatch",
     re.IGNORECASE,
 )
 

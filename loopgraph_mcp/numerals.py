@@ -47,11 +47,14 @@ def read_number(raw: str, comma: Comma = Comma.UNKNOWN) -> float | None:
             return float(raw)  # by far the most: Python prints what Python reads
         except ValueError:
             pass
-    raw = raw.replace("\u2212", "-")
+    raw = raw.replace("\u2212", "-").removesuffix(".")  # the end of a sentence
     sign = raw[:1] if raw[:1] in "+-" else ""
     mantissa, e, exponent = raw[len(sign) :].partition("e" if "e" in raw else "E")
     plain = _plain(mantissa, comma)
-    return None if plain is None else float(f"{sign}{plain}{e}{exponent}")
+    try:
+        return None if plain is None else float(f"{sign}{plain}{e}{exponent}")
+    except ValueError:
+        return None
 
 
 def _plain(mantissa: str, comma: Comma) -> str | None:
