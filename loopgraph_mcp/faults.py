@@ -299,7 +299,7 @@ def _judge(raised: _Raised, absent: Callable[[str], str | None], is_own_module: 
     """Return the fault of the surroundings that one exception tells, or nothing."""
     if raised.type == "ModuleNotFoundError" or _NO_PACKAGE.search(raised.first_line):
         return _missing_module(raised, absent, is_own_module)
-    own = bool(_OWN_ERRORS.fullmatch(raised.type.removesuffix("Error")))
+    own = _is_own(raised.type)
     if path := _absent_path(raised.message, absent, bare_words=not own):
         return path
     if raised.type == "ImportError":
@@ -314,6 +314,10 @@ def _judge(raised: _Raised, absent: Callable[[str], str | None], is_own_module: 
         if rule.signs.search(line):
             return _say(rule, raised.first_line)
     return _say(_NETWORK, raised.first_line) if _is_network(raised) else ""
+
+
+def _is_own(error: str) -> bool:
+    return bool(_OWN_ERRORS.fullmatch(error.removesuffix("Error")))
 
 
 def _is_network(raised: _Raised) -> bool:
@@ -386,19 +390,24 @@ def _judge_lines(lines: Sequence[str], absent: Callable[[str], str | None]) -> s
     """Return the fault that a program without exceptions tells in its last lines; the last about an error decides."""
     spoken = [line for line in lines[-100:] if not _WRAPPING_LINE.match(line) and not _WARNING.search(line)]
     for line in reversed(spoken[-_LAST_LINES:]):
-        if shows_progress(line):
-            return ""  # what stands before it was survived
-        if path := _absent_path(line, absent, bare_words=True):
-            return path
-        if match := _NO_MODULE.search(line):
-            return _say_module(match.group(1))
-        if (match := _NO_PACKAGE.search(line)) and not (match.group(1) or "").startswith((".", "/", "file:")):
-            return f"a package is not installed ({quoted(line)}); install it"
-        for rule in _RULES:
-            if rule.signs.search(line):
-                return _say(rule, line)
-        if _CANNOT_START.search(line):
-            return f"a command could not be started ({quoted(line)}); install it, or correct `command`"
-        if _ERROR_LINE.search(line):
-            return ""
+        if (fault := _judge_line(line, absent)) is not None:
+            return fault
     return ""
+
+
+def _judge_line(line: str, absent: Callable[[str], str | None]) -> str | None:
+    """Return the fault that one line tells; empty where it is the program's; None where it is about no error."""
+    error = _RAISED.match(line)
+    if shows_progress(line) or (error and _is_own(error.group(1))):
+        return ""  # what was printed before a step of progress was survived
+    if path := _absent_path(line, absent, bare_words=True):
+        return path
+    if match := _NO_MODULE.search(line):
+        return _say_module(match.group(1))
+    if (match := _NO_PACKAGE.search(line)) and not (match.group(1) or "").startswith((".", "/", "file:")):
+        return f"a package is not installed ({quoted(line)}); install it"
+    if rule := next((rule for rule in _RULES if rule.signs.search(line)), None):
+        return _say(rule, line)
+    if _CANNOT_START.search(line):
+        return f"a command could not be started ({quoted(line)}); install it, or correct `command`"
+    return "" if _ERROR_LINE.search(line) else None

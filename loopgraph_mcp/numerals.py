@@ -3,12 +3,12 @@
 import re
 from enum import Enum
 
-# A raw number, not yet understood. Spaces and apostrophes belong to it only where they group three digits each, a plain
-# space only where a decimal comma follows: `step 1 234` may be two numbers, `1 234,5` is one.
+# A raw number, not yet understood. Spaces and apostrophes belong to it where they group three digits each: `1 234` may
+# be one number or two, so it is refused; `1 234,5` is one.
 RAW = (
     r"[-+\u2212]?(?:nan|inf(?:inity)?|(?:"
     r"[0-9]{1,3}(?:['\u2019\u00a0\u2009\u202f][0-9]{3})+(?:[.,][0-9]+)?"
-    r"|[0-9]{1,3}(?: [0-9]{3})+,[0-9]+"
+    r"|[0-9]{1,3}(?: [0-9]{3})+(?:[.,][0-9]+)?(?![0-9])"
     r"|[0-9](?:[0-9.,_]{0,50}[0-9])?\.?"
     r"|\.[0-9]+"
     r")(?:[eE][-+]?[0-9]+)?)"

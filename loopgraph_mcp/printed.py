@@ -53,6 +53,7 @@ _NO_VALUE = re.compile(  # what follows a number that is no value
     r"| ?(?:->|=>|\u2192)"  # the value before a change
     r"| ?[\u00d7x*] ?10\b| (?:folds?|times|more|less|fewer)\b|\w"  # 1.5 x 10^-3, 5 folds, 0x1f
 )
+_MORE_TIME = re.compile(r" ?[0-9]{1,2} ?(?:m|s|min|sec)\b")  # 1 h 5 m
 _UNIT_NEXT = re.compile(rf" ?({UNIT})(?![\w.])")
 
 
@@ -234,7 +235,7 @@ def _scan_name(log: BinaryIO, wanted: Wanted, comma: Comma) -> _Scan:
             if text[after : after + 1] not in _PLAIN_ENDS:
                 if next_unit := _UNIT_NEXT.match(text, after):
                     unit, after = next_unit.group(1), next_unit.end()
-                if _NO_VALUE.match(text, after):
+                if _NO_VALUE.match(text, after) or (unit and _MORE_TIME.match(text, after)):
                     continue
             if text[end : end + 1] == "," and match.group("open")[-1:] in _BRACKETS:
                 continue  # the first of a list
@@ -254,10 +255,11 @@ def _line_at(text: str, at: int) -> str:
 def _value_of(name: str) -> re.Pattern[str]:
     """Return what finds a name and the number that belongs to it; the name stands first, so that the search is fast."""
     words = r"[ \t\u00a0]+".join(re.escape(word) for word in name.split())
-    wrapper = r"(?:tensor|array|float|Decimal|(?:np|numpy)\.\w{1,20})\([\"'\[]?"
+    wrapper = r"(?:tensor|[Aa]rray|float|Decimal|tf\.Tensor|(?:np|numpy)\.\w{1,20})\([\"'\[]?"
     return re.compile(
-        rf"(?P<name>{words})[\"'`*]{{0,4}}(?:[ \t]*[(\[]{UNIT}[)\]])?"
-        r"(?:[ \t\u00a0]*(?:[:=]|->|=>|\u2192|[|\u2502\u2503\u2551]|\.{2,20}|is\b)[ \t\u00a0]*|[ \t\u00a0]+)"
+        rf"(?P<name>{words})[\"'`*)\]>]{{0,4}}(?:[ \t]*[(\[]{UNIT}[)\]])?"
+        r"(?:[ \t\u00a0]*(?::=?|=(?!=)|[-=]{1,5}>|\u2192|[|\u2502\u2503\u2551]|\.{2,80} ?[:=]?|is\b"
+        r"|[-\u2013\u2014](?= ))[ \t\u00a0]*|[ \t\u00a0]+)"
         rf"(?P<open>[\"'`*$\u20ac\u00a3(\[]{{0,4}})(?:{wrapper})?(?P<raw>(?i:{RAW}))(?![0-9])[\"'`*]{{0,4}}"
     )
 
@@ -270,6 +272,8 @@ def _owner(before: str, *, tight: bool, says_part: bool) -> _Owner | None:
     """
     bare = before.rstrip(_QUOTES)
     previous = bare[-1:]
+    if previous in _BRACKETS and bare[-2:-1].isalnum():
+        return None  # max(acc): 0.9
     if previous.isalnum() or (previous in _NO_NAME_BEFORE and not bare.endswith("..")):
         return None
     section = ""
@@ -329,10 +333,10 @@ def _unclear(values: _Values, wanted: Wanted) -> str:
 
 
 def _unclear_reason(raw: str, values: _Values, wanted: Wanted) -> str:
-    why = "no other number of the log shows whether its comma is a decimal comma"
+    why = "no other number of the log shows what separates its decimals, and what its thousands"
     return (
         f"`{wanted.name}` was not read: {quoted(values.line)} may mean two numbers, as {why}"
-        if "," in raw
+        if "," in raw or " " in raw
         else f"`{wanted.name}` was not read: `{raw[:40]}` is no number"
     ) + "; print it with a decimal point and without separators of thousands"
 

@@ -186,6 +186,7 @@ def test_other_programs_are_judged_by_their_last_lines(log: str) -> None:
         "main.c:3:10: fatal error: fastmath.h: No such file or directory\ncompilation terminated.",
         "warning: cache not written: No space left on device\nSegmentation fault (core dumped)",
         "error: mismatched types",
+        "ValueError: No space left on device",
         "cat: typo.txt: No such file or directory",
         "Connection refused, trying again\nstep 12 loss 3.0",
     ],

@@ -74,6 +74,13 @@ AS_PRINTED = {
     "tokens: 1.234,5": ("tokens", 1234.5),
     "tokens: 1_000_000": ("tokens", 1e6),
     "tokens: 1 234,5": ("tokens", 1234.5),
+    "Final metric (val_bpb): 0.98": ("val_bpb", 0.98),
+    "val_loss ........ : 1.23": ("val_loss", 1.23),
+    "acc - 0.91": ("acc", 0.91),
+    "acc ==> 0.91": ("acc", 0.91),
+    "loss: Array(0.66, dtype=float32)": ("loss", 0.66),
+    "2024-11-30 12:00:01.123 | INFO     | __main__:main:12 - acc: 0.91": ("acc", 0.91),
+    "acc: 0.91 (best: 0.93)": ("acc", 0.91),
 }
 
 
@@ -96,6 +103,7 @@ NO_METRIC = {
     "val_loss improved from 1.3 to 1.2": "val_loss",
     "val_loss: 1.3 -> 1.2": "val_loss",
     "val_loss <= 3.28": "val_loss",
+    "val_loss == 3.28": "val_loss",
     "time: 12:30:45": "time",
     "date: 2024-11-30": "date",
     "x=0x1f": "x",
@@ -104,6 +112,10 @@ NO_METRIC = {
     "acc: [0.5, 0.6, 0.7]": "acc",
     "version: 1.2.3": "version",
     "loss information: none": "loss",
+    "max(acc): 0.9": "acc",
+    "tokens: 9 311": "tokens",
+    "time: 1h 5m": "time",
+    "time: 1m30s": "time",
 }
 
 
