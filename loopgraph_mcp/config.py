@@ -1,6 +1,7 @@
 """Settings, read once at the entry point from the environment and passed down from there."""
 
 import ipaddress
+import itertools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -34,6 +35,7 @@ def read_skill() -> str:
 
 
 _HTTP_HOST, _HTTP_PORT = "127.0.0.1", 8848
+_GPU = re.compile(r"\d{1,4}|(?:GPU|MIG)-[\w./-]{1,120}", re.ASCII)
 LogFormat = Literal["text", "json"]
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 _LOG_LEVELS: tuple[LogLevel, ...] = get_args(LogLevel)
@@ -107,8 +109,8 @@ class Settings:
         home: Folder of locks, and of the database and the runs unless `db_path` lies elsewhere.
         db_path: The SQLite file.
         workspace: Folder to work on when a call names none.
-        device: Device to run on (`cpu`, `mps`, `cuda:1`) when not the first one found.
-        visible_gpus: Indices of the GPUs that may be used (CUDA_VISIBLE_DEVICES); None for all.
+        device: What a run gets (`cpu`, `mps`, `cuda:1`, `cuda:2,3`, `all`) when not the first one found.
+        visible_gpus: Indices or UUIDs of the GPUs that may be used (CUDA_VISIBLE_DEVICES); None for all.
         packs: Folder of method packs to load at start.
         day_one: Whether what other people's published histories teach counts, for little.
         log_level: Level of the log on stderr.
@@ -123,7 +125,7 @@ class Settings:
     db_path: Path
     workspace: Path
     device: str | None = None
-    visible_gpus: tuple[int, ...] | None = None
+    visible_gpus: tuple[str, ...] | None = None
     packs: Path = field(default_factory=lambda: bundled("methodpacks"))
     day_one: bool = True
     log_level: LogLevel = "WARNING"
@@ -186,7 +188,7 @@ def read_settings(environment: Mapping[str, str], cwd: Path) -> Settings:
         db_path=db_path,
         workspace=path(value) if (value := get("WORKSPACE")) else cwd.resolve(),
         device=get("DEVICE"),
-        visible_gpus=_visible_gpus(environment.get("CUDA_VISIBLE_DEVICES")),
+        visible_gpus=visible_gpus(environment.get("CUDA_VISIBLE_DEVICES")),
         packs=path(value) if (value := get("PACKS")) else bundled("methodpacks"),
         day_one=day_one == "on",
         log_level=level,
@@ -221,13 +223,9 @@ def _oauth(issuer: str | None, audience: str | None, jwks: str | None) -> OAuth 
     return OAuth(issuer, audience, jwks)
 
 
-def _visible_gpus(listed: str | None) -> tuple[int, ...] | None:
-    """Read CUDA_VISIBLE_DEVICES as CUDA does, up to the first thing that is no index; UUIDs are left to CUDA."""
-    if listed is None or listed.strip().startswith(("GPU-", "MIG-")):
+def visible_gpus(listed: str | None) -> tuple[str, ...] | None:
+    """Read CUDA_VISIBLE_DEVICES as CUDA does: ids up to the first thing that is no index and no UUID; None if unset."""
+    if listed is None:
         return None
-    indices = []
-    for part in listed.split(","):
-        if not part.strip().isdigit():
-            break
-        indices.append(int(part))
-    return tuple(indices)
+    parts = [part.strip() for part in listed.split(",")]
+    return tuple(itertools.takewhile(_GPU.fullmatch, parts))

@@ -14,7 +14,7 @@ from pathlib import Path
 from loopgraph_mcp import __version__
 from loopgraph_mcp.clients import CLIENTS, mentions
 from loopgraph_mcp.config import Settings
-from loopgraph_mcp.errors import LoopGraphError
+from loopgraph_mcp.errors import LoopGraphError, WorkspaceError
 from loopgraph_mcp.loopgraph import LoopGraph
 from loopgraph_mcp.runner.device import choose_device
 from loopgraph_mcp.store import access_tokens
@@ -46,10 +46,10 @@ class Check:
 async def examine(settings: Settings, *, home: Path, cwd: Path) -> list[Check]:
     """Run every check; none of them changes anything but makes the store where there was none."""
     checks = [_python(), _platform()]
-    checks.append(await asyncio.to_thread(_device, settings))
-    checks.append(await store(settings))
     workspace, check = await asyncio.to_thread(_workspace, settings)
-    checks.append(check)
+    count = 1 if workspace is None else workspace.devices_per_run
+    checks.append(await asyncio.to_thread(_device, settings, count))
+    checks += [await store(settings), check]
     if workspace is not None:
         checks.append(await asyncio.to_thread(_trainer, workspace))
     checks.append(_git())
@@ -68,14 +68,18 @@ def _platform() -> Check:
     return Check("platform", Level.FAIL, platform.platform(), "use Linux or macOS; on Windows, WSL")
 
 
-def _device(settings: Settings) -> Check:
+def _device(settings: Settings, count: int) -> Check:
+    """Say what a run of the workspace would get."""
     try:
-        device = choose_device(settings.device, settings.visible_gpus)
+        device = choose_device(settings.device, settings.visible_gpus, count)
+    except WorkspaceError as error:
+        return Check("device", Level.FAIL, str(error))
     except LoopGraphError as error:
         return Check("device", Level.FAIL, str(error), "unset LOOPGRAPH_DEVICE")
     if device.kind == "cpu":
         return Check("device", Level.NOTE, device.label, "no GPU found; runs work, on a smaller model")
-    return Check("device", Level.OK, f"{device.label} ({device.slot})")
+    gets = f"; a run gets CUDA_VISIBLE_DEVICES={','.join(device.ids)}" if device.kind == "cuda" else ""
+    return Check("device", Level.OK, f"{device.label} ({device.slot}){gets}")
 
 
 async def store(settings: Settings) -> Check:

@@ -1,10 +1,23 @@
 """The verb get_code_edit: methods as one edit of the workspace's present file, or an edit taken out of it again."""
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from loopgraph_mcp import bests, composing, edits, guiding, launch, lookups, precedents, recipes, undoing, wording
+from loopgraph_mcp import (
+    bests,
+    composing,
+    edits,
+    guiding,
+    launch,
+    lookups,
+    precedents,
+    recipes,
+    schemas,
+    undoing,
+    wording,
+)
 from loopgraph_mcp.answers import EditAnswer, Guidance, OfferedChange
 from loopgraph_mcp.composing import Wish
 from loopgraph_mcp.edits import Around
@@ -13,11 +26,14 @@ from loopgraph_mcp.evidence import Ledger
 from loopgraph_mcp.foresight import Foresight
 from loopgraph_mcp.models import Applied, Context, EditResult, KnobValue, Method, Presence, Refused
 from loopgraph_mcp.store import edits as edit_store
+from loopgraph_mcp.store import experiments, methods
 from loopgraph_mcp.store import learned as learned_store
-from loopgraph_mcp.store import methods
 from loopgraph_mcp.store.database import Database
+from loopgraph_mcp.store.edits import EditRow
 from loopgraph_mcp.surroundings import Surroundings
 from loopgraph_mcp.workspace import Workspace, read_siblings, write_program
+
+_RUNS_SINCE = 50  # newest experiments among which it is looked whether an applied edit has run
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +93,10 @@ async def make_edit(
     await lookups.check_retrieval(db, asked.retrieval_id)
     where = await here.workspace(workspace)
     program = where.read_program()
+    asked = await _with_ids(db, asked)
     plan = await _plan(db, here, where, asked, program)
+    if asked.apply and (earlier := await _applied_before(db, await here.workspace_id(where), plan, program)):
+        return _again(plan, earlier, where.editable)
     subject = " + ".join(method.id for method in plan.methods) or asked.method_ids[0]
     learned: recipes.Offer | None = None
     guidance: Guidance | None = None
@@ -155,6 +174,70 @@ async def make_edit(
     )
 
 
+async def _with_ids(db: Database, asked: Asked) -> Asked:
+    """Return what is asked for with the methods' ids for any of their names, and knob values in their knobs' types.
+
+    Raises:
+        NotFoundError: A name is no method's, or several methods'.
+        RunError: A knob is given twice.
+    """
+    if asked.whole or (asked.revert and await edit_store.get_edit(db, asked.method_ids[0]) is not None):
+        return asked
+    wanted = {each.id: each for each in [await lookups.the_method(db, each) for each in asked.method_ids]}
+    first = next(iter(wanted))
+    knobs = dict[str, KnobValue]()
+    for name, value in asked.knobs.items():
+        owner, _, knob = name.rpartition(".")
+        owners = [each.id for each in lookups.named(owner, wanted.values())] or [owner]
+        method = wanted.get(owners[0] if owner else first)
+        key = knob if method is not None and method.id == first else f"{owners[0]}.{knob}"
+        if key in knobs:
+            raise RunError(f"knobs: {knob} of {first} is given twice, as {key} and as {name}; give it once")
+        knobs[key] = _in_type(value, method, knob)
+    return replace(asked, method_ids=tuple(wanted), knobs=knobs)
+
+
+def _in_type(value: KnobValue, method: Method | None, knob: str) -> KnobValue:
+    """Return a knob's value as a number where it was sent as text and the knob takes no text."""
+    declared = {} if method is None else {each.name: each.default for each in method.knobs}
+    if not isinstance(value, str) or isinstance(declared.get(knob), str):
+        return value
+    number = schemas.number(value)
+    return value if number is None else number
+
+
+async def _applied_before(db: Database, workspace_id: str, plan: _Plan, program: str) -> EditRow | None:
+    """Return the edit that the file holds by an earlier call with the same wish: its client gave up and calls again.
+
+    Where that program has run since, an edit that fits once more is a further step, not a retry.
+    """
+    if not plan.methods or edit_store.REVERTS in plan.asked:
+        return None
+    wish = plan.methods[0].id, tuple(each.id for each in plan.methods), dict(plan.asked)
+    for row in await edit_store.edits_to_revert(db, workspace_id, plan.methods[0].id):
+        if row.new_text != program or wish != (row.method_id, row.method_ids, json.loads(row.knobs)):
+            continue
+        runs = await experiments.list_experiments(db, workspace_id, limit=_RUNS_SINCE)
+        if not isinstance(plan.made, Applied) or row.new_hash not in {run.program_hash for run in runs}:
+            return row
+    return None
+
+
+def _again(plan: _Plan, row: EditRow, file: str) -> EditAnswer:
+    return EditAnswer(
+        status="applied",
+        method_id=" + ".join(each.id for each in plan.methods),
+        file=file,
+        edit_id=row.id,
+        diff=row.diff,
+        changes=[],
+        reason=f"an earlier call made this edit, and {file} already holds it",
+        nearest=[],
+        earlier=[],
+        next_step=wording.after_edit(row.id, []),
+    )
+
+
 async def _plan(db: Database, here: Surroundings, where: Workspace, asked: Asked, program: str) -> _Plan:
     if (asked.revert or asked.whole) and (len(asked.method_ids) > 1 or asked.knobs or asked.companions):
         whole, back = (
@@ -171,7 +254,7 @@ async def _plan(db: Database, here: Surroundings, where: Workspace, asked: Asked
 
 
 async def _plan_methods(db: Database, where: Workspace, asked: Asked, program: str) -> _Plan:
-    wanted = [await lookups.the_method(db, each) for each in dict.fromkeys(asked.method_ids)]
+    wanted = [await lookups.the_method(db, each) for each in asked.method_ids]
     library = {method.id: method for method in await methods.all_methods(db)}
     siblings = await asyncio.to_thread(read_siblings, where, program)
     around = Around(siblings, library, asked.companions)
@@ -187,8 +270,6 @@ async def _plan_revert(db: Database, workspace_id: str, asked: Asked, program: s
     """Take out the newest edit that stands in the file: the one whose very text it is, else one whose lines are."""
     wanted = asked.method_ids[0]
     rows = await edit_store.edits_to_revert(db, workspace_id, wanted)
-    if not rows and await edit_store.get_edit(db, wanted) is None:
-        wanted = (await lookups.the_method(db, wanted)).id
     rows.sort(key=lambda row: row.new_text != program)
     made: EditResult | None = None
     for row in rows:

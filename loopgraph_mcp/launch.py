@@ -5,13 +5,13 @@ import asyncio
 import dataclasses
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from loopgraph_mcp import duplicates, edits, lookups, patches
 from loopgraph_mcp.config import Settings
 from loopgraph_mcp.errors import NotFoundError, RunError, WorkspaceError
-from loopgraph_mcp.models import Applied, Context, Outcome, OutcomeKind, Refused, WhatRan
+from loopgraph_mcp.models import Applied, Context, Outcome, OutcomeKind, Present, WhatRan
 from loopgraph_mcp.runner import processes
 from loopgraph_mcp.runs import CODE_DIR, SUPERVISOR_LOG_NAME
 from loopgraph_mcp.store import edits as edit_store
@@ -21,6 +21,7 @@ from loopgraph_mcp.store.experiments import ExperimentRow
 from loopgraph_mcp.workspace import CONFIG_NAME, MAX_BUDGET_S, RESULTS_NAME, Workspace, _files, reads_variable, snapshot
 
 DEFAULT_SEED = 42
+_RETRIED_AMONG = 50  # newest experiments among which a patch that the file holds is looked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,7 @@ class Plan:
 
     Args:
         base_group_key: What it is compared with, where that could see other files than the run will.
+        held: Why only an earlier run answers for it: the file holds the change already, or is another one by now.
     """
 
     text: str
@@ -36,6 +38,7 @@ class Plan:
     edit_id: str | None
     method_ids: tuple[str, ...] = ()
     base_group_key: str | None = None
+    held: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,13 +78,16 @@ async def make_plan(
     """
     if edit_id is not None and patch is not None:
         raise RunError("give edit_id or patch, not both: an experiment runs one program")
+    context_id = await edit_store.context_id(db, context)
     if edit_id is not None:
-        plan = await plan_edit(db, workspace, context.workspace_id, edit_id, replicate=replicate)
+        plan = await plan_edit(db, workspace, context.workspace_id, edit_id)
     elif patch is not None:
-        plan = plan_patch(workspace, patch)
+        plan = await plan_patch(db, workspace, context_id, inputs, patch)
     else:
-        plan = await plan_present(db, workspace, await edit_store.context_id(db, context), inputs)
+        plan = await plan_present(db, workspace, context_id, inputs)
     check_parses(workspace.editable, plan.text)
+    if replicate:  # of a program that the file holds, or held once
+        plan = dataclasses.replace(plan, held="")
     if method_id is None:
         return plan
     return dataclasses.replace(plan, method_ids=((await lookups.the_method(db, method_id)).id,))
@@ -105,41 +111,88 @@ async def as_edit(db: Database, where: Workspace, plan: Plan, *, workspace: str,
     return dataclasses.replace(plan, edit_id=edit_id)
 
 
-async def plan_edit(db: Database, workspace: Workspace, workspace_id: str, edit_id: str, *, replicate: bool) -> Plan:
-    """Return the program that an edit makes, if the workspace still holds what the edit started from.
+async def plan_edit(db: Database, workspace: Workspace, workspace_id: str, edit_id: str) -> Plan:
+    """Return the program that an edit makes; of a file that is another one by now, only an earlier run answers.
 
     Raises:
         NotFoundError: No such edit.
-        RunError: The file is another one by now, or the edit was made in another workspace.
+        RunError: The edit was made in another workspace.
     """
     edit = await edit_store.get_edit(db, edit_id)
     if edit is None:
-        raise NotFoundError(f"no edit {edit_id!r}; get_code_edit makes one and returns its id")
+        raise NotFoundError(f"no edit {edit_id[:80]!r}; get_code_edit makes one and returns its id")
     if edit.workspace_id != workspace_id:
         raise RunError(f"{edit_id} was made in another workspace than {workspace.path}; make it here: get_code_edit")
-    present = workspace.read_program()
-    if present not in {edit.base_text, edit.new_text} and not replicate:
-        raise RunError(
-            f"{workspace.editable} changed since {edit_id} was made; "
-            + (f"call get_code_edit for {edit.method_id} again" if edit.method_id else "make the patch again")
-        )
-    return Plan(edit.new_text, edit.base_text, edit.id, edit.method_ids)
+    held = ""
+    if workspace.read_program() not in {edit.base_text, edit.new_text}:
+        again = f"call get_code_edit for {edit.method_id} again" if edit.method_id else "make the patch again"
+        held = f"{workspace.editable} changed since {edit_id} was made; {again}"
+    return Plan(edit.new_text, edit.base_text, edit.id, edit.method_ids, held=held)
 
 
-def plan_patch(workspace: Workspace, patch: str) -> Plan:
-    """Return the program that a unified diff makes of the present file.
+async def plan_patch(db: Database, workspace: Workspace, context_id: str, inputs: Inputs, patch: str) -> Plan:
+    """Return the program that a unified diff makes of the present file, or made of it where the file holds it already.
+
+    A client that gave up waiting sends the same patch again, and its win may have been written to the file meanwhile.
 
     Raises:
         RunError: The patch does not fit.
     """
     present = workspace.read_program()
     made = patches.apply_patch(present, patch)
-    if isinstance(made, Applied):
+    taken_out = patches.take_out(present, patch)
+    if isinstance(made, Present):
+        held = f"{made.reason}; call run_experiment without patch to run {workspace.editable} as it is"
+        return dataclasses.replace(await plan_present(db, workspace, context_id, inputs), held=held)
+    if isinstance(made, Applied) and not isinstance(taken_out, Applied) and patches.adds_lines(patch):
         return Plan(made.text, present, None)
-    if isinstance(made, Refused):
+    runs = await _runs_of_patch(db, context_id, patch)
+    if isinstance(made, Applied):  # what only adds or only deletes lines may fit twice: a retry would stack it
+        runs = [run for run in runs if run.context_id == context_id and run.program_hash == text_hash(present)]
+        return await _as_it_ran(db, runs[0], "") if runs else Plan(made.text, present, None)
+    holds = isinstance(taken_out, Applied) or any(run.program_hash == text_hash(present) for run in runs)
+    if not holds:
         near = "; the nearest lines are\n" + "\n".join(made.nearest) if made.nearest else ""
-        raise RunError(f"the patch does not fit {workspace.editable}: {made.looked_for}: {made.reason}{near}")
-    raise RunError(f"{made.reason}; run without a patch to run {workspace.editable} as it stands")
+        ran = f"; {runs[0].id} ran it on an earlier file" if runs else ""
+        raise RunError(f"the patch does not fit {workspace.editable}: {made.looked_for}: {made.reason}{ran}{near}")
+    ran = f"{runs[0].id} ran it in other surroundings" if runs else "no run of it is known"
+    held = (
+        f"{workspace.editable} already holds this patch, and {ran}; call run_experiment without patch to run "
+        f"{workspace.editable} as it is"
+    )
+    here = [run for run in runs if run.context_id == context_id]
+    if here:
+        return await _as_it_ran(db, here[0], held)
+    return Plan(present, taken_out.text if isinstance(taken_out, Applied) else None, None, held=held)
+
+
+async def _runs_of_patch(db: Database, context_id: str, patch: str) -> list[ExperimentRow]:
+    """Return the newest runs of the workspace whose program is what a patch makes of their base, newest first."""
+    workspace_id = (await edit_store.get_context(db, context_id)).workspace_id
+    found = list[ExperimentRow]()
+    for run in await experiments.list_experiments(db, workspace_id, limit=_RETRIED_AMONG):
+        if run.base_hash is None or run.program_hash is None:
+            continue
+        made = patches.apply_patch(await edit_store.program_text(db, run.base_hash), patch)
+        if isinstance(made, Applied) and text_hash(made.text) == run.program_hash:
+            found.append(run)
+    return found
+
+
+async def _as_it_ran(db: Database, run: ExperimentRow, held: str) -> Plan:
+    text = await edit_store.program_text(db, run.program_hash or "")
+    base = None if run.base_hash is None else await edit_store.program_text(db, run.base_hash)
+    return Plan(text, base, run.edit_id, run.method_ids, held=held)
+
+
+def check_held(plan: Plan, earlier: Sequence[ExperimentRow]) -> None:
+    """Refuse a change that the file holds already, or no longer fits, where no earlier run of it answers.
+
+    Raises:
+        RunError: There is none.
+    """
+    if plan.held and not earlier:
+        raise RunError(plan.held)
 
 
 async def plan_present(db: Database, workspace: Workspace, context_id: str, inputs: Inputs) -> Plan:

@@ -69,7 +69,7 @@ from loopgraph_mcp.store.retrievals import Shown
 from loopgraph_mcp.surroundings import Sight, Surroundings
 from loopgraph_mcp.tries import Past
 from loopgraph_mcp.turns import Priority
-from loopgraph_mcp.workspace import default_timeout_s
+from loopgraph_mcp.workspace import default_timeout_s, resolved
 
 MAX_WAIT_S = 50.0  # most clients give up on a call after 60 s
 _CANDIDATES = 50
@@ -294,7 +294,7 @@ class LoopGraph:
             now=self._now(),
         )
         running = sharing.running_now(await sharing.under_way(self.db), caller)
-        return answer if revert else sharing.told_in_edit(answer, running, {method_id, *also})
+        return answer if revert else sharing.told_in_edit(answer, running, set(answer.method_id.split(" + ")))
 
     async def map_code(
         self,
@@ -316,7 +316,7 @@ class LoopGraph:
             WorkspaceError: There is nothing there that can be read, or it lies outside.
         """
         where = await self._here.workspace(workspace)
-        target = (where.path / (path or where.editable)).resolve()
+        target = resolved(where.path / (path or where.editable))
         if not target.is_relative_to(where.path):
             raise WorkspaceError(f"{target}: lies outside of {where.path}; `loopgraph map PATH` maps any file")
         return await self.map_file(target, query=query, budget_tokens=budget_tokens)
@@ -393,6 +393,7 @@ class LoopGraph:
                 await experiments.join_experiment(self.db, repeat.id, caller, now=self._now())
             answer = await self.get_experiment(repeat.id, wait_s=wait_s, on_progress=on_progress)
             return dataclasses.replace(answer, repeated=True)
+        launch.check_held(plan, earlier)
         chosen_seed = launch.choose_seed(where, seed, {run.seed for run in earlier} if replicate else set())
         plan = await launch.as_edit(
             self.db, where, plan, workspace=await self._here.workspace_id(where), now=self._now()
@@ -414,7 +415,7 @@ class LoopGraph:
             self.db,
             NewExperiment(
                 context_id=context_id,
-                device_slot=(await self._here.device()).slot,
+                device_slot=(await self._here.device(where)).slot,
                 description=wording.description(description, plan.method_ids, plan.base_text),
                 seed=chosen_seed,
                 timeout_s=max(where.timeout_s, default_timeout_s(budget)) if budget_s else where.timeout_s,

@@ -30,7 +30,8 @@ async def export_pack(
     """
     for each in await methods.all_methods(db):
         await recipes.learn(db, ledger, [each.id], now=now)
-    chosen = set(method_ids) or (await learned.methods_with_recipe(db) | await methods.ids_beside(db, but_pack))
+    chosen = {(await lookups.the_method(db, each)).id for each in method_ids}
+    chosen = chosen or (await learned.methods_with_recipe(db) | await methods.ids_beside(db, but_pack))
     if not chosen:
         raise PackError("nothing was learned here and no method is local; name methods with --method")
     await ledger.follow()

@@ -1,11 +1,12 @@
-"""Applies an agent's unified diff to one text; line numbers are only hints, the lines themselves must match."""
+"""Applies an agent's unified diff to one text, or takes it out; line numbers are only hints, lines must match."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from loopgraph_mcp.models import Applied, EditResult, Present, Refused
 
-_HUNK = re.compile(r"^@@(?: -(\d+)(?:,\d+)? \+\d+(?:,\d+)? @@| @@|\s*$)")
+_HUNK = re.compile(r"^@@(?: -(\d{1,9})(?:,\d+)? \+(\d{1,9})(?:,\d+)? @@| @@|\s*$)")
 _MAX_PATCH_CHARS = 400_000
 
 
@@ -14,15 +15,39 @@ class _Hunk:
     start: int  # 1-based line of the old text where it says it belongs; 0 where it does not say
     old: tuple[str, ...]
     new: tuple[str, ...]
+    new_start: int = 0  # likewise of the new text
+
+    def reversed(self) -> "_Hunk":
+        """Return the hunk that undoes this one."""
+        return _Hunk(self.new_start, self.new, self.old, self.start)
 
 
 def apply_patch(source: str, patch: str) -> EditResult:
     """Return the patched text, or why the patch does not fit: every hunk's old lines must stand in one place."""
-    if len(patch) > _MAX_PATCH_CHARS:
-        return Refused("a unified diff", f"the patch has {len(patch):,} characters; at most {_MAX_PATCH_CHARS:,}")
-    hunks = _parse(patch)
+    hunks = _read(patch)
+    return hunks if isinstance(hunks, Refused) else _apply(source, hunks)
+
+
+def take_out(source: str, patch: str) -> EditResult:
+    """Return the text that a patch was applied to, or why the text does not hold what the patch makes.
+
+    A hunk that leaves no line behind cannot be looked for: what it deleted without context may have been anywhere.
+    """
+    hunks = _read(patch)
     if isinstance(hunks, Refused):
         return hunks
+    if not all(hunk.new for hunk in hunks):
+        return Refused("the lines around a deletion", "the patch has no context to find them by")
+    return _apply(source, [hunk.reversed() for hunk in hunks])
+
+
+def adds_lines(patch: str) -> bool:
+    """Return whether every hunk of a patch leaves lines behind that it can be known by."""
+    hunks = _read(patch)
+    return not isinstance(hunks, Refused) and all(hunk.new for hunk in hunks)
+
+
+def _apply(source: str, hunks: Sequence[_Hunk]) -> EditResult:
     newline = "\r\n" if "\r\n" in source else "\n"
     lines = source.replace("\r\n", "\n").split("\n")
     shift, changes = 0, []
@@ -39,19 +64,28 @@ def apply_patch(source: str, patch: str) -> EditResult:
     return Applied(text, tuple(changes))
 
 
-def _parse(patch: str) -> list[_Hunk] | Refused:
+def _read(patch: str) -> list[_Hunk] | Refused:
+    if len(patch) > _MAX_PATCH_CHARS:
+        return Refused("a unified diff", f"the patch has {len(patch):,} characters; at most {_MAX_PATCH_CHARS:,}")
+    return _parse(patch) or Refused(
+        "a unified diff", "the patch has no hunk; send the output of `diff -u`, with lines `@@ … @@`"
+    )
+
+
+def _parse(patch: str) -> list[_Hunk]:
     hunks: list[_Hunk] = []
-    start, old, new = 0, list[str](), list[str]()
+    start, new_start, old, new = 0, 0, list[str](), list[str]()
     inside = False
 
     def close() -> None:
         if inside and (old or new):
-            hunks.append(_Hunk(start, tuple(old), tuple(new)))
+            hunks.append(_Hunk(start, tuple(old), tuple(new), new_start))
 
     for line in patch.replace("\r\n", "\n").rstrip("\n").split("\n"):
         if match := _HUNK.match(line):
             close()
-            start, old, new, inside = int(match.group(1) or 0), [], [], True
+            start, new_start = int(match.group(1) or 0), int(match.group(2) or 0)
+            old, new, inside = [], [], True
         elif inside and line.startswith(("--- ", "+++ ", "diff --git ")):
             close()
             inside = False
@@ -63,8 +97,6 @@ def _parse(patch: str) -> list[_Hunk] | Refused:
             old.append(line[1:])
             new.append(line[1:])
     close()
-    if not hunks:
-        return Refused("a unified diff", "the patch has no hunk; send the output of `diff -u`, with lines `@@ … @@`")
     return hunks
 
 

@@ -127,7 +127,7 @@ def _from_log(where: Workspace, report: Report) -> Outcome:
         return Outcome(OutcomeKind.DIVERGED, None, f"{where.metric} is {found.value}", {}, tail)
     if report.metric_value is not None and not math.isclose(report.metric_value, found.value, rel_tol=1e-4):
         raise RunError(
-            f"metric_value is {report.metric_value:g}, the log says {where.metric} {found.value:g}; leave the former out"
+            f"metric_value is {report.metric_value:g}, the log says {where.metric} {found.value:g}; leave it out"
         )
     numbers = {name: number for name, number in found.summary.items() if math.isfinite(number)}
     return Outcome(

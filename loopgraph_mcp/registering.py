@@ -38,11 +38,12 @@ async def add_method(
         PackError: The definition does not follow the format, says what no cited passage says, or is another's method.
     """
     cited = await _cited(db, chunk_ids)
-    holder = await methods.pack_of(db, method_id)
     if definition is None:
         method = await lookups.the_method(db, method_id)
+        holder = await methods.pack_of(db, method.id)
         await papers.add_mentions(db, [Mention(method.id, each, "") for each in cited])
         return _answer(method, "linked", holder or "", list(cited), fits="", warnings=[])
+    holder = await methods.pack_of(db, method_id)
     if holder not in {None, methods.LOCAL}:
         raise PackError(
             f"{method_id} is a method of the pack {holder!r}: leave the definition out to link the passages to it, or "
@@ -64,16 +65,16 @@ async def show_method(db: Database, method_id: str) -> MethodAnswer:
         NotFoundError: There is none.
     """
     method = await lookups.the_method(db, method_id)
-    holder = await methods.pack_of(db, method_id)
+    holder = await methods.pack_of(db, method.id)
     return _answer(
         method,
         "known" if holder else "retired",
         holder or "",
-        await papers.cited_by(db, method_id),
-        reported=[plain_line(each) for each in await papers.figures_of(db, method_id, limit=10)],
+        await papers.cited_by(db, method.id),
+        reported=[plain_line(each) for each in await papers.figures_of(db, method.id, limit=10)],
         versions=[
             f"{datetime.fromtimestamp(each.created_at, UTC).date().isoformat()} by {plain_line(each.added_by)}"
-            for each in await methods.versions_of(db, method_id)
+            for each in await methods.versions_of(db, method.id)
         ],
     )
 
@@ -86,12 +87,12 @@ async def retire_method(db: Database, method_id: str, *, now: float) -> MethodAn
         PackError: A pack holds it.
     """
     method = await lookups.the_method(db, method_id)
-    holder = await methods.pack_of(db, method_id)
+    holder = await methods.pack_of(db, method.id)
     if holder not in {None, methods.LOCAL}:
-        raise PackError(f"{method_id} is a method of the pack {holder!r}: only what was registered here is retired")
+        raise PackError(f"{method.id} is a method of the pack {holder!r}: only what was registered here is retired")
     if holder is not None:
         await methods.retire_local(db, method.id, now=now)
-    return _answer(method, "retired", "", await papers.cited_by(db, method_id))
+    return _answer(method, "retired", "", await papers.cited_by(db, method.id))
 
 
 async def _cited(db: Database, chunk_ids: Sequence[str]) -> dict[str, Chunk]:

@@ -1,5 +1,6 @@
 """What can be told of a run from outside: its folder, its log, whether somebody looks after it; recovery."""
 
+import asyncio
 import os
 import time
 from collections.abc import Mapping
@@ -8,9 +9,9 @@ from pathlib import Path
 from loopgraph_mcp import trainlog
 from loopgraph_mcp.config import Settings
 from loopgraph_mcp.models import Outcome, OutcomeKind
-from loopgraph_mcp.runner import processes
+from loopgraph_mcp.runner import device, processes
 from loopgraph_mcp.runner.locks import is_held
-from loopgraph_mcp.store import experiments
+from loopgraph_mcp.store import agents, experiments
 from loopgraph_mcp.store.database import Database
 from loopgraph_mcp.store.experiments import ExperimentRow
 
@@ -83,6 +84,11 @@ def is_abandoned(settings: Settings, experiment: ExperimentRow) -> bool:
     """Return whether nobody looks after an experiment: its lock is free, and it is not just about to be taken."""
     starting = experiment.supervisor is None and time.time() - experiment.created_at < _START_S
     return not starting and not is_held(settings.locks_dir, experiment.id)
+
+
+async def slots_beside(db: Database, slot: str) -> list[str]:
+    """Return the slots whose live runs wait for one another and for those of a slot, itself among them."""
+    return await asyncio.to_thread(device.slots_beside, slot, await agents.live_slots(db))
 
 
 async def recover(db: Database, settings: Settings) -> None:

@@ -1,6 +1,7 @@
 """Serves over streamable HTTP: who may come in, how often, and how it ends. Imported with --http alone."""
 
 import asyncio
+import json
 import logging
 import resource
 import socket
@@ -15,6 +16,7 @@ from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
 from mcp.server.auth.provider import AccessToken
 from mcp.server.auth.routes import build_resource_metadata_url, create_protected_resource_routes
 from mcp.server.transport_security import TransportSecurityMiddleware, TransportSecuritySettings
+from mcp_types import INVALID_REQUEST
 from pydantic import AnyHttpUrl
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
@@ -46,6 +48,12 @@ _STOP_S = 5
 _MAX_CONNECTIONS = 5_000
 _MAX_BODY_BYTES = 4 * 2**20
 _MAX_ALLOWANCES = 10_000
+_BAD_REQUEST = 400
+_VALIDATOR = b"errors.pydantic.dev"
+_NO_REQUEST = (
+    "the body is no JSON-RPC message; send one object such as "
+    '{"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "search_methods", "arguments": {}}}'
+)
 _LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
 logger = logging.getLogger("loopgraph.http")
@@ -107,6 +115,7 @@ class Gate:
             await self.app(scope, receive, send)
             return
         status = 0
+        send = _worded(send)
 
         async def counted(message: Message) -> None:
             nonlocal status
@@ -163,6 +172,34 @@ class Gate:
         )
         body = {"error": error or "unauthorized", "error_description": description}
         return JSONResponse(body, 401, {"www-authenticate": told.strip()})
+
+
+def _worded(send: Send) -> Send:
+    """Return what sends a response on, a refusal once its body is known and is in our words."""
+    held: Message | None = None
+
+    async def worded(message: Message) -> None:
+        nonlocal held
+        if message["type"] == "http.response.start" and message["status"] == _BAD_REQUEST:
+            held = message
+            return
+        if held is not None:
+            start, message = _in_our_words(held, message)
+            held = None
+            await send(start)
+        await send(message)
+
+    return worded
+
+
+def _in_our_words(start: Message, body: Message) -> tuple[Message, Message]:
+    """Return a refusal's head and body; where the SDK put its validator's text in the body, what to send instead."""
+    if _VALIDATOR not in body.get("body", b"") or body.get("more_body", False):
+        return start, body
+    error = {"code": INVALID_REQUEST, "message": _NO_REQUEST}
+    ours = json.dumps({"jsonrpc": "2.0", "id": None, "error": error}).encode()
+    kept = [pair for pair in start.get("headers", []) if pair[0].lower() != b"content-length"]
+    return {**start, "headers": [*kept, (b"content-length", str(len(ours)).encode())]}, {**body, "body": ours}
 
 
 async def _whole_body(receive: Receive) -> Receive | Response:

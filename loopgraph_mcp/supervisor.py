@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from loopgraph_mcp.errors import StoreError
 from loopgraph_mcp.models import Decision, Outcome, OutcomeKind, VerdictKind
 from loopgraph_mcp.printed import NotFound, Wanted
 from loopgraph_mcp.runner import processes
-from loopgraph_mcp.runner.device import Device, find_devices
+from loopgraph_mcp.runner.device import Device, device_at
 from loopgraph_mcp.runner.load import LoadMeter
 from loopgraph_mcp.runner.locks import try_lock
 from loopgraph_mcp.runner.metric_log import read_metric
@@ -33,6 +33,7 @@ from loopgraph_mcp.runs import (
     missing_in_copy,
     read_tail,
     recover,
+    slots_beside,
 )
 from loopgraph_mcp.store import agents, edits, experiments
 from loopgraph_mcp.store.database import Database
@@ -88,19 +89,19 @@ async def _hold(settings: Settings, experiment_id: str, held: ExitStack) -> bool
     """Take the experiment's own lock; somebody who asks whether it is held may be in the way for a moment."""
     deadline = time.monotonic() + _LOCK_PATIENCE_S
     while time.monotonic() < deadline:
-        if _take(settings, experiment_id, held):
+        if _take(settings, [experiment_id], held):
             return True
         await asyncio.sleep(0.05)
     return False
 
 
-def _take(settings: Settings, lock: str, held: ExitStack) -> bool:
-    """Take a lock until `held` is closed, if it is free."""
+def _take(settings: Settings, locks: Sequence[str], held: ExitStack) -> bool:
+    """Take locks until `held` is closed, if all of them are free; hold none of them otherwise."""
     with ExitStack() as attempt:
-        taken = attempt.enter_context(try_lock(settings.locks_dir, lock))
-        if taken:
-            held.push(attempt.pop_all())
-    return taken
+        if not all(attempt.enter_context(try_lock(settings.locks_dir, lock)) for lock in locks):
+            return False
+        held.push(attempt.pop_all())
+    return True
 
 
 async def _write(db: Database, experiment: ExperimentRow, outcome: Outcome) -> bool:
@@ -118,7 +119,7 @@ async def _write(db: Database, experiment: ExperimentRow, outcome: Outcome) -> b
 
 async def _run(db: Database, settings: Settings, experiment: ExperimentRow) -> None:
     workspace = load_workspace(Path(experiment.workspace_path))
-    device = next(found for found in find_devices() if found.slot == experiment.device_slot)
+    device = device_at(experiment.device_slot)
     with ExitStack() as held:
         if await _wait_for_turn(db, settings, experiment, held):
             await recover(db, settings)  # what a killed supervisor left running would share the device with us
@@ -129,16 +130,17 @@ async def _run(db: Database, settings: Settings, experiment: ExperimentRow) -> N
 
 
 async def _wait_for_turn(db: Database, settings: Settings, experiment: ExperimentRow, held: ExitStack) -> bool:
-    """Wait until it is this experiment's turn among those of its device that live, and the device's lock is ours.
+    """Wait until it is this experiment's turn among those of its device that live, and the locks of its cards are ours.
 
     Returns False where it was cancelled meanwhile. The lock is held until `held` is closed.
     """
+    locks = device_at(experiment.device_slot).locks
     while True:
         if await _cancelled(db, experiment.id):
             return False
-        waiting, served = await agents.queue(db, experiment.device_slot)
+        waiting, served = await agents.queue(db, *await slots_beside(db, experiment.device_slot))
         for each in turns.in_turn(waiting, served):
-            if each == experiment.id and _take(settings, experiment.device_slot, held):
+            if each == experiment.id and _take(settings, locks, held):
                 return True
             if each == experiment.id or not await _is_abandoned(db, settings, each):
                 break

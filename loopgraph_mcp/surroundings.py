@@ -13,7 +13,7 @@ from loopgraph_mcp.models import Context
 from loopgraph_mcp.runner.device import Device, choose_device
 from loopgraph_mcp.store import edits
 from loopgraph_mcp.store.database import Database
-from loopgraph_mcp.workspace import DECLARING, Workspace, dataset_hash, harness_hash, load_workspace
+from loopgraph_mcp.workspace import DECLARING, Workspace, dataset_hash, harness_hash, load_workspace, resolved
 
 _MAX_VALUE = 200  # of an environment variable, as it is stored
 
@@ -123,23 +123,25 @@ class Surroundings:
         return await self._context(seen.where, seen.where.budget_s, seen.device, seen.data, seen.harness)
 
     def _folder(self, path: str | None) -> Path:
-        return (self._settings.workspace if path is None else Path(path)).expanduser()
+        return self._settings.workspace if path is None else resolved(Path(path))
 
     async def workspace_id(self, where: Workspace) -> str:
         """Return the id of a workspace's row."""
         return await edits.workspace_id(self._db, str(where.path), now=self._now())
 
-    async def device(self) -> Device:
-        """Return the device that runs are made on."""
-        return await asyncio.to_thread(choose_device, self._settings.device, self._settings.visible_gpus)
+    async def device(self, where: Workspace) -> Device:
+        """Return the device that a workspace's runs are made on."""
+        return await asyncio.to_thread(self._device, where)
 
     async def context(self, where: Workspace, budget_s: float) -> Context:
         """Return what makes outcomes of a workspace comparable, at a budget."""
         return await self._context(where, budget_s, *await asyncio.to_thread(self._look, where))
 
     def _look(self, where: Workspace) -> tuple[Device, str, str]:
-        device = choose_device(self._settings.device, self._settings.visible_gpus)
-        return device, dataset_hash(where), harness_hash(where)
+        return self._device(where), dataset_hash(where), harness_hash(where)
+
+    def _device(self, where: Workspace) -> Device:
+        return choose_device(self._settings.device, self._settings.visible_gpus, where.devices_per_run)
 
     async def _context(self, where: Workspace, budget_s: float, device: Device, data: str, harness: str) -> Context:
         context = Context(

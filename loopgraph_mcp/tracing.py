@@ -1,9 +1,10 @@
 """The verb trace: from any row of the chain both ways, bounded."""
 
+from loopgraph_mcp import lookups
 from loopgraph_mcp.answers import TraceAnswer, TraceLink
 from loopgraph_mcp.errors import NotFoundError
 from loopgraph_mcp.quoting import plain_line
-from loopgraph_mcp.store import lineage
+from loopgraph_mcp.store import lineage, methods
 from loopgraph_mcp.store.database import Database
 from loopgraph_mcp.store.lineage import Row
 
@@ -20,6 +21,8 @@ async def trace(db: Database, identity: str) -> TraceAnswer:
         NotFoundError: No row has this id.
     """
     row = await lineage.find_row(db, identity)
+    if row is None and len(named := lookups.named(identity, await methods.all_methods(db))) == 1:
+        row = await lineage.find_row(db, named[0].id)
     if row is None:
         raise NotFoundError(
             f"nothing has the id {identity[:80]!r}; trace takes the id of an experiment, edit, retrieval, method, "

@@ -22,8 +22,9 @@ async def view(db: Database, ledger: Ledger, row: ExperimentRow, *, now: float) 
         return await _done(db, ledger, row, row.outcome, metric=context.metric)
     position, progress, eta_s = None, None, None
     if row.state is State.QUEUED:
-        live = [each.id for each in await experiments.live_experiments(db) if each.device_slot == row.device_slot]
-        order = turns.in_turn(*await agents.queue(db, row.device_slot))
+        slots = await runs.slots_beside(db, row.device_slot)
+        live = [each.id for each in await experiments.live_experiments(db) if each.device_slot in slots]
+        order = turns.in_turn(*await agents.queue(db, *slots))
         position = len(live) - len(order) + order.index(row.id) if row.id in order else 0
     else:
         progress = parse_progress(runs.read_tail(Path(row.run_dir or "") / runs.LOG_NAME, limit=4_096))

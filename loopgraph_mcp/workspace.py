@@ -16,6 +16,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from loopgraph_mcp import schemas
 from loopgraph_mcp.errors import WorkspaceError
 from loopgraph_mcp.models import Direction
 from loopgraph_mcp.printed import check_pattern
@@ -30,6 +31,7 @@ _MAX_SIBLING_BYTES = 2**20
 _SKIPPED_DIRS = frozenset({".git", ".hg", ".venv", "venv", "node_modules", "__pycache__", ".loopgraph"})
 _GIT_TIMEOUT_S = 20
 MAX_BUDGET_S = 7 * 86_400
+_MAX_SHOWN_PATH = 80
 _TRAINER_FILES = ("train.py", "harness.py", "prepare.py", "climbmix.py", "program.md", CONFIG_NAME)
 
 
@@ -137,7 +139,7 @@ def load_workspace(path: Path) -> Workspace:
     Raises:
         WorkspaceError: There is none, or its declaration cannot be used.
     """
-    path = path.expanduser().resolve()
+    path = resolved(path)
     if not path.is_dir():
         raise WorkspaceError(f"{path}: not a folder; name the folder that holds train.py")
     config = path / CONFIG_NAME
@@ -146,9 +148,7 @@ def load_workspace(path: Path) -> Workspace:
     try:
         declared = _Config.model_validate(tomllib.loads(config.read_text(encoding="utf-8"))).workspace
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise WorkspaceError(f"{config}: {key}: {first['msg']}") from error
+        raise WorkspaceError(f"{config}: {_misdeclared(error)}") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise WorkspaceError(f"{config}: {error}") from error
     if not declared.metric.strip():
@@ -179,6 +179,42 @@ def load_workspace(path: Path) -> Workspace:
         apply_tentative=declared.on_win == "apply" if declared.apply_tentative is None else declared.apply_tentative,
         trust_reports=declared.trust_reports,
     )
+
+
+def resolved(path: Path) -> Path:
+    """Return where a path that somebody gave leads.
+
+    Raises:
+        WorkspaceError: It can be no path: it is too long, holds a null character, or names an unknown user's home.
+    """
+    try:
+        found = path.expanduser().resolve()
+        found.is_dir()
+    except (OSError, RuntimeError, ValueError) as error:
+        shown = str(path)
+        shown = ascii(shown[:_MAX_SHOWN_PATH]) + ("…" if len(shown) > _MAX_SHOWN_PATH else "")
+        raise WorkspaceError(f"{shown}: it can be no path ({str(error)[:80]}); name an existing folder") from error
+    return found
+
+
+def _misdeclared(error: ValidationError) -> str:
+    """Return what is wrong with a declaration: the key, its value, and what it takes."""
+    first = error.errors(include_url=False)[0]
+    table, *place = first["loc"]
+    if table != "workspace":
+        return f"there is a table or key {schemas.shown(table)}; the file has one table, [workspace]"
+    if not place:
+        wrong = "is missing" if first["type"] == "missing" else "is no table"
+        return f"[workspace] {wrong}; begin the file with a line [workspace], then command = […]"
+    known = _Declared.model_json_schema()["properties"]
+    key = str(place[0])
+    if key not in known:
+        return schemas.unknown(key, list(known), "key")
+    if first["type"] == "missing":
+        return f'{key} is missing; give {schemas.wanted(known[key])}, such as ["{{python}}", "train.py"]'
+    inside = f"[{place[1] + 1}]" if len(place) > 1 and isinstance(place[1], int) else ""
+    takes = schemas.wanted(known[key])
+    return f"{key}{inside} is {schemas.shown(first['input'])}; {key} takes {takes}"
 
 
 def create_workspace(directory: Path, trainer: Path, *, budget_s: float | None) -> tuple[Workspace, bool]:

@@ -269,6 +269,29 @@ def test_doctor_names_what_is_missing(environment: dict[str, str], workspace: Pa
     assert "loopgraph init" in shown
 
 
+def test_doctor_shows_which_gpus_a_run_gets(environment: dict[str, str], workspace: Path, tmp_path: Path) -> None:
+    script = tmp_path / "bin" / "nvidia-smi"
+    script.parent.mkdir()
+    script.write_text('#!/bin/sh\nfor n in 0 1 2; do echo "$n, NVIDIA H100, GPU-$n$n$n$n"; done\n')
+    script.chmod(0o755)
+    pinned = {
+        **environment,
+        "PATH": f"{script.parent}:{environment['PATH']}",
+        "LOOPGRAPH_DEVICE": "",
+        "CUDA_VISIBLE_DEVICES": "2,GPU-1111",
+    }
+    found = {check["name"]: check["found"] for check in as_json(pinned, workspace, "doctor")}
+    assert found["device"] == "cuda: NVIDIA H100 (cuda-2); a run gets CUDA_VISIBLE_DEVICES=2"
+    with (workspace / "loopgraph.toml").open("a") as file:
+        file.write("devices_per_run = 2\n")
+    found = {check["name"]: check["found"] for check in as_json(pinned, workspace, "doctor")}
+    assert found["device"] == "cuda: NVIDIA H100 x2 (cuda-2+GPU-1111); a run gets CUDA_VISIBLE_DEVICES=2,GPU-1111"
+    few = {**pinned, "CUDA_VISIBLE_DEVICES": "2"}
+    assert "devices_per_run is 2, and there is only 2 for a run" in " ".join(
+        loopgraph(few, workspace, "doctor", status=1).split()
+    )
+
+
 def test_settings_come_from_the_environment_and_say_what_is_wrong(tmp_path: Path) -> None:
     settings = read_settings({"LOOPGRAPH_HOME": "home", "LOOPGRAPH_DB": "", "LOOPGRAPH_LOG_LEVEL": "debug"}, tmp_path)
     assert settings.db_path == tmp_path / "home" / "loopgraph.db"

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loopgraph_mcp.models import Applied, Present, Refused
-from loopgraph_mcp.patches import apply_patch
+from loopgraph_mcp.patches import apply_patch, take_out
 
 SOURCE = "import math\n\nLR = 0.5\nDEPTH = 4\n\ndef f(x):\n    return x * LR\n\ndef g(x):\n    return x * LR\n"
 
@@ -85,3 +85,32 @@ def test_every_diff_of_two_files_applies_to_the_first(old_lines: list[str], new_
 @given(st.text(), st.text())
 def test_any_text_is_answered(source: str, patch: str) -> None:
     assert isinstance(apply_patch(source, patch), Applied | Present | Refused)
+
+
+def test_an_applied_patch_is_taken_out_again() -> None:
+    new = SOURCE.replace("LR = 0.5", "LR = 0.8").replace("DEPTH = 4\n", "").replace("def g", "EXTRA = 1\n\ndef h")
+    answer = take_out(new, unified(SOURCE, new))
+    assert isinstance(answer, Applied)
+    assert answer.text == SOURCE
+    moved = "# a later edit\n\n" + new
+    answer = take_out(moved, unified(SOURCE, new))
+    assert isinstance(answer, Applied)
+    assert answer.text == "# a later edit\n\n" + SOURCE
+
+
+def test_what_a_text_does_not_hold_is_not_taken_out() -> None:
+    assert isinstance(take_out(SOURCE, "@@ @@\n-LR = 0.5\n+LR = 0.8\n"), Refused)
+    assert isinstance(take_out(SOURCE, "@@ -3 +2,0 @@\n-LR = 0.7\n"), Refused)  # a deletion without context
+
+
+def test_line_numbers_of_any_length_are_no_fault() -> None:
+    assert isinstance(apply_patch(SOURCE, f"@@ -{'9' * 5000} +1 @@\n-LR = 0.5\n+LR = 0.8\n"), Refused)
+
+
+@given(lines, lines)
+def test_taking_out_a_diff_gives_back_the_text_it_was_made_of(old_lines: list[str], new_lines: list[str]) -> None:
+    old, new = "\n".join(old_lines) + "\n", "\n".join(new_lines) + "\n"
+    if old != new:
+        answer = take_out(new, unified(old, new))
+        assert isinstance(answer, Applied)
+        assert answer.text == old

@@ -53,7 +53,17 @@ def test_a_folder_without_a_loop_says_what_to_do(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "told"),
     [
-        ('metric = "loss"\ncommand = []', "command"),
+        (
+            'metric = "loss"\ncommand = []',
+            "command is a list of 0 items; command takes a list of texts of at least 1 item",
+        ),
+        ('command = "python train.py"', 'command is "python train.py"; command takes a list of texts'),
+        ('metric = "loss"', "command is missing; give a list of texts"),
+        ('command = ["x"]\nbudget_s = "5 min"', 'budget_s is "5 min"; budget_s takes a number above 0 and of at most'),
+        ('command = ["x"]\ndevices_per_run = 1.5', "devices_per_run is 1.5; devices_per_run takes a whole number"),
+        ('command = ["x"]\nprotected = ["a", 3]', r"protected\[2\] is 3; protected takes a list of texts"),
+        ('command = ["x"]\nprotect = ["a"]', 'no key "protect"; did you mean protected'),
+        ('command = ["x"]\n[more]', 'a table or key "more"; the file has one table'),
         ('command = ["x"]\nbudget_s = 0', "budget_s"),
         ('command = ["x"]\nunknown = 1', "unknown"),
         ('command = ["x"]\ndirection = "up"', "direction"),
@@ -63,8 +73,16 @@ def test_a_folder_without_a_loop_says_what_to_do(tmp_path: Path) -> None:
 )
 def test_a_wrong_declaration_names_its_key(workspace: Path, line: str, told: str) -> None:
     (workspace / "loopgraph.toml").write_text(f"[workspace]\n{line}\n")
-    with pytest.raises(WorkspaceError, match=told):
+    with pytest.raises(WorkspaceError, match=told) as refused:
         load_workspace(workspace)
+    assert "pydantic" not in str(refused.value)
+    assert "Input should" not in str(refused.value)
+
+
+@pytest.mark.parametrize("path", ["\0", "~nosuchuser/x", "x" * 5_000])
+def test_what_can_be_no_path_is_refused(path: str) -> None:
+    with pytest.raises(WorkspaceError, match="can be no path"):
+        load_workspace(Path(path))
 
 
 def test_any_command_that_prints_its_metric_can_be_a_workspace(tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ async def run(
         "metric": where.metric,
         "direction": where.direction.value,
         "budget_s": where.budget_s,
-        "device": choose_device(settings.device, settings.visible_gpus).label,
+        "device": choose_device(settings.device, settings.visible_gpus, where.devices_per_run).label,
         "packs": settings.packs.name,
         "published_histories": settings.day_one,
         "loopgraph": __version__,

@@ -149,7 +149,7 @@ async def _at_work(
     new: bool,
 ) -> AsyncIterator[Session]:
     where = load_workspace(settings.workspace)
-    device = choose_device(settings.device, settings.visible_gpus)
+    device = choose_device(settings.device, settings.visible_gpus, where.devices_per_run)
     profile = environment.get("LOOPGRAPH_PROFILE") or device.kind
     async with AsyncExitStack() as stack:
         researcher, price = await _researcher(plan, row, profile, environment, stack, where.direction)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from loopgraph_mcp import schemas
 from loopgraph_mcp.errors import ConfigError
 from loopgraph_mcp.harness.messages import Usage
 
@@ -60,7 +61,11 @@ def _read(path: Path) -> Mapping[str, Price]:
     try:
         return _Table.model_validate(tomllib.loads(path.read_text(encoding="utf-8"))).models
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, ValidationError) as error:
+        wrong: object = error
+        if isinstance(error, ValidationError):
+            first = error.errors(include_url=False)[0]
+            wrong = f"{'.'.join(map(str, first['loc']))} is {schemas.shown(first['input'])}"
         raise ConfigError(
-            f"{path}: {error}; a price table is TOML: [models] and lines such as "
+            f"{path}: {wrong}; a price table is TOML: [models] and lines such as "
             '"my-model" = { prompt = 0.5, completion = 1.5 }'
         ) from error

@@ -1,84 +1,232 @@
-"""Finds the devices to train on without importing torch."""
+"""Finds the devices to train on without importing torch; a run gets those that its user has given, and no other."""
 
 import os
 import platform
 import re
 import subprocess
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from loopgraph_mcp.errors import ConfigError
+from loopgraph_mcp.errors import ConfigError, WorkspaceError
 
 _PROBE_TIMEOUT_S = 10
+_UUID = re.compile(r"(?:GPU|MIG)-[\w./-]{1,120}", re.ASCII)
+_INDEX = re.compile(r"\d{1,4}", re.ASCII)
+_NO_FILE_NAME = re.compile(r"[^\w.-]")
+_CARD = re.compile(r"GPU \d+: (?P<name>.+?) \(UUID: ")
+_SLICE = re.compile(r"\s+(?P<name>MIG \S+)\s+Device\s+\d+: \(UUID: (?P<uuid>[^)\s]+)\)")
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """One device: its kind (`cuda`, `mps`, `cpu`), its index among its kind, its marketing name."""
+    """What a run trains on: the CPU, or one or several GPUs.
+
+    Args:
+        kind: `cuda`, `mps` or `cpu`.
+        ids: Its indices or UUIDs, as CUDA_VISIBLE_DEVICES names them.
+        name: What its makers call it, with its number where there are several.
+        cards: The same by the index that nvidia-smi shows, where it knows them: one card is one, however it is named.
+        uuid: Of one GPU, where nvidia-smi shows it.
+    """
 
     kind: str
-    index: int
+    ids: tuple[str, ...]
     name: str
+    cards: tuple[str, ...] = ()
+    uuid: str = ""
 
     @property
     def label(self) -> str:
-        """What makes two devices equal for a comparison: kind and name, not the slot."""
+        """What makes two devices equal for a comparison: kind, name and number, not which of several equal ones."""
         return f"{self.kind}: {self.name}"
 
     @property
     def slot(self) -> str:
-        """What only one run may hold at a time."""
-        return f"{self.kind}-{self.index}"
+        """The queue that its runs wait in; `device_at` makes a device of it again."""
+        return f"{self.kind}-{'+'.join(self.ids)}"
+
+    @property
+    def locks(self) -> tuple[str, ...]:
+        """The locks that a run holds while it has it, one for each card, in the order in which all take them."""
+        return tuple(sorted({f"{self.kind}-{_NO_FILE_NAME.sub('_', card)}" for card in self.cards or self.ids}))
 
     def environment(self) -> dict[str, str]:
         """Variables that show a training process this device alone."""
-        return {"CUDA_VISIBLE_DEVICES": str(self.index) if self.kind == "cuda" else ""}
+        return {"CUDA_VISIBLE_DEVICES": ",".join(self.ids) if self.kind == "cuda" else ""}
 
 
 @cache
 def find_devices() -> tuple[Device, ...]:
     """Return the devices of this machine, the fastest kind first; the CPU is always among them."""
-    found = [*_nvidia(), *_apple(), Device("cpu", 0, _cpu_name())]
-    return tuple(found)
+    gpus = parse_gpus(command_output("nvidia-smi", "--query-gpu=index,name,uuid", "--format=csv,noheader"))
+    return (*gpus, *_apple(), Device("cpu", ("0",), _cpu_name()))
 
 
-def choose_device(wanted: str | None, visible_gpus: Collection[int] | None = None) -> Device:
-    """Return the device named by `cpu`, `mps`, `cuda` or `cuda:N`, or the first one where none is named.
+def choose_device(wanted: str | None, visible_gpus: Collection[str] | None = None, count: int = 1) -> Device:
+    """Return what a run gets: the device that is named, or the first ones that the user has given.
 
     Args:
-        wanted: The name.
-        visible_gpus: Indices of the GPUs that may be used; None for all.
+        wanted: `cpu`, `mps`, `cuda`, `cuda:N`, several as `cuda:2,3`, a UUID as `cuda:GPU-…`, or `all` GPUs given.
+        visible_gpus: Indices or UUIDs of the GPUs that may be used (CUDA_VISIBLE_DEVICES); None for all.
+        count: GPUs that one run gets (`devices_per_run`); 1 for what `wanted` names.
 
     Raises:
-        ConfigError: This machine has no such device.
+        ConfigError: There is no such device, or it is hidden.
+        WorkspaceError: There are fewer than a run of this workspace gets.
     """
-    devices = [
-        device
-        for device in find_devices()
-        if device.kind != "cuda" or visible_gpus is None or device.index in visible_gpus
-    ]
-    if wanted is None:
-        return devices[0]
-    kind, _, index = wanted.strip().lower().partition(":")
-    for device in devices:
-        if device.kind == kind and index in {"", str(device.index)}:
-            return device
-    have = ", ".join(f"{device.kind}:{device.index}" for device in devices)
-    raise ConfigError(f"no device {wanted!r} on this machine; it has {have} (LOOPGRAPH_DEVICE names one)")
+    listed = [each.ids[0] for each in find_devices() if each.kind == "cuda"]
+    given = _each_once(listed if visible_gpus is None else visible_gpus)
+    wanted = (wanted or "").strip()
+    kind, _, names = (wanted or ("cuda" if given else "")).partition(":")
+    kind = kind.lower()
+    if kind in {"cuda", "all"} and not (kind == "all" and names):
+        pool = _named(names, given, wanted, visible_gpus) if names else given
+        if not pool:
+            raise ConfigError(_no_device(wanted, visible_gpus))
+        several = len(pool) if names or kind == "all" else 1
+        return _some(pool, count if count > 1 else several)
+    others = [each for each in find_devices() if each.kind != "cuda" and (not kind or each.kind == kind)]
+    if not others or names not in {"", *others[0].ids}:
+        raise ConfigError(_no_device(wanted, visible_gpus))
+    if count > 1:
+        _some((), count)
+    return others[0]
 
 
-def _nvidia() -> list[Device]:
-    printed = command_output("nvidia-smi", "--query-gpu=index,name", "--format=csv,noheader")
-    rows = [line.split(",", 1) for line in printed.splitlines() if "," in line]
-    return [Device("cuda", int(index), name.strip()) for index, name in rows if index.strip().isdigit()]
+def device_at(slot: str) -> Device:
+    """Return the device of a slot, in any process: what is known of it, and the ids that it was given by."""
+    kind, _, ids = slot.partition("-")
+    if kind == "cuda":
+        return _gpus(ids.split("+"))
+    return next((each for each in find_devices() if each.slot == slot), Device(kind, (ids,), ids))
+
+
+def slots_beside(slot: str, others: Iterable[str]) -> list[str]:
+    """Return the slots whose runs wait for one another: those that share a card with it, or with one that does."""
+    cards = {each: frozenset(device_at(each).locks) for each in {slot, *others}}
+    found, reached = {slot}, cards[slot]
+    while more := {each for each in cards.keys() - found if reached & cards[each]}:
+        found |= more
+        reached = reached.union(*(cards[each] for each in more))
+    return sorted(found)
+
+
+# ---------------------------------------------------------------------------------------------- choosing
+
+
+def _named(names: str, given: Sequence[str], wanted: str, visible_gpus: Collection[str] | None) -> tuple[str, ...]:
+    """Return the GPUs that are named, each as CUDA_VISIBLE_DEVICES names it where that is set."""
+    found = list[str]()
+    for name in (each.strip() for each in names.split(",")):
+        same = [each for each in given if _is_same(each, name)]
+        if same:
+            found.append(name if visible_gpus is None else same[0])
+        elif visible_gpus is None and _UUID.fullmatch(name):
+            found.append(name)  # nvidia-smi may show no UUIDs, and CUDA knows its own
+        else:
+            raise ConfigError(_no_device(wanted, visible_gpus))
+    return _each_once(found)
+
+
+def _each_once(ids: Iterable[str]) -> tuple[str, ...]:
+    """Return ids without those of a card that an earlier one names: two locks of one card are never free together."""
+    found = dict[tuple[str, ...], str]()
+    for each in ids:
+        found.setdefault(_gpus([each]).locks, each)
+    return tuple(found.values())
+
+
+def _is_same(given: str, name: str) -> bool:
+    """Return whether two ids are of one card, a shortened UUID being one too."""
+    shortened = _UUID.fullmatch(name) is not None and given.startswith(name)
+    return shortened or _gpus([given]).locks == _gpus([name]).locks
+
+
+def _some(pool: Sequence[str], count: int) -> Device:
+    if len(pool) < count:
+        have = f"only {', '.join(pool)}" if pool else "no GPU"
+        raise WorkspaceError(
+            f"devices_per_run is {count}, and there is {have} for a run; lower devices_per_run in loopgraph.toml, or "
+            "give more GPUs by CUDA_VISIBLE_DEVICES and LOOPGRAPH_DEVICE"
+        )
+    return _gpus(pool[:count])
+
+
+def _no_device(wanted: str, visible_gpus: Collection[str] | None) -> str:
+    have = ", ".join(f"{each.kind}:{each.ids[0]}" for each in find_devices())
+    if visible_gpus is not None and wanted.strip().lower().startswith(("cuda", "all")):
+        return (
+            f"LOOPGRAPH_DEVICE is {wanted!r} and CUDA_VISIBLE_DEVICES is {','.join(visible_gpus)!r}, which hides it; "
+            "change one of them"
+        )
+    return f"no device {wanted!r} on this machine; it has {have} (LOOPGRAPH_DEVICE names one)"
+
+
+def _gpus(ids: Sequence[str]) -> Device:
+    """Return GPUs as one device: their names where nvidia-smi knows them."""
+    cards = [_card(each) for each in ids]
+    names = list(dict.fromkeys(card.name for card in cards))
+    number = f" x{len(cards)}" if len(cards) > 1 and len(names) == 1 else ""
+    name = " + ".join(card.name for card in cards) if len(names) > 1 else f"{names[0]}{number}"
+    return Device("cuda", tuple(ids), name, tuple(card.cards[0] for card in cards))
+
+
+def _card(identity: str) -> Device:
+    """Return the one card, or slice of a card, that an index or UUID names; of an unknown one, its id is all."""
+    known = [each for each in find_devices() if each.kind == "cuda"]
+    alike = [each for each in known if identity in each.ids]
+    if not alike and identity.startswith("GPU-"):
+        alike = [each for each in known if each.uuid.casefold().startswith(identity.casefold())]
+    if len(alike) == 1:
+        return alike[0]
+    if identity.startswith("MIG-"):
+        slices = {uuid: name for uuid, name in _slices(tuple(known)) if uuid.startswith(identity)}
+        if len(slices) == 1:
+            (uuid, name), *_ = slices.items()
+            return Device("cuda", (identity,), name, (uuid,))
+    name = f"GPU {identity}" if identity.isdigit() else identity
+    return Device("cuda", (identity,), name, (identity,))
+
+
+# ---------------------------------------------------------------------------------------------- probing
+
+
+def parse_gpus(printed: str) -> list[Device]:
+    """Read what nvidia-smi prints for `index,name,uuid`; older ones print no UUID."""
+    found = list[Device]()
+    for line in printed.splitlines():
+        index, _, rest = (part.strip() for part in line.partition(","))
+        name, _, uuid = (part.strip() for part in rest.rpartition(","))
+        if not _UUID.fullmatch(uuid):
+            name, uuid = rest, ""
+        if _INDEX.fullmatch(index) and name:
+            found.append(Device("cuda", (index,), name, (index,), uuid))
+    return found
+
+
+def parse_slices(printed: str) -> list[tuple[str, str]]:
+    """Read the MIG slices that `nvidia-smi -L` prints: the UUID of each, and its name after that of its card."""
+    found, card = list[tuple[str, str]](), ""
+    for line in printed.splitlines():
+        if heading := _CARD.match(line):
+            card = heading["name"]
+        elif one := _SLICE.match(line):
+            found.append((one["uuid"], f"{card} {one['name']}".strip()))
+    return found
+
+
+@cache
+def _slices(_cards: tuple[Device, ...]) -> list[tuple[str, str]]:
+    return parse_slices(command_output("nvidia-smi", "-L"))
 
 
 def _apple() -> list[Device]:
     if platform.system() != "Darwin" or platform.machine() != "arm64":
         return []
-    return [Device("mps", 0, command_output("sysctl", "-n", "machdep.cpu.brand_string").strip() or "Apple silicon")]
+    name = command_output("sysctl", "-n", "machdep.cpu.brand_string").strip()
+    return [Device("mps", ("0",), name or "Apple silicon")]
 
 
 def _cpu_name() -> str:
@@ -98,6 +246,7 @@ def command_output(*command: str) -> str:
             command,
             capture_output=True,
             text=True,
+            errors="replace",
             timeout=_PROBE_TIMEOUT_S,
             check=True,
             stdin=subprocess.DEVNULL,

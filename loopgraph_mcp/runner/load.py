@@ -73,8 +73,12 @@ def _own_s() -> float:
 
 
 def _gpu_in_use(device: Device) -> float | None:
+    """Return the share in use of the GPU, or of the busiest of several: the slowest sets the pace of all."""
     if device.kind != "cuda":
         return None
-    query = ("--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "-i", str(device.index))
-    printed = command_output("nvidia-smi", *query).strip()
-    return int(printed) / 100 if printed.isdigit() else None
+    seen = list[float]()
+    for card in device.cards or device.ids:
+        query = ("--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "-i", card)
+        printed = command_output("nvidia-smi", *query).strip()
+        seen += [int(printed) / 100] if printed.isdecimal() else []
+    return max(seen, default=None)

@@ -1,5 +1,6 @@
 """Agents and what each asked for: written with the row asked for, read for turns, shares and what runs now."""
 
+import json
 import sqlite3
 from dataclasses import dataclass
 
@@ -69,17 +70,28 @@ def live_runs_of(conn: sqlite3.Connection, caller: Caller) -> list[str]:
     return [str(row["id"]) for row in rows]
 
 
-async def queue(db: Database, device_slot: str) -> tuple[list[Waiting], dict[Waiting, float]]:
-    """Return what waits for a device, oldest first, and when those that ran on it lately started."""
+async def live_slots(db: Database) -> list[str]:
+    """Return the device slots that something is queued or running on."""
+    rows = await db.reader.execute_fetchall("SELECT DISTINCT device_slot FROM experiment WHERE state <> 'done'")
+    return [str(row["device_slot"]) for row in rows]
+
+
+async def queue(db: Database, *device_slots: str) -> tuple[list[Waiting], dict[Waiting, float]]:
+    """Return what waits for a device, oldest first, and when the newest of those that ran on it started.
+
+    Args:
+        db: The store.
+        device_slots: The device's slot, and those of other devices that share a card with it.
+    """
     rows = await db.reader.execute_fetchall(
         "SELECT experiment.id, experiment.priority, experiment.state, experiment.started_at, "
         "coalesce(agent.token, '') AS token, coalesce(agent.id, '') AS agent FROM experiment LEFT JOIN agent "
         "ON agent.id = (SELECT agent_id FROM asked WHERE subject_id = experiment.id ORDER BY asked_at, agent_id "
-        "LIMIT 1) WHERE experiment.device_slot = :slot AND experiment.row IN ("
+        "LIMIT 1) WHERE experiment.device_slot IN (SELECT value FROM json_each(:slots)) AND experiment.row IN ("
         "SELECT row FROM experiment WHERE state <> 'done' UNION "
         "SELECT row FROM experiment WHERE row > (SELECT max(row) FROM experiment) - :served) "
         "AND (experiment.state = 'queued' OR experiment.started_at IS NOT NULL) ORDER BY experiment.row",
-        {"slot": device_slot, "served": _SERVED},
+        {"slots": json.dumps(device_slots), "served": _SERVED},
     )
     waiting, served = list[Waiting](), dict[Waiting, float]()
     for row in rows:

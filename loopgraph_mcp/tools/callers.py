@@ -10,6 +10,7 @@ from loopgraph_mcp.access import Caller
 from loopgraph_mcp.errors import AccessError
 from loopgraph_mcp.loopgraph import LoopGraph
 from loopgraph_mcp.wording import one_line
+from loopgraph_mcp.workspace import resolved
 
 Ctx = Context[LoopGraph, Any]
 Asked = ServerRequestContext[LoopGraph, Any]
@@ -37,6 +38,6 @@ def check_folder(ctx: Ctx, caller: Caller, workspace: str | None) -> None:
         AccessError: It is none.
     """
     root = ctx.request_context.lifespan_context.settings.workspace
-    if workspace is None or caller.is_admin or Path(workspace).resolve().is_relative_to(root.resolve()):
+    if workspace is None or caller.is_admin or resolved(Path(workspace)).is_relative_to(root.resolve()):
         return
     raise AccessError(f"workspace: over HTTP, name a folder in the server's own, {root}, or leave it out")

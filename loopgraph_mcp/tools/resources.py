@@ -42,9 +42,8 @@ _KINDS = {"method_id": "method", "paper_id": "paper", "experiment_id": "experime
 async def method(ctx: Ctx, method_id: str) -> str:
     """A method: what it is, its knobs, its sources, and the passages that tell of it."""
     db = _graph(ctx).db
-    return pages.method(
-        await lookups.the_method(db, method_id), await chunks.passages_of(db, method_id, limit=_PASSAGES)
-    )
+    found = await lookups.the_method(db, method_id)
+    return pages.method(found, await chunks.passages_of(db, found.id, limit=_PASSAGES))
 
 
 async def paper(ctx: Ctx, paper_id: str, at: str = "0") -> str:
