@@ -29,8 +29,8 @@ class Plan:
     """One exact program to run, what it is compared with, and the edit that made it.
 
     Args:
-        held: Why only an earlier run answers for it: the file holds the change already, or is another one by now.
         base_group_key: What it is compared with, where that could see other files than the run will.
+        held: Why only an earlier run answers for it: the file holds the change already, or is another one by now.
     """
 
     text: str
@@ -78,12 +78,13 @@ async def make_plan(
     """
     if edit_id is not None and patch is not None:
         raise RunError("give edit_id or patch, not both: an experiment runs one program")
+    context_id = await edit_store.context_id(db, context)
     if edit_id is not None:
         plan = await plan_edit(db, workspace, context.workspace_id, edit_id)
     elif patch is not None:
-        plan = await plan_patch(db, workspace, context, inputs, patch)
+        plan = await plan_patch(db, workspace, context_id, inputs, patch)
     else:
-        plan = await plan_present(db, workspace, await edit_store.context_id(db, context), inputs)
+        plan = await plan_present(db, workspace, context_id, inputs)
     check_parses(workspace.editable, plan.text)
     if replicate:  # of a program that the file holds, or held once
         plan = dataclasses.replace(plan, held="")
@@ -129,7 +130,7 @@ async def plan_edit(db: Database, workspace: Workspace, workspace_id: str, edit_
     return Plan(edit.new_text, edit.base_text, edit.id, edit.method_ids, held=held)
 
 
-async def plan_patch(db: Database, workspace: Workspace, context: Context, inputs: Inputs, patch: str) -> Plan:
+async def plan_patch(db: Database, workspace: Workspace, context_id: str, inputs: Inputs, patch: str) -> Plan:
     """Return the program that a unified diff makes of the present file, or made of it where the file holds it already.
 
     A client that gave up waiting sends the same patch again, and its win may have been written to the file meanwhile.
@@ -137,7 +138,7 @@ async def plan_patch(db: Database, workspace: Workspace, context: Context, input
     Raises:
         RunError: The patch does not fit.
     """
-    present, context_id = workspace.read_program(), await edit_store.context_id(db, context)
+    present = workspace.read_program()
     made = patches.apply_patch(present, patch)
     taken_out = patches.take_out(present, patch)
     if isinstance(made, Present):
@@ -145,7 +146,7 @@ async def plan_patch(db: Database, workspace: Workspace, context: Context, input
         return dataclasses.replace(await plan_present(db, workspace, context_id, inputs), held=held)
     if isinstance(made, Applied) and not isinstance(taken_out, Applied) and patches.adds_lines(patch):
         return Plan(made.text, present, None)
-    runs = await _runs_of_patch(db, context.workspace_id, patch)
+    runs = await _runs_of_patch(db, context_id, patch)
     if isinstance(made, Applied):  # what only adds or only deletes lines may fit twice: a retry would stack it
         runs = [run for run in runs if run.context_id == context_id and run.program_hash == text_hash(present)]
         return await _as_it_ran(db, runs[0], "") if runs else Plan(made.text, present, None)
@@ -165,8 +166,9 @@ async def plan_patch(db: Database, workspace: Workspace, context: Context, input
     return Plan(present, taken_out.text if isinstance(taken_out, Applied) else None, None, held=held)
 
 
-async def _runs_of_patch(db: Database, workspace_id: str, patch: str) -> list[ExperimentRow]:
+async def _runs_of_patch(db: Database, context_id: str, patch: str) -> list[ExperimentRow]:
     """Return the newest runs of the workspace whose program is what a patch makes of their base, newest first."""
+    workspace_id = (await edit_store.get_context(db, context_id)).workspace_id
     found = list[ExperimentRow]()
     for run in await experiments.list_experiments(db, workspace_id, limit=_RETRIED_AMONG):
         if run.base_hash is None or run.program_hash is None:
@@ -180,7 +182,7 @@ async def _runs_of_patch(db: Database, workspace_id: str, patch: str) -> list[Ex
 async def _as_it_ran(db: Database, run: ExperimentRow, held: str) -> Plan:
     text = await edit_store.program_text(db, run.program_hash or "")
     base = None if run.base_hash is None else await edit_store.program_text(db, run.base_hash)
-    return Plan(text, base, run.edit_id, run.method_ids, run.base_group_key, held)
+    return Plan(text, base, run.edit_id, run.method_ids, held=held)
 
 
 def check_held(plan: Plan, earlier: Sequence[ExperimentRow]) -> None:

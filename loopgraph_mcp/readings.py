@@ -78,7 +78,7 @@ def _outcome(row: HistoryRow) -> tuple[OutcomeKind | None, Decision | None, tupl
     if row.status is RowStatus.CRASH:
         return OutcomeKind.CRASHED, kept, row.notes
     if row.status is RowStatus.DISCARD:
-        return OutcomeKind.NO_METRIC, kept, (*row.notes, "counts as a run that failed")
+        return OutcomeKind.CRASHED, kept, (*row.notes, "counts as a run that failed")
     return None, None, (*row.notes, "neither a metric nor a failure")
 
 

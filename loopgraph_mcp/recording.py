@@ -2,19 +2,25 @@
 
 import asyncio
 import math
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from loopgraph_mcp import launch, lookups, trainlog, wording
 from loopgraph_mcp.errors import RunError
 from loopgraph_mcp.models import Origin, Outcome, OutcomeKind
+from loopgraph_mcp.printed import NotFound, Wanted
+from loopgraph_mcp.runner.metric_log import read_metric
+from loopgraph_mcp.runs import TAIL_LINES, read_tail
 from loopgraph_mcp.store import edits, experiments
 from loopgraph_mcp.store.database import Database
 from loopgraph_mcp.store.experiments import ExperimentRow, NewExperiment
 from loopgraph_mcp.surroundings import Surroundings
 from loopgraph_mcp.workspace import Workspace, program_at
 
-_MAX_LOG_BYTES = 64 * 2**20
-_TAIL_LINES = 40
+_MAX_PATH = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,39 +110,53 @@ def _read(where: Workspace, report: Report) -> tuple[Outcome, Origin]:
 
 
 def _from_log(where: Workspace, report: Report) -> Outcome:
-    """Read the outcome of a run from the log that came with its report, as that of a run of our own is read."""
-    text = _log_text(where, report.log or "")
-    summary = trainlog.parse_summary(text, where.metric)
-    value = summary.get(where.metric)
-    tail = trainlog.tail_lines(text, count=_TAIL_LINES)
-    if report.status not in {None, OutcomeKind.FINISHED}:
-        assert report.status is not None  # noqa: S101 - just seen
-        return Outcome(report.status, None, "reported by the agent, with its log", {}, tail)
-    if value is None or not math.isfinite(value):
-        raise RunError(f"the log has no line `{where.metric}: NUMBER`; say how the run ended with status")
-    if report.metric_value is not None and not math.isclose(report.metric_value, value, rel_tol=1e-4):
-        raise RunError(
-            f"metric_value is {report.metric_value:g}, the log says {where.metric} {value:g}; leave metric_value out"
-        )
-    numbers = {name: number for name, number in summary.items() if math.isfinite(number)}
-    return Outcome(OutcomeKind.FINISHED, value, f"{where.metric} {value:.6f}, read from the log", numbers, tail)
-
-
-def _log_text(where: Workspace, log: str) -> str:
-    """Return the text of a log: a path inside the workspace where it is one line that names a file, else the text.
+    """Read the outcome of a run from the log that came with its report, as that of a run of our own is read.
 
     Raises:
-        RunError: The path leads outside, or cannot be read.
+        RunError: The log holds no metric, or another one than was reported.
     """
-    if "\n" in log.strip() or len(log) > 4_096:
-        return log
-    path = (where.path / log.strip()).resolve()
-    if not path.is_relative_to(where.path):
-        raise RunError(f"{log.strip()}: lies outside of {where.path}; copy the log into the workspace or give its text")
-    if not path.is_file():
-        return log
-    try:
-        with path.open("rb") as file:
-            return file.read(_MAX_LOG_BYTES).decode("utf-8", "replace")
-    except OSError as error:
-        raise RunError(f"{path}: the log cannot be read ({error})") from error
+    wanted = Wanted(where.metric, where.direction, where.pattern, where.take)
+    with _log_file(where, report.log or "") as path:
+        tail = trainlog.tail_lines(read_tail(path), count=TAIL_LINES)
+        if report.status is not None and report.status is not OutcomeKind.FINISHED:
+            return Outcome(report.status, None, "reported by the agent, with its log", {}, tail)
+        found = read_metric(path, wanted)
+    if isinstance(found, NotFound):
+        raise RunError(f"{found.reason}; if the run failed, say how with status")
+    if not math.isfinite(found.value):
+        return Outcome(OutcomeKind.DIVERGED, None, f"{where.metric} is {found.value}", {}, tail)
+    if report.metric_value is not None and not math.isclose(report.metric_value, found.value, rel_tol=1e-4):
+        raise RunError(
+            f"metric_value is {report.metric_value:g}, the log says {where.metric} {found.value:g}; leave it out"
+        )
+    numbers = {name: number for name, number in found.summary.items() if math.isfinite(number)}
+    return Outcome(
+        OutcomeKind.FINISHED, found.value, f"{where.metric} {found.value:.6f}, read from the log", numbers, tail
+    )
+
+
+@contextmanager
+def _log_file(where: Workspace, log: str) -> Iterator[Path]:
+    """Give the file that holds a log: one inside the workspace where a line names it, else one made of the text.
+
+    Raises:
+        RunError: The path leads outside, or names no file.
+    """
+    name = log.strip()
+    if "\n" not in name and len(name) <= _MAX_PATH and _is_path(name):
+        path = (where.path / name).resolve()
+        if not path.is_relative_to(where.path):
+            raise RunError(f"{name}: lies outside of {where.path}; copy the log into the workspace or give its text")
+        if not path.is_file():
+            raise RunError(f"{path}: no such file; give the log's path in the workspace, or its text")
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "run.log"
+        path.write_bytes(log.encode("utf-8", "replace"))
+        yield path
+
+
+def _is_path(line: str) -> bool:
+    """Return whether a line is a path and no log of one line."""
+    return " " not in line and ("/" in line or line.endswith((".log", ".txt", ".out", ".jsonl")))

@@ -55,6 +55,31 @@ def read_part(path: Path, at: int, *, limit: int) -> tuple[str, int, int, int]:
     return part.decode("utf-8", "replace"), begin, begin + len(part), size
 
 
+def missing_in_copy(workspace: Path, code_dir: Path, name: str) -> str | None:
+    """Return the path, relative to the user's folder, that exists there and not in the run's copy; None for others.
+
+    Of a file in a folder that the copy lacks as a whole it is the folder.
+
+    Args:
+        workspace: The user's folder.
+        code_dir: The run's copy of it, in which the program ran.
+        name: A path as the program named it: relative to its folder, or absolute inside of the copy.
+    """
+    try:
+        inside = Path(os.path.relpath(code_dir / name, code_dir))
+        if Path(name).is_absolute() and ".." in inside.parts:
+            inside = Path(os.path.relpath(name, code_dir.resolve()))
+            if ".." in inside.parts:
+                return None
+        if not (workspace / inside).exists():
+            return None
+        parts = [Path(*inside.parts[:count]) for count in range(1, len(inside.parts) + 1)]
+        missing = next((part for part in parts if part.name != ".." and not (code_dir / part).exists()), None)
+    except (OSError, ValueError):  # too long, or with a NUL: a log holds anything
+        return None
+    return None if missing is None else str(missing)
+
+
 def is_abandoned(settings: Settings, experiment: ExperimentRow) -> bool:
     """Return whether nobody looks after an experiment: its lock is free, and it is not just about to be taken."""
     starting = experiment.supervisor is None and time.time() - experiment.created_at < _START_S

@@ -10,19 +10,31 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from loopgraph_mcp import evidence, recipes, trainlog, turns
+from loopgraph_mcp import evidence, faults, recipes, trainlog, turns
 from loopgraph_mcp.config import Settings, read_settings
 from loopgraph_mcp.errors import StoreError
 from loopgraph_mcp.models import Decision, Outcome, OutcomeKind, VerdictKind
+from loopgraph_mcp.printed import NotFound, Wanted
 from loopgraph_mcp.runner import processes
 from loopgraph_mcp.runner.device import Device, device_at
 from loopgraph_mcp.runner.load import LoadMeter
 from loopgraph_mcp.runner.locks import try_lock
-from loopgraph_mcp.runs import CODE_DIR, GRACE_S, LOG_NAME, TAIL_LINES, is_abandoned, read_tail, recover, slots_beside
+from loopgraph_mcp.runner.metric_log import read_metric
+from loopgraph_mcp.runs import (
+    CODE_DIR,
+    GRACE_S,
+    LOG_NAME,
+    TAIL_LINES,
+    is_abandoned,
+    missing_in_copy,
+    read_tail,
+    recover,
+    slots_beside,
+)
 from loopgraph_mcp.store import agents, edits, experiments
 from loopgraph_mcp.store.database import Database
 from loopgraph_mcp.store.experiments import ExperimentRow, ProcessId
@@ -166,8 +178,8 @@ async def _train(db: Database, experiment: ExperimentRow, workspace: Workspace, 
     try:
         child = processes.start_training(command, code, environment, log)
     except OSError as error:
-        reason = f"the run command {command[0]!r} could not be started ({error}); see `command` in loopgraph.toml"
-        return Outcome(OutcomeKind.CRASHED, None, reason, {})
+        reason = f"the run command {command[0]!r} could not be started ({error}); correct `command` in loopgraph.toml"
+        return _interrupted(reason)
     try:
         identity = ProcessId(child.pid, processes.start_time(child.pid) or time.time())
         await experiments.mark_running(db, experiment.id, identity, now=time.time())
@@ -176,7 +188,9 @@ async def _train(db: Database, experiment: ExperimentRow, workspace: Workspace, 
         processes.end_group(child.pid, grace_s=GRACE_S)
         child.wait()
     tail = read_tail(log)
-    outcome = stopped or _outcome_of_exit(child.returncode, tail, workspace.metric)
+    outcome = stopped
+    if outcome is None:
+        outcome = await asyncio.to_thread(_outcome_of_exit, child.returncode, log, tail, workspace)
     now = file_hashes(code, workspace.protected)
     if changed := [name for name, before in protected.items() if before and now[name] != before]:
         reason = f"it changed a protected file ({', '.join(changed)}): its number is void"
@@ -215,24 +229,38 @@ async def _watch(
     return None
 
 
-def _outcome_of_exit(exit_code: int, tail: str, metric: str) -> Outcome:
+def _outcome_of_exit(exit_code: int, log: Path, tail: str, workspace: Workspace) -> Outcome:
     """Read how a process that ended by itself ended."""
-    summary = trainlog.parse_summary(tail, metric)
-    value = summary.get(metric)
     if exit_code == -signal.SIGKILL or (exit_code != 0 and trainlog.looks_out_of_memory(tail)):
         reason = "killed, most likely for memory" if exit_code == -signal.SIGKILL else "ran out of memory"
         return Outcome(OutcomeKind.OUT_OF_MEMORY, None, f"{reason}; lower the device batch or the model's size", {})
     if exit_code != 0 and trainlog.looks_diverged(tail):
         return Outcome(OutcomeKind.DIVERGED, None, "the loss exploded or became NaN", {})
     if exit_code != 0:
+        if fault := _fault_of_surroundings(exit_code, tail, workspace.path, log.parent / CODE_DIR):
+            return Outcome(OutcomeKind.INTERRUPTED, None, fault, {})
         how = f"exited with status {exit_code}" if exit_code > 0 else f"was ended by signal {-exit_code}"
         return Outcome(OutcomeKind.CRASHED, None, f"the training process {how}", {})
-    if value is None:
-        return Outcome(OutcomeKind.NO_METRIC, None, f"it ended well but printed no line `{metric}: NUMBER`", {})
-    if not trainlog.is_finite(value):
-        return Outcome(OutcomeKind.DIVERGED, None, f"{metric} is {value}", {})
-    numbers: Mapping[str, float] = {name: number for name, number in summary.items() if trainlog.is_finite(number)}
-    return Outcome(OutcomeKind.FINISHED, value, f"{metric} {value:.6f}", numbers)
+    metric = workspace.metric
+    found = read_metric(log, Wanted(metric, workspace.direction, workspace.pattern, workspace.take))
+    if isinstance(found, NotFound):
+        if fault := _fault_of_surroundings(exit_code, tail, workspace.path, log.parent / CODE_DIR):
+            return Outcome(OutcomeKind.INTERRUPTED, None, fault, {})  # a shell script ends well whatever failed in it
+        return Outcome(OutcomeKind.NO_METRIC, None, found.reason, {})
+    if not trainlog.is_finite(found.value):
+        return Outcome(OutcomeKind.DIVERGED, None, f"{metric} is {found.value}", {})
+    numbers = {name: number for name, number in found.summary.items() if trainlog.is_finite(number)}
+    how = f" ({found.how})" if found.how else ""
+    return Outcome(OutcomeKind.FINISHED, found.value, f"{metric} {found.value:.6f}{how}", numbers)
+
+
+def _fault_of_surroundings(exit_code: int, tail: str, workspace: Path, code: Path) -> str:
+    return faults.fault_of_surroundings(
+        exit_code,
+        tail,
+        absent=lambda name: missing_in_copy(workspace, code, name),
+        is_own_module=lambda name: (code / f"{name}.py").exists() or (code / name).is_dir(),
+    )
 
 
 async def _conclude(db: Database, experiment: ExperimentRow, workspace: Workspace | None, outcome: Outcome) -> None:

@@ -1,17 +1,22 @@
-"""Reads a training log: the progress line while it runs, the summary block at its end. The log is untrusted text."""
+"""Reads a training log as a terminal would show it: its lines, its progress, its end. The log is untrusted text."""
 
 import math
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 
-_NUMBER = r"[-+]?(?:\d[\d,]*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|nan|[-+]?inf"
-_SUMMARY_LINE = re.compile(rf"^\s*([A-Za-z_][\w./-]*)\s*[:=]\s*({_NUMBER})\s*$", re.IGNORECASE)
-_STEP = re.compile(r"\bstep[ :=]+(\d{1,12})")
-_PERCENT = re.compile(r"\((\d+(?:\.\d+)?)%\)")
-_LOSS = re.compile(rf"\bloss[ :=]+({_NUMBER})", re.IGNORECASE)
-_REMAINING = re.compile(r"\bremaining[ :=]+(\d+(?:\.\d+)?)s")
+_STEP = re.compile(r"\b(?:step|iter(?:ation)?)[\"' :=]+([0-9]{1,12})", re.IGNORECASE)
+_PERCENT = re.compile(r"\(([0-9]{1,3}(?:\.[0-9]+)?)%\)")
+_LOSS = re.compile(
+    r"\bloss[\"' :=]+([-+]?(?:[0-9]{1,20}(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]{1,3})?|nan|[-+]?inf)", re.IGNORECASE
+)
+_REMAINING = re.compile(r"\bremaining[ :=]+([0-9]{1,12}(?:\.[0-9]+)?)s")
+# tqdm: `45%|####5     | 450/1000 [00:30<00:37, 14.8it/s, loss=2.31]`
+_BAR = re.compile(r"([0-9]{1,3})%\|[^|\n]{0,300}\| *([0-9]{1,12})/[0-9]{1,12} \[[0-9:]{1,12}<([0-9:]{1,12})")
 _MAX_LINE = 4_000
+# Colours, titles and links vanish; what moves the cursor begins another line, as it overwrites what was there.
+_STYLE = re.compile(r"\x1b(?:\[[0-9;:]*[mK]|\[\?[0-9;]*[hl]|\][^\x07\x1b]{0,2000}(?:\x07|\x1b\\)|[()][0-9A-Za-z])")
+_MOVE = re.compile(r"\x1b(?:\[[0-9;:?]*[ -/]*[@-~]|[@-Z^-~=>78])|\x08+")
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,48 +29,60 @@ class Progress:
     remaining_s: float | None = None
 
 
+def plain(log: str) -> str:
+    """Return a log without colour codes, each state of a line that was overwritten as a line of its own."""
+    if "\x1b" in log:
+        log = _STYLE.sub("", log)
+    if "\x1b" in log or "\x08" in log:
+        log = _MOVE.sub("\n", log)
+    return log.replace("\r\n", "\n").replace("\r", "\n") if "\r" in log else log
+
+
 def lines_of(log: str) -> list[str]:
     """Split a log at newlines and at the carriage returns with which progress lines overwrite themselves."""
-    return [line[:_MAX_LINE].rstrip() for line in re.split(r"[\r\n]+", log)]
+    return [line[:_MAX_LINE].rstrip() for line in re.split(r"\n+", plain(log))]
 
 
 def parse_progress(tail: str) -> Progress | None:
     """Return the newest progress line in the end of a log, or None."""
     for line in reversed(lines_of(tail)):
-        if (step := _STEP.search(line)) is None:
-            continue
-        percent, loss, remaining = _PERCENT.search(line), _LOSS.search(line), _REMAINING.search(line)
-        return Progress(
-            step=int(step.group(1)),
-            percent=float(percent.group(1)) if percent else None,
-            loss=_to_float(loss.group(1)) if loss else None,
-            remaining_s=float(remaining.group(1)) if remaining else None,
-        )
+        loss = _LOSS.search(line)
+        if bar := _BAR.search(line):
+            return Progress(
+                step=int(bar.group(2)),
+                percent=float(bar.group(1)),
+                loss=float(loss.group(1)) if loss else None,
+                remaining_s=_seconds(bar.group(3)),
+            )
+        if step := _STEP.search(line):
+            percent, remaining = _PERCENT.search(line), _REMAINING.search(line)
+            return Progress(
+                step=int(step.group(1)),
+                percent=float(percent.group(1)) if percent else None,
+                loss=float(loss.group(1)) if loss else None,
+                remaining_s=float(remaining.group(1)) if remaining else None,
+            )
     return None
 
 
-def parse_summary(log: str, metric: str) -> Mapping[str, float]:
-    """Return the numbers by name of the last block of `name: value` lines that holds the metric.
+def _seconds(clock: str) -> float:
+    """Return the seconds of `1:02:03`, `02:03` or `03`."""
+    seconds = 0
+    for part in clock.split(":"):
+        seconds = 60 * seconds + int(part or 0)
+    return float(seconds)
 
-    The block may follow a line `---`, as autoresearch prints it, or stand alone. Empty where there is no such block.
-    """
-    block: dict[str, float] = {}
-    best: dict[str, float] = {}
-    for line in lines_of(log):
-        if match := _SUMMARY_LINE.match(line):
-            block[match.group(1)] = _to_float(match.group(2))
-            if metric in block:
-                best = block
-        elif line.strip():
-            block = {}
-    return dict(best)
+
+def shows_progress(line: str) -> bool:
+    """Return whether a line says how far the training is."""
+    return bool(_BAR.search(line) or _STEP.search(line))
 
 
 def tail_lines(log: str, *, count: int) -> str:
     """Return the last lines of a log, each progress line overwritten by its last, and control characters dropped."""
     kept: list[str] = []
     for line in lines_of(log):
-        text = re.sub(r"\x1b\[[0-9;?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f]", "", line)
+        text = _CONTROLS.sub("", line)
         if not text.strip():
             continue
         if kept and _STEP.search(text) and _STEP.search(kept[-1]):
@@ -88,7 +105,3 @@ def looks_diverged(tail: str) -> bool:
 def is_finite(value: float | None) -> bool:
     """Return whether a metric can be compared at all."""
     return value is not None and math.isfinite(value)
-
-
-def _to_float(text: str) -> float:
-    return float(text.replace(",", ""))

@@ -204,11 +204,9 @@ def after_unjudged(run: ExperimentRow, outcome: Outcome) -> str:
     """Return what to do with an outcome that has no verdict."""
     if run.origin is Origin.REPORTED and outcome.kind.says_something:
         return after_report()
-    if outcome.kind is OutcomeKind.NO_METRIC:
-        return "Set `metric` or `pattern` in loopgraph.toml to what the program prints, then run it again."
     if outcome.kind is OutcomeKind.CANCELLED:
         return "Nothing was measured; run it again."
-    return "It says nothing of the change: fix what the reason names, then make the same call again."
+    return "Nothing was measured and no method is charged: fix what the reason names, then make the same call again."
 
 
 def after_report() -> str:

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from loopgraph_mcp import schemas
 from loopgraph_mcp.errors import WorkspaceError
 from loopgraph_mcp.models import Direction
+from loopgraph_mcp.printed import check_pattern
 
 CONFIG_NAME = "loopgraph.toml"
 DECLARING = (CONFIG_NAME, "train.py", "prepare.py", "uv.lock")  # what tells that a folder is a workspace, and which
@@ -150,6 +151,10 @@ def load_workspace(path: Path) -> Workspace:
         raise WorkspaceError(f"{config}: {_misdeclared(error)}") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise WorkspaceError(f"{config}: {error}") from error
+    if not declared.metric.strip():
+        raise WorkspaceError(f"{config}: workspace.metric: empty; give the name that the program prints")
+    if declared.pattern is not None and (wrong := check_pattern(declared.pattern)):
+        raise WorkspaceError(f"{config}: workspace.pattern: {wrong}")
     for name in (declared.editable, *declared.protected, *declared.dataset):
         if not (path / name).resolve().is_relative_to(path):
             raise WorkspaceError(f"{config}: {name} lies outside of the workspace")

@@ -215,7 +215,7 @@ async def test_a_row_without_metric_counts_only_where_it_failed(settings: Settin
     assert [row.understood for row in answer.rows] == ["whole", "left_out", "part", "whole"]
     assert answer.rows[1].notes[-1] == "neither a metric nor a failure"
     kinds = [row.outcome.kind for row in await stored(settings) if row.outcome is not None]
-    assert kinds == [OutcomeKind.FINISHED, OutcomeKind.NO_METRIC, OutcomeKind.CRASHED]
+    assert kinds == [OutcomeKind.FINISHED, OutcomeKind.CRASHED, OutcomeKind.CRASHED]
 
 
 async def test_each_machine_is_compared_within_itself(settings: Settings, tmp_path: Path) -> None:

@@ -1,5 +1,3 @@
-import math
-
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -27,38 +25,17 @@ def test_the_last_progress_line_is_read_across_carriage_returns() -> None:
     assert progress == trainlog.Progress(step=123, percent=41.0, loss=5.123456, remaining_s=177.0)
 
 
-def test_the_summary_block_is_read_whole() -> None:
-    summary = trainlog.parse_summary(RUN, "val_bpb")
-    assert summary["val_bpb"] == 0.9979
-    assert summary["peak_vram_mb"] == 45060.2
-    assert list(summary) == [
-        "val_bpb",
-        "training_seconds",
-        "total_seconds",
-        "peak_vram_mb",
-        "mfu_percent",
-        "total_tokens_M",
-        "num_steps",
-        "num_params_M",
-        "depth",
-    ]
+def test_progress_is_read_from_bars_and_through_colours() -> None:
+    bar = "\r 44%|##4  | 440/1000 [00:29<00:38, 14.8it/s, loss=2.4]\r 45%|##5  | 450/1000 [00:30<01:37, loss=2.31]"
+    assert trainlog.parse_progress(bar) == trainlog.Progress(step=450, percent=45.0, loss=2.31, remaining_s=97.0)
+    coloured = "\x1b[1mStep\x1b[0m 00100 | \x1b[33mloss: 2.5\x1b[0m\n"
+    assert trainlog.parse_progress(coloured) == trainlog.Progress(step=100, loss=2.5)
+    assert trainlog.parse_progress('{"step": 10, "loss": 2.25}\n') == trainlog.Progress(step=10, loss=2.25)
+    assert trainlog.parse_progress("overstep: 10\n") is None
 
 
-def test_the_last_block_with_the_metric_counts_and_another_metric_is_none() -> None:
-    log = "val_bpb: 3.0\nsome words\nval_bpb: 2.5\nnoise: 1\nmore words\nlr: 0.1\n"
-    assert trainlog.parse_summary(log, "val_bpb") == {"val_bpb": 2.5, "noise": 1.0}
-    assert trainlog.parse_summary(log, "accuracy") == {}
-
-
-def test_numbers_come_as_people_print_them() -> None:
-    assert trainlog.parse_summary("accuracy = 1,234.5", "accuracy") == {"accuracy": 1234.5}
-    assert trainlog.parse_summary("loss=1e-3", "loss") == {"loss": 0.001}
-    assert math.isnan(trainlog.parse_summary("val_bpb: nan", "val_bpb")["val_bpb"])
-    assert not trainlog.is_finite(trainlog.parse_summary("val_bpb: inf", "val_bpb")["val_bpb"])
-
-
-def test_a_sentence_about_the_metric_is_no_metric() -> None:
-    assert trainlog.parse_summary("the val_bpb: 0.5 was great\nval_bpb: 0.5 or so\n", "val_bpb") == {}
+def test_what_a_terminal_overwrites_is_a_line_of_its_own() -> None:
+    assert trainlog.lines_of("a 1\x08\x08b 2\x1b[2A\x1b[2Kc\r\nd\x1b]0;title\x07e") == ["a 1", "b 2", "c", "de"]
 
 
 def test_the_tail_keeps_one_progress_line_and_no_control_characters() -> None:
@@ -78,5 +55,4 @@ def test_failures_are_told_apart() -> None:
 @given(st.text())
 def test_any_log_is_read_without_an_error(log: str) -> None:
     trainlog.parse_progress(log)
-    trainlog.parse_summary(log, "val_bpb")
     assert len(trainlog.tail_lines(log, count=5).split("\n")) <= 5
