@@ -182,7 +182,7 @@ async def _runs_of_patch(db: Database, context_id: str, patch: str) -> list[Expe
 async def _as_it_ran(db: Database, run: ExperimentRow, held: str) -> Plan:
     text = await edit_store.program_text(db, run.program_hash or "")
     base = None if run.base_hash is None else await edit_store.program_text(db, run.base_hash)
-    return Plan(text, base, run.edit_id, run.method_ids, held=held)
+    return Plan(text, base, run.edit_id, run.method_ids, run.base_group_key, held)
 
 
 def check_held(plan: Plan, earlier: Sequence[ExperimentRow]) -> None:
