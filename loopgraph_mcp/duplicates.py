@@ -25,6 +25,18 @@ def program_hash(source: str) -> str:
     return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
 
 
+def tree_hash(source: bytes) -> str | None:
+    """Return the sha256 of a Python file's syntax tree, or None where Python cannot parse it.
+
+    Comments and layout do not count; docstrings do, for a program may read them: `__doc__` can be a prompt.
+    """
+    try:
+        content = written(ast.parse(source))  # bytes: the file's own coding line is kept to
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+    return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
+
+
 def parsed(source: str) -> ast.Module | None:
     """Return a text's syntax tree without its docstrings, or None where Python cannot parse it."""
     try:

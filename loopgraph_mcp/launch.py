@@ -11,12 +11,13 @@ from loopgraph_mcp.config import Settings
 from loopgraph_mcp.errors import NotFoundError, RunError, WorkspaceError
 from loopgraph_mcp.models import Applied, Outcome, OutcomeKind, Refused
 from loopgraph_mcp.runner import processes
-from loopgraph_mcp.runs import CODE_DIR, SUPERVISOR_LOG_NAME
+from loopgraph_mcp.runner.run_copy import make_copy, plan_copy
+from loopgraph_mcp.runs import SUPERVISOR_LOG_NAME
 from loopgraph_mcp.store import edits as edit_store
 from loopgraph_mcp.store import experiments
 from loopgraph_mcp.store.database import Database, text_hash
 from loopgraph_mcp.store.experiments import ExperimentRow
-from loopgraph_mcp.workspace import MAX_BUDGET_S, Workspace, reads_variable, snapshot
+from loopgraph_mcp.workspace import MAX_BUDGET_S, Workspace, reads_variable
 
 DEFAULT_SEED = 42
 
@@ -218,7 +219,8 @@ async def start(
     """
     run_dir = settings.runs_dir / experiment_id
     try:
-        await asyncio.to_thread(snapshot, workspace, run_dir / CODE_DIR, text)
+        copy = await asyncio.to_thread(plan_copy, workspace, without=settings.own_paths)
+        await asyncio.to_thread(make_copy, copy, run_dir, text)
         await experiments.set_run_dir(db, experiment_id, str(run_dir))
         processes.start_supervisor(experiment_id, settings.db_path, settings.home, run_dir / SUPERVISOR_LOG_NAME)
     except (OSError, shutil.Error, WorkspaceError) as error:

@@ -15,7 +15,6 @@ from loopgraph_mcp.store.experiments import ExperimentRow
 
 LOG_NAME = "run.log"
 SUPERVISOR_LOG_NAME = "supervisor.log"
-CODE_DIR = "code"
 TAIL_LINES = 40
 GRACE_S = 5.0
 _TAIL_BYTES = 64 * 2**10

@@ -4,6 +4,8 @@ Started detached as `python -m loopgraph_mcp.supervisor EXPERIMENT`; it needs no
 """
 
 import asyncio
+import dataclasses
+import json
 import logging
 import os
 import signal
@@ -18,21 +20,23 @@ from loopgraph_mcp import evidence, recipes, trainlog, turns
 from loopgraph_mcp.config import Settings, read_settings
 from loopgraph_mcp.errors import StoreError
 from loopgraph_mcp.models import Decision, Outcome, OutcomeKind, VerdictKind
-from loopgraph_mcp.runner import processes
+from loopgraph_mcp.runner import inputs, processes
 from loopgraph_mcp.runner.device import Device, find_devices
 from loopgraph_mcp.runner.load import LoadMeter
 from loopgraph_mcp.runner.locks import try_lock
-from loopgraph_mcp.runs import CODE_DIR, GRACE_S, LOG_NAME, TAIL_LINES, is_abandoned, read_tail, recover
+from loopgraph_mcp.runs import GRACE_S, LOG_NAME, TAIL_LINES, is_abandoned, read_tail, recover
 from loopgraph_mcp.store import agents, edits, experiments
 from loopgraph_mcp.store.database import Database
 from loopgraph_mcp.store.experiments import ExperimentRow, ProcessId
 from loopgraph_mcp.workspace import (
+    CONFIG_NAME,
     Workspace,
     append_result,
+    changed_protected,
     commit_program,
-    file_hashes,
     head_commit,
     load_workspace,
+    protected_hashes,
     run_command,
     write_program,
 )
@@ -146,7 +150,8 @@ async def _cancelled(db: Database, experiment_id: str) -> bool:
 async def _train(db: Database, experiment: ExperimentRow, workspace: Workspace, device: Device) -> Outcome:
     """Run the training command in the run's copy of the workspace, and say how it ended."""
     run_dir = Path(experiment.run_dir or "")
-    code, log = run_dir / CODE_DIR, run_dir / LOG_NAME
+    made = inputs.read_made(run_dir)
+    code, log = run_dir / (made.code if made else inputs.CODE_DIR), run_dir / LOG_NAME
     uv_environment = workspace.path / ".venv" if workspace.command[0] == "uv" else None
     environment = processes.child_environment(
         os.environ,
@@ -157,7 +162,7 @@ async def _train(db: Database, experiment: ExperimentRow, workspace: Workspace, 
         },
         uv_environment=uv_environment,
     )
-    protected = file_hashes(code, workspace.protected)
+    protected = protected_hashes(workspace, code)
     command = run_command(workspace)
     load = LoadMeter.start(device)
     try:
@@ -174,10 +179,14 @@ async def _train(db: Database, experiment: ExperimentRow, workspace: Workspace, 
         child.wait()
     tail = read_tail(log)
     outcome = stopped or _outcome_of_exit(child.returncode, tail, workspace.metric)
-    now = file_hashes(code, workspace.protected)
-    if changed := [name for name, before in protected.items() if before and now[name] != before]:
-        reason = f"it changed a protected file ({', '.join(changed)}): its number is void"
+    if reason := await asyncio.to_thread(_why_void, workspace, code, protected, made):
         outcome = Outcome(OutcomeKind.VOID, None, reason, {})
+    if outcome.kind in {OutcomeKind.CRASHED, OutcomeKind.NO_METRIC} and (
+        missing := inputs.only_with_the_user(tail, workspace.path, code)
+    ):
+        outcome = dataclasses.replace(outcome, reason=f"{outcome.reason}; {_said_missing(missing)}")
+    if made is not None:
+        await asyncio.to_thread(inputs.drop_copies, run_dir, made)
     others = load.read() if outcome.kind is OutcomeKind.FINISHED else None
     return Outcome(
         outcome.kind,
@@ -185,6 +194,32 @@ async def _train(db: Database, experiment: ExperimentRow, workspace: Workspace, 
         outcome.reason,
         {**outcome.summary, **({} if others is None else {"other_load": round(others, 3)})},
         trainlog.tail_lines(tail, count=TAIL_LINES),
+    )
+
+
+def _why_void(workspace: Workspace, code: Path, protected: Mapping[str, str], made: inputs.Made | None) -> str:
+    """Return why the number of a run that ended does not count; empty where it does."""
+    changed = changed_protected(workspace, protected, protected_hashes(workspace, code))
+    if changed:
+        return f"it changed a protected file ({inputs.shown(changed)}): its number is void"
+    if made is None or not (reached := inputs.changed_links(made)):
+        return ""
+    return (
+        f"YOUR FILES CHANGED while it ran: {inputs.shown(reached)} in {workspace.path}, which is too large to copy and "
+        "only linked into the run's folder. Its number is void. Restore what you need; then let the program write to "
+        f"another folder, or name what no run reads under `ignore` in {CONFIG_NAME}"
+    )
+
+
+def _said_missing(names: list[str]) -> str:
+    """Say that files which the program looked for are in the user's folder and not in the run's copy."""
+    outside = sorted(
+        {"/".join(name.split("/")[: name.split("/").count("..") + 1]) for name in names if name[:3] == "../"}
+    )
+    link = outside or names[:1]
+    return (
+        f"{inputs.shown(names)} exists in your folder, not in the run's copy: add link = {json.dumps(link)} to "
+        f"{CONFIG_NAME}"
     )
 
 

@@ -12,15 +12,16 @@ from loopgraph_mcp.models import Context
 from loopgraph_mcp.runner.device import Device, choose_device
 from loopgraph_mcp.store import edits
 from loopgraph_mcp.store.database import Database
-from loopgraph_mcp.workspace import DECLARING, Workspace, dataset_hash, harness_hash, load_workspace
+from loopgraph_mcp.workspace import DECLARING, Workspace, dataset_hash, declared_stamps, harness_hash, load_workspace
 
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """A workspace, its device and hashes, with the files that they were read from and what these looked like before."""
+    """A workspace, its device and hashes, with what the files that they were read from looked like before."""
 
     files: tuple[Path, ...]
     stamps: tuple[tuple[int, int, int] | None, ...]
+    declared: tuple[str, ...]
     found: tuple[Workspace, Device, str, str]
 
 
@@ -79,13 +80,12 @@ class Surroundings:
     def _look_again(self, folder: Path) -> tuple[Workspace, Device, str, str]:
         """Return a folder's workspace, device and hashes; its files are read again only where one of them changed."""
         known = self._seen.get(folder)
-        if known is None or known.stamps != _stamps(known.files):
-            declaring = [folder / name for name in DECLARING]
-            before = _stamps(declaring)
+        if known is None or known.stamps != _stamps(known.files) or known.declared != declared_stamps(known.found[0]):
+            declaring = tuple(folder / name for name in DECLARING)
+            stamps = _stamps(declaring)
             where = load_workspace(folder)
-            told = [where.path / name for name in (*where.protected, *where.dataset)]
-            stamps = before + _stamps(told)
-            known = _Seen((*declaring, *told), stamps, (where, *self._look(where)))
+            declared = declared_stamps(where)
+            known = _Seen(declaring, stamps, declared, (where, *self._look(where)))
             self._seen[folder] = known
         return known.found
 

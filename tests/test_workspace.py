@@ -14,7 +14,6 @@ from loopgraph_mcp.workspace import (
     head_commit,
     load_workspace,
     reads_variable,
-    snapshot,
     write_program,
 )
 
@@ -75,32 +74,6 @@ def test_any_command_that_prints_its_metric_can_be_a_workspace(tmp_path: Path) -
     )
     where = load_workspace(tmp_path)
     assert (where.metric, where.direction, where.timeout_s) == ("accuracy", "higher", 900)
-
-
-def test_a_copy_holds_what_git_does_not_ignore_and_the_program_to_run(workspace: Path, tmp_path: Path) -> None:
-    (workspace / "ignored").mkdir()
-    (workspace / "ignored" / "secret.txt").write_text("no")
-    a_repository(workspace)
-    (workspace / "helper.py").write_text("untracked, but needed")
-    (workspace / "results.tsv").write_text("mine")
-    (workspace / "sub").mkdir()
-    (workspace / "sub" / "module.py").write_text("y = 1")
-    where = load_workspace(workspace)
-    snapshot(where, tmp_path / "copy", "print('new')\n")
-    copied = {str(path.relative_to(tmp_path / "copy")) for path in (tmp_path / "copy").rglob("*") if path.is_file()}
-    assert copied == {"train.py", "prepare.py", "loopgraph.toml", "helper.py", "sub/module.py", ".gitignore"}
-    assert (tmp_path / "copy" / "train.py").read_text() == "print('new')\n"
-    assert "new" not in (workspace / "train.py").read_text()
-
-
-def test_a_copy_without_git_leaves_environments_behind_and_links_large_files(workspace: Path, tmp_path: Path) -> None:
-    (workspace / ".venv").mkdir()
-    (workspace / ".venv" / "big.py").write_text("x")
-    with (workspace / "data.bin").open("wb") as file:
-        file.truncate(17 * 2**20)
-    snapshot(load_workspace(workspace), tmp_path / "copy", "")
-    assert (tmp_path / "copy" / "data.bin").is_symlink()
-    assert not (tmp_path / "copy" / ".venv").exists()
 
 
 def test_the_harness_hash_changes_with_a_protected_file_only(workspace: Path) -> None:
