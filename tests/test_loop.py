@@ -161,7 +161,7 @@ async def test_each_failure_is_its_own_outcome_and_touches_nothing(
 
 
 async def test_a_protected_file_may_be_made_by_the_first_run_and_then_stays(graph: LoopGraph, workspace: Path) -> None:
-    set_config(workspace, protected=["prepare.py", "corpus.json"])
+    set_config(workspace, protected=["prepare.py", "corpus.json?"])
     made = await run(graph, patch=mishap("open('corpus.json', 'w').write('x')"))
     assert made.outcome is OutcomeKind.FINISHED
     (workspace / "corpus.json").write_text("prepared")

@@ -28,7 +28,8 @@ from loopgraph_mcp.workspace import CONFIG_NAME, Workspace, data_ids
 
 # All that is copied for one run where the file system cannot share blocks: under a second on a common disk. A copy
 # that the run left as it was is replaced by a link when it ends, so a night's runs do not fill the disk.
-_MOST_COPIED_BYTES = 512 * 2**20
+_MOST_COPIED_BYTES = 256 * 2**20
+_MOST_COPIED_FILES = 10_000
 _MOST_PYTHON_BYTES = 2**20  # a second of parsing; programs of more are known by their bytes
 _FICLONE = 0x40049409  # linux/fs.h: share the blocks of another file until one of the two is written to
 _CLONED_BYTES = 64 * 2**10  # below it a copy costs as little
@@ -167,16 +168,14 @@ def _link_what_is_too_much(layout: _Layout) -> None:
         return path not in rules.protected, not precious, file.seen.st_size, path
 
     for path in sorted(layout.files, key=worth):
-        file = layout.files[path]
-        count, size = count + 1, size + file.seen.st_size
-        if path in rules.protected or path == rules.workspace.editable:
+        taken = layout.files[path].seen.st_size
+        if path in rules.protected or path == posixpath.normpath(rules.workspace.editable):
             continue
-        is_data = file.seen.st_size > contents.SMALL_BYTES and any(
-            path == name or path.startswith(f"{name}/") for name in data
-        )
-        if is_data or count > walk.MOST_FILES or size > _MOST_COPIED_BYTES:
-            size -= file.seen.st_size
+        is_data = taken > contents.SMALL_BYTES and any(path == name or path.startswith(f"{name}/") for name in data)
+        if is_data or count >= _MOST_COPIED_FILES or size + taken > _MOST_COPIED_BYTES:
             _link_file(layout, path)
+        else:
+            count, size = count + 1, size + taken
 
 
 def _link_file(layout: _Layout, path: str) -> None:
@@ -375,6 +374,7 @@ class _Copier:
                 shared = seen.st_size >= _CLONED_BYTES and self._share(reading, writing)
                 if not shared:
                     _copy_bytes(reading, writing, seen.st_size)
+                    seen = os.fstat(reading)
                 os.fchmod(writing, seen.st_mode & 0o777)
                 os.utime(writing, ns=(seen.st_atime_ns, seen.st_mtime_ns))
             finally:
@@ -417,13 +417,30 @@ class _Copier:
 
 
 def _copy_bytes(reading: int, writing: int, size: int) -> None:
-    """Copy as many bytes as the file had when it was opened: one that grows all the time comes to an end."""
-    left = size
-    while left > 0:
-        part = os.read(reading, min(left, _CHUNK))
-        if not part:
-            return
-        left -= len(part)
-        view = memoryview(part)
-        while view:
-            view = view[os.write(writing, view) :]
+    """Copy as many bytes as the file had when it was opened: one that grows all the time comes to an end.
+
+    Holes stay holes, so that sparse files take no time and no room.
+    """
+    at = 0
+    while at < size:
+        start, end = (at, size) if size <= _CHUNK else _next_data(reading, at, size)
+        if start == size:  # a hole to the end
+            os.ftruncate(writing, size)
+        while start < end:
+            part = os.pread(reading, min(end - start, _CHUNK), start)
+            if not part:  # it was cut short meanwhile
+                return
+            written = 0
+            while written < len(part):
+                written += os.pwrite(writing, part[written:], start + written)
+            start += len(part)
+        at = end
+
+
+def _next_data(descriptor: int, at: int, size: int) -> tuple[int, int]:
+    """Return where the next bytes that are no hole begin and end; the end of the file where only a hole is left."""
+    try:
+        start = os.lseek(descriptor, at, os.SEEK_DATA)
+        return start, min(os.lseek(descriptor, start, os.SEEK_HOLE), size)
+    except OSError as error:
+        return (size, size) if error.errno == errno.ENXIO else (at, size)
