@@ -1,5 +1,6 @@
 """What can be told of a run from outside: its folder, its log, whether somebody looks after it; recovery."""
 
+import asyncio
 import os
 import time
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 from loopgraph_mcp import trainlog
 from loopgraph_mcp.config import Settings
 from loopgraph_mcp.models import Outcome, OutcomeKind
-from loopgraph_mcp.runner import processes
+from loopgraph_mcp.runner import inputs, processes
 from loopgraph_mcp.runner.locks import is_held
 from loopgraph_mcp.store import experiments
 from loopgraph_mcp.store.database import Database
@@ -67,6 +68,10 @@ async def recover(db: Database, settings: Settings) -> None:
         if child is not None and processes.is_alive(child.pid, child.started):
             processes.end_group(child.pid, grace_s=GRACE_S)
         reason = "its supervisor was killed or the machine went down; run it again"
+        made = await asyncio.to_thread(inputs.read_made, Path(experiment.run_dir or ""))
+        if child is not None and made is not None:
+            harm = await asyncio.to_thread(inputs.harm_done, made, Path(experiment.workspace_path))
+            reason = "; ".join(filter(None, [reason, harm]))
         outcome = Outcome(OutcomeKind.INTERRUPTED, None, reason, {}, _last_words(experiment))
         await experiments.finish(db, experiment.id, outcome, now=time.time())  # keeps an outcome that it has
         (settings.locks_dir / f"{experiment.id}.lock").unlink(missing_ok=True)

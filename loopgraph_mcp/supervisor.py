@@ -5,7 +5,6 @@ Started detached as `python -m loopgraph_mcp.supervisor EXPERIMENT`; it needs no
 
 import asyncio
 import dataclasses
-import json
 import logging
 import os
 import signal
@@ -29,7 +28,6 @@ from loopgraph_mcp.store import agents, edits, experiments
 from loopgraph_mcp.store.database import Database
 from loopgraph_mcp.store.experiments import ExperimentRow, ProcessId
 from loopgraph_mcp.workspace import (
-    CONFIG_NAME,
     Workspace,
     append_result,
     changed_protected,
@@ -181,10 +179,9 @@ async def _train(db: Database, experiment: ExperimentRow, workspace: Workspace, 
     outcome = stopped or _outcome_of_exit(child.returncode, tail, workspace.metric)
     if reason := await asyncio.to_thread(_why_void, workspace, code, protected, made):
         outcome = Outcome(OutcomeKind.VOID, None, reason, {})
-    if outcome.kind in {OutcomeKind.CRASHED, OutcomeKind.NO_METRIC} and (
-        missing := inputs.only_with_the_user(tail, workspace.path, code)
-    ):
-        outcome = dataclasses.replace(outcome, reason=f"{outcome.reason}; {_said_missing(missing)}")
+    if outcome.kind in {OutcomeKind.CRASHED, OutcomeKind.NO_METRIC}:
+        missing = inputs.missing_for_it(tail, workspace.path, code)
+        outcome = dataclasses.replace(outcome, reason="; ".join(filter(None, [outcome.reason, missing])))
     if made is not None:
         await asyncio.to_thread(inputs.drop_copies, run_dir, made)
     others = load.read() if outcome.kind is OutcomeKind.FINISHED else None
@@ -199,28 +196,12 @@ async def _train(db: Database, experiment: ExperimentRow, workspace: Workspace, 
 
 def _why_void(workspace: Workspace, code: Path, protected: Mapping[str, str], made: inputs.Made | None) -> str:
     """Return why the number of a run that ended does not count; empty where it does."""
-    changed = changed_protected(workspace, protected, protected_hashes(workspace, code))
-    if changed:
-        return f"it changed a protected file ({inputs.shown(changed)}): its number is void"
-    if made is None or not (reached := inputs.changed_links(made)):
-        return ""
-    return (
-        f"YOUR FILES CHANGED while it ran: {inputs.shown(reached)} in {workspace.path}, which is too large to copy and "
-        "only linked into the run's folder. Its number is void. Restore what you need; then let the program write to "
-        f"another folder, or name what no run reads under `ignore` in {CONFIG_NAME}"
-    )
-
-
-def _said_missing(names: list[str]) -> str:
-    """Say that files which the program looked for are in the user's folder and not in the run's copy."""
-    outside = sorted(
-        {"/".join(name.split("/")[: name.split("/").count("..") + 1]) for name in names if name[:3] == "../"}
-    )
-    link = outside or names[:1]
-    return (
-        f"{inputs.shown(names)} exists in your folder, not in the run's copy: add link = {json.dumps(link)} to "
-        f"{CONFIG_NAME}"
-    )
+    reasons = list[str]()
+    if changed := changed_protected(workspace, protected, protected_hashes(workspace, code)):
+        reasons.append(f"it changed a protected file ({inputs.shown(changed)}): its number is void")
+    if made is not None and (harm := inputs.harm_done(made, workspace.path)):
+        reasons.append(f"{harm}. Its number is void")
+    return "; ".join(reasons)
 
 
 async def _watch(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import stat
 import subprocess
@@ -21,6 +22,7 @@ from loopgraph_mcp.loopgraph import LoopGraph
 from loopgraph_mcp.models import OutcomeKind
 from loopgraph_mcp.runner.inputs import changed_links, drop_copies, only_with_the_user, read_made
 from loopgraph_mcp.runner.run_copy import CopyPlan, make_copy, plan_copy, snapshot
+from loopgraph_mcp.store import experiments
 from loopgraph_mcp.workspace import load_workspace
 
 MIB = 2**20
@@ -292,6 +294,22 @@ def test_what_is_no_file_is_passed_over(tmp_path: Path) -> None:
         assert paths_of(copy(where, tmp_path / "run")) == {"train.py", "loopgraph.toml"}
 
 
+def test_folders_a_thousand_deep_are_no_trouble(tmp_path: Path) -> None:
+    where = declare(tmp_path / "w")
+    (where / "deep").mkdir()
+    descriptor = os.open(where / "deep", os.O_RDONLY)
+    for _ in range(1_200):
+        os.mkdir("d", dir_fd=descriptor)
+        inner = os.open("d", os.O_RDONLY, dir_fd=descriptor)
+        os.close(descriptor)
+        descriptor = inner
+    os.close(descriptor)
+    try:
+        assert (copy(where, tmp_path / "run") / "deep").exists()
+    finally:
+        subprocess.run(["rm", "-rf", where / "deep"], check=True)  # shutil.rmtree goes no deeper than 1,000
+
+
 def test_names_that_are_no_text_are_copied(tmp_path: Path) -> None:
     where = declare(tmp_path / "w")
     name = os.fsdecode(b"caf\xe9.txt")
@@ -313,16 +331,21 @@ def test_what_cannot_be_read_is_as_unreadable_in_the_copy(tmp_path: Path) -> Non
     (where / "file").write_text("x")
     (where / "file").chmod(0)
     (where / "locked").chmod(0)
+    (where / "listed").mkdir()
+    (where / "listed" / "x").write_text("x")
+    (where / "listed").chmod(0o444)
     try:
         code = copy(where, tmp_path / "run")
         with pytest.raises(PermissionError):
             (code / "file").read_text()
         assert (code / "locked").is_symlink()
+        assert (code / "listed").is_symlink()
         declare(where, protected=["file"])
         with pytest.raises(WorkspaceError, match="protected"):
             plan(where)
     finally:
         (where / "locked").chmod(0o755)
+        (where / "listed").chmod(0o755)
 
 
 def test_the_store_is_no_part_of_a_workspace_that_holds_it(tmp_path: Path) -> None:
@@ -708,6 +731,36 @@ async def test_a_protected_folder_is_protected_with_all_it_holds(graph: LoopGrap
     assert "changed a protected file (eval/" in done.reason
 
 
+async def test_a_file_that_the_copy_lacks_is_named_with_what_to_declare(graph: LoopGraph, full: Path) -> None:
+    config = full / "loopgraph.toml"
+    config.write_text(config.read_text().replace('link = ["../input"]', ""))
+    done = await run(graph, "open('../input/x.txt')")
+    assert done.outcome is OutcomeKind.CRASHED
+    assert """../input/x.txt exists in your folder, not in the run's copy: add link = ["../input"]""" in done.reason
+
+
+async def test_what_a_run_without_its_supervisor_did_is_said(graph: LoopGraph, full: Path) -> None:
+    started = await graph.run_experiment(
+        wait_s=0,
+        patch='@@ @@\n-SLEEP_S = 0.05\n-STEPS = 3\n-MISHAP = ""\n+SLEEP_S = 0.05\n+STEPS = 3\n'
+        "+MISHAP = \"open('../input/x.txt', 'w').close(); time.sleep(600)\"\n",
+    )
+    for _ in range(300):
+        if (full.parent / "input" / "x.txt").read_text() == "":
+            break
+        await graph.get_experiment(started.experiment_id, wait_s=0.1)
+    row = await experiments.get_experiment(graph.db, started.experiment_id)
+    assert row is not None
+    assert row.supervisor is not None
+    os.kill(row.supervisor.pid, signal.SIGKILL)
+    for _ in range(300):
+        ended = await graph.get_experiment(started.experiment_id, wait_s=0.1)
+        if ended.outcome is not None:
+            break
+    assert ended.outcome is OutcomeKind.INTERRUPTED
+    assert "YOUR FILES CHANGED since it began: ../input/x.txt" in ended.reason
+
+
 async def test_large_copies_that_the_run_left_alone_take_no_room_afterwards(graph: LoopGraph, full: Path) -> None:
     done = await run(graph, "open('out/ckpt.pt', 'wb').write(b'mine')")
     code = Path(done.run_dir or "") / "code" / full.name
@@ -763,13 +816,14 @@ def test_an_ignored_file_of_a_linked_folder_may_change(tmp_path: Path) -> None:
         ("No such file or directory: 'never-there.txt'", []),
         ("No such file or directory: 'train.py'", []),
         ("loaded data/x.txt", []),
+        ("error: .git/HEAD: No such file or directory", []),
         ("No such file or directory: '" + "x" * 10_000 + "'", []),
         ("No such file: '\0'" + "'" * 1_000, []),
     ],
 )
 def test_a_file_that_only_the_user_has_is_found_in_the_log(tmp_path: Path, log: str, found: list[str]) -> None:
     where, code = tmp_path / "w", tmp_path / "run" / "code"
-    for name in ("../input/t.csv", "data/x.txt", "tools/show.py", "node_modules/dep/index.js", "train.py"):
+    for name in ("../input/t.csv", "data/x.txt", "tools/show.py", "node_modules/dep/index.js", ".git/HEAD", "train.py"):
         (where / name).resolve().parent.mkdir(parents=True, exist_ok=True)
         (where / name).resolve().write_text("x")
     code.mkdir(parents=True)

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from loopgraph_mcp import contents, patterns
+from loopgraph_mcp.workspace import CONFIG_NAME
 
 CODE_DIR = "code"
 INPUTS_NAME = "inputs.json"
@@ -126,6 +127,28 @@ def changed_links(made: Made) -> list[str]:
     return changed
 
 
+def harm_done(made: Made, workspace: Path) -> str:
+    """Return what to say of the user's files that a run changed, or what changed beside it; empty where none did."""
+    changed = changed_links(made)
+    if not changed:
+        return ""
+    return (
+        f"YOUR FILES CHANGED since it began: {shown(changed)} in {workspace}, only linked into the run's folder. Restore "
+        "what you need; then let the program write to another folder, or name what no run reads under `ignore` in "
+        f"{CONFIG_NAME}"
+    )
+
+
+def missing_for_it(log_tail: str, workspace: Path, code: Path) -> str:
+    """Return what to say of files that a run looked for and only the user's folder has; empty where there are none."""
+    names = only_with_the_user(log_tail, workspace, code)
+    if not names:
+        return ""
+    outside = {"/".join(name.split("/")[: name.count("../") + 1]) for name in names if name.startswith("../")}
+    link = json.dumps(sorted(outside) or names[:1])
+    return f"{shown(names)} exists in your folder, not in the run's copy: add link = {link} to {CONFIG_NAME}"
+
+
 def _younger(folder: str, since_ns: int, skip: Callable[[str], bool]) -> Iterator[str]:
     """Yield a few files of a folder that changed since a moment."""
     pending, seen, named = [""], 0, 0
@@ -200,6 +223,8 @@ def _paths(word: str, code: Path) -> list[str]:
 
 
 def _is_only_at(workspace: Path, code: Path, path: str) -> bool:
+    if any(contents.is_by_product(name) for name in path.split("/")):
+        return False
     try:
         return os.path.exists(workspace / path) and not os.path.exists(code / path)
     except (OSError, ValueError):

@@ -18,6 +18,7 @@ from loopgraph_mcp.workspace import Workspace, git
 _MANY_FILES, _MANY_BYTES = 5_000, 64 * 2**20
 _MANY_IGNORED_FILES, _MANY_IGNORED_BYTES = 1_000, 16 * 2**20
 MOST_FILES = 20_000  # after so many a folder is not looked through to its end
+_MOST_DEEP = 100  # folders in one another
 _MOST_REPOSITORIES = 50  # git is asked about each, which takes some 4 ms
 # Folders that programs write their results to. They are not linked as a whole, for then each run would add to them.
 _OUTPUTS = frozenset(
@@ -200,27 +201,17 @@ def _look_into(rules: Rules, folder: Folder, seen: list[int]) -> bool:
     `seen` counts the entries below the outermost folder that may be linked.
     """
     is_real = not folder.path or folder.path in rules.real
-    root = str(rules.workspace.path)
     try:
-        with os.scandir(os.path.join(root, folder.path)) as found:
-            entries = list(islice(found, (contents.MAX_LISTED if is_real else MOST_FILES) + 1))
+        entries = _entries(rules, folder)
+        if folder.path and any(entry.name == ".git" for entry in entries):
+            rules.learn(folder.path)
+        below = [entry.name for entry in entries if _belongs(rules, folder, entry)]
     except OSError as error:
         if not is_real:
             return False
-        where = f"{root}/{folder.path}".rstrip("/")
-        raise WorkspaceError(f"{where}: cannot be read ({error.strerror}); correct its permissions") from error
+        where = f"{rules.workspace.path}/{folder.path}".rstrip("/")
+        raise WorkspaceError(f"{where}: cannot be copied ({error.strerror or error})") from error
     seen[0] += len(entries)
-    if len(entries) > (contents.MAX_LISTED if is_real else MOST_FILES):
-        if not is_real:
-            return False
-        raise WorkspaceError(
-            f"{root}/{folder.path}: over {contents.MAX_LISTED:,} files beside the editable or a protected one; move "
-            "data to a folder of its own"
-        )
-    entries.sort(key=lambda entry: entry.name)
-    if folder.path and any(entry.name == ".git" for entry in entries):
-        rules.learn(folder.path)
-    below = [entry.name for entry in entries if _belongs(rules, folder, entry)]
     for name in below:
         child = Folder(f"{folder.path}/{name}" if folder.path else name)
         is_full = seen[0] > MOST_FILES and not is_real and child.path not in rules.real
@@ -229,6 +220,22 @@ def _look_into(rules: Rules, folder: Folder, seen: list[int]) -> bool:
         else:
             folder.unseen.append(name)
     return True
+
+
+def _entries(rules: Rules, folder: Folder) -> "list[os.DirEntry[str]]":
+    """Return the entries of a folder in order.
+
+    Raises:
+        OSError: It cannot be read, or holds more than may be looked at.
+    """
+    most = contents.MAX_LISTED if not folder.path or folder.path in rules.real else MOST_FILES
+    if most == MOST_FILES and folder.path.count("/") >= _MOST_DEEP:
+        raise OSError(f"over {_MOST_DEEP} folders in one another")
+    with os.scandir(os.path.join(rules.workspace.path, folder.path)) as found:
+        entries = list(islice(found, most + 1))
+    if len(entries) > most:
+        raise OSError(f"it holds over {most:,} files beside the editable one; move data to another folder")
+    return sorted(entries, key=lambda entry: entry.name)
 
 
 def _belongs(rules: Rules, folder: Folder, entry: "os.DirEntry[str]") -> bool:
