@@ -159,10 +159,11 @@ def test_code_of_submodules_and_nested_repositories_is_copied(tmp_path: Path) ->
         (where / nested).mkdir()
         (where / nested / "own.py").write_text("W = 1\n")
         (where / nested / "cache.bin").write_text("x")
+        (where / nested / ".env.example").write_text("KEY=")
         commit_all(where / nested, "cache.bin\n")
     commit_all(where, "ignored/\n")
     code = copy(where, tmp_path / "run")
-    wanted = {"vendor/lib.py", "mine/own.py", "ignored/own.py", "mine/cache.bin"}
+    wanted = {"vendor/lib.py", "mine/own.py", "ignored/own.py", "mine/cache.bin", "mine/.env.example"}
     assert wanted <= paths_of(code)
     assert not any((code / name).is_symlink() for name in (*wanted, "vendor", "mine", "ignored"))
     before = inputs_hash(where)
@@ -532,13 +533,13 @@ def _bytes_read() -> int:
 
 
 def test_a_file_rewritten_at_once_with_as_many_bytes_is_seen(tmp_path: Path) -> None:
-    where = declare(tmp_path / "w")
+    path = tmp_path / "x.txt"
     seen = set()
-    for number in range(20):
-        (where / "x.txt").write_text(f"{number:02}")
-        os.utime(where / "x.txt", ns=(10**18, 10**18))
-        seen.add(inputs_hash(where))
-    assert len(seen) == 20
+    for number in range(200):
+        path.write_text(f"{number:03}")
+        os.utime(path, ns=(10**18, 10**18))
+        seen.add(contents.bytes_hash(str(path)))
+    assert len(seen) == 200
 
 
 _names = st.sampled_from(["a.py", "b.py", "sub/a.py", "data/x.txt", "c.yaml", "sub/p.md"])
@@ -651,7 +652,7 @@ DEEDS = {
     "chmods": "os.chmod(NAME, 0o700)",
     "replaces": "open('tmp', 'w').write('harm'); os.replace('tmp', NAME)",
     "adds beside": "open(os.path.join(os.path.dirname(NAME), 'added'), 'w').write('x')",
-    "overwrites and hides it": "s = os.stat(NAME); open(NAME, 'r+b').write(b'harm'); os.utime(NAME, (0, s.st_mtime))",
+    "overwrites and hides it": "t = os.stat(NAME).st_mtime_ns; open(NAME, 'r+b').write(b'harm'); os.utime(NAME, ns=(t, t))",
 }
 
 
