@@ -652,7 +652,7 @@ DEEDS = {
     "chmods": "os.chmod(NAME, 0o700)",
     "replaces": "open('tmp', 'w').write('harm'); os.replace('tmp', NAME)",
     "adds beside": "open(os.path.join(os.path.dirname(NAME), 'added'), 'w').write('x')",
-    "overwrites and hides it": "t = os.stat(NAME).st_mtime_ns; open(NAME, 'r+b').write(b'harm'); os.utime(NAME, ns=(t, t))",
+    "writes and hides it": "t = os.stat(NAME).st_mtime_ns; open(NAME, 'r+b').write(b'h'); os.utime(NAME, ns=(t, t))",
 }
 
 

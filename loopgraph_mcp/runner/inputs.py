@@ -134,8 +134,8 @@ def harm_done(made: Made, workspace: Path) -> str:
         return ""
     return (
         f"YOUR FILES CHANGED since it began: {shown(changed)} in {workspace}, only linked into the run's folder. "
-        "Restore what you need; then let the program write to another folder, or name what no run reads under `ignore` in "
-        f"{CONFIG_NAME}"
+        "Restore what you need; then let the program write to another folder, or name what no run reads under "
+        f"`ignore` in {CONFIG_NAME}"
     )
 
 
