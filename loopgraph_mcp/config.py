@@ -155,6 +155,12 @@ class Settings:
         """The folder that holds one folder per version of each pack that was ingested."""
         return self.home / "packs"
 
+    @property
+    def own_paths(self) -> tuple[Path, ...]:
+        """What LoopGraph writes: no part of a workspace that it lies in."""
+        database = [self.db_path.with_name(self.db_path.name + end) for end in ("", "-wal", "-shm", "-journal")]
+        return (self.home, *database, self.runs_dir, self.locks_dir, self.fetched_dir, self.packs_dir)
+
 
 def read_settings(environment: Mapping[str, str], cwd: Path) -> Settings:
     """Build settings from LOOPGRAPH_* variables; an empty variable counts as unset.

@@ -68,6 +68,18 @@ def is_of_program(group_key: str, program: str, name: str) -> bool:
     return group_key.partition(".")[0] == group_hash(program, name)[:_KEY]
 
 
+def tree_hash(source: bytes) -> str | None:
+    """Return the sha256 of a Python file's syntax tree, or None where Python cannot parse it.
+
+    Comments and layout do not count; docstrings do, for a program may read them: `__doc__` can be a prompt.
+    """
+    try:
+        content = written(ast.parse(source))  # bytes: the file's own coding line is kept to
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+    return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
+
+
 def parsed(source: str) -> ast.Module | None:
     """Return a text's syntax tree without its docstrings, or None where Python cannot parse it."""
     tree = _tree_with_docstrings(source, "train.py")

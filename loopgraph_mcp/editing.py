@@ -121,7 +121,7 @@ async def make_edit(
     diff = edits.unified_diff(program, text, where.editable)
     base_hash = await launch.keep_program(db, program, where.editable)
     new_hash = await launch.keep_program(db, text, where.editable)
-    inputs = await asyncio.to_thread(launch.read_inputs, where)
+    inputs = await here.inputs(where)
     edit_id = await edit_store.add_edit(
         db,
         workspace=await here.workspace_id(where),

@@ -3,22 +3,23 @@
 import ast
 import asyncio
 import dataclasses
-import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from loopgraph_mcp import duplicates, edits, lookups, patches
 from loopgraph_mcp.config import Settings
 from loopgraph_mcp.errors import NotFoundError, RunError, WorkspaceError
-from loopgraph_mcp.models import Applied, Context, Outcome, OutcomeKind, Present, WhatRan
+from loopgraph_mcp.models import Applied, Context, Outcome, OutcomeKind, Present
 from loopgraph_mcp.runner import processes
-from loopgraph_mcp.runs import CODE_DIR, SUPERVISOR_LOG_NAME
+from loopgraph_mcp.runner.run_copy import make_copy
+from loopgraph_mcp.runs import SUPERVISOR_LOG_NAME
 from loopgraph_mcp.store import edits as edit_store
 from loopgraph_mcp.store import experiments
 from loopgraph_mcp.store.database import Database, text_hash
 from loopgraph_mcp.store.experiments import ExperimentRow
-from loopgraph_mcp.workspace import CONFIG_NAME, MAX_BUDGET_S, RESULTS_NAME, Workspace, _files, reads_variable, snapshot
+from loopgraph_mcp.surroundings import Inputs, inputs_of
+from loopgraph_mcp.workspace import MAX_BUDGET_S, Workspace, reads_variable
 
 DEFAULT_SEED = 42
 _RETRIED_AMONG = 50  # newest experiments among which a patch that the file holds is looked for
@@ -39,24 +40,6 @@ class Plan:
     method_ids: tuple[str, ...] = ()
     base_group_key: str | None = None
     held: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Inputs:
-    """All that a run can see besides the editable file.
-
-    Args:
-        files: Content id of each file, by path.
-        group_hash: The same as `hash` for files that differ in the values of seeds alone.
-    """
-
-    hash: str
-    group_hash: str
-    files: Mapping[str, str]
-
-    def identify(self, program: str, name: str) -> WhatRan:
-        """Return what identifies a program that runs among these files."""
-        return duplicates.what_ran(program, name, (self.hash, self.group_hash))
 
 
 async def make_plan(
@@ -297,16 +280,33 @@ async def keep_program(db: Database, text: str, name: str) -> str:
 
 
 async def start(
-    db: Database, settings: Settings, workspace: Workspace, experiment_id: str, text: str, now: float
+    db: Database,
+    settings: Settings,
+    workspace: Workspace,
+    experiment_id: str,
+    plan: Plan,
+    inputs: Inputs,
+    now: float,
 ) -> None:
-    """Make the run's copy of the workspace and start the supervisor.
+    """Make the run's copy of the workspace, record what it holds, and start the supervisor.
+
+    Args:
+        db: The store.
+        settings: Where runs are.
+        workspace: What to copy.
+        experiment_id: The experiment, queued already.
+        plan: The program to run.
+        inputs: What was in the workspace when it was queued.
+        now: Epoch seconds.
 
     Raises:
         RunError: The disk is full or the process cannot be started; the experiment is marked interrupted.
     """
     run_dir = settings.runs_dir / experiment_id
     try:
-        await asyncio.to_thread(snapshot, workspace, run_dir / CODE_DIR, text)
+        made = await asyncio.to_thread(make_copy, inputs.plan, run_dir, plan.text)
+        if made.inputs_hash != inputs.hash:  # a file changed meanwhile: the run sees what was copied
+            await _record_inputs(db, experiment_id, plan, inputs_of(made), workspace.editable)
         await experiments.set_run_dir(db, experiment_id, str(run_dir))
         processes.start_supervisor(experiment_id, settings.db_path, settings.home, run_dir / SUPERVISOR_LOG_NAME)
     except (OSError, shutil.Error, WorkspaceError) as error:
@@ -315,15 +315,11 @@ async def start(
         raise RunError(f"the experiment could not be started: {error}") from error
 
 
-def read_inputs(where: Workspace) -> Inputs:
-    """Return what a run of a workspace can see besides the editable file."""
-    exact, group = {}, {}
-    for name in sorted(set(_files(where.path)) - {where.editable, RESULTS_NAME, CONFIG_NAME}):
-        path = where.path / name
-        if path.is_file():
-            text = path.read_bytes().decode("utf-8", "surrogateescape")
-            exact[name], group[name] = duplicates.program_hash(text, name), duplicates.group_hash(text, name)
-    return Inputs(text_hash(json.dumps(exact))[:16], text_hash(json.dumps(group))[:16], exact)
+async def _record_inputs(db: Database, experiment_id: str, plan: Plan, inputs: Inputs, name: str) -> None:
+    await experiments.add_inputs(db, inputs.hash, inputs.files)
+    await experiments.set_what_ran(
+        db, experiment_id, inputs.identify(plan.text, name), base_group_key(plan, inputs, name), inputs.hash
+    )
 
 
 def base_hash(plan: Plan) -> str | None:

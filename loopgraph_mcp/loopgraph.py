@@ -382,7 +382,7 @@ class LoopGraph:
         budget = budget_s or where.budget_s
         context = await self._here.context(where, budget)
         context_id = await edit_store.context_id(self.db, context)
-        inputs = await asyncio.to_thread(launch.read_inputs, where)
+        inputs = await self._here.inputs(where)
         plan = await launch.make_plan(
             self.db, where, context, inputs, edit_id=edit_id, patch=patch, method_id=method_id, replicate=replicate
         )
@@ -435,7 +435,7 @@ class LoopGraph:
             now=self._now(),
         )
         if new:
-            await launch.start(self.db, self.settings, where, experiment_id, plan.text, self._now())
+            await launch.start(self.db, self.settings, where, experiment_id, plan, inputs, self._now())
         answer = await self.get_experiment(experiment_id, wait_s=wait_s, on_progress=on_progress)
         return dataclasses.replace(answer, earlier=[] if replicate else list(bearing.earlier), repeated=not new)
 

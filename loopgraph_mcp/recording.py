@@ -66,7 +66,7 @@ async def record_report(
     text = None
     if origin is Origin.LOGGED and report.commit is not None:
         text = await asyncio.to_thread(program_at, where, report.commit)
-    inputs = None if text is None else await asyncio.to_thread(launch.read_inputs, where)
+    inputs = None if text is None else await here.inputs(where)
     incumbent = await experiments.last_kept(db, context_id)
     return await experiments.add_finished(
         db,

@@ -9,7 +9,7 @@ from pathlib import Path
 from loopgraph_mcp import trainlog
 from loopgraph_mcp.config import Settings
 from loopgraph_mcp.models import Outcome, OutcomeKind
-from loopgraph_mcp.runner import device, processes
+from loopgraph_mcp.runner import device, inputs, processes
 from loopgraph_mcp.runner.locks import is_held
 from loopgraph_mcp.store import agents, experiments
 from loopgraph_mcp.store.database import Database
@@ -17,7 +17,6 @@ from loopgraph_mcp.store.experiments import ExperimentRow
 
 LOG_NAME = "run.log"
 SUPERVISOR_LOG_NAME = "supervisor.log"
-CODE_DIR = "code"
 TAIL_LINES = 40
 GRACE_S = 5.0
 _TAIL_BYTES = 64 * 2**10
@@ -100,6 +99,10 @@ async def recover(db: Database, settings: Settings) -> None:
         if child is not None and processes.is_alive(child.pid, child.started):
             processes.end_group(child.pid, grace_s=GRACE_S)
         reason = "its supervisor was killed or the machine went down; run it again"
+        made = await asyncio.to_thread(inputs.read_made, Path(experiment.run_dir or ""))
+        if child is not None and made is not None:
+            harm = await asyncio.to_thread(inputs.harm_done, made, Path(experiment.workspace_path))
+            reason = "; ".join(filter(None, [reason, harm]))
         outcome = Outcome(OutcomeKind.INTERRUPTED, None, reason, {}, _last_words(experiment))
         await experiments.finish(db, experiment.id, outcome, now=time.time())  # keeps an outcome that it has
         (settings.locks_dir / f"{experiment.id}.lock").unlink(missing_ok=True)

@@ -4,13 +4,14 @@ Started detached as `python -m loopgraph_mcp.supervisor EXPERIMENT`; it needs no
 """
 
 import asyncio
+import dataclasses
 import logging
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -19,13 +20,12 @@ from loopgraph_mcp.config import Settings, read_settings
 from loopgraph_mcp.errors import StoreError
 from loopgraph_mcp.models import Decision, Outcome, OutcomeKind, VerdictKind
 from loopgraph_mcp.printed import NotFound, Wanted
-from loopgraph_mcp.runner import processes
+from loopgraph_mcp.runner import inputs, processes
 from loopgraph_mcp.runner.device import Device, device_at
 from loopgraph_mcp.runner.load import LoadMeter
 from loopgraph_mcp.runner.locks import try_lock
 from loopgraph_mcp.runner.metric_log import read_metric
 from loopgraph_mcp.runs import (
-    CODE_DIR,
     GRACE_S,
     LOG_NAME,
     TAIL_LINES,
@@ -41,11 +41,12 @@ from loopgraph_mcp.store.experiments import ExperimentRow, ProcessId
 from loopgraph_mcp.workspace import (
     Workspace,
     append_result,
+    changed_protected,
     commit_of,
     commit_program,
-    file_hashes,
     load_workspace,
     program_at,
+    protected_hashes,
     run_command,
     write_program,
 )
@@ -55,6 +56,7 @@ MAX_LOG_BYTES = 64 * 2**20
 _STORE_RETRY_S = 5.0
 _STORE_PATIENCE_S = 3_600.0
 _LOCK_PATIENCE_S = 5.0
+_NOT_IN_COPY = "not in the run's copy"
 
 logger = logging.getLogger("loopgraph.supervisor")
 
@@ -160,7 +162,8 @@ async def _cancelled(db: Database, experiment_id: str) -> bool:
 async def _train(db: Database, experiment: ExperimentRow, workspace: Workspace, device: Device) -> Outcome:
     """Run the training command in the run's copy of the workspace, and say how it ended."""
     run_dir = Path(experiment.run_dir or "")
-    code, log = run_dir / CODE_DIR, run_dir / LOG_NAME
+    made = inputs.read_made(run_dir)
+    code, log = run_dir / (made.code if made else inputs.CODE_DIR), run_dir / LOG_NAME
     uv_environment = workspace.path / ".venv" if workspace.command[0] == "uv" else None
     environment = processes.child_environment(
         os.environ,
@@ -172,7 +175,7 @@ async def _train(db: Database, experiment: ExperimentRow, workspace: Workspace, 
         uv_environment=uv_environment,
         declared=workspace.context_env,
     )
-    protected = file_hashes(code, workspace.protected)
+    protected = protected_hashes(workspace, code)
     command = run_command(workspace)
     load = LoadMeter.start(device)
     try:
@@ -190,11 +193,15 @@ async def _train(db: Database, experiment: ExperimentRow, workspace: Workspace, 
     tail = read_tail(log)
     outcome = stopped
     if outcome is None:
-        outcome = await asyncio.to_thread(_outcome_of_exit, child.returncode, log, tail, workspace)
-    now = file_hashes(code, workspace.protected)
-    if changed := [name for name, before in protected.items() if before and now[name] != before]:
-        reason = f"it changed a protected file ({', '.join(changed)}): its number is void"
+        outcome = await asyncio.to_thread(_outcome_of_exit, child.returncode, log, tail, workspace, code)
+    if reason := await asyncio.to_thread(_why_void, workspace, code, protected, made):
         outcome = Outcome(OutcomeKind.VOID, None, reason, {})
+    failed = outcome.kind in {OutcomeKind.CRASHED, OutcomeKind.NO_METRIC, OutcomeKind.INTERRUPTED}
+    if failed and _NOT_IN_COPY not in outcome.reason:
+        missing = inputs.missing_for_it(tail, workspace.path, code)
+        outcome = dataclasses.replace(outcome, reason="; ".join(filter(None, [outcome.reason, missing])))
+    if made is not None:
+        await asyncio.to_thread(inputs.drop_copies, run_dir, made)
     others = load.read() if outcome.kind is OutcomeKind.FINISHED else None
     return Outcome(
         outcome.kind,
@@ -203,6 +210,16 @@ async def _train(db: Database, experiment: ExperimentRow, workspace: Workspace, 
         {**outcome.summary, **({} if others is None else {"other_load": round(others, 3)})},
         trainlog.tail_lines(tail, count=TAIL_LINES),
     )
+
+
+def _why_void(workspace: Workspace, code: Path, protected: Mapping[str, str], made: inputs.Made | None) -> str:
+    """Return why the number of a run that ended does not count; empty where it does."""
+    reasons = list[str]()
+    if changed := changed_protected(workspace, protected, protected_hashes(workspace, code)):
+        reasons.append(f"it changed a protected file ({inputs.shown(changed)}): its number is void")
+    if made is not None and (harm := inputs.harm_done(made, workspace.path)):
+        reasons.append(f"{harm}. Its number is void")
+    return "; ".join(reasons)
 
 
 async def _watch(
@@ -229,7 +246,7 @@ async def _watch(
     return None
 
 
-def _outcome_of_exit(exit_code: int, log: Path, tail: str, workspace: Workspace) -> Outcome:
+def _outcome_of_exit(exit_code: int, log: Path, tail: str, workspace: Workspace, code: Path) -> Outcome:
     """Read how a process that ended by itself ended."""
     if exit_code == -signal.SIGKILL or (exit_code != 0 and trainlog.looks_out_of_memory(tail)):
         reason = "killed, most likely for memory" if exit_code == -signal.SIGKILL else "ran out of memory"
@@ -237,14 +254,14 @@ def _outcome_of_exit(exit_code: int, log: Path, tail: str, workspace: Workspace)
     if exit_code != 0 and trainlog.looks_diverged(tail):
         return Outcome(OutcomeKind.DIVERGED, None, "the loss exploded or became NaN", {})
     if exit_code != 0:
-        if fault := _fault_of_surroundings(exit_code, tail, workspace.path, log.parent / CODE_DIR):
+        if fault := _fault_of_surroundings(exit_code, tail, workspace.path, code):
             return Outcome(OutcomeKind.INTERRUPTED, None, fault, {})
         how = f"exited with status {exit_code}" if exit_code > 0 else f"was ended by signal {-exit_code}"
         return Outcome(OutcomeKind.CRASHED, None, f"the training process {how}", {})
     metric = workspace.metric
     found = read_metric(log, Wanted(metric, workspace.direction, workspace.pattern, workspace.take))
     if isinstance(found, NotFound):
-        if fault := _fault_of_surroundings(exit_code, tail, workspace.path, log.parent / CODE_DIR):
+        if fault := _fault_of_surroundings(exit_code, tail, workspace.path, code):
             return Outcome(OutcomeKind.INTERRUPTED, None, fault, {})  # a shell script ends well whatever failed in it
         return Outcome(OutcomeKind.NO_METRIC, None, found.reason, {})
     if not trainlog.is_finite(found.value):

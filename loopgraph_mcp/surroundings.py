@@ -3,28 +3,85 @@
 import asyncio
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from loopgraph_mcp import duplicates
 from loopgraph_mcp.config import Settings
 from loopgraph_mcp.errors import WorkspaceError
-from loopgraph_mcp.models import Context
+from loopgraph_mcp.models import Context, WhatRan
 from loopgraph_mcp.runner.device import Device, choose_device
+from loopgraph_mcp.runner.run_copy import CopyPlan, hash_of, plan_copy
 from loopgraph_mcp.store import edits
 from loopgraph_mcp.store.database import Database
-from loopgraph_mcp.workspace import DECLARING, Workspace, dataset_hash, harness_hash, load_workspace, resolved
+from loopgraph_mcp.workspace import (
+    DECLARING,
+    Workspace,
+    dataset_hash,
+    declared_stamps,
+    harness_hash,
+    load_workspace,
+    resolved,
+)
 
 _MAX_VALUE = 200  # of an environment variable, as it is stored
+_SEEDED = (".py", ".yaml", ".yml", ".json", ".toml", ".ini", ".cfg", ".sh", ".h", ".c", ".cc", ".cpp", ".cu", ".js")
+_SEEDED_BYTES = 2**20  # of files that are read for seeds: a few hundredths of a second
 
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """A workspace, its device and hashes, with the files that they were read from and what these looked like before."""
+    """A workspace, its device and hashes, with what the files that they were read from looked like before."""
 
     files: tuple[Path, ...]
     stamps: tuple[tuple[int, int, int] | None, ...]
+    declared: tuple[str, ...]
     found: tuple[Workspace, Device, str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """All that a run can see besides the editable file.
+
+    Args:
+        plan: What its copy of the workspace will hold.
+        hash: Of all that.
+        group_hash: The same as of files that differ in the values of seeds alone.
+    """
+
+    plan: CopyPlan
+    hash: str
+    group_hash: str
+
+    @property
+    def files(self) -> Mapping[str, str]:
+        """Content ids by path."""
+        return self.plan.inputs
+
+    def identify(self, program: str, name: str) -> WhatRan:
+        """Return what identifies a program that runs among these files."""
+        return duplicates.what_ran(program, name, (self.hash, self.group_hash))
+
+
+def inputs_of(plan: CopyPlan) -> Inputs:
+    """Return what identifies the files of a run's copy."""
+    return Inputs(plan, plan.inputs_hash, hash_of({**plan.inputs, **_seedless(plan)}))
+
+
+def _seedless(plan: CopyPlan) -> dict[str, str]:
+    """Return what the small files that mention a seed are known by, its value left out."""
+    found, left = {}, _SEEDED_BYTES
+    for name, file in sorted(plan.files.items()):
+        if name not in plan.inputs or not name.endswith(_SEEDED) or not 0 < file.seen.st_size <= left:
+            continue
+        left -= file.seen.st_size
+        with suppress(OSError):
+            content = Path(file.source).read_bytes()
+            if b"seed" in content.lower() or b"random_state" in content:
+                found[name] = duplicates.group_hash(content.decode("utf-8", "surrogateescape"), name)
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,13 +151,12 @@ class Surroundings:
     def _look_again(self, folder: Path) -> tuple[Workspace, Device, str, str]:
         """Return a folder's workspace, device and hashes; its files are read again only where one of them changed."""
         known = self._seen.get(folder)
-        if known is None or known.stamps != _stamps(known.files):
-            declaring = [folder / name for name in DECLARING]
-            before = _stamps(declaring)
+        if known is None or known.stamps != _stamps(known.files) or known.declared != declared_stamps(known.found[0]):
+            declaring = tuple(folder / name for name in DECLARING)
+            stamps = _stamps(declaring)
             where = load_workspace(folder)
-            told = [where.path / name for name in (*where.protected, *where.dataset)]
-            stamps = before + _stamps(told)
-            known = _Seen((*declaring, *told), stamps, (where, *self._look(where)))
+            declared = declared_stamps(where)
+            known = _Seen(declaring, stamps, declared, (where, *self._look(where)))
             self._seen[folder] = known
         return known.found
 
@@ -124,6 +180,21 @@ class Surroundings:
 
     def _folder(self, path: str | None) -> Path:
         return self._settings.workspace if path is None else resolved(Path(path))
+
+    async def inputs(self, where: Workspace) -> Inputs:
+        """Return all that a run of a workspace can see besides the editable file.
+
+        Raises:
+            WorkspaceError: A part of it cannot be read or placed.
+        """
+
+        def look() -> Inputs:
+            try:
+                return inputs_of(plan_copy(where, without=self._settings.own_paths))
+            except OSError as error:
+                raise WorkspaceError(f"{where.path}: cannot be read for a run ({error})") from error
+
+        return await asyncio.to_thread(look)
 
     async def workspace_id(self, where: Workspace) -> str:
         """Return the id of a workspace's row."""

@@ -4,19 +4,22 @@ import ast
 import hashlib
 import json
 import os
+import posixpath
 import re
 import shutil
+import stat
 import subprocess
 import sys
+import time
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from loopgraph_mcp import schemas
+from loopgraph_mcp import contents, patterns, schemas
 from loopgraph_mcp.errors import WorkspaceError
 from loopgraph_mcp.models import Direction
 from loopgraph_mcp.printed import check_pattern
@@ -25,10 +28,9 @@ CONFIG_NAME = "loopgraph.toml"
 DECLARING = (CONFIG_NAME, "train.py", "prepare.py", "uv.lock")  # what tells that a folder is a workspace, and which
 RESULTS_NAME = "results.tsv"
 RESULTS_HEADER = ("commit", "val_bpb", "memory_gb", "status", "description")
-_LINK_ABOVE_BYTES = 16 * 2**20  # bigger files are linked into a run's copy, not copied
-_MAX_FILES = 20_000
 _MAX_SIBLING_BYTES = 2**20
-_SKIPPED_DIRS = frozenset({".git", ".hg", ".venv", "venv", "node_modules", "__pycache__", ".loopgraph"})
+_FEW_FILES = 1_000  # of declared data that is known by its bytes, and looked through for every search
+_LOOK_AGAIN_S = 60
 _GIT_TIMEOUT_S = 20
 MAX_BUDGET_S = 7 * 86_400
 _MAX_SHOWN_PATH = 80
@@ -73,8 +75,8 @@ class Workspace:
     Args:
         path: The folder.
         editable: The file that edits change, relative to it.
-        protected: Files that a run must not change: evaluation, data loading.
-        dataset: Files whose content names the data, such as a manifest.
+        protected: Files, folders and patterns of files that a run must not change: evaluation, data loading.
+        dataset: Files, folders and patterns of files that are the data, or name it, such as a manifest.
         command: What runs the training; `{python}` is the workspace's interpreter.
         metric: Name of the metric in the printed summary.
         direction: Which way it improves.
@@ -155,14 +157,13 @@ def load_workspace(path: Path) -> Workspace:
         raise WorkspaceError(f"{config}: workspace.metric: empty; give the name that the program prints")
     if declared.pattern is not None and (wrong := check_pattern(declared.pattern)):
         raise WorkspaceError(f"{config}: workspace.pattern: {wrong}")
-    for name in (declared.editable, *declared.protected, *declared.dataset):
-        if not (path / name).resolve().is_relative_to(path):
-            raise WorkspaceError(f"{config}: {name} lies outside of the workspace")
+    if not (path / declared.editable).resolve().is_relative_to(path):
+        raise WorkspaceError(f"{config}: editable: {declared.editable} lies outside of the workspace")
     return Workspace(
         path=path,
         editable=declared.editable,
-        protected=tuple(declared.protected),
-        dataset=tuple(declared.dataset),
+        protected=_checked_names(path, "protected", declared),
+        dataset=_checked_names(path, "dataset", declared),
         command=tuple(declared.command),
         metric=declared.metric,
         direction=Direction(declared.direction),
@@ -170,7 +171,7 @@ def load_workspace(path: Path) -> Workspace:
         timeout_s=declared.timeout_s or default_timeout_s(declared.budget_s),
         silence_s=declared.silence_s,
         on_win=declared.on_win,
-        link=tuple(declared.link),
+        link=_checked_links(path, declared.link),
         ignore=tuple(declared.ignore),
         pattern=declared.pattern,
         take=declared.take,
@@ -215,6 +216,57 @@ def _misdeclared(error: ValidationError) -> str:
     inside = f"[{place[1] + 1}]" if len(place) > 1 and isinstance(place[1], int) else ""
     takes = schemas.wanted(known[key])
     return f"{key}{inside} is {schemas.shown(first['input'])}; {key} takes {takes}"
+
+
+def _checked_names(path: Path, key: Literal["protected", "dataset"], declared: _Declared) -> tuple[str, ...]:
+    """Return the names under `protected` or `dataset`, each of which must name something.
+
+    A `?` behind a name that holds no other wildcard says that it need not be there yet; it is taken off.
+    """
+    found = list[str]()
+    for written in declared.protected if key == "protected" else declared.dataset:
+        name = _plain(path, key, written)
+        optional = name.endswith("?") and not patterns.is_pattern(name[:-1]) and not (path / name).exists()
+        name = name.removesuffix("?") if optional else name
+        if key == "protected" and name == declared.editable:
+            raise WorkspaceError(f"{path / CONFIG_NAME}: {key}: {name} is the editable file; take it out")
+        beside = [] if key == "protected" else [posixpath.normpath(each) for each in declared.link]
+        is_outside = name.startswith(("../", "/")) or name == ".."
+        if is_outside and not any(name == each or name.startswith(f"{each}/") for each in beside):
+            more = "" if key == "protected" else "; add it to `link` too, so that runs find it"
+            raise WorkspaceError(f"{path / CONFIG_NAME}: {key}: {name} lies outside of the workspace{more}")
+        if not optional and next(patterns.expand_one(str(path), name), None) is None:
+            raise WorkspaceError(
+                f"{path / CONFIG_NAME}: {key}: {written!r} matches no file in {path}; correct the name, make the file "
+                f'first, or, for a file that is made later, write "{name}?"'
+            )
+        found.append(name)
+    return tuple(found)
+
+
+def _checked_links(path: Path, links: Sequence[str]) -> tuple[str, ...]:
+    """Return the names under `link`, each of which must be there."""
+    found = list[str]()
+    for written in links:
+        name = _plain(path, "link", os.path.expanduser(written))  # noqa: PTH111 - a name, relative or not
+        target = Path(os.path.normpath(path / name))
+        if not target.exists():
+            raise WorkspaceError(
+                f"{path / CONFIG_NAME}: link: {written!r} is not there ({target}); correct the name, or take it out"
+            )
+        if path.is_relative_to(target):
+            raise WorkspaceError(
+                f"{path / CONFIG_NAME}: link: {written!r} holds the workspace itself; name what a run needs in it"
+            )
+        found.append(name if name.startswith("/") else os.path.relpath(target, path))
+    return tuple(found)
+
+
+def _plain(path: Path, key: str, name: str) -> str:
+    """Return a name without `./`, doubled slashes and a slash at its end."""
+    if not name.strip() or "\0" in name:
+        raise WorkspaceError(f"{path / CONFIG_NAME}: {key}: {name!r} names no file; take it out")
+    return posixpath.normpath(name)
 
 
 def create_workspace(directory: Path, trainer: Path, *, budget_s: float | None) -> tuple[Workspace, bool]:
@@ -327,72 +379,97 @@ def run_command(workspace: Workspace) -> list[str]:
 
 
 def harness_hash(workspace: Workspace) -> str:
-    """Return the hash of the protected files."""
-    return _hash(file_hashes(workspace.path, workspace.protected))
+    """Return the hash of the protected files; empty where nothing is protected, which proves nothing."""
+    return _hash(protected_hashes(workspace, workspace.path))
 
 
 def dataset_hash(workspace: Workspace) -> str:
-    """Return the hash of the files that name the data."""
-    return _hash(file_hashes(workspace.path, workspace.dataset))
+    """Return the hash of the declared data; empty where none is declared, which proves nothing.
+
+    An entry of at most 16 MiB is known by its bytes, a larger one by sizes and times.
+    """
+    found = dict[str, str]()
+    for name in workspace.dataset:
+        found.update(data_ids(workspace, name))
+    return _hash(found)
 
 
-def file_hashes(root: Path, names: Sequence[str]) -> dict[str, str]:
-    """Return the sha256 of each file under a root, a workspace or a run's copy of one; empty where it is absent."""
+def protected_hashes(workspace: Workspace, root: Path) -> dict[str, str]:
+    """Return the sha256 of each protected file under a root, a workspace or a run's copy; empty where unreadable."""
     found = {}
-    for name in sorted(names):
+    for name in patterns.expand(str(root), workspace.protected, editable=workspace.editable):
         try:
-            with (root / name).open("rb") as file:
-                found[name] = hashlib.file_digest(file, "sha256").hexdigest()
+            found[name] = contents.bytes_hash(str(root / name))
         except OSError:
             found[name] = ""
     return found
 
 
-def _hash(hashes: dict[str, str]) -> str:
-    return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()[:16]
+def changed_protected(workspace: Workspace, before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
+    """Return the protected files that differ: changed, gone, or new in a folder that is protected.
 
-
-# ---------------------------------------------------------------------------------------- run's copy
-
-
-def snapshot(workspace: Workspace, target: Path, program: str) -> None:
-    """Copy the workspace into a run's folder and put the program to run in the editable file's place.
-
-    What git ignores stays behind unless it is declared; files over 16 MiB are linked.
-
-    Raises:
-        OSError: The copy failed; the target may be half made.
+    A new file that a pattern of no folder matches (`**/*.json`) is what a program may write, and does not count.
     """
-    target.mkdir(parents=True)
-    for name in dict.fromkeys([*_files(workspace.path), *workspace.protected, *workspace.dataset]):
-        source, copy = workspace.path / name, target / name
-        if not source.is_file() or name == RESULTS_NAME:
+    folders = [patterns.fixed_folder(str(workspace.path), name) for name in workspace.protected]
+    inside = tuple(f"{folder}/" for folder in folders if folder)
+    new = {name for name in after.keys() - before.keys() if name.startswith(inside)}
+    return sorted(new | {name for name, known in before.items() if after.get(name) != known})
+
+
+def data_ids(workspace: Workspace, name: str) -> dict[str, str]:
+    """Return what each file of an entry of `dataset` is known by; a large folder is known as one."""
+    root = workspace.path
+    few, size = dict[str, os.stat_result](), 0
+    for file in patterns.expand_one(str(root), name):
+        try:
+            few[file] = os.stat(root / file)  # noqa: PTH116 - one kind of path for all that is looked at here
+        except OSError:
             continue
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        if source.stat().st_size > _LINK_ABOVE_BYTES and name not in workspace.protected:
-            copy.symlink_to(source.resolve())
-        else:
-            shutil.copy2(source, copy)
-    editable = target / workspace.editable
-    editable.parent.mkdir(parents=True, exist_ok=True)
-    editable.write_bytes(program.encode("utf-8"))
+        size += few[file].st_size
+        if (workspace.path / name).is_dir() and (size > contents.SMALL_BYTES or len(few) > _FEW_FILES):
+            return {posixpath.normpath(name): contents.listing(str(root / name)).id}
+        if len(few) >= contents.MAX_LISTED:
+            break
+    few.pop(workspace.editable, None)
+    try:
+        if size <= contents.SMALL_BYTES:
+            return {file: contents.bytes_hash(str(root / file)) for file in few}
+    except OSError:  # unreadable, so it is known as large ones are
+        pass
+    return {file: contents.file_id(seen) for file, seen in few.items()}
 
 
-def _files(root: Path) -> list[str]:
-    """Return the files that belong to a workspace: what git knows and does not ignore, or all but caches."""
-    listed = _git(root, "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", ".")
-    names = listed.split("\0") if listed is not None else _walk(root)
-    files = [name for name in names if name][: _MAX_FILES + 1]
-    if len(files) > _MAX_FILES:
-        raise WorkspaceError(f"{root}: over {_MAX_FILES:,} files; make the workspace a git checkout that ignores data")
-    return files
+def declared_stamps(workspace: Workspace) -> tuple[str, ...]:
+    """Return what changes when a protected file or the declared data does, without reading a file."""
+    data = [_declared_stamp(workspace.path, name, most=_FEW_FILES) for name in workspace.dataset]
+    return (*(_declared_stamp(workspace.path, name) for name in workspace.protected), *data)
 
 
-def _walk(root: Path) -> Iterator[str]:
-    for folder, dirs, files in os.walk(root):
-        dirs[:] = sorted(name for name in dirs if name not in _SKIPPED_DIRS)
-        for name in sorted(files):
-            yield str((Path(folder) / name).relative_to(root))
+def _declared_stamp(root: Path, name: str, *, most: int = contents.MAX_LISTED) -> str:
+    path = str(root / name)
+    try:
+        seen = os.stat(path)  # noqa: PTH116 - for every search, and half as dear as Path.stat
+        if not stat.S_ISDIR(seen.st_mode):
+            return contents.file_stamp(seen)
+        listed = contents.listing(path, most=most)
+        # What is too large to be looked through for every search is looked at again each minute.
+        return f"{listed.stamp} {time.monotonic() // _LOOK_AGAIN_S}" if listed.partial else listed.stamp
+    except OSError:
+        if not patterns.is_pattern(name):
+            return ""
+    stamps = list[str]()
+    for file in patterns.expand(str(root), [name]):
+        try:
+            stamps.append(f"{file} {contents.file_stamp(os.stat(root / file))}")  # noqa: PTH116
+        except OSError:
+            continue
+    return "\n".join(stamps)
+
+
+def _hash(hashes: Mapping[str, str]) -> str:
+    if not hashes:
+        return ""
+    return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()[:16]
 
 
 # ---------------------------------------------------------------------------------- the user's files
@@ -425,14 +502,14 @@ def write_program(workspace: Workspace, text: str, *, expected: str) -> bool:
 
 def commit_program(workspace: Workspace, message: str) -> str | None:
     """Commit the editable file alone; return the commit's hash, or None where git refuses."""
-    if _git(workspace.path, "commit", "--quiet", "--message", message, "--", workspace.editable) is None:
+    if git(workspace.path, "commit", "--quiet", "--message", message, "--", workspace.editable) is None:
         return None
     return head_commit(workspace.path)
 
 
 def head_commit(path: Path) -> str | None:
     """Return the seven characters of the checked-out commit, or None outside of a git checkout."""
-    head = _git(path, "rev-parse", "--short=7", "HEAD")
+    head = git(path, "rev-parse", "--short=7", "HEAD")
     return head.strip()[:7] if head else None
 
 
@@ -440,14 +517,14 @@ def program_at(workspace: Workspace, commit: str) -> str | None:
     """Return the editable file's text at a commit, or None where git does not hold it."""
     if re.fullmatch(r"HEAD|[0-9a-fA-F]{4,64}", commit) is None:
         return None
-    return _git(workspace.path, "show", f"{commit}:./{workspace.editable}")
+    return git(workspace.path, "show", f"{commit}:./{workspace.editable}")
 
 
 def commit_of(workspace: Workspace, program: str) -> str | None:
     """Return the seven characters of the checked-out commit where it holds just this program and all else as it is."""
     if program_at(workspace, head_commit(workspace.path) or "") != program:
         return None
-    changed = _git(workspace.path, "status", "--porcelain", "--untracked-files=no", "--", ".")
+    changed = git(workspace.path, "status", "--porcelain", "--untracked-files=no", "--", ".")
     others = [line for line in (changed or "").splitlines() if line[3:] != workspace.editable]
     return None if changed is None or others else head_commit(workspace.path)
 
@@ -475,7 +552,7 @@ def _header(workspace: Workspace) -> tuple[str, ...]:
     return tuple(workspace.metric if name == "val_bpb" else name for name in RESULTS_HEADER)
 
 
-def _git(path: Path, *arguments: str) -> str | None:
+def git(path: Path, *arguments: str) -> str | None:
     """Return what git prints, or None where it fails or is missing."""
     try:
         done = subprocess.run(  # noqa: S603 - fixed arguments and file names, no shell
@@ -493,10 +570,11 @@ def _git(path: Path, *arguments: str) -> str | None:
 
 def reads_variable(workspace: Workspace, name: str) -> bool:
     """Return whether the editable or a protected file mentions an environment variable."""
-    for file in (workspace.editable, *workspace.protected):
+    for file in (workspace.editable, *patterns.expand(str(workspace.path), workspace.protected)):
         try:
-            if name.encode() in (workspace.path / file).read_bytes():
-                return True
+            with os.fdopen(contents.open_file(str(workspace.path / file)), "rb") as opened:
+                if name.encode() in opened.read(_MAX_SIBLING_BYTES):
+                    return True
         except OSError:
             continue
     return False

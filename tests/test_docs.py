@@ -29,6 +29,7 @@ def blocks(text: str, language: str) -> list[str]:
 def test_the_declaration_in_the_readme_is_a_workspace(tmp_path: Path) -> None:
     (declaration,) = blocks(README, "toml")
     (tmp_path / "loopgraph.toml").write_text(declaration)
+    (tmp_path / "prepare.py").touch()
     assert load_workspace(tmp_path).budget_s == 300
 
 

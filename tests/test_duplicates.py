@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loopgraph_mcp.duplicates import group_hash, number, program_hash, what_ran
+from loopgraph_mcp.duplicates import group_hash, number, program_hash, tree_hash, what_ran
 
 SOURCE = '"""Train."""\n\nLR = 0.8  # fast\n\n\ndef f(x):\n    """Say."""\n    return (x, LR)\n'
 
@@ -189,3 +189,24 @@ def test_what_ran_counts_all_that_it_could_see() -> None:
     assert (one.group_key, one.run_key != reseeded.run_key) == (reseeded.group_key, True)
     assert one.run_key != beside.run_key
     assert one.group_key != beside.group_key
+
+
+@pytest.mark.parametrize(
+    ("other", "same"),
+    [
+        (SOURCE.replace("  # fast", ""), True),
+        (SOURCE.replace("\n", "\r\n"), True),
+        ("\ufeff" + SOURCE, True),
+        (SOURCE.replace("LR = 0.8", "LR = (\n    0.8\n)"), True),
+        (SOURCE.replace("Say.", "Say it otherwise."), False),
+        (SOURCE.replace('    """Say."""\n', ""), False),
+        (SOURCE.replace("0.8", "0.9"), False),
+    ],
+)
+def test_docstrings_count_where_a_program_may_read_them(other: str, same: bool) -> None:  # noqa: FBT001
+    assert (tree_hash(other.encode()) == tree_hash(SOURCE.encode())) is same
+
+
+@pytest.mark.parametrize("source", [b"def f(:", b"x = 1\0", b"(" * 5_000, b"# coding: nonsense\n", b"\xff\xfe"])
+def test_what_does_not_parse_has_no_tree(source: bytes) -> None:
+    assert tree_hash(source) is None

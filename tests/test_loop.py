@@ -163,7 +163,7 @@ async def test_each_failure_is_its_own_outcome_and_touches_nothing(
 
 
 async def test_a_protected_file_may_be_made_by_the_first_run_and_then_stays(graph: LoopGraph, workspace: Path) -> None:
-    set_config(workspace, protected=["prepare.py", "corpus.json"])
+    set_config(workspace, protected=["prepare.py", "corpus.json?"])
     made = await run(graph, patch=mishap("open('corpus.json', 'w').write('x')"))
     assert made.outcome is OutcomeKind.FINISHED
     (workspace / "corpus.json").write_text("prepared")
@@ -521,6 +521,16 @@ async def test_a_workspace_is_read_again_where_one_of_its_files_changed(graph: L
     config, protected = workspace / "loopgraph.toml", workspace / "prepare.py"
     protected.write_text(protected.read_text() + "# other\n")
     assert (await context()).harness_hash != before.harness_hash
+    (workspace / "eval").mkdir()
+    (workspace / "eval" / "score.py").write_text("x = 1\n")
+    set_config(workspace, protected=["prepare.py", "eval"], dataset=["eval/*.py"])
+    whole = await context()
+    (workspace / "eval" / "score.py").write_text("x = 2\n")
+    other = await context()
+    assert whole.harness_hash != other.harness_hash
+    assert whole.dataset_hash != other.dataset_hash
+    (workspace / "eval" / "more.py").write_text("")
+    assert (await context()).harness_hash != other.harness_hash
     config.write_text(config.read_text().replace("budget_s = 1", "budget_s = 2"))
     assert (await context()).budget_s == 2
     config.unlink()

@@ -278,7 +278,7 @@ async def test_an_outcome_is_offered_only_where_all_that_its_run_could_see_was_e
 async def record(graph: LoopGraph, folder: Path, program: str) -> None:
     where = await graph._here.workspace(str(folder))
     context = await graph._here.context(where, where.budget_s)
-    inputs = launch.read_inputs(where)
+    inputs = await graph._here.inputs(where)
     new = NewExperiment(
         await edit_store.context_id(graph.db, context),
         "cpu-0",
@@ -298,7 +298,7 @@ async def record(graph: LoopGraph, folder: Path, program: str) -> None:
 async def is_offered(graph: LoopGraph, folder: Path, program: str) -> bool:
     where = await graph._here.workspace(str(folder))
     context_id = await edit_store.context_id(graph.db, await graph._here.context(where, where.budget_s))
-    key = launch.read_inputs(where).identify(program, where.editable).run_key
+    key = (await graph._here.inputs(where)).identify(program, where.editable).run_key
     return bool(await experiments.runs_of(graph.db, context_id, key))
 
 

@@ -1,8 +1,15 @@
+import fnmatch
+import json
+import os
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from loopgraph_mcp import patterns
 from loopgraph_mcp.config import bundled
 from loopgraph_mcp.errors import WorkspaceError
 from loopgraph_mcp.workspace import (
@@ -14,7 +21,6 @@ from loopgraph_mcp.workspace import (
     head_commit,
     load_workspace,
     reads_variable,
-    snapshot,
     write_program,
 )
 
@@ -32,6 +38,13 @@ def a_repository(folder: Path) -> None:
     (folder / ".gitignore").write_text("ignored/\nresults.tsv\n")
     git(folder, "add", "-A")
     git(folder, "commit", "-qm", "start")
+
+
+def declare(folder: Path, values: dict[str, list[str]]) -> None:
+    """Put keys into loopgraph.toml, in the place of those that are there."""
+    config = folder / "loopgraph.toml"
+    kept = [line for line in config.read_text().splitlines() if line.split(" = ")[0] not in {"protected", *values}]
+    config.write_text("\n".join([*kept, *(f"{key} = {json.dumps(value)}" for key, value in values.items()), ""]))
 
 
 def test_an_autoresearch_checkout_is_detected_with_its_budget(tmp_path: Path) -> None:
@@ -85,6 +98,119 @@ def test_what_can_be_no_path_is_refused(path: str) -> None:
         load_workspace(Path(path))
 
 
+@pytest.mark.parametrize("key", ["protected", "dataset"])
+@pytest.mark.parametrize("name", ["evla", "eval/*.yaml", "**/*.json", "missing.csv", "no*", "eval/deeper/", "", "a?b"])
+def test_a_declared_name_that_matches_nothing_is_refused_with_its_key(workspace: Path, key: str, name: str) -> None:
+    (workspace / "eval").mkdir()
+    (workspace / "eval" / "score.py").write_text("x")
+    declare(workspace, {key: ["eval", name]})
+    with pytest.raises(WorkspaceError, match=f"{key}: {re.escape(repr(name))} (matches no file|names no file)"):
+        load_workspace(workspace)
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("eval", ["eval/data.json", "eval/deep/score.py", "eval/score.py"]),
+        ("./eval/", ["eval/data.json", "eval/deep/score.py", "eval/score.py"]),
+        ("eval/*.py", ["eval/score.py"]),
+        ("eval/**/*.py", ["eval/deep/score.py", "eval/score.py"]),
+        ("**/*.json", ["a[1].json", "eval/data.json"]),
+        ("e*/d*", ["eval/data.json", "eval/deep/score.py"]),
+        ("a[1].json", ["a[1].json"]),
+        ("**/*.py", ["eval/deep/score.py", "eval/score.py", "prepare.py"]),
+        ("results*", []),
+        ("linked", ["linked/data.json", "linked/deep/score.py", "linked/score.py"]),
+    ],
+)
+def test_declared_names_are_files_folders_and_patterns(workspace: Path, name: str, found: list[str]) -> None:
+    for each in ("eval/score.py", "eval/deep/score.py", "eval/data.json", "eval/__pycache__/score.pyc", "a[1].json"):
+        (workspace / each).parent.mkdir(parents=True, exist_ok=True)
+        (workspace / each).write_text("x")
+    (workspace / ".venv" / "lib").mkdir(parents=True)
+    (workspace / ".venv" / "lib" / "x.py").write_text("x")
+    (workspace / ".venv" / "lib" / "x.json").write_text("x")
+    (workspace / "results.tsv").write_text("x")
+    (workspace / "eval" / "circle").symlink_to(".")
+    (workspace / "linked").symlink_to("eval")
+    assert patterns.expand(str(workspace), [name], editable="train.py") == found
+
+
+_PARTS = st.lists(st.sampled_from(["a", "b", "ab", "*", "a*", "**", "?"]), min_size=1, max_size=4)
+
+
+@given(_PARTS, st.lists(st.sampled_from(["a", "b", "ab", "c"]), min_size=1, max_size=5))
+def test_a_pattern_matches_as_trying_every_way_would(pattern: list[str], path: list[str]) -> None:
+    def whole(parts: list[str], names: list[str]) -> bool:
+        if not parts:
+            return True  # what is below a folder that matches
+        if parts[0] == "**":
+            return whole(parts[1:], names) or bool(names and whole(parts, names[1:]))
+        return bool(names) and fnmatch.fnmatchcase(names[0], parts[0]) and whole(parts[1:], names[1:])
+
+    anywhere = [path[start:] for start in range(len(path))] if len(pattern) == 1 else [path]
+    assert patterns.matches("/".join(pattern), "/".join(path)) == any(whole(pattern, names) for names in anywhere)
+
+
+def test_a_pattern_of_many_stars_takes_no_time() -> None:
+    assert not patterns.matches("/".join(["**", "a*"] * 20) + "/end", "/".join(["aaaa"] * 60))
+
+
+def test_a_file_that_is_made_later_is_declared_with_a_question_mark(workspace: Path) -> None:
+    declare(workspace, {"protected": ["prepare.py", "corpus.json?"], "dataset": ["corpus.json?"]})
+    where = load_workspace(workspace)
+    assert (where.protected, where.dataset) == (("prepare.py", "corpus.json"), ("corpus.json",))
+    before = harness_hash(where)
+    assert dataset_hash(where) == ""
+    (workspace / "corpus.json").write_text("{}")
+    assert load_workspace(workspace) == where
+    assert harness_hash(where) != before
+    assert dataset_hash(where) != ""
+    (workspace / "odd?").write_text("x")
+    declare(workspace, {"protected": ["odd?"]})
+    assert load_workspace(workspace).protected == ("odd?",)
+
+
+def test_the_editable_file_cannot_be_protected_and_a_neighbour_is_no_data_unless_linked(workspace: Path) -> None:
+    declare(workspace, {"protected": ["./train.py"]})
+    with pytest.raises(WorkspaceError, match=r"protected: train\.py is the editable file"):
+        load_workspace(workspace)
+    (workspace.parent / "input").mkdir()
+    (workspace.parent / "input" / "x.txt").write_text("1")
+    declare(workspace, {"dataset": ["../input"]})
+    with pytest.raises(WorkspaceError, match=r"dataset: \.\./input lies outside of the workspace; add it to `link`"):
+        load_workspace(workspace)
+    declare(workspace, {"dataset": ["../input"], "link": ["../input/"]})
+    before = dataset_hash(load_workspace(workspace))
+    (workspace.parent / "input" / "x.txt").write_text("2")
+    assert dataset_hash(load_workspace(workspace)) not in {before, ""}
+
+
+def test_nothing_protected_and_no_data_declared_have_an_empty_hash(workspace: Path) -> None:
+    declare(workspace, {"protected": []})
+    where = load_workspace(workspace)
+    assert (harness_hash(where), dataset_hash(where)) == ("", "")
+
+
+def test_large_data_is_known_by_size_and_time_and_small_data_by_its_bytes(workspace: Path) -> None:
+    for name, size in (("small/x", 10), ("large/x", 17 * 2**20)):
+        (workspace / name).parent.mkdir()
+        with (workspace / name).open("wb") as file:
+            file.truncate(size)
+    hashes = {}
+    for name in ("small", "large", "small/*", "large/x", "**/x"):
+        declare(workspace, {"dataset": [name]})
+        hashes[name] = dataset_hash(load_workspace(workspace))
+    for name in ("small/x", "large/x"):
+        os.utime(workspace / name, (0, 0))
+    moved = set()
+    for name, before in hashes.items():
+        declare(workspace, {"dataset": [name]})
+        if dataset_hash(load_workspace(workspace)) != before:
+            moved.add(name)
+    assert moved == {"large", "large/x", "**/x"}
+
+
 def test_any_command_that_prints_its_metric_can_be_a_workspace(tmp_path: Path) -> None:
     (tmp_path / "search.sh").write_text("echo accuracy: 3\n")
     (tmp_path / "loopgraph.toml").write_text(
@@ -93,32 +219,6 @@ def test_any_command_that_prints_its_metric_can_be_a_workspace(tmp_path: Path) -
     )
     where = load_workspace(tmp_path)
     assert (where.metric, where.direction, where.timeout_s) == ("accuracy", "higher", 900)
-
-
-def test_a_copy_holds_what_git_does_not_ignore_and_the_program_to_run(workspace: Path, tmp_path: Path) -> None:
-    (workspace / "ignored").mkdir()
-    (workspace / "ignored" / "secret.txt").write_text("no")
-    a_repository(workspace)
-    (workspace / "helper.py").write_text("untracked, but needed")
-    (workspace / "results.tsv").write_text("mine")
-    (workspace / "sub").mkdir()
-    (workspace / "sub" / "module.py").write_text("y = 1")
-    where = load_workspace(workspace)
-    snapshot(where, tmp_path / "copy", "print('new')\n")
-    copied = {str(path.relative_to(tmp_path / "copy")) for path in (tmp_path / "copy").rglob("*") if path.is_file()}
-    assert copied == {"train.py", "prepare.py", "loopgraph.toml", "helper.py", "sub/module.py", ".gitignore"}
-    assert (tmp_path / "copy" / "train.py").read_text() == "print('new')\n"
-    assert "new" not in (workspace / "train.py").read_text()
-
-
-def test_a_copy_without_git_leaves_environments_behind_and_links_large_files(workspace: Path, tmp_path: Path) -> None:
-    (workspace / ".venv").mkdir()
-    (workspace / ".venv" / "big.py").write_text("x")
-    with (workspace / "data.bin").open("wb") as file:
-        file.truncate(17 * 2**20)
-    snapshot(load_workspace(workspace), tmp_path / "copy", "")
-    assert (tmp_path / "copy" / "data.bin").is_symlink()
-    assert not (tmp_path / "copy" / ".venv").exists()
 
 
 def test_the_harness_hash_changes_with_a_protected_file_only(workspace: Path) -> None:

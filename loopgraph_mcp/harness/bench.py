@@ -21,9 +21,10 @@ from loopgraph_mcp.harness.plans import MemoryArm, Plan
 from loopgraph_mcp.harness.session import OnStatus, Session
 from loopgraph_mcp.models import Direction
 from loopgraph_mcp.runner.device import choose_device
+from loopgraph_mcp.runner.run_copy import snapshot
 from loopgraph_mcp.store import retrievals
 from loopgraph_mcp.store.database import Database
-from loopgraph_mcp.workspace import Workspace, load_workspace, snapshot
+from loopgraph_mcp.workspace import Workspace, load_workspace
 
 # What each arm's researcher may know; `-skill` is told besides how to use it. A warm arm's memory holds one earlier
 # session of the same researcher, in the same folder and with other choices; what that session cost is told apart.

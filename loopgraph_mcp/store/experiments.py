@@ -350,6 +350,23 @@ async def set_run_dir(db: Database, experiment_id: str, run_dir: str) -> None:
     await _update(db, "UPDATE experiment SET run_dir = :value WHERE id = :id", experiment_id, run_dir)
 
 
+async def set_what_ran(
+    db: Database, experiment_id: str, ran: WhatRan, base_group_key: str | None, inputs_hash: str
+) -> None:
+    """Correct what a queued experiment will run, where a file changed while it was copied."""
+    await db.change(
+        "UPDATE experiment SET run_key = :run, group_key = :group, base_group_key = :base, inputs_hash = :inputs "
+        "WHERE id = :id AND state = 'queued'",
+        {
+            "id": experiment_id,
+            "run": ran.run_key,
+            "group": ran.group_key,
+            "base": base_group_key,
+            "inputs": inputs_hash,
+        },
+    )
+
+
 async def claim(db: Database, experiment_id: str, supervisor: ProcessId) -> bool:
     """Make a process the supervisor of a queued experiment; only one can be."""
     changed = await db.change(
