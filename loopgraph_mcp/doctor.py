@@ -47,7 +47,7 @@ async def examine(settings: Settings, *, home: Path, cwd: Path) -> list[Check]:
     """Run every check; none of them changes anything but makes the store where there was none."""
     checks = [_python(), _platform()]
     workspace, check = await asyncio.to_thread(_workspace, settings)
-    count = 1 if workspace is None else workspace.devices_per_run
+    count = None if workspace is None else workspace.devices_per_run
     checks.append(await asyncio.to_thread(_device, settings, count))
     checks += [await store(settings), check]
     if workspace is not None:
@@ -68,7 +68,7 @@ def _platform() -> Check:
     return Check("platform", Level.FAIL, platform.platform(), "use Linux or macOS; on Windows, WSL")
 
 
-def _device(settings: Settings, count: int) -> Check:
+def _device(settings: Settings, count: int | None) -> Check:
     """Say what a run of the workspace would get."""
     try:
         device = choose_device(settings.device, settings.visible_gpus, count)

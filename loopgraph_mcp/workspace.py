@@ -56,7 +56,7 @@ class _Declared(BaseModel):
     timeout_s: float | None = Field(default=None, gt=0)
     silence_s: float = Field(default=300, gt=0)
     context_env: list[str] = Field(default_factory=list)
-    devices_per_run: int = Field(default=1, ge=1, le=64)
+    devices_per_run: int | None = Field(default=None, ge=1, le=64)
     on_win: Literal["apply", "commit", "leave"] = "apply"
     apply_tentative: bool | None = None
     trust_reports: bool = False
@@ -89,7 +89,7 @@ class Workspace:
         pattern: Regular expression whose first group is the metric, where its name is not enough to find it.
         take: Which of several values of the metric in one log counts.
         context_env: Environment variables whose values make two outcomes incomparable where they differ.
-        devices_per_run: GPUs that one run gets.
+        devices_per_run: GPUs that one run gets; None for all that CUDA_VISIBLE_DEVICES lists, else for one.
         apply_tentative: Whether a gain within the noise is written to the editable file too.
         trust_reports: Whether a metric that an agent reports without its log counts as evidence.
     """
@@ -110,7 +110,7 @@ class Workspace:
     pattern: str | None = None
     take: Literal["last", "best", "first"] = "last"
     context_env: tuple[str, ...] = ()
-    devices_per_run: int = 1
+    devices_per_run: int | None = None
     apply_tentative: bool = True
     trust_reports: bool = False
 

@@ -41,13 +41,13 @@ def four_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
     device.find_devices.cache_clear()
 
 
-def chosen(listed: str | None, wanted: str | None = None, count: int = 1) -> device.Device:
+def chosen(listed: str | None, wanted: str | None = None, count: int | None = None) -> device.Device:
     variables = {"CUDA_VISIBLE_DEVICES": listed, "LOOPGRAPH_DEVICE": wanted}
     settings = read_settings({name: value for name, value in variables.items() if value is not None}, Path("/"))
     return device.choose_device(settings.device, settings.visible_gpus, count)
 
 
-def sees(listed: str | None, wanted: str | None = None, count: int = 1) -> str:
+def sees(listed: str | None, wanted: str | None = None, count: int | None = None) -> str:
     return chosen(listed, wanted, count).environment()["CUDA_VISIBLE_DEVICES"]
 
 
@@ -70,15 +70,15 @@ def test_gpus_come_first_and_each_run_sees_its_own() -> None:
     ("listed", "seen"),
     [
         ("1", "1"),
-        ("2,3", "2"),
-        ("1,0", "1"),
-        (" 2 , 3", "2"),
+        ("2,3", "2,3"),
+        ("1,0", "1,0"),
+        (" 2 , 3", "2,3"),
         ("3,-1,0", "3"),
         ("9", "9"),
         (UUIDS[2], UUIDS[2]),
-        ("GPU-2222,0", "GPU-2222"),
+        ("GPU-2222,0", "GPU-2222,0"),
         ("GPU-99999999-ffff", "GPU-99999999-ffff"),
-        (f"{SLICE},0", SLICE),
+        (f"{SLICE},0", f"{SLICE},0"),
         ("MIG-GPU-99999999-ffff/1/0", "MIG-GPU-99999999-ffff/1/0"),
         ("", ""),
         ("-1", ""),
@@ -96,25 +96,29 @@ def test_a_run_sees_the_gpu_that_its_user_has_given_as_it_was_named(listed: str 
 @pytest.mark.parametrize(
     ("listed", "wanted", "count", "seen"),
     [
-        (None, "cuda", 1, "0"),
-        (None, "cuda:2,3", 1, "2,3"),
-        (None, "all", 1, "0,1,2,3"),
+        (None, "cuda", None, "0"),
+        (None, "cuda:2,3", None, "2,3"),
+        (None, "all", None, "0,1,2,3"),
         (None, None, 2, "0,1"),
         (None, "cuda:1,2,3", 2, "1,2"),
-        (None, f"cuda:{UUIDS[1]}", 1, UUIDS[1]),
-        (None, "cuda:GPU-99999999-ffff", 1, "GPU-99999999-ffff"),
-        ("2,3", "all", 1, "2,3"),
+        (None, f"cuda:{UUIDS[1]}", None, UUIDS[1]),
+        (None, "cuda:GPU-99999999-ffff", None, "GPU-99999999-ffff"),
+        ("2,3", "all", None, "2,3"),
         ("2,3", None, 2, "2,3"),
-        ("2,3", "cuda:3", 1, "3"),
-        (f"{UUIDS[2]},1", "cuda:2", 1, UUIDS[2]),
-        ("2,1", f"cuda:{UUIDS[2]}", 1, "2"),
-        (UUIDS[0], "cuda:GPU-0000", 1, UUIDS[0]),
-        ("GPU-99999999-ffff", "cuda:GPU-99999999", 1, "GPU-99999999-ffff"),
+        ("2,3", None, 1, "2"),
+        ("2,3", "cuda", None, "2"),
+        ("2,3", "cuda:3", None, "3"),
+        (f"{UUIDS[2]},1", "cuda:2", None, UUIDS[2]),
+        ("2,1", f"cuda:{UUIDS[2]}", None, "2"),
+        (UUIDS[0], "cuda:GPU-0000", None, UUIDS[0]),
+        ("GPU-99999999-ffff", "cuda:GPU-99999999", None, "GPU-99999999-ffff"),
         (f"2,{SLICE}", None, 2, f"2,{SLICE}"),
-        ("2,3", "cpu", 1, ""),
+        ("2,3", "cpu", None, ""),
     ],
 )
-def test_a_named_device_is_one_of_those_given(listed: str | None, wanted: str | None, count: int, seen: str) -> None:
+def test_a_named_device_is_one_of_those_given(
+    listed: str | None, wanted: str | None, count: int | None, seen: str
+) -> None:
     assert sees(listed, wanted, count) == seen
 
 

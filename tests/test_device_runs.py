@@ -63,9 +63,9 @@ async def label_of(graph: LoopGraph, answer: ExperimentAnswer) -> str:
 @pytest.mark.parametrize(
     ("visible", "seen"),
     [
-        (("GPU-33333333-3333", "0"), "GPU-33333333-3333"),
+        (("GPU-33333333-3333", "0"), "GPU-33333333-3333,0"),
         (("MIG-33333333-3333",), "MIG-33333333-3333"),
-        (("3", "1"), "3"),
+        (("3", "1"), "3,1"),
     ],
 )
 async def test_a_run_sees_the_gpu_that_was_given(

@@ -64,13 +64,14 @@ def find_devices() -> tuple[Device, ...]:
     return (*gpus, *_apple(), Device("cpu", ("0",), _cpu_name()))
 
 
-def choose_device(wanted: str | None, visible_gpus: Collection[str] | None = None, count: int = 1) -> Device:
+def choose_device(wanted: str | None, visible_gpus: Collection[str] | None = None, count: int | None = None) -> Device:
     """Return what a run gets: the device that is named, or the first ones that the user has given.
 
     Args:
         wanted: `cpu`, `mps`, `cuda`, `cuda:N`, several as `cuda:2,3`, a UUID as `cuda:GPU-…`, or `all` GPUs given.
         visible_gpus: Indices or UUIDs of the GPUs that may be used (CUDA_VISIBLE_DEVICES); None for all.
-        count: GPUs that one run gets (`devices_per_run`); 1 for what `wanted` names.
+        count: GPUs that one run gets (`devices_per_run`); None for what `wanted` names, else for all that
+            CUDA_VISIBLE_DEVICES lists, else for one.
 
     Raises:
         ConfigError: There is no such device, or it is hidden.
@@ -85,12 +86,13 @@ def choose_device(wanted: str | None, visible_gpus: Collection[str] | None = Non
         pool = _named(names, given, wanted, visible_gpus) if names else given
         if not pool:
             raise ConfigError(_no_device(wanted, visible_gpus))
-        several = len(pool) if names or kind == "all" else 1
-        return _some(pool, count if count > 1 else several)
+        listed_all = visible_gpus is not None and not wanted  # handed on as the user wrote it
+        several = len(pool) if names or kind == "all" or listed_all else 1
+        return _some(pool, several if count is None else count)
     others = [each for each in find_devices() if each.kind != "cuda" and (not kind or each.kind == kind)]
     if not others or names not in {"", *others[0].ids}:
         raise ConfigError(_no_device(wanted, visible_gpus))
-    if count > 1:
+    if count is not None and count > 1:
         _some((), count)
     return others[0]
 

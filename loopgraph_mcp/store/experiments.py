@@ -109,6 +109,7 @@ _SELECT = """
            (SELECT CASE WHEN decision.decision = 'discard' THEN decision.experiment_id END
             FROM experiment AS later JOIN decision ON decision.experiment_id = later.id
             WHERE later.context_id = experiment.context_id AND later.group_key = experiment.group_key
+                AND later.base_group_key IS experiment.base_group_key
                 AND later.row > experiment.row ORDER BY decision.row DESC LIMIT 1) AS undone_by,
            (SELECT json_group_array(method_id) FROM experiment_method WHERE experiment_id = experiment.id) AS methods
     FROM experiment
@@ -129,6 +130,7 @@ _LAST_KEPT = f"""
         AND NOT EXISTS ( -- a replicate undid it
             SELECT 1 FROM experiment AS again JOIN decision AS undoing ON undoing.experiment_id = again.id
             WHERE again.context_id = :context AND again.group_key = experiment.group_key
+                AND again.base_group_key IS experiment.base_group_key
                 AND undoing.row > kept.row AND undoing.decision = 'discard')
         ORDER BY kept.row DESC LIMIT 1
     )
