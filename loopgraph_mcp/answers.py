@@ -292,6 +292,7 @@ class ExperimentAnswer:
         gain: Mean improvement over the parent in metric units, positive is better.
         noise_floor: Standard deviation of one run in this context, in metric units.
         noise: Where that comes from, in words.
+        noise_factor: By how much it was raised because runs shared their device.
         tentative: Whether it was kept though its gain is not distinguishable from noise.
         origin: Who says what came of it: `measured`, `logged`, `trusted`, `reported` or `imported`.
         undone_by: A later run of the same program, after which the change was discarded.
@@ -322,6 +323,7 @@ class ExperimentAnswer:
     gain: float | None = None
     noise_floor: float | None = None
     noise: str = ""
+    noise_factor: float = 1.0
     p_win: float | None = None
     decision: Decision | None = None
     tentative: bool = False

@@ -53,6 +53,7 @@ MAX_SHOWN = 1_000
 # Lines of an import's summary by what they say; with totals, methods, what is left of each and what is next, 40 in all.
 _FILE_LINES, _NOTE_LINES, _ROW_NOTE_LINES, _FAILURE_LINES = 16, 8, 5, 5
 _METHODS_SHOWN = 8
+_DECIDED_WIDTH = 17  # of the column's head: no word of a decision is broken in 80 columns
 _UNDERSTOOD = {"whole": ("green", "yes"), "part": ("yellow", "in part"), "left_out": ("red", "left out")}
 
 
@@ -191,7 +192,7 @@ def show_experiment(answer: ExperimentAnswer) -> None:
     if answer.repeated:
         console.print("[yellow]this program was run before; --replicate runs it again[/]")
     if answer.verdict is not None:
-        gain = "" if answer.gain is None else f", gain {answer.gain:+.4f}"
+        gain = "" if answer.gain is None else f", gain {wording.signed(answer.gain)}"
         noise = "" if answer.noise_floor is None else f" (noise floor {answer.noise_floor:.4f}: {answer.noise})"
         decided = "" if answer.decision is None else f", {_decision(answer)}"
         console.print(f"verdict: {_verdict(answer)}{gain}{noise}{decided}", highlight=False)
@@ -214,19 +215,26 @@ def results_table(answers: Sequence[ExperimentAnswer]) -> Table:
     table.add_column("tried", overflow="fold")
     table.add_column(metric, justify="right", no_wrap=True)
     table.add_column("gain", justify="right", no_wrap=True)
-    table.add_column("verdict", no_wrap=True)
-    table.add_column("decision", overflow="fold")
+    table.add_column("verdict, decision", overflow="fold", min_width=_DECIDED_WIDTH)
     for answer in answers:
         seed = "" if answer.seed == DEFAULT_SEED else f" (seed {answer.seed})"
         table.add_row(
             answer.experiment_id,
             escape(answer.description + seed),
             _state(answer) if answer.metric_value is None else f"{answer.metric_value:.6f}{_said_by(answer)}",
-            "" if answer.gain is None else f"{answer.gain:+.4f}",
-            _verdict(answer),
-            _decision(answer),
+            "" if answer.gain is None else wording.signed(answer.gain),
+            _judged(answer),
         )
     return table
+
+
+def _judged(answer: ExperimentAnswer) -> str:
+    """Return verdict and decision together: of what was kept within the noise or undone the decision says both."""
+    if answer.tentative or answer.undone_by is not None or answer.verdict is None:
+        return _decision(answer)
+    if answer.decision is None or answer.verdict is VerdictKind.BASELINE:
+        return _verdict(answer)
+    return f"{_verdict(answer)}, {_decision(answer)}"
 
 
 def _said_by(answer: ExperimentAnswer) -> str:
@@ -361,10 +369,10 @@ def _verdict(answer: ExperimentAnswer) -> str:
 
 def _decision(answer: ExperimentAnswer) -> str:
     if answer.decision is not Decision.KEEP:
-        return "" if answer.decision is None else answer.decision.value
+        return "" if answer.decision is None else "discarded"
     if answer.undone_by is not None:
-        return f"[yellow]undone by {answer.undone_by}[/]"
-    return wording.decision(answer.decision, answer.tentative) if answer.tentative else "[green]keep[/]"
+        return f"[yellow]kept, undone by {answer.undone_by}[/]"
+    return wording.decision(answer.decision, answer.tentative) if answer.tentative else "[green]kept[/]"
 
 
 def show_imports(answers: Sequence[ImportAnswer], failed: Sequence[LoopGraphError], *, details: bool) -> None:

@@ -87,6 +87,7 @@ async def _done(db: Database, ledger: Ledger, row: ExperimentRow, outcome: Outco
         gain=verdict.gain if verdict else None,
         noise_floor=verdict.noise_floor if verdict else None,
         noise=wording.noise(verdict.noise) if verdict else "",
+        noise_factor=verdict.noise.factor if verdict else 1.0,
         tentative=row.decision is Decision.KEEP and verdict is not None and verdict.is_tentative,
         origin=row.origin,
         undone_by=row.undone_by if row.decision is Decision.KEEP else None,

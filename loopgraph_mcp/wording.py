@@ -26,6 +26,7 @@ from loopgraph_mcp.models import (
 from loopgraph_mcp.store.experiments import ExperimentRow
 
 _MAX_FILES = 4
+_FOUR_DECIMALS = 1e-3  # the least gain of which four decimals show enough
 _WORTH_TELLING = 1.25  # odds that are further than this from 1 to 1
 
 
@@ -39,7 +40,7 @@ def context(where: Context | None) -> str:
 
 def signed(gain: float) -> str:
     """Return a gain with its sign and enough digits to tell it from noise."""
-    return f"{gain:+.4f}"
+    return f"{gain:+.4f}" if gain == 0 or abs(gain) >= _FOUR_DECIMALS else f"{gain:+.2g}"
 
 
 def why(

@@ -1,6 +1,7 @@
 """The loop on this machine, from an empty folder: a baseline, three methods from the memory, and what they taught it.
 
-Everything goes through the MCP server over stdio, with the calls an agent makes.
+Everything goes through the MCP server over stdio, with the calls an agent makes; the headline at the end is what
+`loopgraph results` shows.
 """
 
 import argparse
@@ -19,8 +20,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from loopgraph_mcp.config import bundled
+from loopgraph_mcp import screen
+from loopgraph_mcp.answers import BestResult, ExperimentAnswer
+from loopgraph_mcp.config import Settings, bundled, read_settings
 from loopgraph_mcp.errors import LoopGraphError, first_of
+from loopgraph_mcp.loopgraph import LoopGraph
 from loopgraph_mcp.workspace import create_workspace, prepare_command
 
 
@@ -28,24 +32,26 @@ class ToolFailedError(LoopGraphError):
     """A tool answered with an error; its text names the next step."""
 
 
+_RUNS_IN_TIME = 10  # budgets of training that the demo may take: five minutes by default
 QUERY = "learning rate, batch size or schedule for a short run"
-console = Console()
+console: Console = screen.console
 
 
 async def main() -> None:
     """Run the demo and say where everything lies."""
     options = _options()
-    began = time.monotonic()
     folder = (options.dir or Path(tempfile.mkdtemp(prefix="loopgraph-demo-"))).resolve()
     where, new = create_workspace(folder / "workspace", bundled("trainer"), budget_s=options.budget)
     console.rule("[bold]1. A workspace")
     console.print(f"{where.path}: improves {where.editable} by {where.metric}, {where.budget_s:g} s of training a run")
     if new:
         subprocess.run(prepare_command(where.path), cwd=where.path, check=True)  # noqa: ASYNC221, S603 - our prepare.py
+    began = time.monotonic()
     environment = {**os.environ, "LOOPGRAPH_HOME": str(folder / "home"), "LOOPGRAPH_WORKSPACE": str(where.path)}
     server = StdioServerParameters(command=sys.executable, args=["-m", "loopgraph_mcp"], env=environment)
     async with Client(server) as client:
-        await _loop(client, options.methods)
+        settings = read_settings(environment, where.path)
+        await _loop(client, options.methods, settings, replicate_until=began + _RUNS_IN_TIME * where.budget_s)
     console.rule("[bold]Where everything lies")
     console.print(f"workspace  {where.path}\nresults    {where.path / 'results.tsv'}")
     console.print(f"memory     {folder / 'home' / 'loopgraph.db'}\nruns, logs {folder / 'home' / 'runs'}")
@@ -62,9 +68,12 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-async def _loop(client: Client, methods: int) -> None:
+async def _loop(client: Client, methods: int, settings: Settings, *, replicate_until: float) -> None:
+    """Go through the loop; the best of single runs is replicated if that should end before `replicate_until`."""
+    began = time.monotonic()
     console.rule("[bold]2. A baseline, and one more with another seed for the noise")
-    runs = [await _run(client, description="baseline"), await _run(client, description="baseline", replicate=True)]
+    await _run(client, description="baseline")
+    await _run(client, description="baseline", replicate=True)
 
     console.rule("[bold]3. What does the memory say?")
     before = await _call(client, "search_methods", query=QUERY, limit=methods + 3)
@@ -73,25 +82,41 @@ async def _loop(client: Client, methods: int) -> None:
     _show_ranking(before, {})
 
     console.rule("[bold]4. Search, edit, run, outcome")
-    tried = 0
+    edits: dict[str, str] = {}  # by the experiment that ran it
     for hit in before["hits"]:
-        if tried == methods:
+        if len(edits) == methods:
             break
         edit = await _call(client, "get_code_edit", method_id=hit["method_id"], retrieval_id=before["retrieval_id"])
         if edit["edit_id"] is None:
             console.print(f"{hit['method_id']}: {edit['status']}, {edit['reason']}")
             continue
-        tried += 1
         console.print(f"[bold]{hit['method_id']}[/]: " + "; ".join(edit["changes"]), highlight=False, markup=True)
         run = await _run(client, edit_id=edit["edit_id"], description=hit["name"])
         await _call(client, "record_outcome", experiment_id=run["experiment_id"], description="tried by scripts/demo")
-        runs.append(run)
-    _show_outcomes(runs)
+        edits[run["experiment_id"]] = edit["edit_id"]
+    _, best = await _results(settings)
+    now = time.monotonic()
+    in_time = now + (now - began) / (2 + len(edits)) <= replicate_until
+    if in_time and best is not None and best.runs == 1 and best.experiment_id in edits:
+        console.print(f"[bold]{best.description}[/] is the best so far, of one run: once more with another seed")
+        await _run(client, edit_id=edits[best.experiment_id], description=best.description, replicate=True)
 
     console.rule("[bold]5. The same question again")
     ranks = {hit["method_id"]: rank for rank, hit in enumerate(before["hits"], start=1)}
     query = before["query"]
     _show_ranking(await _call(client, "search_methods", query=query, limit=methods + 3), ranks)
+
+    console.rule("[bold]6. What came of it: the mean of the best program, with its noise")
+    answers, best = await _results(settings)
+    console.print(screen.results_table(answers))
+    screen.show_best(best)
+
+
+async def _results(settings: Settings) -> tuple[list[ExperimentAnswer], BestResult | None]:
+    """Return the experiments, oldest first, and the best program among them, as `loopgraph results` does."""
+    async with LoopGraph.open(settings) as graph:
+        answers = await graph.list_experiments(limit=50)
+        return answers[::-1], await graph.best_result()
 
 
 async def _call(client: Client, tool: str, **arguments: Any) -> dict[str, Any]:
@@ -138,23 +163,6 @@ def _show_ranking(answer: dict[str, Any], before: dict[str, int]) -> None:
         was = before.get(hit["method_id"])
         moved = "" if was in {None, rank} else f" [dim](was {was})[/]"
         table.add_row(f"{rank}{moved}", hit["method_id"], hit["standing"], f"{hit['score']:.2f}", hit["why"])
-    console.print(table)
-
-
-def _show_outcomes(runs: list[dict[str, Any]]) -> None:
-    table = Table(title="Outcomes", title_justify="left")
-    for name in ("tried", "seed", runs[0]["metric"], "gain", "noise floor", "verdict", "decision"):
-        table.add_column(name)
-    for run in runs:
-        table.add_row(
-            run["description"],
-            str(run["seed"]),
-            "failed" if run["metric_value"] is None else f"{run['metric_value']:.4f}",
-            "" if run["gain"] is None else f"{run['gain']:+.4f}",
-            "" if run["noise_floor"] is None else f"{run['noise_floor']:.4f}",
-            (run["verdict"] or run["outcome"]).replace("_", " "),
-            run["decision"] or "",
-        )
     console.print(table)
 
 

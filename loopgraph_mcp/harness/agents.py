@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +18,7 @@ from loopgraph_mcp.harness import prompts
 from loopgraph_mcp.harness.board import cost_told, tokens_told
 from loopgraph_mcp.harness.messages import ASSISTANT, MESSAGES, Assistant, Message
 from loopgraph_mcp.harness.opening import find_session, store_files
+from loopgraph_mcp.harness.outcomes import Run, decided, undone_by
 from loopgraph_mcp.harness.plans import Spent
 from loopgraph_mcp.harness.session import Session
 from loopgraph_mcp.store import sessions
@@ -54,14 +56,23 @@ def report(session: Session) -> dict[str, Any]:
         "memory": session.plan.memory,
         "ended": session.ended,
         "metric": session.desk.where.metric,
-        "baseline": runs[0].metric_value if runs else None,
-        "best": None if best is None else best.metric_value,
+        "baseline": session.desk.baseline,
+        "best": None if best is None else best.mean,
         "best_run": None if best is None else best.number,
+        "best_runs": 0 if best is None else best.runs,
+        "best_standard_error": None if best is None else best.standard_error,
+        "best_beats_noise": best is not None and best.beats_noise,
+        "noise_floor": None if best is None else best.noise_floor,
+        "headline": "nothing finished" if best is None else str(best),
         "experiments": session.counted,
         "repeats_of_failures": sum(run.again and run.counts for run in runs),
         "spent": {**asdict(spent), "tokens": spent.tokens},
-        "runs": [asdict(run) for run in runs],
+        "runs": [_listed(run, runs[place:]) for place, run in enumerate(runs, start=1)],
     }
+
+
+def _listed(run: Run, later: Sequence[Run]) -> dict[str, Any]:
+    return {**asdict(run), "undone_by": undone_by(run, later), "decided": decided(run, later)}
 
 
 def show(found: dict[str, Any], *, as_json: bool) -> None:
@@ -71,13 +82,13 @@ def show(found: dict[str, Any], *, as_json: bool) -> None:
         return
     for run in found["runs"]:
         value = run["outcome"] if run["metric_value"] is None else f"{run['metric_value']:.6f}"
-        told = "from memory" if run["repeated"] else run["decision"]
+        how = "from memory" if run["repeated"] else run["decided"]
         screen.console.print(
-            f"{run['number']:>3} {value:>12} {told:>11}  {escape(run['description'])} [dim]{run['experiment_id']}[/]",
+            f"{run['number']:>3} {value:>12}  {escape(run['description'])} [dim]{run['experiment_id']}[/] {how}",
             highlight=False,
         )
-    best = "nothing finished" if found["best"] is None else f"{found['metric']} {found['best']:.6f}"
-    screen.console.print(f"[bold]{best}[/] (baseline {found['baseline']}); {found['ended']}", highlight=False)
+    screen.console.print(f"[bold]{found['metric']}[/] {found['headline']}", highlight=False)
+    screen.console.print(f"ended: {found['ended']}", highlight=False)
     counted = Spent(**{name: value for name, value in found["spent"].items() if name != "tokens"})
     screen.console.print(f"tokens {tokens_told(counted)}; {cost_told(counted)}", highlight=False)
     screen.console.print(

@@ -179,9 +179,7 @@ async def _warm(
 
 def _point(session: Session) -> Point:
     best = session.desk.best
-    return Point(
-        session.counted, session.spent.tokens, session.spent.seconds, None if best is None else best.metric_value
-    )
+    return Point(session.counted, session.spent.tokens, session.spent.seconds, None if best is None else best.mean)
 
 
 def _trial(arm: str, seed: int, session: Session, curve: list[Point], seeded: str, again: list[float]) -> Trial:
@@ -230,7 +228,7 @@ def write(result: Result, out: Path, command: str) -> list[Path]:
             ]
             for arm in result.arms
         }
-        files[f"best-by-{name}.svg"] = plots.draw(curves, across=name, up=f"best {result.about['metric']}")
+        files[f"best-by-{name}.svg"] = plots.draw(curves, across=name, up=f"best mean {result.about['metric']}")
     for name, text in files.items():
         (out / name).write_text(text, encoding="utf-8")
     return [out / name for name in files]

@@ -45,9 +45,8 @@ def _panel(status: Status) -> Group:
     table = Table.grid(padding=(0, 2))
     table.add_row("[bold]researcher[/]", f"{escape(status.researcher)}, memory {status.memory}, {status.session_id}")
     table.add_row("now", escape(status.doing or "…"))
-    if status.best is not None and status.baseline is not None:
-        best = f"[bold]{status.best:.6f}[/] (baseline {status.baseline:.6f})"
-        table.add_row(escape(status.metric), best)
+    if status.best is not None:
+        table.add_row(escape(status.metric), str(status.best))
     table.add_row("tokens", tokens_told(status.spent))
     table.add_row("cost", cost_told(status.spent))
     eta = "" if status.eta_s is None else f", about {status.eta_s / 60:.0f} min left"

@@ -11,7 +11,7 @@ _LOW, _HIGH = 0.025, 0.975
 
 @dataclass(frozen=True)
 class Point:
-    """Where a session stood after one more experiment; `best` is the best metric so far."""
+    """How far a session is after one more experiment; `best` is the mean of its best program's runs so far."""
 
     experiments: int
     tokens: int
@@ -61,17 +61,18 @@ Measure = Callable[[Trial, Trial], float | None]
 
 
 def reached(trial: Trial, goal: Trial, *, lower: bool) -> Point | None:
-    """Return where a session first was as good as another one's best, or None where it never was."""
+    """Return from where on a session was as good as another one ended, or None where it did not end so.
+
+    A lucky run that a replicate undid later is no arrival.
+    """
     target = goal.curve[-1].best
     sign = 1 if lower else -1
-    return next(
-        (
-            point
-            for point in trial.curve
-            if point.best is not None and target is not None and sign * point.best <= sign * target
-        ),
-        None,
-    )
+    found = None
+    for point in reversed(trial.curve):
+        if point.best is None or target is None or sign * point.best > sign * target:
+            break
+        found = point
+    return found
 
 
 def measures(*, lower: bool) -> Mapping[str, Measure]:

@@ -17,13 +17,14 @@ from typing import Any
 
 from mcp_types import CallToolResult
 
-from loopgraph_mcp.duplicates import program_hash
+from loopgraph_mcp.duplicates import group_hash, program_hash
 from loopgraph_mcp.edits import unified_diff
 from loopgraph_mcp.errors import RunError
 from loopgraph_mcp.harness.connection import THE_DESKS, Server, text_of
 from loopgraph_mcp.harness.menu import constants, numbers, set_constant
 from loopgraph_mcp.harness.messages import ToolCall, ToolSpec
-from loopgraph_mcp.models import Applied, Direction, OutcomeKind, Present, Refused
+from loopgraph_mcp.harness.outcomes import Best, Run, find_best, told
+from loopgraph_mcp.models import Applied, OutcomeKind, Present, Refused
 from loopgraph_mcp.patches import apply_patch
 from loopgraph_mcp.workspace import Workspace, reads_variable, write_program
 
@@ -34,31 +35,9 @@ _WAIT_S = 20.0
 # Every turn would read it again, and read_code shows it.
 _DIFF = re.compile(r"^```diff$.*?^```$\n?(?:… [^\n]*\n?)?", re.DOTALL | re.MULTILINE)
 
+REPLICATE = "the kept program again"
+
 OnProgress = Callable[[dict[str, Any]], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """What came of one run, as the table of runs tells it.
-
-    Args:
-        program: Hash of its syntax tree: equal programs are equal, comments and layout aside.
-        repeated: Whether the memory answered in its place: nothing was trained.
-        counts: Whether it is one of the experiments asked for; the baseline and repeats are not.
-        again: Whether this session had run the program before, and it failed or was discarded.
-    """
-
-    number: int
-    description: str
-    experiment_id: str
-    outcome: str
-    metric_value: float | None
-    decision: str
-    program: str
-    repeated: bool
-    counts: bool
-    again: bool
-    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,17 +83,24 @@ class Desk:
         return [*_base_tools(self.where, self.draft, self.profile), *self.remembered]
 
     @property
-    def best(self) -> Run | None:
-        """The best run so far."""
-        finished = [run for run in self.runs if run.metric_value is not None]
-        lower = self.where.direction is Direction.LOWER
-        return min(finished, key=lambda run: (run.metric_value or 0.0) * (1 if lower else -1), default=None)
+    def best(self) -> Best | None:
+        """The best program so far, by the mean of its runs in this session and their noise."""
+        where = self.where
+        return find_best(self.runs, direction=where.direction, metric=where.metric, device=self.profile)
+
+    @property
+    def baseline(self) -> float | None:
+        """The mean of the baseline's runs in this session; None where none finished."""
+        return self._standing(self.runs[0].group) if self.runs else None
 
     def table(self) -> str:
-        """Return the table of runs in a line each."""
-        lines = [f"{run.number}. {run.description}: {told(run)}" for run in self.runs]
+        """Return the table of runs in a line each, and the best program with its noise."""
+        lines = [
+            f"{run.number}. {run.description}: {told(run, self.runs[place:])}"
+            for place, run in enumerate(self.runs, start=1)
+        ]
         best = self.best
-        return "\n".join(lines + ([f"Best: {best.metric_value:.6f} (run {best.number})"] if best else []))
+        return "\n".join(lines + ([f"Best: {best}"] if best else []))
 
     async def carry_out(self, call: ToolCall, arguments: Mapping[str, Any], *, key: str) -> Answer:
         """Carry out a mended call. `key` names it for good: carried out again after a crash, it runs nothing twice."""
@@ -250,18 +236,19 @@ class Desk:
             return Answer(
                 "not run: replicate trains the kept program; run the draft without it, or undo first", failed=True
             )
-        asked = self._asking("the kept program again", key, None) | self._patch(self.kept) | {"replicate": True}
+        asked = self._asking(REPLICATE, key, None) | self._patch(self.kept) | {"replicate": True}
         result, data = await self._wait(await self.runner.call("run_experiment", asked))
         if data is None:
             return Answer(text_of(result), failed=True)
         doubted = data["decision"] != "keep" and OutcomeKind(data["outcome"]).says_something
         instead = await self._kept_before() if doubted else None
-        return self._conclude(data, text_of(result), "", seconds=time.monotonic() - began, instead=instead)
+        seconds = time.monotonic() - began
+        return self._conclude(data, text_of(result), "", seconds=seconds, instead=instead, replicate=True)
 
     async def _kept_before(self) -> str | None:
         """Return the last program that was kept and is another one than that which is kept now."""
         last = {run.program: run for run in self.runs} | {program_hash(self.kept): None}
-        run = next((run for run in reversed(self.runs) if (now := last[run.program]) and now.decision == "keep"), None)
+        run = next((run for run in reversed(self.runs) if (now := last[run.program]) and now.is_kept), None)
         if run is None:
             return None
         edit = await self.runner.call("get_code_edit", {"method_id": run.experiment_id})
@@ -295,7 +282,14 @@ class Desk:
         return result, data
 
     def _conclude(
-        self, data: dict[str, Any], words: str, early: str, *, seconds: float, instead: str | None = None
+        self,
+        data: dict[str, Any],
+        words: str,
+        early: str,
+        *,
+        seconds: float,
+        instead: str | None = None,
+        replicate: bool = False,
     ) -> Answer:
         """Take in what came of the draft; a program to go back to takes its place where it was kept and is not now."""
         program, before = program_hash(self.draft), {each.program: each for each in self.runs}
@@ -308,16 +302,22 @@ class Desk:
             experiment_id=data["experiment_id"],
             outcome=data["outcome"],
             metric_value=data["metric_value"],
-            decision=data["decision"] or "",
+            # Where the memory answers with a run that a replicate undid, the undoing is what was decided last.
+            decision="discard" if data["undone_by"] else data["decision"] or "",
             program=program,
             repeated=repeated,
             counts=not baseline and not repeated and OutcomeKind(data["outcome"]).says_something,
-            again=known is not None and known.decision != "keep",
+            again=known is not None and not known.is_kept,
             seconds=seconds,
+            group=group_hash(self.draft),
+            replicate=replicate,
+            tentative=data["tentative"],
+            noise_floor=data["noise_floor"],
+            noise_factor=data["noise_factor"],
         )
-        standing = self._standing(program_hash(self.kept))
+        standing = self._standing(group_hash(self.kept))
         self.runs.append(run)
-        kept = run.decision == "keep" and run.metric_value is not None
+        kept = run.is_kept and run.metric_value is not None
         if kept and repeated:  # no run has written it: the file takes it over where it is better than what there is
             kept = standing is None or self.where.direction.gain(standing, run.metric_value or 0.0) > 0
             if kept:
@@ -330,7 +330,7 @@ class Desk:
         self.draft, self.draft_edit = self.kept, None
         lines = [f"Run {run.number}, {run.description}: {told(run)}"]
         if now := self.best:
-            lines.append(f"Best so far: {now.metric_value:.6f} (run {now.number}).")
+            lines.append(f"Best so far: {now}")
         if self.shares:
             said = [line for line in f"{words}\n{early}".splitlines() if line.startswith(_MEMORYS)]
             lines += [line.partition(" replicate=true")[0] for line in said]  # an argument that this run lacks
@@ -345,9 +345,9 @@ class Desk:
         data = {**asdict(run), "constants": numbers(self.kept, self.profile), "verdict": verdict}
         return Answer("\n".join(dict.fromkeys(lines)), data, run)
 
-    def _standing(self, program: str) -> float | None:
+    def _standing(self, group: str) -> float | None:
         """Return the mean of a program's runs in this session, None where there is none."""
-        values = [run.metric_value for run in self.runs if run.program == program and run.metric_value is not None]
+        values = [run.metric_value for run in self.runs if run.group == group and run.metric_value is not None]
         return fmean(values) if values else None
 
     async def _record(self, note: str) -> Answer:
@@ -364,15 +364,6 @@ _UNCHANGED = (
     "First set_value or edit_code, then run"
 )
 _MEMORYS = ("Verdict:", "Before:", "Note:", "Foresight:", "This program was run before")
-
-
-def told(run: Run) -> str:
-    """Return what came of a run in a few words."""
-    value = run.outcome.replace("_", " ") if run.metric_value is None else f"{run.metric_value:.6f}"
-    how = (
-        "answered from memory, nothing was trained" if run.repeated else {"keep": "kept"}.get(run.decision, "not kept")
-    )
-    return f"{value}, {how}"
 
 
 async def _now(answer: Answer) -> Answer:

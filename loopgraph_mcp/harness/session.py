@@ -10,10 +10,11 @@ from dataclasses import dataclass
 
 from pydantic import TypeAdapter
 
+from loopgraph_mcp.duplicates import group_hash, program_hash
 from loopgraph_mcp.errors import LoopGraphError
 from loopgraph_mcp.harness import prompts, repair
 from loopgraph_mcp.harness.condensing import condense
-from loopgraph_mcp.harness.desk import Answer, Desk, Run, told
+from loopgraph_mcp.harness.desk import REPLICATE, Answer, Desk
 from loopgraph_mcp.harness.messages import (
     ASSISTANT,
     MESSAGES,
@@ -29,10 +30,11 @@ from loopgraph_mcp.harness.messages import (
     Usage,
     User,
 )
+from loopgraph_mcp.harness.outcomes import Best, Run, told
 from loopgraph_mcp.harness.plans import Plan, Spent
 from loopgraph_mcp.harness.prices import Price
 from loopgraph_mcp.harness.providers import ContextOverflowError
-from loopgraph_mcp.store import experiments, retrievals, sessions
+from loopgraph_mcp.store import edits, experiments, retrievals, sessions
 from loopgraph_mcp.store.database import Database
 from loopgraph_mcp.store.sessions import CallRow, SessionRow, TurnRow
 from loopgraph_mcp.tokens import estimate_tokens
@@ -60,8 +62,7 @@ class Status:
     percent: float | None
     done: int
     wanted: int
-    baseline: float | None
-    best: float | None
+    best: Best | None
     spent: Spent
     eta_s: float | None
     last: str
@@ -130,7 +131,7 @@ class Session:
             self._sent = self._sent[: turn.kept] + MESSAGES.validate_json(turn.prompt)
         for call in calls:
             self.spent.add_call(call)
-            self.desk.runs += [RUN.validate_json(call.run)] if call.run else []
+            self.desk.runs += [await self._recalled(call.run)] if call.run else []
         if not turns:
             return
         last = turns[-1]
@@ -144,6 +145,20 @@ class Session:
                 self._pending.append((place, each))
             elif last.number:
                 self._talk.append(RESULT.validate_json(known.result))
+
+    async def _recalled(self, text: str) -> Run:
+        """Return a run as it was written down; one of an older session gets the hashes that are compared now."""
+        run = RUN.validate_json(text)
+        row = None if run.group else await experiments.get_experiment(self._db, run.experiment_id)
+        if row is None or row.program_hash is None:
+            return run if run.group else dataclasses.replace(run, group=run.program)
+        program = await edits.program_text(self._db, row.program_hash)
+        return dataclasses.replace(
+            run,
+            program=program_hash(program),
+            group=group_hash(program),
+            replicate=run.description == REPLICATE,
+        )
 
     async def advance(self, experiments_done: int) -> bool:
         """Go on until so many experiments are done; return False where the session has ended."""
@@ -415,8 +430,7 @@ class Session:
         self._show(f"running: {answer.get('description')}", percent=percent if isinstance(percent, float) else None)
 
     def _show(self, doing: str, *, percent: float | None = None) -> None:
-        runs, plan = self.desk.runs, self.plan
-        best, each = self.desk.best, self.spent.seconds / max(self.counted, 1)
+        plan, best, each = self.plan, self.desk.best, self.spent.seconds / max(self.counted, 1)
         self._on_status(
             Status(
                 session_id=self.id,
@@ -427,8 +441,7 @@ class Session:
                 percent=percent,
                 done=self.counted,
                 wanted=plan.experiments,
-                baseline=runs[0].metric_value if runs else None,
-                best=None if best is None else best.metric_value,
+                best=best,
                 spent=self.spent,
                 eta_s=each * (plan.experiments - self.counted) if self.counted else None,
                 last=self._note,

@@ -28,6 +28,15 @@ def test_what_it_took_to_be_as_good_as_the_first_arm() -> None:
     assert reached(never, first, lower=False) == never.curve[0]
 
 
+def test_a_lucky_run_that_was_undone_later_has_not_reached_another_arms_best() -> None:
+    first, undone = trial("none", 1, 2.0, 1.8), trial("both", 1, 2.0, 1.7, 1.9, 1.75, 1.8)
+    point = reached(undone, first, lower=True)
+    assert point is not None
+    assert point.experiments == 3
+    assert reached(trial("both", 1, 2.0, 1.7, 1.9), first, lower=True) is None
+    assert reached(trial("both", 1, None, None), first, lower=True) is None
+
+
 def test_differences_are_taken_seed_by_seed() -> None:
     trials = [trial("none", seed, 2.0 + seed) for seed in range(5)] + [
         trial("both", seed, 1.9 + seed) for seed in range(5)

@@ -5,10 +5,13 @@ import json
 import os
 import random
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import psutil
@@ -114,7 +117,7 @@ async def test_arms_differ_in_the_memory_alone(settings: Settings, workspace: Pa
     assert [run["repeated"] for run in found["on"]["runs"]] == [False, False, True, False]
     assert found["off"]["repeats_of_failures"] == 1
     said = json.dumps(asked["off"])
-    for word in ("erdict", "Before:", "noise", "memory"):
+    for word in ("erdict", "Before:", "memory"):
         assert word not in said
     assert "Verdict" in json.dumps(asked["on"])
 
@@ -461,6 +464,58 @@ async def test_a_gain_that_was_luck_is_found_out_by_a_replicate_and_undone(
     assert found["runs"][2]["program"] == found["runs"][1]["program"]
     assert "luck" in calls[-1].result
     assert (workspace / "train.py").read_text() == program
+    # The headline is the baseline: a lucky run whose replicate undid it is none, and is listed as undone.
+    assert (found["best"], found["best_run"], found["best_beats_noise"]) == (found["baseline"], 0, False)
+    assert found["headline"].endswith("the baseline; nothing measured here beats it.")
+    assert [run["undone_by"] for run in found["runs"]] == [None, 2, None]
+    assert found["runs"][1]["decided"] == "kept, undone by run 2"
+    assert "Best so far" in calls[-1].result
+    assert "the baseline; nothing measured here beats it" in calls[-1].result
+
+
+async def test_a_run_that_a_replicate_undid_is_not_kept_again_when_the_memory_answers_with_it(
+    settings: Settings, workspace: Path, provide: Provide
+) -> None:
+    program = (workspace / "train.py").read_text()
+    value = "prepare.evaluate(LEARNING_RATE)"
+    edit = {"search": value, "replace": f"{value} - (0.1 if prepare.SEED == 3 else -0.2)"}
+    lucky = [("edit_code", edit), ("run", {"description": "lucky"})]
+    again = ("run", {"description": "", "replicate": True})
+    server = provide({"calls": lucky}, {"calls": [again]}, {"calls": lucky}, rate("0.4"))
+    plan = Plan(**MODEL, base_url=server.url, experiments=2, seed=3)
+    await research(settings, plan)
+    found, _, _ = await research(settings, plan.model_copy(update={"experiments": 1}))
+    assert [(run["repeated"], run["decision"]) for run in found["runs"]][1:] == [(True, "discard"), (False, "discard")]
+    assert found["runs"][1]["metric_value"] < found["runs"][0]["metric_value"]  # by itself it would have been better
+    assert (workspace / "train.py").read_text() == program
+
+
+async def test_a_session_in_which_nothing_beats_the_noise_says_so_and_so_does_an_older_one(
+    settings: Settings, provide: Provide
+) -> None:
+    server = provide(rate("0.55"), {"calls": [("run", {"description": "", "replicate": True})]})
+    plan = Plan(**MODEL, base_url=server.url, experiments=2, memory="off", seed=3)
+    found, _, calls = await research(settings, plan)
+    assert [run["decided"] for run in found["runs"]] == ["kept", *["kept, not yet distinguishable from noise"] * 2]
+    assert (found["best_run"], found["best_runs"], found["best_beats_noise"]) == (2, 2, False)
+    assert found["best"] == pytest.approx(fmean(run["metric_value"] for run in found["runs"][1:]))
+    assert found["best_standard_error"] == pytest.approx(found["noise_floor"] / 2**0.5)
+    assert "Nothing measured here beats the noise yet." in found["headline"]
+    assert "kept, not yet distinguishable from noise" in calls[-1].result
+    # A session that was written down before a run said what its noise is.
+    folder = settings.db_path.parent / "agents" / found["session_id"]
+    new = ("group", "replicate", "tentative", "noise_floor", "noise_factor")
+    with closing(sqlite3.connect(folder / "loopgraph.db")) as db, db:
+        db.execute("DROP TRIGGER tool_call_append_only")
+        paths = ", ".join(f"'$.{name}'" for name in new)
+        db.execute(f"UPDATE tool_call SET run = json_set(json_remove(run, {paths}), '$.program', 'old')")
+    async with resume_session(settings, found["session_id"], {**os.environ, "TEST_KEY": KEY}) as session:
+        again = report(session)
+        table = session.desk.table()
+    assert [run["program"] for run in again["runs"]] == [run["program"] for run in found["runs"]]
+    assert (again["best"], again["best_run"], again["best_runs"]) == (found["best"], 2, 2)
+    assert not again["best_beats_noise"]
+    assert "Nothing measured here beats the noise yet." in table
 
 
 @pytest.mark.parametrize("policy", ["greedy", "random", "textbook", "forgetful"])
