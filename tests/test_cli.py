@@ -281,7 +281,7 @@ def test_doctor_shows_which_gpus_a_run_gets(environment: dict[str, str], workspa
         "CUDA_VISIBLE_DEVICES": "2,GPU-1111",
     }
     found = {check["name"]: check["found"] for check in as_json(pinned, workspace, "doctor")}
-    assert found["device"] == "cuda: NVIDIA H100 (cuda-2); a run gets CUDA_VISIBLE_DEVICES=2"
+    assert found["device"] == "cuda: NVIDIA H100 x2 (cuda-2+GPU-1111); a run gets CUDA_VISIBLE_DEVICES=2,GPU-1111"
     with (workspace / "loopgraph.toml").open("a") as file:
         file.write("devices_per_run = 2\n")
     found = {check["name"]: check["found"] for check in as_json(pinned, workspace, "doctor")}

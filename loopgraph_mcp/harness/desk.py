@@ -59,6 +59,8 @@ class Desk:
         memory: The server whose other tools the researcher may call, or None without memory.
         shares: Whether runs teach that memory and may be answered from it: it is the runner.
         seed: The seed of every run, where the trainer reads one.
+        profile: Which of the trainer's profiles runs use.
+        device: The kind of device that they run on.
         kept: The program that the next change starts from.
         draft: The program as it would run now.
         draft_edit: The edit of get_code_edit that made the draft.
@@ -71,6 +73,7 @@ class Desk:
     shares: bool
     seed: int | None
     profile: str
+    device: str
     kept: str
     draft: str
     draft_edit: str | None
@@ -86,7 +89,7 @@ class Desk:
     def best(self) -> Best | None:
         """The best program so far, by the mean of its runs in this session and their noise."""
         where = self.where
-        return find_best(self.runs, direction=where.direction, metric=where.metric, device=self.profile)
+        return find_best(self.runs, direction=where.direction, metric=where.metric, device=self.device)
 
     @property
     def baseline(self) -> float | None:

@@ -169,6 +169,7 @@ async def _at_work(
             shares=memory is runner,
             seed=plan.seed,
             profile=profile,
+            device=device.kind,
             kept=row.kept,
             draft=row.draft,
             draft_edit=row.draft_edit,

@@ -509,7 +509,9 @@ async def test_a_session_in_which_nothing_beats_the_noise_says_so_and_so_does_an
         db.execute("DROP TRIGGER tool_call_append_only")
         paths = ", ".join(f"'$.{name}'" for name in new)
         db.execute(f"UPDATE tool_call SET run = json_set(json_remove(run, {paths}), '$.program', 'old')")
-    async with resume_session(settings, found["session_id"], {**os.environ, "TEST_KEY": KEY}) as session:
+    async with resume_session(
+        settings, found["session_id"], {**os.environ, "TEST_KEY": KEY, "LOOPGRAPH_PROFILE": "smoke"}
+    ) as session:
         again = report(session)
         table = session.desk.table()
     assert [run["program"] for run in again["runs"]] == [run["program"] for run in found["runs"]]
