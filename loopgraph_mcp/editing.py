@@ -31,7 +31,7 @@ from loopgraph_mcp.store import learned as learned_store
 from loopgraph_mcp.store.database import Database
 from loopgraph_mcp.store.edits import EditRow
 from loopgraph_mcp.surroundings import Surroundings
-from loopgraph_mcp.workspace import Workspace, read_siblings, write_program
+from loopgraph_mcp.workspace import Workspace, read_siblings
 
 _RUNS_SINCE = 50  # newest experiments among which it is looked whether an applied edit has run
 
@@ -135,7 +135,7 @@ async def make_edit(
     )
     if learned is not None:
         await learned_store.add_edit(db, edit_id, learned.recipe.id)
-    if asked.apply and not write_program(where, text, expected=program):
+    if asked.apply and not await asyncio.to_thread(here.write_alone, where, text, program):
         raise WorkspaceError(f"{where.editable_path}: changed while the edit was made; ask again")
     names = " + ".join(method.name for method in plan.methods)
     description = f"revert {subject}" if asked.revert else names or f"the program of {subject}"

@@ -13,7 +13,7 @@ from loopgraph_mcp.errors import NotFoundError, RunError, WorkspaceError
 from loopgraph_mcp.models import Applied, Context, Outcome, OutcomeKind, Present
 from loopgraph_mcp.runner import processes
 from loopgraph_mcp.runner.run_copy import make_copy
-from loopgraph_mcp.runs import SUPERVISOR_LOG_NAME
+from loopgraph_mcp.runs import SUPERVISOR_LOG_NAME, prepare_outcome
 from loopgraph_mcp.store import edits as edit_store
 from loopgraph_mcp.store import experiments
 from loopgraph_mcp.store.database import Database, text_hash
@@ -307,6 +307,7 @@ async def start(
         made = await asyncio.to_thread(make_copy, inputs.plan, run_dir, plan.text)
         if made.inputs_hash != inputs.hash:  # a file changed meanwhile: the run sees what was copied
             await _record_inputs(db, experiment_id, plan, inputs_of(made), workspace.editable)
+        await asyncio.to_thread(prepare_outcome, run_dir)
         await experiments.set_run_dir(db, experiment_id, str(run_dir))
         processes.start_supervisor(experiment_id, settings.db_path, settings.home, run_dir / SUPERVISOR_LOG_NAME)
     except (OSError, shutil.Error, WorkspaceError) as error:

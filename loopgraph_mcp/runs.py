@@ -1,26 +1,37 @@
 """What can be told of a run from outside: its folder, its log, whether somebody looks after it; recovery."""
 
 import asyncio
+import json
 import os
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from loopgraph_mcp import trainlog
 from loopgraph_mcp.config import Settings
-from loopgraph_mcp.models import Outcome, OutcomeKind
+from loopgraph_mcp.errors import WorkspaceError
+from loopgraph_mcp.models import Outcome, OutcomeKind, State
+from loopgraph_mcp.printed import parse_summary
 from loopgraph_mcp.runner import device, inputs, processes
 from loopgraph_mcp.runner.locks import is_held
 from loopgraph_mcp.store import agents, experiments
 from loopgraph_mcp.store.database import Database
 from loopgraph_mcp.store.experiments import ExperimentRow
+from loopgraph_mcp.workspace import load_workspace, protected_hashes
 
 LOG_NAME = "run.log"
 SUPERVISOR_LOG_NAME = "supervisor.log"
 TAIL_LINES = 40
 GRACE_S = 5.0
+OUTCOME_NAME = "outcome.json"
+_OUTCOME_BYTES = 8 * 2**10
+_MAX_REASON = 1_000
 _TAIL_BYTES = 64 * 2**10
 _START_S = 60.0
+_SETTLE_S = 30.0
+_SETTLE_POLL_S = 0.05
+_SUMMARY_LINES = 30
 
 
 def read_tail(path: Path, limit: int = _TAIL_BYTES) -> str:
@@ -79,6 +90,41 @@ def missing_in_copy(workspace: Path, code_dir: Path, name: str) -> str | None:
     return None if missing is None else str(missing)
 
 
+def prepare_outcome(run_dir: Path) -> None:
+    """Make room on the disk for a run's outcome: it can be written there even when the disk is full by then.
+
+    Raises:
+        OSError: There is no room now.
+    """
+    with (run_dir / OUTCOME_NAME).open("wb") as file:
+        file.write(b" " * _OUTCOME_BYTES)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def keep_outcome(experiment: ExperimentRow, outcome: Outcome) -> None:
+    """Write an outcome into a run's folder, in the room made for it: the store may be full, busy or away."""
+    told = {"kind": outcome.kind.value, "value": outcome.metric_value, "reason": outcome.reason[:_MAX_REASON]}
+    text = json.dumps({**told, "summary": dict(outcome.summary)}).encode()
+    text = text if len(text) <= _OUTCOME_BYTES else json.dumps({**told, "summary": {}}).encode()
+    with suppress(OSError), (Path(experiment.run_dir or "") / OUTCOME_NAME).open("r+b") as file:
+        file.write(text.ljust(_OUTCOME_BYTES))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def kept_outcome(experiment: ExperimentRow) -> Outcome | None:
+    """Return the outcome that a supervisor wrote into a run's folder before it could store it, or None."""
+    try:
+        with (Path(experiment.run_dir or "") / OUTCOME_NAME).open("rb") as file:
+            found = json.loads(file.read(_OUTCOME_BYTES))
+        return Outcome(
+            OutcomeKind(found["kind"]), found["value"], found["reason"], found["summary"], _last_words(experiment)
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def is_abandoned(settings: Settings, experiment: ExperimentRow) -> bool:
     """Return whether nobody looks after an experiment: its lock is free, and it is not just about to be taken."""
     starting = experiment.supervisor is None and time.time() - experiment.created_at < _START_S
@@ -91,21 +137,82 @@ async def slots_beside(db: Database, slot: str) -> list[str]:
 
 
 async def recover(db: Database, settings: Settings) -> None:
-    """Mark experiments whose supervisor is gone as interrupted, and end what they left running."""
+    """Finish experiments whose supervisor is gone, and end what they left running.
+
+    An outcome that the supervisor wrote beside the log, or that the log's own summary states, is no less an outcome.
+    """
     for experiment in await experiments.live_experiments(db):
         if not is_abandoned(settings, experiment):
             continue
         child = experiment.child
         if child is not None and processes.is_alive(child.pid, child.started):
-            processes.end_group(child.pid, grace_s=GRACE_S)
-        reason = "its supervisor was killed or the machine went down; run it again"
-        made = await asyncio.to_thread(inputs.read_made, Path(experiment.run_dir or ""))
-        if child is not None and made is not None:
-            harm = await asyncio.to_thread(inputs.harm_done, made, Path(experiment.workspace_path))
-            reason = "; ".join(filter(None, [reason, harm]))
-        outcome = Outcome(OutcomeKind.INTERRUPTED, None, reason, {}, _last_words(experiment))
-        await experiments.finish(db, experiment.id, outcome, now=time.time())  # keeps an outcome that it has
+            await asyncio.to_thread(processes.end_group, child.pid, grace_s=GRACE_S)
+        outcome = experiment.outcome
+        if outcome is None:
+            outcome = await asyncio.to_thread(_outcome_left, experiment)
+        if outcome.kind.says_something:
+            await experiments.add_outcome(db, experiment.id, outcome, now=time.time())
+            await _settle(db, settings, experiment)
+        else:
+            await experiments.finish(db, experiment.id, outcome, now=time.time())  # keeps an outcome that it has
         (settings.locks_dir / f"{experiment.id}.lock").unlink(missing_ok=True)
+
+
+def _outcome_left(experiment: ExperimentRow) -> Outcome:
+    """Return the outcome that a run left in its folder, or that it was interrupted."""
+    kept = kept_outcome(experiment) or _outcome_of_summary(experiment)
+    if kept is not None:
+        return kept
+    reason = "its supervisor was killed or the machine went down; run it again"
+    made = inputs.read_made(Path(experiment.run_dir or ""))
+    if experiment.child is not None and made is not None:
+        harm = inputs.harm_done(made, Path(experiment.workspace_path))
+        reason = "; ".join(filter(None, [reason, harm]))
+    return Outcome(OutcomeKind.INTERRUPTED, None, reason, {}, _last_words(experiment))
+
+
+def _outcome_of_summary(experiment: ExperimentRow) -> Outcome | None:
+    """Return the outcome of a run whose log ends with a summary: such a program had come to its end.
+
+    A metric that is printed on the way is none: nobody saw how that run ended. Nor is one whose protected or linked
+    files differ by now.
+    """
+    folder = Path(experiment.run_dir or "")
+    lines = trainlog.lines_of(read_tail(folder / LOG_NAME))
+    made = inputs.read_made(folder)
+    if "---" not in lines[-_SUMMARY_LINES:] or made is None:
+        return None
+    try:
+        where = load_workspace(Path(experiment.workspace_path))
+    except WorkspaceError:
+        return None
+    after = lines[len(lines) - 1 - lines[::-1].index("---") :]
+    summary = parse_summary("\n".join(after), where.metric)
+    value = summary.get(where.metric)
+    if value is None or not trainlog.is_finite(value) or where.pattern is not None or where.take != "last":
+        return None
+    if protected_hashes(where, folder / made.code) != protected_hashes(where, where.path):
+        return None
+    if inputs.harm_done(made, where.path):
+        return None
+    numbers = {name: number for name, number in summary.items() if trainlog.is_finite(number)}
+    reason = f"{where.metric} {value:.6f} (from its log: its supervisor was killed)"
+    return Outcome(OutcomeKind.FINISHED, value, reason, numbers, _last_words(experiment))
+
+
+async def _settle(db: Database, settings: Settings, experiment: ExperimentRow) -> None:
+    """Let a process of its own make the steps that follow from an outcome, and wait for it a while."""
+    log = Path(experiment.run_dir or settings.home) / SUPERVISOR_LOG_NAME
+    try:
+        processes.start_supervisor(experiment.id, settings.db_path, settings.home, log)
+    except OSError:  # the next recovery tries again
+        return
+    deadline = time.monotonic() + _SETTLE_S
+    while time.monotonic() < deadline:
+        row = await experiments.get_experiment(db, experiment.id)
+        if row is None or row.state is State.DONE:
+            return
+        await asyncio.sleep(_SETTLE_POLL_S)
 
 
 async def differing_files(db: Database, run: ExperimentRow, files: Mapping[str, str]) -> list[str]:

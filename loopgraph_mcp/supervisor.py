@@ -15,10 +15,10 @@ from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from loopgraph_mcp import evidence, faults, recipes, trainlog, turns
+from loopgraph_mcp import concluding, faults, runs, trainlog, turns
 from loopgraph_mcp.config import Settings, read_settings
-from loopgraph_mcp.errors import StoreError
-from loopgraph_mcp.models import Decision, Outcome, OutcomeKind, VerdictKind
+from loopgraph_mcp.errors import StoreError, WorkspaceError
+from loopgraph_mcp.models import Outcome, OutcomeKind
 from loopgraph_mcp.printed import NotFound, Wanted
 from loopgraph_mcp.runner import inputs, processes
 from loopgraph_mcp.runner.device import Device, device_at
@@ -35,20 +35,15 @@ from loopgraph_mcp.runs import (
     recover,
     slots_beside,
 )
-from loopgraph_mcp.store import agents, edits, experiments
+from loopgraph_mcp.store import agents, conclusions, experiments
 from loopgraph_mcp.store.database import Database
 from loopgraph_mcp.store.experiments import ExperimentRow, ProcessId
 from loopgraph_mcp.workspace import (
     Workspace,
-    append_result,
     changed_protected,
-    commit_of,
-    commit_program,
     load_workspace,
-    program_at,
     protected_hashes,
     run_command,
-    write_program,
 )
 
 POLL_S = 0.25
@@ -68,6 +63,8 @@ async def supervise(settings: Settings, experiment_id: str) -> None:
         with ExitStack() as held:
             if not await _hold(settings, experiment_id, held):
                 return
+            if await _finished_another_s(db, settings, experiment_id):
+                return
             me = ProcessId(os.getpid(), processes.start_time(os.getpid()) or time.time())
             if not await experiments.claim(db, experiment_id, me):
                 return
@@ -76,11 +73,31 @@ async def supervise(settings: Settings, experiment_id: str) -> None:
             try:
                 await _run(db, settings, experiment)
             except asyncio.CancelledError:
-                await _conclude(db, experiment, None, _interrupted("the supervisor was told to end"))
+                outcome = runs.kept_outcome(experiment) or _interrupted("the supervisor was asked to end")
+                await _conclude(db, settings, experiment, _workspace_of(experiment), outcome)
             except Exception as error:
                 logger.exception("the supervisor failed")
-                await _conclude(db, experiment, None, _interrupted(f"the supervisor failed: {error}"))
+                outcome = runs.kept_outcome(experiment) or _interrupted(f"the supervisor failed: {error}")
+                await _conclude(db, settings, experiment, _workspace_of(experiment), outcome)
     (settings.locks_dir / f"{experiment_id}.lock").unlink(missing_ok=True)
+
+
+async def _finished_another_s(db: Database, settings: Settings, experiment_id: str) -> bool:
+    """Finish an experiment whose outcome is known and whose supervisor was killed; return whether it was one."""
+    experiment = await experiments.get_experiment(db, experiment_id)
+    if experiment is None or experiment.outcome is None:
+        return False
+    await _settle(db, settings, experiment, _workspace_of(experiment))
+    return True
+
+
+def _workspace_of(experiment: ExperimentRow) -> Workspace | None:
+    """Return an experiment's workspace, or None where it is no longer one."""
+    try:
+        return load_workspace(Path(experiment.workspace_path))
+    except WorkspaceError as error:
+        logger.warning("the workspace cannot be read: %s", error)
+        return None
 
 
 def _interrupted(reason: str) -> Outcome:
@@ -128,7 +145,7 @@ async def _run(db: Database, settings: Settings, experiment: ExperimentRow) -> N
             outcome = await _train(db, experiment, workspace, device)
         else:
             outcome = Outcome(OutcomeKind.CANCELLED, None, "cancelled while it waited for the device", {})
-        await _conclude(db, experiment, workspace, outcome)
+        await _conclude(db, settings, experiment, workspace, outcome)
 
 
 async def _wait_for_turn(db: Database, settings: Settings, experiment: ExperimentRow, held: ExitStack) -> bool:
@@ -280,95 +297,26 @@ def _fault_of_surroundings(exit_code: int, tail: str, workspace: Path, code: Pat
     )
 
 
-async def _conclude(db: Database, experiment: ExperimentRow, workspace: Workspace | None, outcome: Outcome) -> None:
+async def _conclude(
+    db: Database, settings: Settings, experiment: ExperimentRow, workspace: Workspace | None, outcome: Outcome
+) -> None:
     """Write the outcome; judge it, keep the edit if it gained, append results.tsv; only then call it done."""
-    first = await _write(db, experiment, outcome)
+    runs.keep_outcome(experiment, outcome)
+    await _write(db, experiment, outcome)
+    await _settle(db, settings, experiment, workspace)
+
+
+async def _settle(db: Database, settings: Settings, experiment: ExperimentRow, workspace: Workspace | None) -> None:
+    """Make the steps that follow from an outcome, whoever asks to stop meanwhile: they take a moment."""
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(signum, lambda: None)
     try:
-        if first and workspace is not None and outcome.kind.says_something:
-            await _decide(db, experiment, workspace, outcome)
+        if workspace is not None:
+            await concluding.conclude(db, settings, experiment.id, workspace)
+            for each in await conclusions.open_conclusions(db, str(workspace.path)):
+                await concluding.conclude(db, settings, each, workspace)
     finally:
         await experiments.mark_done(db, experiment.id, now=time.time())
-
-
-async def _decide(db: Database, experiment: ExperimentRow, workspace: Workspace, outcome: Outcome) -> None:
-    row = await experiments.get_experiment(db, experiment.id)
-    assert row is not None  # noqa: S101 - it was there a moment ago and rows are never deleted
-    ledger = evidence.Ledger(db)
-    verdict = await ledger.judge(row)
-    undone = await _undone(db, row) if verdict.decision is Decision.DISCARD else None
-    decision, commit, note = verdict.decision, None, ""
-    if verdict.is_tentative and workspace.on_win != "leave" and not workspace.apply_tentative:
-        decision, note = Decision.DISCARD, _NOT_APPLIED
-    elif verdict.decision is Decision.KEEP and verdict.kind is not VerdictKind.BASELINE:
-        commit, note = await _keep(db, experiment, workspace, outcome, won=verdict.kind is VerdictKind.WIN)
-    elif undone is not None:
-        note = f"undoes {undone}: together its runs do not gain"
-    await experiments.add_decision(
-        db, experiment.id, decision, made_by="loopgraph", commit=commit, note=note, now=time.time()
-    )
-    remarks = [
-        "" if outcome.kind is OutcomeKind.FINISHED else f"{outcome.kind.value}: {outcome.reason}",
-        "not distinguishable from noise" if verdict.is_tentative else "",
-        "" if undone is None else f"undoes the keep of {await _reference(db, workspace, undone)}",
-    ]
-    remark = "; ".join(each for each in remarks if each)
-    row_of_results = {
-        "commit": commit or await _reference(db, workspace, experiment.id),
-        workspace.metric: f"{outcome.metric_value or 0.0:.6f}",
-        "memory_gb": f"{outcome.summary.get('peak_vram_mb', 0.0) / 1024:.1f}",
-        "status": "crash" if outcome.metric_value is None else decision.value,
-        "description": experiment.description + (f" ({remark})" if remark else ""),
-    }
-    try:
-        append_result(workspace, row_of_results)
-    except OSError as error:
-        logger.warning("results.tsv was not written: %s; the outcome is in the store", error)
-    await recipes.learn(db, ledger, row.method_ids, now=time.time())
-
-
-async def _undone(db: Database, row: ExperimentRow) -> str | None:
-    """Return the earlier run of the same program that was kept, where there is one."""
-    runs = await experiments.runs_of_group(db, row.context_id, row.group_key)
-    kept = [each.id for each in runs if each.id != row.id and each.decision is Decision.KEEP]
-    return kept[-1] if kept else None
-
-
-async def _reference(db: Database, workspace: Workspace, experiment_id: str) -> str:
-    """Return what names what an experiment ran: the commit that holds it, else the start of its program's hash."""
-    row = await experiments.get_experiment(db, experiment_id)
-    if row is None or row.program_hash is None:
-        return ""
-    return commit_of(workspace, await edits.program_text(db, row.program_hash)) or row.program_hash[:7]
-
-
-_NOT_APPLIED = (
-    "gained within the noise: not applied, since apply_tentative is off in loopgraph.toml; a replicate that confirms "
-    "the gain applies it"
-)
-
-
-async def _keep(
-    db: Database, experiment: ExperimentRow, workspace: Workspace, outcome: Outcome, *, won: bool
-) -> tuple[str | None, str]:
-    """Write a kept edit to the user's file, if it is still the one it started from; return commit and note.
-
-    Only a win is committed, or a change that a replicate made one.
-    """
-    if experiment.edit_id is None or workspace.on_win == "leave":
-        return None, "the editable file is left to its user"
-    edit = await edits.get_edit(db, experiment.edit_id)
-    assert edit is not None  # noqa: S101 - a foreign key
-    commits = won and workspace.on_win == "commit"
-    there = workspace.read_program() == edit.new_text
-    if there and not (commits and program_at(workspace, "HEAD") != edit.new_text):
-        return None, f"{workspace.editable} already holds the edit"
-    if not there and not write_program(workspace, edit.new_text, expected=edit.base_text):
-        return None, f"{workspace.editable} changed meanwhile: the edit was not applied"
-    if not commits:
-        return None, f"the edit was applied to {workspace.editable}"
-    message = f"{experiment.description} ({workspace.metric} {outcome.metric_value:.6f})"
-    commit = commit_program(workspace, message)
-    return commit, f"applied and committed as {commit}" if commit else "applied; git refused the commit"
 
 
 def main() -> None:

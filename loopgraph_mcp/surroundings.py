@@ -13,6 +13,7 @@ from loopgraph_mcp.config import Settings
 from loopgraph_mcp.errors import WorkspaceError
 from loopgraph_mcp.models import Context, WhatRan
 from loopgraph_mcp.runner.device import Device, choose_device
+from loopgraph_mcp.runner.locks import alone_in
 from loopgraph_mcp.runner.run_copy import CopyPlan, hash_of, plan_copy
 from loopgraph_mcp.store import edits
 from loopgraph_mcp.store.database import Database
@@ -24,6 +25,7 @@ from loopgraph_mcp.workspace import (
     harness_hash,
     load_workspace,
     resolved,
+    write_program,
 )
 
 _MAX_VALUE = 200  # of an environment variable, as it is stored
@@ -195,6 +197,11 @@ class Surroundings:
                 raise WorkspaceError(f"{where.path}: cannot be read for a run ({error})") from error
 
         return await asyncio.to_thread(look)
+
+    def write_alone(self, where: Workspace, text: str, expected: str) -> bool:
+        """Replace the editable file if it holds the expected text and no other process writes it; return whether so."""
+        with alone_in(self._settings.locks_dir, where.path):
+            return write_program(where, text, expected=expected)
 
     async def workspace_id(self, where: Workspace) -> str:
         """Return the id of a workspace's row."""

@@ -1,6 +1,7 @@
 """The user's folder: what loopgraph.toml declares or detection finds, the copy a run works in, results.tsv, git."""
 
 import ast
+import glob
 import hashlib
 import json
 import os
@@ -15,7 +16,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -32,6 +33,8 @@ _MAX_SIBLING_BYTES = 2**20
 _FEW_FILES = 1_000  # of declared data that is known by its bytes, and looked through for every search
 _LOOK_AGAIN_S = 60
 _GIT_TIMEOUT_S = 20
+_MAX_HEADER = 64 * 2**10
+_MAX_SINCE = 2**20  # of results.tsv behind the place where a line was begun
 MAX_BUDGET_S = 7 * 86_400
 _MAX_SHOWN_PATH = 80
 _TRAINER_FILES = ("train.py", "harness.py", "prepare.py", "climbmix.py", "program.md", CONFIG_NAME)
@@ -486,13 +489,21 @@ def read_siblings(workspace: Workspace, program: str) -> dict[str, str]:
 
 
 def write_program(workspace: Workspace, text: str, *, expected: str) -> bool:
-    """Replace the editable file in one step, if it still holds the expected text; return whether it did."""
+    """Replace the editable file in one step, if it still holds the expected text; return whether it did.
+
+    Whoever calls holds the workspace's lock: between look and step another process could write.
+    """
     path = workspace.editable_path
     if path.read_bytes() != expected.encode("utf-8"):
         return False
+    for stray in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):  # of a process that was killed
+        stray.unlink(missing_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_bytes(text.encode("utf-8"))
+        with temporary.open("wb") as file:
+            file.write(text.encode("utf-8"))
+            file.flush()
+            os.fsync(file.fileno())  # else a power cut after the rename could leave an empty file
         shutil.copymode(path, temporary)
         temporary.replace(path.resolve())
     finally:
@@ -529,23 +540,60 @@ def commit_of(workspace: Workspace, program: str) -> str | None:
     return None if changed is None or others else head_commit(workspace.path)
 
 
-def append_result(workspace: Workspace, row: dict[str, str]) -> None:
+def results_size(workspace: Workspace) -> int:
+    """Return how long results.tsv is in bytes; 0 where there is none."""
+    try:
+        return (workspace.path / RESULTS_NAME).stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def append_result(workspace: Workspace, row: dict[str, str], *, begun: int) -> None:
     """Append one line to results.tsv in the columns its header names; start it with upstream's header.
 
+    Called again after a kill, it completes the line that was cut, or leaves the one that is there.
+
+    Args:
+        workspace: The folder.
+        row: Cells by column.
+        begun: How long the file was when this line was first begun.
+
     Raises:
-        OSError: The file cannot be written; the store still holds the outcome.
+        OSError: The file cannot be written, or is none; the store still holds the outcome.
     """
     path = workspace.path / RESULTS_NAME
-    with path.open("a+b") as file:
-        file.seek(0)
-        first = file.readline().decode("utf-8", "replace").strip()
-        header = tuple(first.split("\t")) if first else _header(workspace)
-        lead = "" if first else "\t".join(header) + "\n"
-        if first:
-            file.seek(-1, os.SEEK_END)
-            lead = "" if file.read(1) == b"\n" else "\n"
+    # Not blocking: a pipe would wait for its reader, and a device for ever.
+    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o644)
+    with os.fdopen(descriptor, "a+b", buffering=0) as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(f"{path} is no regular file; move it away")
+        size = file.seek(0, os.SEEK_END)
+        begun = min(begun, size)
+        header = _read_header(file, begun) or _header(workspace)
         cells = [row.get(name, "").replace("\t", " ").replace("\n", " ").replace("\r", " ") for name in header]
-        file.write((lead + "\t".join(cells) + "\n").encode("utf-8", "replace"))  # O_APPEND: one write, one line
+        line = ("\t".join(cells) + "\n").encode("utf-8", "replace")
+        whole = _lead(file, begun, header) + line
+        file.seek(begun)
+        since = file.read(_MAX_SINCE) or b""
+        if line in since.splitlines(keepends=True):
+            return
+        missing = whole[len(since) :] if whole.startswith(since) else _lead(file, size, header) + line
+        while missing:  # a disk that fills up takes a part, and then fails
+            missing = missing[file.write(missing) or 0 :]
+
+
+def _read_header(file: IO[bytes], end: int) -> tuple[str, ...]:
+    file.seek(0)
+    first = file.read(min(end, _MAX_HEADER)) or b""
+    return tuple(first.split(b"\n", 1)[0].decode("utf-8", "replace").strip().split("\t")) if first.strip() else ()
+
+
+def _lead(file: IO[bytes], end: int, header: Sequence[str]) -> bytes:
+    """Return what comes before a line that is appended at a place: the header, the end of a line, or nothing."""
+    if end == 0:
+        return ("\t".join(header) + "\n").encode()
+    file.seek(end - 1)
+    return b"" if file.read(1) == b"\n" else b"\n"
 
 
 def _header(workspace: Workspace) -> tuple[str, ...]:

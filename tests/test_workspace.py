@@ -21,6 +21,7 @@ from loopgraph_mcp.workspace import (
     head_commit,
     load_workspace,
     reads_variable,
+    results_size,
     write_program,
 )
 
@@ -262,12 +263,12 @@ def test_a_commit_takes_the_program_alone(workspace: Path) -> None:
 def test_results_keep_the_columns_people_have(workspace: Path) -> None:
     where = load_workspace(workspace)
     row = {"commit": "abc1234", "val_bpb": "1.000000", "memory_gb": "2.0", "status": "keep", "description": "a\tb\nc"}
-    append_result(where, row)
+    append_result(where, row, begun=results_size(where))
     assert (workspace / "results.tsv").read_text() == (
         "commit\tval_bpb\tmemory_gb\tstatus\tdescription\nabc1234\t1.000000\t2.0\tkeep\ta b c\n"
     )
     (workspace / "results.tsv").write_text("status\tval_bpb\tnote\nkeep\t3.0\tmine")
-    append_result(where, row)
+    append_result(where, row, begun=results_size(where))
     assert (workspace / "results.tsv").read_text() == "status\tval_bpb\tnote\nkeep\t3.0\tmine\nkeep\t1.000000\t\n"
 
 

@@ -1,6 +1,8 @@
 """Locks that outlive no process: one run at a time on a device, and which experiments are looked after."""
 
 import fcntl
+import hashlib
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +22,23 @@ def try_lock(locks_dir: Path, name: str) -> Iterator[bool]:
             yield False
             return
         yield True
+
+
+@contextmanager
+def hold(locks_dir: Path, name: str) -> Iterator[None]:
+    """Hold a lock for the body, waiting for whoever has it: such bodies take a moment."""
+    locks_dir.mkdir(parents=True, exist_ok=True)
+    with (locks_dir / f"{name}.lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def alone_in(locks_dir: Path, workspace: Path) -> Iterator[None]:
+    """Keep other processes of this store from writing to a workspace's own files for the body."""
+    name = hashlib.sha256(os.fsencode(workspace)).hexdigest()[:16]
+    with hold(locks_dir, f"workspace-{name}"):
+        yield
 
 
 def is_held(locks_dir: Path, name: str) -> bool:

@@ -263,11 +263,14 @@ async def find_by_key(db: Database, idempotency_key: str) -> str | None:
 
 
 async def last_note(db: Database, experiment_id: str) -> str:
-    """Return what the last decision on an experiment says, or nothing."""
+    """Return what the last decision on an experiment says, and what came of the steps after it, or nothing."""
     rows = await db.reader.execute_fetchall(
-        "SELECT note FROM decision WHERE experiment_id = :id ORDER BY row DESC LIMIT 1", {"id": experiment_id}
+        "SELECT note FROM (SELECT row, note FROM decision WHERE experiment_id = :id ORDER BY row DESC LIMIT 1) "
+        "WHERE note <> '' UNION ALL "
+        "SELECT note FROM conclusion WHERE experiment_id = :id AND note <> '' ORDER BY 1",
+        {"id": experiment_id},
     )
-    return next((str(row["note"]) for row in rows), "")
+    return "; ".join(str(row["note"]) for row in rows)
 
 
 async def list_experiments(db: Database, workspace: str, *, limit: int) -> list[ExperimentRow]:

@@ -1,0 +1,227 @@
+"""What follows an outcome is done once, whatever is killed between two steps and whoever else writes."""
+
+import os
+import shutil
+import signal
+import sqlite3
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+
+import psutil
+import pytest
+
+from loopgraph_mcp import runs
+from loopgraph_mcp.config import Settings
+from loopgraph_mcp.loopgraph import LoopGraph
+from loopgraph_mcp.models import Decision, Outcome, OutcomeKind, State
+from loopgraph_mcp.runner.locks import alone_in
+from loopgraph_mcp.store import conclusions, experiments
+from loopgraph_mcp.store.conclusions import Step, StepState
+from loopgraph_mcp.workspace import append_result, load_workspace, results_size, write_program
+from tests.test_loop import HIGHER_RATE, run
+
+ROW = {"commit": "abc1234", "val_bpb": "1.000000", "memory_gb": "2.0", "status": "keep", "description": "a try"}
+
+
+async def won(settings: Settings) -> str:
+    async with LoopGraph.open(settings) as graph:
+        await run(graph)
+        return (await run(graph, patch=HIGHER_RATE, description="more", method_id="gqa")).experiment_id
+
+
+def set_back(settings: Settings, experiment_id: str, *statements: str) -> None:
+    """Make the store what it was when the supervisor was killed."""
+    with closing(sqlite3.connect(settings.db_path)) as conn, conn:
+        for statement in (
+            *statements,
+            "UPDATE experiment SET state = 'running', supervisor_pid = 999999, supervisor_started = 1, "
+            "child_pid = NULL, finished_at = NULL WHERE id = :id",
+        ):
+            conn.execute(statement, {"id": experiment_id})
+
+
+UNDECIDED = ("DELETE FROM decision WHERE experiment_id = :id", "DELETE FROM conclusion WHERE experiment_id = :id")
+DUE = ("UPDATE conclusion SET state = 'due', place = NULL WHERE experiment_id = :id",)
+
+
+async def test_an_outcome_without_decision_is_decided_applied_and_listed_once(
+    settings: Settings, workspace: Path
+) -> None:
+    start = (workspace / "train.py").read_text()
+    won_id = await won(settings)
+    after, rows = (workspace / "train.py").read_text(), (workspace / "results.tsv").read_text()
+    (workspace / "train.py").write_text(start)
+    (workspace / "results.tsv").write_text("".join(rows.splitlines(keepends=True)[:-1]))
+    set_back(settings, won_id, *UNDECIDED)
+    async with LoopGraph.open(settings) as graph:
+        found = await graph.get_experiment(won_id, wait_s=20)
+        assert (found.state, found.decision) == (State.DONE, Decision.KEEP)
+        assert "applied" in found.note
+        steps = await conclusions.steps_of(graph.db, won_id)
+        assert {each.step: each.state for each in steps} == dict.fromkeys(Step, StepState.DONE)
+    assert (workspace / "train.py").read_text() == after
+    assert (workspace / "results.tsv").read_text() == rows
+
+
+CUTS: dict[str, Callable[[str], str]] = {
+    "nothing of the row": lambda rows: "".join(rows.splitlines(keepends=True)[:-1]),
+    "a part of the row": lambda rows: rows[:-9],
+    "all but its end of line": lambda rows: rows[:-1],
+    "all of the row": lambda rows: rows,
+}
+
+
+@pytest.mark.parametrize("cut", CUTS)
+async def test_a_row_that_was_begun_is_there_once(settings: Settings, workspace: Path, cut: str) -> None:
+    won_id = await won(settings)
+    rows = (workspace / "results.tsv").read_text()
+    begun = len("".join(rows.splitlines(keepends=True)[:-1]))
+    (workspace / "results.tsv").write_text(CUTS[cut](rows))
+    set_back(
+        settings,
+        won_id,
+        f"UPDATE conclusion SET state = 'begun', place = {begun} WHERE experiment_id = :id AND step = 'row'",
+    )
+    async with LoopGraph.open(settings) as graph:
+        assert (await graph.get_experiment(won_id, wait_s=20)).state is State.DONE
+    assert (workspace / "results.tsv").read_text() == rows
+
+
+async def test_a_file_that_its_user_changed_meanwhile_stays_as_it_is(settings: Settings, workspace: Path) -> None:
+    won_id = await won(settings)
+    (workspace / "train.py").write_text("print('mine')\n")
+    set_back(settings, won_id, *DUE)
+    async with LoopGraph.open(settings) as graph:
+        found = await graph.get_experiment(won_id, wait_s=20)
+        assert (found.decision, "changed meanwhile" in found.note) == (Decision.KEEP, True)
+    assert (workspace / "train.py").read_text() == "print('mine')\n"
+
+
+@pytest.mark.parametrize("kind", ["a pipe", "a device", "a folder"])
+async def test_results_that_cannot_be_written_are_said_and_made_good_later(
+    graph: LoopGraph, workspace: Path, kind: str
+) -> None:
+    results = workspace / "results.tsv"
+    if kind == "a pipe":
+        os.mkfifo(results)
+    elif kind == "a device":
+        results.symlink_to("/dev/full")
+    else:
+        results.mkdir()
+    first = await run(graph, description="first")
+    assert (first.outcome, first.decision) == (OutcomeKind.FINISHED, Decision.KEEP)
+    assert "results.tsv could not be written" in first.note
+    shutil.rmtree(results) if kind == "a folder" else results.unlink()
+    second = await run(graph, replicate=True, description="second")
+    assert second.outcome is OutcomeKind.FINISHED
+    rows = results.read_text().splitlines()
+    assert rows[0].startswith("commit\t")
+    assert sorted(row.split("\t")[-1] for row in rows[1:]) == ["first", "second"]
+    assert "could not be written" not in (await graph.get_experiment(first.experiment_id)).note
+
+
+def test_a_line_that_others_follow_is_not_written_twice(workspace: Path) -> None:
+    where = load_workspace(workspace)
+    append_result(where, ROW, begun=results_size(where))
+    begun = results_size(where)
+    append_result(where, {**ROW, "description": "mine"}, begun=begun)
+    append_result(where, {**ROW, "description": "theirs"}, begun=results_size(where))
+    append_result(where, {**ROW, "description": "mine"}, begun=begun)
+    lines = (workspace / "results.tsv").read_text().splitlines()
+    assert [line.split("\t")[-1] for line in lines] == ["description", "a try", "mine", "theirs"]
+
+
+def test_many_who_append_at_one_moment_write_one_header_and_whole_lines(workspace: Path, tmp_path: Path) -> None:
+    where = load_workspace(workspace)
+
+    def add(number: int) -> None:
+        with alone_in(tmp_path / "locks", where.path):
+            append_result(where, {**ROW, "description": f"try {number}"}, begun=results_size(where))
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(add, range(60)))
+    lines = (workspace / "results.tsv").read_text().splitlines()
+    assert lines[0].startswith("commit\t")
+    assert sorted(line.split("\t")[-1] for line in lines[1:]) == sorted(f"try {number}" for number in range(60))
+
+
+def test_of_two_who_keep_at_one_moment_one_writes_the_file(workspace: Path, tmp_path: Path) -> None:
+    where = load_workspace(workspace)
+    for number in range(60):
+        before = where.read_program()
+        ready = threading.Barrier(2)
+
+        def keep(name: str, before: str = before, ready: threading.Barrier = ready) -> bool:
+            ready.wait()
+            with alone_in(tmp_path / "locks", where.path):
+                return write_program(where, f"# {name}\n{before}"[:9_000], expected=before)
+
+        with ThreadPoolExecutor(2) as pool:
+            kept = list(pool.map(keep, [f"one {number}", f"other {number}"]))
+        assert sorted(kept) == [False, True]
+        assert where.read_program().startswith(f"# {'one' if kept[0] else 'other'} {number}\n")
+
+
+def test_files_of_writers_that_were_killed_are_cleaned(workspace: Path) -> None:
+    where = load_workspace(workspace)
+    (workspace / ".train.py.4242.tmp").write_text("half")
+    assert write_program(where, "A = 1\n", expected=where.read_program())
+    assert not list(workspace.glob(".train.py.*"))
+
+
+async def test_an_outcome_that_the_store_could_not_take_is_not_lost(settings: Settings) -> None:
+    async with LoopGraph.open(settings) as graph:
+        await run(graph)
+        started = await graph.run_experiment(patch=HIGHER_RATE, wait_s=0)
+        row = await experiments.get_experiment(graph.db, started.experiment_id)
+        while row is not None and row.supervisor is None:
+            await graph.get_experiment(started.experiment_id, wait_s=0.1)
+            row = await experiments.get_experiment(graph.db, started.experiment_id)
+        assert row is not None
+        assert row.supervisor is not None
+        supervisor = psutil.Process(row.supervisor.pid)
+        running = row
+        while running is not None and running.state is State.QUEUED:
+            await graph.get_experiment(started.experiment_id, wait_s=0.1)
+            running = await experiments.get_experiment(graph.db, started.experiment_id)
+        with closing(sqlite3.connect(settings.db_path, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")  # as a writer that hangs, or a full disk
+            while runs.kept_outcome(row) is None:
+                await graph.get_experiment(started.experiment_id, wait_s=0.1)
+            supervisor.send_signal(signal.SIGKILL)
+            psutil.wait_procs([supervisor], timeout=10)
+            other.execute("ROLLBACK")
+        found = await graph.get_experiment(started.experiment_id, wait_s=30)
+    assert (found.outcome, found.metric_value, found.decision) == (OutcomeKind.FINISHED, 1.55, Decision.KEEP)
+
+
+async def test_a_log_that_ends_with_its_summary_is_an_outcome(settings: Settings, workspace: Path) -> None:
+    async with LoopGraph.open(settings) as graph:
+        first = await run(graph)
+        row = await experiments.get_experiment(graph.db, first.experiment_id)
+    assert row is not None
+    folder = Path(first.run_dir or "")
+    (folder / runs.OUTCOME_NAME).write_text(" " * 100)
+    assert runs._outcome_left(row).metric_value == 1.75
+    log = (folder / "run.log").read_text()
+    (folder / "run.log").write_text(log.replace("---", "val_bpb: 1.9"))  # printed on the way
+    assert runs._outcome_left(row).kind is OutcomeKind.INTERRUPTED
+    (folder / "run.log").write_text(log)
+    (folder / "code" / "prepare.py").write_text("# another\n")
+    assert runs._outcome_left(row).kind is OutcomeKind.INTERRUPTED
+
+
+def test_an_outcome_is_kept_in_the_room_that_was_made_for_it(tmp_path: Path) -> None:
+    runs.prepare_outcome(tmp_path)
+    size = (tmp_path / runs.OUTCOME_NAME).stat().st_size
+    row = type("Row", (), {"run_dir": str(tmp_path)})()
+    assert runs.kept_outcome(row) is None
+    for reason in ("short", "long " * 5_000, "short again"):
+        runs.keep_outcome(row, Outcome(OutcomeKind.FINISHED, 1.5, reason, {f"n{i}": 0.1 for i in range(1_000)}))
+        kept = runs.kept_outcome(row)
+        assert kept is not None
+        assert (kept.metric_value, kept.reason) == (1.5, reason[:1_000])
+        assert (tmp_path / runs.OUTCOME_NAME).stat().st_size == size
