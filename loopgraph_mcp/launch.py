@@ -6,6 +6,7 @@ import dataclasses
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from loopgraph_mcp import duplicates, edits, lookups, patches
 from loopgraph_mcp.config import Settings
@@ -279,48 +280,40 @@ async def keep_program(db: Database, text: str, name: str) -> str:
         raise RunError(f"the program holds a lone surrogate at character {error.start}; it cannot be stored") from error
 
 
-async def start(
-    db: Database,
-    settings: Settings,
-    workspace: Workspace,
-    experiment_id: str,
-    plan: Plan,
-    inputs: Inputs,
-    now: float,
-) -> None:
-    """Make the run's copy of the workspace, record what it holds, and start the supervisor.
+async def prepare(settings: Settings, experiment_id: str, plan: Plan, inputs: Inputs) -> tuple[Path, Inputs]:
+    """Make the run's folder with its copy of the workspace; return it, and what it holds as it was copied.
 
-    Args:
-        db: The store.
-        settings: Where runs are.
-        workspace: What to copy.
-        experiment_id: The experiment, queued already.
-        plan: The program to run.
-        inputs: What was in the workspace when it was queued.
-        now: Epoch seconds.
+    It comes before the experiment is queued: a copy that does not fit leaves nothing that others could join.
 
     Raises:
-        RunError: The disk is full or the process cannot be started; the experiment is marked interrupted.
+        RunError: The disk is full, or the workspace cannot be copied; nothing is left of it.
     """
     run_dir = settings.runs_dir / experiment_id
+
+    def make() -> Inputs:
+        made = make_copy(inputs.plan, run_dir, plan.text)
+        prepare_outcome(run_dir)
+        return inputs_of(made)
+
     try:
-        made = await asyncio.to_thread(make_copy, inputs.plan, run_dir, plan.text)
-        if made.inputs_hash != inputs.hash:  # a file changed meanwhile: the run sees what was copied
-            await _record_inputs(db, experiment_id, plan, inputs_of(made), workspace.editable)
-        await asyncio.to_thread(prepare_outcome, run_dir)
-        await experiments.set_run_dir(db, experiment_id, str(run_dir))
-        processes.start_supervisor(experiment_id, settings.db_path, settings.home, run_dir / SUPERVISOR_LOG_NAME)
+        return run_dir, await asyncio.to_thread(make)
     except (OSError, shutil.Error, WorkspaceError) as error:
+        await asyncio.to_thread(shutil.rmtree, run_dir, ignore_errors=True)
+        raise RunError(f"the experiment could not be started: {error}; nothing was queued") from error
+
+
+async def start(db: Database, settings: Settings, experiment_id: str, run_dir: Path, now: float) -> None:
+    """Start the supervisor of a queued experiment.
+
+    Raises:
+        RunError: The process cannot be started; the experiment is marked interrupted.
+    """
+    try:
+        processes.start_supervisor(experiment_id, settings.db_path, settings.home, run_dir / SUPERVISOR_LOG_NAME)
+    except OSError as error:
         outcome = Outcome(OutcomeKind.INTERRUPTED, None, f"could not be started: {error}", {})
         await experiments.finish(db, experiment_id, outcome, now=now)
         raise RunError(f"the experiment could not be started: {error}") from error
-
-
-async def _record_inputs(db: Database, experiment_id: str, plan: Plan, inputs: Inputs, name: str) -> None:
-    await experiments.add_inputs(db, inputs.hash, inputs.files)
-    await experiments.set_what_ran(
-        db, experiment_id, inputs.identify(plan.text, name), base_group_key(plan, inputs, name), inputs.hash
-    )
 
 
 def base_hash(plan: Plan) -> str | None:

@@ -2,7 +2,9 @@
 
 import asyncio
 import dataclasses
+import logging
 import os
+import shutil
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -43,7 +45,7 @@ from loopgraph_mcp.answers import (
 from loopgraph_mcp.bests import Bests, best_result
 from loopgraph_mcp.config import Settings, read_settings
 from loopgraph_mcp.editing import Asked, make_edit
-from loopgraph_mcp.errors import RunError, WorkspaceError
+from loopgraph_mcp.errors import LoopGraphError, RunError, WorkspaceError
 from loopgraph_mcp.foresight import Foresight, Lesson
 from loopgraph_mcp.models import (
     Context,
@@ -66,7 +68,7 @@ from loopgraph_mcp.store.experiments import NewExperiment
 from loopgraph_mcp.store.newest import Newest, read_newest
 from loopgraph_mcp.store.newest import look as look_at
 from loopgraph_mcp.store.retrievals import Shown
-from loopgraph_mcp.surroundings import Sight, Surroundings
+from loopgraph_mcp.surroundings import Inputs, Sight, Surroundings
 from loopgraph_mcp.tries import Past
 from loopgraph_mcp.turns import Priority
 from loopgraph_mcp.workspace import default_timeout_s, resolved
@@ -75,6 +77,8 @@ MAX_WAIT_S = 50.0  # most clients give up on a call after 60 s
 _CANDIDATES = 50
 _PATIENCE_S = 1.0
 _POLL_S = 0.25
+_LOOK_S = 2.0  # between looks for runs whose supervisor was killed
+_log = logging.getLogger(__name__)
 _NO_PAST = Past()
 _CANCEL_WAIT_S = 15.0
 
@@ -159,6 +163,15 @@ class LoopGraph:
                 await methods.import_pack(db, pack, now=clock())
             await runs.recover(db, settings)
             yield cls(db, settings, clock)
+
+    async def watch_runs(self) -> None:
+        """Finish runs whose supervisor was killed, for as long as this is awaited: nobody may ask for them."""
+        while True:
+            await asyncio.sleep(_LOOK_S)
+            try:
+                await runs.recover(self.db, self.settings)
+            except (LoopGraphError, OSError) as error:  # a full disk: the next look tries again
+                _log.warning("runs that were left could not be finished: %s", error)
 
     # ------------------------------------------------------------------------------------------ search
 
@@ -399,7 +412,6 @@ class LoopGraph:
             self.db, where, plan, workspace=await self._here.workspace_id(where), now=self._now()
         )
         program_hash = await launch.keep_program(self.db, plan.text, where.editable)
-        await experiments.add_inputs(self.db, inputs.hash, inputs.files)
         bearing = await precedents.find_precedents(
             self.db,
             await self._followed.follow(context),
@@ -411,9 +423,13 @@ class LoopGraph:
             description=description,
             foresight=await self._foresight(context),
         )
-        experiment_id, new = await experiments.add_experiment(
-            self.db,
+        own_id = new_id("exp")
+        run_dir, made = await launch.prepare(self.settings, own_id, plan, inputs)
+        experiment_id, new = await self._queue(
+            made,
             NewExperiment(
+                id=own_id,
+                run_dir=str(run_dir),
                 context_id=context_id,
                 device_slot=(await self._here.device(where)).slot,
                 description=wording.description(description, plan.method_ids, plan.base_text),
@@ -427,17 +443,27 @@ class LoopGraph:
                 idempotency_key=idempotency_key,
                 priority=priority,
                 caller=caller,
-                ran=ran,
-                base_group_key=launch.base_group_key(plan, inputs, where.editable),
-                inputs_hash=inputs.hash,
+                ran=made.identify(plan.text, where.editable),
+                base_group_key=launch.base_group_key(plan, made, where.editable),
+                inputs_hash=made.hash,
                 shared="any_seed" if seed is None and not replicate else "same_seed",
             ),
-            now=self._now(),
         )
         if new:
-            await launch.start(self.db, self.settings, where, experiment_id, plan, inputs, self._now())
+            await launch.start(self.db, self.settings, experiment_id, run_dir, self._now())
         answer = await self.get_experiment(experiment_id, wait_s=wait_s, on_progress=on_progress)
         return dataclasses.replace(answer, earlier=[] if replicate else list(bearing.earlier), repeated=not new)
+
+    async def _queue(self, made: Inputs, new: NewExperiment) -> tuple[str, bool]:
+        """Queue an experiment whose folder is made; where another one answers for it, or it is refused, that goes."""
+        is_new = False
+        try:
+            await experiments.add_inputs(self.db, made.hash, made.files)
+            experiment_id, is_new = await experiments.add_experiment(self.db, new, now=self._now())
+        finally:
+            if not is_new:
+                await asyncio.to_thread(shutil.rmtree, new.run_dir or "", ignore_errors=True)
+        return experiment_id, is_new
 
     async def get_experiment(
         self, experiment_id: str, *, wait_s: float = 20.0, on_progress: OnProgress | None = None

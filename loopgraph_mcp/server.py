@@ -6,7 +6,7 @@ import os
 import sys
 import warnings
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,18 @@ class _Server(MCPServer[LoopGraph]):
         return await super().call_tool(name, arguments, context)
 
 
+@asynccontextmanager
+async def _watching(graph: LoopGraph) -> AsyncIterator[None]:
+    """Finish runs whose supervisor was killed, for the body."""
+    task = asyncio.create_task(graph.watch_runs())
+    try:
+        yield
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
 def build_server(settings: Settings, graph: LoopGraph | None = None) -> MCPServer[LoopGraph]:
     """Return the server of a memory that is open; without one, it is opened to serve and closed at the end."""
     notices = Notices()
@@ -55,6 +67,7 @@ def build_server(settings: Settings, graph: LoopGraph | None = None) -> MCPServe
         async with (
             nullcontext(graph) if graph is not None else LoopGraph.open(settings) as opened,
             notices.watching(opened.db),
+            _watching(opened),
         ):
             yield opened
 

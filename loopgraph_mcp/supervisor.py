@@ -47,6 +47,7 @@ from loopgraph_mcp.workspace import (
 )
 
 POLL_S = 0.25
+_MOST_STEP_S = 5.0  # between two looks at a run on a busy machine
 MAX_LOG_BYTES = 64 * 2**20
 _STORE_RETRY_S = 5.0
 _STORE_PATIENCE_S = 3_600.0
@@ -243,19 +244,22 @@ async def _watch(
     db: Database, experiment: ExperimentRow, child: "subprocess.Popen[bytes]", log: Path
 ) -> Outcome | None:
     """Wait for the process to end; return why it must be stopped, or None where it ended by itself."""
-    began = heard = time.monotonic()
+    looked = time.monotonic()
+    spent = quiet = 0.0
     size = 0
     while child.poll() is None:
         await asyncio.sleep(POLL_S)
         now, new_size = time.monotonic(), os.path.getsize(log)  # noqa: ASYNC240, PTH202 - a stat is no wait
+        step = min(now - looked, _MOST_STEP_S)  # this process may have been stopped, or the machine suspended
+        looked, spent, quiet = now, spent + step, quiet + step
         if new_size != size:
-            size, heard = new_size, now
+            size, quiet = new_size, 0.0
         if await _cancelled(db, experiment.id):
             return Outcome(OutcomeKind.CANCELLED, None, "cancelled", {})
-        if now - began > experiment.timeout_s:
+        if spent > experiment.timeout_s:
             reason = f"still running after {experiment.timeout_s:g} s (timeout_s)"
             return Outcome(OutcomeKind.TIMED_OUT, None, reason, {})
-        if now - heard > experiment.silence_s:
+        if quiet > experiment.silence_s:
             reason = f"printed nothing for {experiment.silence_s:g} s (silence_s): it hangs"
             return Outcome(OutcomeKind.SILENT, None, reason, {})
         if size > MAX_LOG_BYTES:

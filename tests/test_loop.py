@@ -412,14 +412,16 @@ async def test_the_budget_and_seed_reach_the_trainer_and_secrets_do_not(
     assert not re.search(r"OPENAI_API_KEY|HF_TOKEN|LOOPGRAPH_DB|planted", log)
 
 
-async def test_a_run_that_cannot_be_copied_is_interrupted_and_says_why(settings: Settings, tmp_path: Path) -> None:
+async def test_a_run_that_cannot_be_copied_says_why_and_leaves_nothing_to_join(settings: Settings) -> None:
     async with LoopGraph.open(settings) as graph:
         settings.runs_dir.parent.mkdir(exist_ok=True)
         settings.runs_dir.write_text("a file stands where the runs should lie")
         with pytest.raises(RunError, match="could not be started"):
             await run(graph)
-        (answer,) = await graph.list_experiments()
-        assert answer.outcome is OutcomeKind.INTERRUPTED
+        assert await graph.list_experiments() == []
+        settings.runs_dir.unlink()
+        assert (await run(graph)).outcome is OutcomeKind.FINISHED
+        assert len(list(settings.runs_dir.iterdir())) == 1
 
 
 async def test_decisions_costs_and_outside_runs_are_recorded(graph: LoopGraph, settings: Settings) -> None:

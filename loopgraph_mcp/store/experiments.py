@@ -27,6 +27,8 @@ class NewExperiment:
     """What is known of an experiment before it runs; its parent is the incumbent of the moment it is queued.
 
     Args:
+        id: Its id, where its run's folder was made already.
+        run_dir: That folder.
         ran: What identifies what is to run; None where that is not known.
         base_group_key: What it is compared with; None where there is nothing, or where that is its parent.
         inputs_hash: All that its run can see besides the editable file; None where it is not run here.
@@ -47,6 +49,8 @@ class NewExperiment:
     idempotency_key: str | None = None
     priority: Priority = Priority.NORMAL
     caller: Caller | None = None
+    id: str | None = None
+    run_dir: str | None = None
     ran: WhatRan | None = None
     base_group_key: str | None = None
     inputs_hash: str | None = None
@@ -163,7 +167,7 @@ async def add_finished(
 
 
 def _queue(conn: sqlite3.Connection, new: NewExperiment, now: float) -> tuple[str, bool]:
-    experiment_id = new_id("exp")
+    experiment_id = new.id or new_id("exp")
     if new.idempotency_key is not None:
         rows = conn.execute("SELECT id FROM experiment WHERE idempotency_key = :key", {"key": new.idempotency_key})
         for row in rows:
@@ -188,8 +192,9 @@ def _queue(conn: sqlite3.Connection, new: NewExperiment, now: float) -> tuple[st
     conn.execute(
         "INSERT INTO experiment (id, context_id, edit_id, base_hash, program_hash, parent_id, description, seed, "
         "timeout_s, silence_s, idempotency_key, priority, device_slot, state, created_at, inputs_hash, run_key, "
-        "group_key, base_group_key) VALUES (:id, :context, :edit, :base, :program, :parent, :description, :seed, "
-        ":timeout, :silence, :key, :priority, :slot, 'queued', :now, :inputs, :run_key, :group_key, :base_group)",
+        "group_key, base_group_key, run_dir) VALUES (:id, :context, :edit, :base, :program, :parent, :description, "
+        ":seed, :timeout, :silence, :key, :priority, :slot, 'queued', :now, :inputs, :run_key, :group_key, "
+        ":base_group, :run_dir)",
         {
             "id": experiment_id,
             "context": new.context_id,
@@ -209,6 +214,7 @@ def _queue(conn: sqlite3.Connection, new: NewExperiment, now: float) -> tuple[st
             "run_key": experiment_id if new.ran is None else new.ran.run_key,
             "group_key": experiment_id if new.ran is None else new.ran.group_key,
             "base_group": base_group,
+            "run_dir": new.run_dir,
         },
     )
     insert(conn, agents.asked_rows(experiment_id, new.caller, now=now))
@@ -348,28 +354,6 @@ async def last_kept(db: Database, context_id: str) -> ExperimentRow | None:
     """Return the experiment whose change was kept last in a context: the incumbent."""
     rows = await db.reader.execute_fetchall(_LAST_KEPT, {"context": context_id})
     return next((_row(row) for row in rows), None)
-
-
-async def set_run_dir(db: Database, experiment_id: str, run_dir: str) -> None:
-    """Record where an experiment's copy of the workspace lies."""
-    await _update(db, "UPDATE experiment SET run_dir = :value WHERE id = :id", experiment_id, run_dir)
-
-
-async def set_what_ran(
-    db: Database, experiment_id: str, ran: WhatRan, base_group_key: str | None, inputs_hash: str
-) -> None:
-    """Correct what a queued experiment will run, where a file changed while it was copied."""
-    await db.change(
-        "UPDATE experiment SET run_key = :run, group_key = :group, base_group_key = :base, inputs_hash = :inputs "
-        "WHERE id = :id AND state = 'queued'",
-        {
-            "id": experiment_id,
-            "run": ran.run_key,
-            "group": ran.group_key,
-            "base": base_group_key,
-            "inputs": inputs_hash,
-        },
-    )
 
 
 async def claim(db: Database, experiment_id: str, supervisor: ProcessId) -> bool:
