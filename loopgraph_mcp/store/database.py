@@ -388,16 +388,21 @@ def migration_files() -> list[tuple[int, Path]]:
 
 def _migrate(conn: sqlite3.Connection, path: Path) -> None:
     """Apply what is missing, each migration in one transaction with its record in user_version."""
-    migrations = migration_files()
-    newest = migrations[-1][0]
+    newest = migration_files()[-1][0]
     version = _schema_version(conn)
     if version > newest:
         raise StoreError(
             f"{path}: written by a newer LoopGraph (schema {version}, this one knows {newest}); "
             "upgrade with `pip install -U loopgraph-mcp`"
         )
-    for number, file in migrations:
-        if number > version:
+    apply_migrations(conn, up_to=newest)
+
+
+def apply_migrations(conn: sqlite3.Connection, *, up_to: int) -> None:
+    """Bring a store, which may be empty, to a version of the schema."""
+    version = _schema_version(conn)
+    for number, file in migration_files():
+        if version < number <= up_to:
             _transact(conn, partial(_apply, number=number, script=file.read_text(encoding="utf-8")))
 
 
