@@ -74,7 +74,9 @@ def back_up(path: Path, folder: Path, *, now: datetime, keep: int | None = None)
             each.unlink(missing_ok=True)
         return Copied(made, count_rows(made), tuple(removed))
     except (OSError, sqlite3.Error) as error:
-        raise StoreError(f"{path}: cannot be backed up to {folder} ({error}); free space, or name another folder") from error
+        raise StoreError(
+            f"{path}: cannot be backed up to {folder} ({error}); free space, or name another folder"
+        ) from error
 
 
 def _free_name(folder: Path, now: datetime) -> Path:

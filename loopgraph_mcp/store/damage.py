@@ -54,9 +54,7 @@ def count_rows(path: Path) -> dict[str, int]:
 
 def _connect(path: Path) -> sqlite3.Connection:
     """Connect so that a full-text index can be checked, which SQLite takes for a write; only to read where it must."""
-    conn = sqlite3.connect(
-        f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=PATIENCE_S, isolation_level=None
-    )
+    conn = sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=PATIENCE_S, isolation_level=None)
     try:
         conn.execute("SELECT count(*) FROM sqlite_schema").fetchone()
     except sqlite3.OperationalError:

@@ -151,7 +151,7 @@ class PageFile:
         first = start + (12 if inner else 8)
         count = min(struct.unpack(">H", page[start + 3 : start + 5])[0], (self._usable - first) // 2)
         for (at,) in struct.iter_unpack(">H", page[first : first + 2 * count]):
-            yield at
+            yield at if start + 8 <= at else self.size  # past the end, where nothing can be read
 
     def leaf(self, number: int, *, table: bool, inner: bool = False) -> Leaf:
         """Return the records of a page; cells that cannot be read are counted."""
@@ -159,8 +159,6 @@ class PageFile:
         records, broken = [], 0
         for at in self._pointers(number, inner=inner):
             try:
-                if not start + 8 <= at < self._usable:
-                    raise CellError
                 records.append(self._record(page, at + (4 if inner else 0), table=table))
             except (CellError, IndexError, struct.error):
                 broken += 1

@@ -204,9 +204,7 @@ def _save_tree(conn: sqlite3.Connection, found: _Found, table: Table, root: int,
             found.used.add(leaf.number)
 
 
-def _save_orphans(
-    conn: sqlite3.Connection, found: _Found, tables: Sequence[Table], saved: Mapping[str, Saved]
-) -> None:
+def _save_orphans(conn: sqlite3.Connection, found: _Found, tables: Sequence[Table], saved: Mapping[str, Saved]) -> None:
     """Keep the rows of pages that no tree leads to any more.
 
     A page goes to the table that takes most of its rows: their types, their checks and all that they point at must fit.
