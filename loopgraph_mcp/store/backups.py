@@ -154,8 +154,8 @@ def _copy(source: Path, target: Path, *, then: Callable[[Path, Path], Path]) -> 
         private_file(part)
         try:
             _write_copy(source, part)
-        except sqlite3.DatabaseError as error:
-            if isinstance(error, sqlite3.OperationalError):
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+            if isinstance(error, sqlite3.OperationalError) and "malformed" not in str(error):
                 raise
             raise StoreError(f"{source}: {error}; {_SAVE.format(path=source)}") from error
         if damage := find_damage(part):

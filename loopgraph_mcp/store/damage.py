@@ -7,7 +7,7 @@ from contextlib import closing
 from itertools import islice
 from pathlib import Path
 
-from loopgraph_mcp.store.files import PATIENCE_S, uri_to_read
+from loopgraph_mcp.store.files import PATIENCE_S, READ_ERRORS, uri_to_read
 
 _SHOWN = 20
 
@@ -20,7 +20,7 @@ def find_damage(path: Path) -> list[str]:
     try:
         with closing(_connect(path)) as conn:
             return list(islice(_findings(conn), _SHOWN))
-    except sqlite3.Error as error:
+    except READ_ERRORS as error:
         return [str(error)]
 
 
@@ -33,7 +33,7 @@ def find_strays(path: Path) -> dict[str, int]:
     found: dict[str, int] = {}
     with closing(_connect(path)) as conn:
         for table, _, parent, _ in conn.execute("PRAGMA foreign_key_check"):
-            named = f"{table} -> {parent}"
+            named = f"{table.decode()} -> {parent.decode()}"
             found[named] = found.get(named, 0) + 1
     return found
 
@@ -78,7 +78,7 @@ def _findings(conn: sqlite3.Connection) -> Iterator[str]:
         for (line,) in conn.execute(f"PRAGMA integrity_check({_SHOWN})"):
             if line != b"ok":
                 yield line.decode(errors="replace")
-    except sqlite3.Error as error:
+    except READ_ERRORS as error:
         yield f"integrity_check: {error}"
     tables = _of_kind(conn, "table")
     for name, sql in tables:
@@ -99,7 +99,7 @@ def _in_rows(conn: sqlite3.Connection, table: str, *, is_text: bool) -> Iterator
             for name, value in zip(names, row, strict=True):
                 if is_text and isinstance(value, bytes) and not _is_text(value):
                     yield f"{table}: {name} of row {number} holds bytes that are no text"
-    except sqlite3.Error as error:
+    except READ_ERRORS as error:
         yield f"{table}: {error}"
 
 
@@ -124,7 +124,7 @@ def _in_index(conn: sqlite3.Connection, index: str, sql: str) -> Iterator[str]:
         )
         for _ in rows:
             pass
-    except (sqlite3.Error, UnicodeDecodeError) as error:
+    except READ_ERRORS as error:
         yield f"{index}: {error}"
 
 
@@ -139,7 +139,7 @@ def _in_full_text(conn: sqlite3.Connection, table: str) -> Iterator[str]:
                 conn.execute("ROLLBACK")
     except sqlite3.OperationalError:
         yield from _in_words(conn, table)
-    except sqlite3.Error as error:
+    except READ_ERRORS as error:
         yield f"{table}: {error}"
 
 
@@ -148,5 +148,5 @@ def _in_words(conn: sqlite3.Connection, table: str) -> Iterator[str]:
         conn.execute(f"CREATE VIRTUAL TABLE temp.word USING fts5vocab (main, '{table}', instance)")
         conn.execute("SELECT count(*), max(length(term)), max(offset) FROM temp.word").fetchone()
         conn.execute("DROP TABLE temp.word")
-    except sqlite3.Error as error:
+    except READ_ERRORS as error:
         yield f"{table}: {error}"

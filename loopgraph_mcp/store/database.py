@@ -24,7 +24,7 @@ import aiosqlite
 
 from loopgraph_mcp.errors import LoopGraphError, StoreError, UnwritableError
 from loopgraph_mcp.store.damage import find_damage, find_strays
-from loopgraph_mcp.store.files import PATIENCE_S, uri_to_read
+from loopgraph_mcp.store.files import PATIENCE_S, READ_ERRORS, uri_to_read
 
 MIGRATIONS_DIR = Path(__file__).parent / "migrations"
 T = TypeVar("T")
@@ -34,8 +34,9 @@ _PAGES = 4_000  # of the log, after which a commit moves them itself
 _CHECK_EVERY = 10_000  # SQLite's own instructions between looks at the clock: about a millisecond
 _WAITING = 1_000  # groups of rows that wait for a disk with space, the newest: some hundred KiB
 _DAMAGED = (
-    "the file is damaged. `loopgraph doctor` says where. End LoopGraph's servers; then `loopgraph restore BACKUP` brings "
-    "back a backup, or `loopgraph salvage FILE NEW` saves the rows that can be read; LOOPGRAPH_DB names another file"
+    "the file is damaged. `loopgraph doctor` says where. End LoopGraph's servers; then `loopgraph restore BACKUP` "
+    "brings back a backup, or `loopgraph salvage FILE NEW` saves the rows that can be read. "
+    "LOOPGRAPH_DB names another file"
 )
 # What SQLite says where bytes of the file are not what it or a migration wrote, beside "malformed".
 _SIGNS = (
@@ -118,12 +119,17 @@ class _Connection(sqlite3.Connection):
 
 
 _OF_DAMAGE = (sqlite3.Error, ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
-_TROUBLE = (sqlite3.DatabaseError, UnicodeEncodeError)
+_TROUBLE = (sqlite3.DatabaseError, UnicodeError)
 
 
 def _explain(error: Exception, conn: sqlite3.Connection) -> None:
     """Raise what says what to do of an error, where there is more to say than it does."""
-    if type(error) is sqlite3.DatabaseError or any(sign in str(error) for sign in _SIGNS):
+    # SQLite's own messages quote names as they are in the file: they may be no UTF-8 there.
+    if (
+        isinstance(error, UnicodeDecodeError)
+        or type(error) is sqlite3.DatabaseError
+        or any(sign in str(error) for sign in _SIGNS)
+    ):
         raise StoreError(f"{getattr(conn, 'file', '')}: {error}: {_DAMAGED}") from error
     if isinstance(error, UnicodeEncodeError):
         wrong = ascii(error.object[error.start : error.end])
@@ -218,23 +224,23 @@ class Database:
             try:
                 yield db
             finally:
-                await _to_the_end(db._close())
+                await _to_the_end(db.close())
 
     @classmethod
     async def _opened(cls, path: Path, stack: ExitStack) -> "Database":
         try:
             if (reason := _make_file(path)) is None:
                 try:
-                    return await cls(path, path)._begun()
+                    return await cls(path, path).connect()
                 except sqlite3.OperationalError as error:
                     if not any(sign in str(error) for sign in _UNWRITABLE):
                         raise
                     reason = str(error)
-            return await cls(path, _to_read(path, stack), read_only=reason)._begun()
-        except sqlite3.Error as error:
+            return await cls(path, _to_read(path, stack), read_only=reason).connect()
+        except READ_ERRORS as error:
             raise StoreError(f"{path}: {error}; {_DAMAGED}") from error
 
-    async def _begun(self) -> "Database":
+    async def connect(self) -> "Database":
         """Connect, and bring the file to this version's schema."""
         try:
             await self._writes.run(lambda conn: _migrate(conn, self.path))
@@ -242,11 +248,12 @@ class Database:
             self._reader.row_factory = sqlite3.Row
             await self._reader.execute("PRAGMA query_only = ON")
         except BaseException:
-            await _to_the_end(self._close())
+            await _to_the_end(self.close())
             raise
         return self
 
-    async def _close(self) -> None:
+    async def close(self) -> None:
+        """Write what waits, where that can be, and end the connections."""
         self._deadline = -math.inf  # cuts off what is still looked for
         with suppress(StoreError):  # what still waits then is lost
             await self._write_waiting()

@@ -13,6 +13,7 @@ from loopgraph_mcp.errors import StoreError
 _LOCK_AT, _LOCK_BYTES = 0x40000002, 510
 BESIDE = ("-wal", "-shm")
 PATIENCE_S = 30.0
+READ_ERRORS = (sqlite3.Error, UnicodeDecodeError)  # of a damaged file: SQLite quotes names that are no UTF-8 in it
 
 
 def beside(path: Path, ending: str) -> Path:

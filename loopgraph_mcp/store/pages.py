@@ -155,7 +155,7 @@ class PageFile:
 
     def leaf(self, number: int, *, table: bool, inner: bool = False) -> Leaf:
         """Return the records of a page; cells that cannot be read are counted."""
-        page, start = self.page(number), _start(number)
+        page = self.page(number)
         records, broken = [], 0
         for at in self._pointers(number, inner=inner):
             try:
