@@ -158,13 +158,9 @@ class LoopGraph:
                 pack = await asyncio.to_thread(packs.read_pack, settings.packs)
                 with suppress(UnwritableError):  # an earlier version's methods can still be searched
                     await methods.import_pack(db, pack, now=clock())
-            try:
-                with suppress(UnwritableError):
-                    await runs.recover(db, settings)
-                yield cls(db, settings, clock)
-            except Exception as error:
-                await db.blame(error)
-                raise
+            with suppress(UnwritableError):
+                await runs.recover(db, settings)
+            yield cls(db, settings, clock)
 
     # ------------------------------------------------------------------------------------------ search
 

@@ -223,6 +223,9 @@ class Database:
             db = await cls._opened(path, stack)
             try:
                 yield db
+            except Exception as error:
+                await db.blame(error)
+                raise
             finally:
                 await _to_the_end(db.close())
 
