@@ -16,7 +16,7 @@ from rich.live import Live
 from rich.markup import escape
 from rich.status import Status
 
-from loopgraph_mcp import __version__, backtesting, clients, doctor, packing, screen, token_commands
+from loopgraph_mcp import __version__, backtesting, clients, doctor, packing, screen, store_commands, token_commands
 from loopgraph_mcp.answers import BestResult, CodeMapAnswer, ExperimentAnswer, ImportAnswer, IngestAnswer
 from loopgraph_mcp.config import SKILL, Settings, bundled, read_settings
 from loopgraph_mcp.errors import HistoryError, LoopGraphError, first_of
@@ -39,6 +39,7 @@ app.add_typer(token_commands.app)
 
 _T = TypeVar("_T")
 app.add_typer(harness_app)
+app.add_typer(store_commands.app)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 WorkspaceOption = Annotated[

@@ -22,7 +22,10 @@ from loopgraph_mcp.store.database import Database
 from loopgraph_mcp.workspace import Workspace, load_workspace, python_of
 
 _IMPORT_TIMEOUT_S = 60
-_SAVE = "bring back a copy of it, or save what is left: sqlite3 FILE .recover | sqlite3 NEW"
+_SAVE = (
+    "end LoopGraph's servers, then `loopgraph restore BACKUP`; without a backup `loopgraph salvage FILE NEW` saves the "
+    "rows that can be read, and `loopgraph restore NEW` puts them in its place"
+)
 
 
 class Level(StrEnum):
@@ -83,17 +86,25 @@ def _device(settings: Settings, count: int | None) -> Check:
 
 
 async def store(settings: Settings) -> Check:
-    """Open the store, count what it holds, and look for damage."""
+    """Open the store, count what it holds, and read all of it to look for damage."""
     try:
         async with LoopGraph.open(settings) as graph:
-            answer = await graph.count()
             damage = await graph.db.check()
+            if damage:
+                return Check("store", Level.FAIL, f"{settings.db_path}: {'; '.join(damage)}", _SAVE)
+            answer = await graph.count()
+            strays = await graph.db.strays()
+            read_only = graph.db.read_only
     except LoopGraphError as error:
-        return Check("store", Level.FAIL, str(error), f"{_SAVE}, or set LOOPGRAPH_DB to another file")
-    if damage:
-        return Check("store", Level.FAIL, f"{settings.db_path}: {'; '.join(damage)}", _SAVE)
-    rows = ", ".join(f"{count} {name}" for name, count in answer.items())
-    return Check("store", Level.OK, f"{settings.db_path}: {rows}")
+        return Check("store", Level.FAIL, str(error), f"{_SAVE}; or set LOOPGRAPH_DB to another file")
+    rows = f"{settings.db_path}: " + ", ".join(f"{count} {name}" for name, count in answer.items())
+    if read_only:
+        return Check("store", Level.NOTE, f"{rows}; it can only be read ({read_only})", "allow writing, or free space")
+    if strays:
+        lost = ", ".join(f"{count} of {tables}" for tables, count in strays.items())
+        next_step = "`loopgraph merge` a store that still has what is missing; nothing else is harmed"
+        return Check("store", Level.NOTE, f"{rows}; rows that point at rows that are missing: {lost}", next_step)
+    return Check("store", Level.OK, rows)
 
 
 def _workspace(settings: Settings) -> tuple[Workspace | None, Check]:

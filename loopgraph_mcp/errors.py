@@ -8,6 +8,7 @@
     ├── SourceError        a paper, repository or document cannot be fetched, unpacked or read
     ├── NotFoundError      an id names no method, edit, retrieval or experiment
     ├── StoreError         the database cannot be opened, or is newer than this version
+    │   └── UnwritableError    it can be read and not be written now: a full disk, a read-only file, another writer
     ├── AccessError        a caller may not do this, or not so often
     ├── RunError           an experiment cannot be started
     └── ProviderError      a model's provider cannot be reached, refuses us, or does not keep to its protocol
@@ -46,6 +47,10 @@ class NotFoundError(LoopGraphError):
 
 class StoreError(LoopGraphError):
     """The database cannot be opened or is newer than this version."""
+
+
+class UnwritableError(StoreError):
+    """The database cannot be written now: its disk is full, it is read-only, or another process writes for long."""
 
 
 class AccessError(LoopGraphError):

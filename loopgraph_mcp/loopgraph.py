@@ -7,7 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ from loopgraph_mcp.answers import (
 from loopgraph_mcp.bests import Bests, best_result
 from loopgraph_mcp.config import Settings, read_settings
 from loopgraph_mcp.editing import Asked, make_edit
-from loopgraph_mcp.errors import LoopGraphError, RunError, WorkspaceError
+from loopgraph_mcp.errors import LoopGraphError, RunError, UnwritableError, WorkspaceError
 from loopgraph_mcp.foresight import Foresight, Lesson
 from loopgraph_mcp.models import (
     Context,
@@ -160,8 +160,10 @@ class LoopGraph:
                 from loopgraph_mcp.sources import packs  # noqa: PLC0415 - what reads packs is slow to import
 
                 pack = await asyncio.to_thread(packs.read_pack, settings.packs)
-                await methods.import_pack(db, pack, now=clock())
-            await runs.recover(db, settings)
+                with suppress(UnwritableError):  # an earlier version's methods can still be searched
+                    await methods.import_pack(db, pack, now=clock())
+            with suppress(UnwritableError):
+                await runs.recover(db, settings)
             yield cls(db, settings, clock)
 
     async def watch_runs(self) -> None:
@@ -239,7 +241,7 @@ class LoopGraph:
             methods_known=len(look.known),
             hits=hits,
             next_step=wording.after_search(hits, retrieval_id, filtered=family is not None or standing is not None),
-            note=note,
+            note=wording.unrecorded(note, self.db.unrecorded),
             running=running,
             best=await self._bests.other(look.memory, look.program, decided=look.decided),
         )
@@ -474,11 +476,14 @@ class LoopGraph:
             NotFoundError: No such experiment.
         """
         deadline = time.monotonic() + min(max(wait_s, 0.0), MAX_WAIT_S)
-        told = None
+        told, can_recover = None, not self.db.read_only
         while True:
             row = await lookups.the_experiment(self.db, experiment_id)
-            if row.state is not State.DONE and runs.is_abandoned(self.settings, row):
-                await runs.recover(self.db, self.settings)
+            if can_recover and row.state is not State.DONE and runs.is_abandoned(self.settings, row):
+                try:
+                    await runs.recover(self.db, self.settings)
+                except UnwritableError:  # it is shown as it was last written
+                    can_recover = False
                 continue
             answer = await views.view(self.db, self._ledger, row, now=self._now())
             if answer.state is State.DONE:

@@ -71,6 +71,11 @@ def named(source: str) -> str:
     return str(path.absolute()) if "://" not in source and path.exists() else source
 
 
+def say(line: str) -> None:
+    """Print one line as it is, whatever it holds."""
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
 def end_with(failed: Sequence[LoopGraphError]) -> None:
     """Say what failed, and end with status 1 where anything did."""
     for error in failed:

@@ -136,6 +136,14 @@ def plateau(runs: int, families: Collection[str]) -> str:
     )
 
 
+def unrecorded(note: str, reason: str) -> str:
+    """Return a search's note with why the search is not recorded, where it is not."""
+    if not reason:
+        return note
+    said = f"This search is not recorded yet: the store cannot be written ({reason}). Free disk space or allow writing."
+    return f"{note} {said}".strip()
+
+
 def after_search(hits: Sequence[MethodHit], retrieval_id: str, *, filtered: bool) -> str:
     """Return what to do with an answer; `filtered`: of some methods alone, by their family or standing."""
     if not hits and filtered:

@@ -31,6 +31,7 @@ VERSIONS = {
     ROOT / "pyproject.toml": r'(?m)^(version = ")[^"]+(")',
     ROOT / "loopgraph_mcp" / "__init__.py": r'(__version__ = ")[^"]+(")',
     ROOT / "loopgraph_mcp" / "plugin" / ".claude-plugin" / "plugin.json": r'("version": ")[^"]+(")',
+    ROOT / "loopgraph_mcp" / "plugin" / ".mcp.json": r'("loopgraph-mcp==)[^"]+(")',
     PACKAGING / "manifest.json": r'("version": ")[^"]+(")',
     PACKAGING / "server.json": r'("version": ")[^"]+(")',
 }
@@ -39,10 +40,11 @@ BUNDLE_PROJECT = """\
 name = "loopgraph-bundle"
 version = "{version}"
 requires-python = ">=3.11"
-dependencies = ["loopgraph-mcp"]
+dependencies = ["loopgraph-mcp=={version}"]
 
 [tool.uv]
 package = false
+constraint-dependencies = {pins}
 
 [tool.uv.sources]
 loopgraph-mcp = {{ path = "{wheel}" }}
@@ -56,6 +58,11 @@ def read_version() -> str:
     return json.loads((PACKAGING / "server.json").read_text())["version"]
 
 
+def pins() -> list[str]:
+    """Return the versions of what the server needs, as the lock has them."""
+    return re.findall(r"(?m)^([\w.-]+==[\w.]+)", (PACKAGING / "requirements.lock").read_text())
+
+
 def build() -> tuple[Path, Path, Path]:
     """Build everything into dist/; return wheel, sdist and bundle."""
     shutil.rmtree(DIST, ignore_errors=True)
@@ -67,7 +74,9 @@ def build() -> tuple[Path, Path, Path]:
     with zipfile.ZipFile(bundle, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.write(PACKAGING / "manifest.json", "manifest.json")
         archive.write(wheel, wheel.name)
-        archive.writestr("pyproject.toml", BUNDLE_PROJECT.format(version=read_version(), wheel=wheel.name))
+        archive.writestr(
+            "pyproject.toml", BUNDLE_PROJECT.format(version=read_version(), wheel=wheel.name, pins=json.dumps(pins()))
+        )
         archive.writestr("server.py", BUNDLE_SERVER)
     return wheel, sdist, bundle
 
@@ -89,6 +98,7 @@ def check(wheel: Path, sdist: Path, bundle: Path) -> bool:
                 lambda: _installed(away / "sdist", index, named, "--no-binary", "loopgraph-mcp"),
             ),
             _try("the wheel, by uvx from an index", lambda: _answers([*by_uvx, "loopgraph-mcp"], away)),
+            _try("the Dockerfile's steps, in a fresh environment", lambda: _locked(away / "locked")),
             _try("the bundle, unpacked and run by uv", lambda: _bundled(bundle, away / "bundle", uv)),
             _try("the Dockerfile, by hadolint", lambda: _lint(tools)),
         ]
@@ -142,6 +152,21 @@ def _installed(folder: Path, index: str, *wanted: str) -> None:
     _answers([str(folder / "bin" / "loopgraph-mcp")], folder)
 
 
+def _locked(folder: Path) -> None:
+    """Build and install as the Dockerfile does: all but our own wheel must have a hash that a lock knows."""
+    for name in ("build", "server"):
+        _run([sys.executable, "-m", "venv", str(folder / name)])
+    by_hash = ["install", "--quiet", "--no-cache-dir", "--require-hashes", "-r"]
+    _run([str(folder / "build" / "bin" / "pip"), *by_hash, str(PACKAGING / "build.lock")])
+    _run([str(folder / "build" / "bin" / "python"), "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)])
+    (wheel,) = folder.glob("*.whl")
+    pip = str(folder / "server" / "bin" / "pip")
+    _run([pip, *by_hash, str(PACKAGING / "requirements.lock")])
+    _run([pip, "install", "--quiet", "--no-deps", str(wheel)])
+    _run([pip, "check"])
+    _answers([str(folder / "server" / "bin" / "loopgraph-mcp")], folder / "asked")
+
+
 def _bundled(bundle: Path, folder: Path, uv: str) -> None:
     with zipfile.ZipFile(bundle) as archive:
         archive.extractall(folder)
@@ -159,7 +184,7 @@ def _answers(command: list[str], folder: Path) -> None:
             answer = await client.call_tool("search_methods", {"query": "fewer kv heads"})
             return len((answer.structured_content or {}).get("hits", []))
 
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     if not asyncio.run(asyncio.wait_for(ask(), 300)):
         raise RuntimeError("it found no method")
 

@@ -125,4 +125,4 @@ async def test_a_damaged_file_is_said_to_be_one(graph: LoopGraph, settings: Sett
             await again.search_methods("attention")
     check = await doctor.store(settings)
     assert check.level is doctor.Level.FAIL
-    assert "recover" in check.next_step
+    assert "loopgraph salvage" in check.next_step

@@ -25,6 +25,51 @@ def test_the_version_is_the_same_everywhere() -> None:
     assert f"## {__version__} (" in (ROOT / "CHANGELOG.md").read_text()
 
 
+def test_the_locks_hold_a_hash_of_each_package_that_the_server_needs_in_the_version_of_the_constraints() -> None:
+    pinned = {}
+    for line in (ROOT / "constraints.txt").read_text().splitlines():
+        name, _, version = line.partition("==")
+        pinned[_plain(name)] = version
+    for lock in ("requirements.lock", "build.lock"):
+        for part in re.split(r"\n(?=[\w])", (ROOT / "scripts" / "packaging" / lock).read_text())[1:]:
+            name, version = re.match(r"([\w.-]+)==([\w.]+)", part).groups()  # type: ignore[union-attr]
+            assert "--hash=sha256:" in part, name
+            assert pinned.get(_plain(name), version) == version, name
+    locked = (ROOT / "scripts" / "packaging" / "requirements.lock").read_text()
+    for needed in PROJECT["dependencies"]:
+        assert re.search(rf"(?m)^{re.escape(_plain(re.split(r'[<>=[]', needed)[0]))}==", locked), needed
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+@pytest.mark.parametrize(("package", "floor"), [("pyjwt", (2, 12)), ("starlette", (0, 49, 1)), ("h11", (0, 16))])
+def test_no_version_with_a_known_hole_is_allowed(package: str, floor: tuple[int, ...]) -> None:
+    (needed,) = [each for each in PROJECT["dependencies"] if re.match(rf"{package}\b", each)]
+    least = re.search(r">=([\d.]+)", needed)
+    assert least is not None
+    assert tuple(int(part) for part in least[1].split(".")) >= floor
+
+
+def test_the_image_installs_by_hash_on_a_base_with_a_digest_and_runs_as_nobody() -> None:
+    lines = (ROOT / "scripts" / "packaging" / "Dockerfile").read_text().splitlines()
+    stages = set[str]()
+    for line in lines:
+        if line.startswith("FROM "):
+            _, base, _, name = line.split()
+            assert base in stages or re.search(r":3\.\d+\.\d+-[\w-]+@sha256:[0-9a-f]{64}$", base), line
+            stages.add(name)
+            user = "root"
+        elif line.startswith("USER "):
+            user = line.split()[1]
+    assert user == "10001"
+    installs = [line for line in lines if "pip install" in line]
+    assert sum("--require-hashes" in line for line in installs) == 2
+    for line in installs:
+        assert any(each in line for each in ("--require-hashes", "--no-deps", "--constraint", "torch==")), line
+
+
 def test_the_registry_can_take_the_server() -> None:
     assert f"mcp-name: {SERVER['name']}" in README
     assert len(SERVER["description"]) <= 100
@@ -51,7 +96,8 @@ def test_the_links_hold_an_entry_that_starts_the_published_server(host: str) -> 
     entry = json.loads(base64.b64decode(told) if host == "cursor.com" else told)
     assert query["name"] == ["loopgraph"]
     plugin = json.loads((PACKAGE_DIR / "plugin" / ".mcp.json").read_text())["mcpServers"]["loopgraph"]
-    assert (entry["command"], entry["args"]) == (plugin["command"], plugin["args"]) == ("uvx", [PROJECT["name"]])
+    assert (entry["command"], entry["args"]) == ("uvx", [PROJECT["name"]])
+    assert (plugin["command"], plugin["args"]) == ("uvx", [f"{PROJECT['name']}=={__version__}"])
 
 
 def test_the_marketplace_leads_to_the_plugin() -> None:

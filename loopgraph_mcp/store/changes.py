@@ -4,10 +4,12 @@ import asyncio
 import json
 import sqlite3
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 
 from loopgraph_mcp.changes import Change, Rewrite, Turn, change_between
+from loopgraph_mcp.errors import UnwritableError
 from loopgraph_mcp.models import Decision, Origin, OutcomeKind
 from loopgraph_mcp.store.database import Database
 
@@ -97,7 +99,8 @@ async def tried_changes(db: Database, context_id: str, *, after: int, newest: in
     """
     new = [(row["base_hash"], row["program_hash"]) for row in await _unknown_pairs(db, context_id, after)]
     if new:
-        await _keep_changes(db, new)
+        with suppress(UnwritableError):  # the runs whose changes are known are read all the same
+            await _keep_changes(db, new)
     rows = list(
         await db.reader.execute_fetchall(
             """

@@ -2,15 +2,19 @@
 
 import asyncio
 import hashlib
+import logging
 import math
 import re
 import secrets
+import shutil
 import sqlite3
+import tempfile
 import threading
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,20 +22,35 @@ from typing import Any, TypeVar
 
 import aiosqlite
 
-from loopgraph_mcp.errors import StoreError
+from loopgraph_mcp.errors import LoopGraphError, StoreError, UnwritableError
+from loopgraph_mcp.store.damage import find_damage, find_strays
+from loopgraph_mcp.store.files import PATIENCE_S, READ_ERRORS, uri_to_read
 
 MIGRATIONS_DIR = Path(__file__).parent / "migrations"
 T = TypeVar("T")
 Rows = tuple[str, Sequence[Mapping[str, Any]]]  # an INSERT and what it is to insert
-_BUSY_TIMEOUT_S = 30.0
 _COMMITS = 64  # between two moves of what was written from the log into the file
 _PAGES = 4_000  # of the log, after which a commit moves them itself
 _CHECK_EVERY = 10_000  # SQLite's own instructions between looks at the clock: about a millisecond
+_WAITING = 1_000  # groups of rows that wait for a disk with space, the newest: some hundred KiB
 _DAMAGED = (
-    "the file is damaged. `loopgraph doctor` says where; bring back a copy of it, save what is left with "
-    "`sqlite3 FILE .recover | sqlite3 NEW`, or set LOOPGRAPH_DB to another file"
+    "the file is damaged. `loopgraph doctor` says where. End LoopGraph's servers; then `loopgraph restore BACKUP` "
+    "brings back a backup, or `loopgraph salvage FILE NEW` saves the rows that can be read. "
+    "LOOPGRAPH_DB names another file"
+)
+# What SQLite says where bytes of the file are not what it or a migration wrote, beside "malformed".
+_SIGNS = (
+    "malformed",
+    "Could not decode",
+    "vtable constructor failed",
+    "no such table",
+    "no such column",
+    "SQL logic error",
 )
 _NEXT_STEP = "Free disk space, or end the process that holds the database, and try again"
+# What SQLite says where it can read and not write: the file, its folder or its disk is why.
+_UNWRITABLE = ("readonly", "full", "disk I/O", "unable to open")
+logger = logging.getLogger("loopgraph.store")
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32: nothing that reads like something else
 
 
@@ -57,6 +76,21 @@ class _Cursor(sqlite3.Cursor):
             raise
         return self
 
+    def executemany(self, sql: str, parameters: Any, /) -> "_Cursor":
+        try:
+            super().executemany(sql, parameters)
+        except _TROUBLE as error:
+            _explain(error, self.connection)
+            raise
+        return self
+
+    def __next__(self) -> Any:
+        try:
+            return super().__next__()
+        except _TROUBLE as error:
+            _explain(error, self.connection)
+            raise
+
     def fetchone(self) -> Any:
         try:
             return super().fetchone()
@@ -80,13 +114,22 @@ class _Connection(sqlite3.Connection):
     def execute(self, sql: str, parameters: Any = (), /) -> sqlite3.Cursor:
         return self.cursor(_Cursor).execute(sql, parameters)
 
+    def executemany(self, sql: str, parameters: Any, /) -> sqlite3.Cursor:
+        return self.cursor(_Cursor).executemany(sql, parameters)
 
-_TROUBLE = (sqlite3.DatabaseError, UnicodeEncodeError)
+
+_OF_DAMAGE = (sqlite3.Error, ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
+_TROUBLE = (sqlite3.DatabaseError, UnicodeError)
 
 
 def _explain(error: Exception, conn: sqlite3.Connection) -> None:
     """Raise what says what to do of an error, where there is more to say than it does."""
-    if type(error) is sqlite3.DatabaseError or "malformed" in str(error):
+    # SQLite's own messages quote names as they are in the file: they may be no UTF-8 there.
+    if (
+        isinstance(error, UnicodeDecodeError)
+        or type(error) is sqlite3.DatabaseError
+        or any(sign in str(error) for sign in _SIGNS)
+    ):
         raise StoreError(f"{getattr(conn, 'file', '')}: {error}: {_DAMAGED}") from error
     if isinstance(error, UnicodeEncodeError):
         wrong = ascii(error.object[error.start : error.end])
@@ -104,8 +147,8 @@ class _Batch:
 class _Lane:
     """A connection on a thread of its own, where one job takes place at a time, all its statements in one go."""
 
-    def __init__(self, path: Path, name: str, set_up: Callable[[sqlite3.Connection], object]) -> None:
-        self._path = path
+    def __init__(self, file: Path | str, name: str, set_up: Callable[[sqlite3.Connection], object]) -> None:
+        self._file = file
         self._set_up = set_up
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
         self._conn: sqlite3.Connection | None = None
@@ -116,7 +159,7 @@ class _Lane:
 
     def _connect(self) -> sqlite3.Connection:
         """Connect on the thread of the jobs: SQLite's module ties the two together."""
-        conn = sqlite3.connect(self._path, isolation_level=None, timeout=_BUSY_TIMEOUT_S, factory=_Connection)
+        conn = _connect(self._file)
         try:
             conn.row_factory = sqlite3.Row
             self._set_up(conn)
@@ -133,6 +176,13 @@ class _Lane:
         await asyncio.to_thread(self._thread.shutdown)
 
 
+def _connect(file: Path | str) -> sqlite3.Connection:
+    """Connect to a file, or as a URI says."""
+    return sqlite3.connect(
+        file, isolation_level=None, timeout=PATIENCE_S, factory=_Connection, uri=isinstance(file, str)
+    )
+
+
 class Database:
     """One SQLite file in WAL mode, safe with other processes writing to it.
 
@@ -142,52 +192,74 @@ class Database:
     from SQLite's log into the file on a fourth: that waits for the disk, and no caller should.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, file: Path | str, *, read_only: str = "") -> None:
         self.path = path
-        self._writes = _Lane(path, "write", _keep_safe)
-        self._searches = _Lane(path, "search", self._limit)
-        self._log = _Lane(path, "log", _keep_safe)
+        self._file = file
+        self.read_only = read_only  # why nothing can be written; empty where it can
+        set_up = _only_read if read_only else _keep_safe
+        self._writes = _Lane(file, "write", set_up)
+        self._searches = _Lane(file, "search", self._limit)
+        self._log = _Lane(file, "log", set_up)
         self._commits = 0
         self._reader = aiosqlite.connect(
-            path, isolation_level=None, timeout=_BUSY_TIMEOUT_S, factory=_Connection
+            file, isolation_level=None, timeout=PATIENCE_S, factory=_Connection, uri=isinstance(file, str)
         )  # connects when it is awaited
         self._appending = asyncio.Lock()
         self._batch = _Batch()
+        self._waiting: deque[Sequence[Rows]] = deque(maxlen=_WAITING)
+        self._refusal = ""
+        self._writing_waiting = asyncio.Lock()
         self._deadline = math.inf
 
     @classmethod
     @asynccontextmanager
     async def open(cls, path: Path) -> AsyncIterator["Database"]:
-        """Open the file, making it and migrating it as needed.
+        """Open the file, making it and migrating it as needed; only to read where it cannot be written.
 
         Raises:
             StoreError: The file cannot be opened, is no database, or was written by a newer version.
         """
-        db = cls(path)
-        try:
+        with ExitStack() as stack:
+            db = await cls._opened(path, stack)
             try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.open("ab").close()  # aiosqlite leaves a thread behind where connecting fails: fail before it
-            except OSError as error:
-                raise StoreError(
-                    f"{path}: cannot open the database ({error}); set LOOPGRAPH_DB to another file"
-                ) from error
-            try:
-                await db._writes.run(lambda conn: _migrate(conn, path))
-                await db._reader
-            except sqlite3.Error as error:
-                raise StoreError(
-                    f"{path}: {error}; the file is damaged, no SQLite database, or its disk is full. "
-                    "Move it aside, or set LOOPGRAPH_DB to another file"
-                ) from error
-            db._reader.row_factory = sqlite3.Row
-            await db._reader.execute("PRAGMA query_only = ON")
-            yield db
-        finally:
-            await _to_the_end(db._close())
+                yield db
+            except Exception as error:
+                await db.blame(error)
+                raise
+            finally:
+                await _to_the_end(db.close())
 
-    async def _close(self) -> None:
+    @classmethod
+    async def _opened(cls, path: Path, stack: ExitStack) -> "Database":
+        try:
+            if (reason := _make_file(path)) is None:
+                try:
+                    return await cls(path, path).connect()
+                except sqlite3.OperationalError as error:
+                    if not any(sign in str(error) for sign in _UNWRITABLE):
+                        raise
+                    reason = str(error)
+            return await cls(path, _to_read(path, stack), read_only=reason).connect()
+        except READ_ERRORS as error:
+            raise StoreError(f"{path}: {error}; {_DAMAGED}") from error
+
+    async def connect(self) -> "Database":
+        """Connect, and bring the file to this version's schema."""
+        try:
+            await self._writes.run(lambda conn: _migrate(conn, self.path))
+            await self._reader
+            self._reader.row_factory = sqlite3.Row
+            await self._reader.execute("PRAGMA query_only = ON")
+        except BaseException:
+            await _to_the_end(self.close())
+            raise
+        return self
+
+    async def close(self) -> None:
+        """Write what waits, where that can be, and end the connections."""
         self._deadline = -math.inf  # cuts off what is still looked for
+        with suppress(StoreError):  # what still waits then is lost
+            await self._write_waiting()
         await self._log.end()
         await self._searches.end()
         try:
@@ -201,8 +273,14 @@ class Database:
         A caller that is cancelled before the commit leaves nothing written.
 
         Raises:
-            StoreError: The disk is full, or another process held the database for half a minute.
+            UnwritableError: The disk is full, or another process held the database for half a minute.
         """
+        await self._write_waiting()
+        return await self._write(job)
+
+    async def _write(self, job: Callable[[sqlite3.Connection], T]) -> T:
+        if self.read_only:
+            raise UnwritableError(f"{self.path}: {self.read_only}; nothing was written. {_NEXT_STEP}")
         cancelled = threading.Event()
 
         def undone_if_cancelled(conn: sqlite3.Connection) -> T:
@@ -217,7 +295,7 @@ class Database:
             cancelled.set()
             raise
         except sqlite3.OperationalError as error:
-            raise StoreError(f"{self.path}: {error}; nothing was written. {_NEXT_STEP}") from error
+            raise UnwritableError(f"{self.path}: {error}; nothing was written. {_NEXT_STEP}") from error
         self._commits += 1
         if self._commits % _COMMITS == 0:
             with suppress(RuntimeError):  # the store was closed meanwhile, which moves all
@@ -248,6 +326,59 @@ class Database:
                     batch.inserted = True
         if not batch.inserted:
             await self.write(lambda conn: insert(conn, rows))
+
+    async def append_or_wait(self, rows: Sequence[Rows]) -> bool:
+        """Insert rows now, or keep them in memory until the store can be written; return whether they are in it.
+
+        For rows without which an answer is still right: a full disk must not keep anybody from reading. Of many that
+        wait the oldest are dropped, and all of them where the store can only be read.
+        """
+        if self.read_only:
+            return False
+        try:
+            await self.append(rows)
+        except UnwritableError as error:
+            self._refusal = str(error.__cause__)
+            logger.warning("%s; %d answers wait to be recorded", error, len(self._waiting) + 1)
+            self._waiting.append(rows)
+            return False
+        return True
+
+    @property
+    def unrecorded(self) -> str:
+        """Why answers are not recorded now; empty where they are."""
+        return self.read_only or (self._refusal if self._waiting else "")
+
+    async def _write_waiting(self) -> None:
+        """Insert what waits, in its order.
+
+        Raises:
+            UnwritableError: The store can still not be written.
+        """
+        if not self._waiting:
+            return
+        async with self._writing_waiting:
+            while self._waiting:
+                rows = self._waiting[0]
+                try:
+                    await self._write(lambda conn, rows=rows: insert(conn, rows))  # type: ignore[misc]
+                except sqlite3.IntegrityError as error:  # what they point at is not there any more
+                    logger.warning("an answer that waited is not recorded: %s", error)
+                if self._waiting and self._waiting[0] is rows:  # not dropped meanwhile
+                    self._waiting.popleft()
+
+    async def blame(self, error: Exception) -> None:
+        """Raise what to do about damage where a damaged file may be why something failed.
+
+        Text of a damaged row may be no JSON, a number, or a word that nothing knows: that fails anywhere.
+
+        Raises:
+            StoreError: The file is damaged.
+        """
+        if isinstance(error, LoopGraphError) or not isinstance(error, _OF_DAMAGE):
+            return
+        if damage := await self.check():
+            raise StoreError(f"{self.path}: {damage[0]} ({type(error).__name__}: {error}): {_DAMAGED}") from error
 
     async def write_with(self, other: Path, name: str, job: Callable[[sqlite3.Connection], T]) -> T:
         """Write with a job that reads another file's tables as well, under a name.
@@ -301,11 +432,64 @@ class Database:
         conn.set_progress_handler(lambda: time.monotonic() > self._deadline, _CHECK_EVERY)
 
     async def check(self) -> list[str]:
-        """Return what is wrong with the file: damaged pages, rows that point nowhere, text that is no JSON."""
-        found = [str(row[0]) for row in await self._reader.execute_fetchall("PRAGMA integrity_check(20)")]
-        strays = await self._reader.execute_fetchall("PRAGMA foreign_key_check")
-        found += [f"a row of {row['table']} points at a row of {row['parent']} that is not there" for row in strays]
-        return [each for each in found if each != "ok"]
+        """Return what is damaged in the file; every row, index and full-text index is read."""
+        return await asyncio.to_thread(find_damage, self._whole)
+
+    async def strays(self) -> dict[str, int]:
+        """Return how many rows point at rows that are not there, by `table -> other table`."""
+        return await asyncio.to_thread(find_strays, self._whole)
+
+    @property
+    def _whole(self) -> Path:
+        """The file that is read: a copy where the store cannot be read in place."""
+        return self._file if isinstance(self._file, Path) else self.path
+
+
+def _make_file(path: Path) -> str | None:
+    """Make the file where there is none; return why it cannot be written, or None where it can.
+
+    Raises:
+        StoreError: There is none and none can be made.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("ab").close()  # aiosqlite leaves a thread behind where connecting fails: fail before it
+    except OSError as error:
+        if not path.is_file():
+            raise StoreError(f"{path}: cannot open the database ({error}); set LOOPGRAPH_DB to another file") from error
+        return error.strerror or str(error)
+    return None
+
+
+def _to_read(path: Path, stack: ExitStack) -> Path | str:
+    """Return what to open where a store cannot be written: itself, or a copy of it where that cannot be read in place.
+
+    A store of an older schema is migrated in a copy. So is one that was not closed, whose log SQLite reads only where
+    it can write an index beside it.
+    """
+    try:
+        uri = uri_to_read(path)
+        with closing(sqlite3.connect(uri, uri=True, timeout=PATIENCE_S)) as conn:
+            if _schema_version(conn) >= migration_files()[-1][0]:
+                return uri
+    except sqlite3.OperationalError:
+        uri = None
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="loopgraph-")))
+    copy = folder / path.name
+    try:
+        if uri is None:
+            for name in (path, path.with_name(path.name + "-wal")):
+                if name.exists():
+                    shutil.copyfile(name, folder / name.name)
+        else:
+            with (
+                closing(sqlite3.connect(uri, uri=True, timeout=PATIENCE_S)) as conn,
+                closing(sqlite3.connect(copy)) as copied,
+            ):
+                conn.backup(copied)
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be read in place or copied ({error}); free disk space") from error
+    return copy
 
 
 async def _to_the_end(closing: Coroutine[Any, Any, None]) -> None:
@@ -340,6 +524,10 @@ def insert(conn: sqlite3.Connection, rows: Sequence[Rows]) -> None:
         conn.executemany(statement, all_values)
 
 
+def _only_read(conn: sqlite3.Connection) -> None:
+    """Migrate no file that is read in place; the copy of an older one may be."""
+
+
 def _keep_safe(conn: sqlite3.Connection) -> None:
     _begin_log(conn)
     conn.execute("PRAGMA synchronous = NORMAL")
@@ -350,7 +538,7 @@ def _keep_safe(conn: sqlite3.Connection) -> None:
 
 def _begin_log(conn: sqlite3.Connection) -> None:
     """Set WAL mode: where another process begins to write a file that is not in it yet, SQLite does not wait."""
-    until = time.monotonic() + _BUSY_TIMEOUT_S
+    until = time.monotonic() + PATIENCE_S
     while True:
         try:
             conn.execute("PRAGMA journal_mode = WAL")
@@ -388,16 +576,21 @@ def migration_files() -> list[tuple[int, Path]]:
 
 def _migrate(conn: sqlite3.Connection, path: Path) -> None:
     """Apply what is missing, each migration in one transaction with its record in user_version."""
-    migrations = migration_files()
-    newest = migrations[-1][0]
+    newest = migration_files()[-1][0]
     version = _schema_version(conn)
     if version > newest:
         raise StoreError(
             f"{path}: written by a newer LoopGraph (schema {version}, this one knows {newest}); "
             "upgrade with `pip install -U loopgraph-mcp`"
         )
-    for number, file in migrations:
-        if number > version:
+    apply_migrations(conn, up_to=newest)
+
+
+def apply_migrations(conn: sqlite3.Connection, *, up_to: int) -> None:
+    """Bring a store, which may be empty, to a version of the schema."""
+    version = _schema_version(conn)
+    for number, file in migration_files():
+        if version < number <= up_to:
             _transact(conn, partial(_apply, number=number, script=file.read_text(encoding="utf-8")))
 
 

@@ -56,13 +56,17 @@ async def workspace_id(db: Database, path: str, *, now: float) -> str:
         return known[path]
     select = "SELECT id FROM workspace WHERE path = :path"
     rows = list(await db.reader.execute_fetchall(select, {"path": path}))
-    if not rows:
-        await db.change(
-            "INSERT INTO workspace (id, path, created_at) VALUES (:id, :path, :now) ON CONFLICT (path) DO NOTHING",
-            {"id": new_id("ws"), "path": path, "now": now},
-        )
+    made = new_id("ws")
+    if not rows and await db.append_or_wait(
+        [
+            (
+                "INSERT INTO workspace (id, path, created_at) VALUES (:id, :path, :now) ON CONFLICT (path) DO NOTHING",
+                [{"id": made, "path": path, "now": now}],
+            )
+        ]
+    ):
         rows = list(await db.reader.execute_fetchall(select, {"path": path}))
-    known[path] = str(rows[0]["id"])
+    known[path] = str(rows[0]["id"]) if rows else made
     return known[path]
 
 
@@ -88,7 +92,7 @@ async def context_id(db: Database, context: Context) -> str:
     rows = await db.reader.execute_fetchall("SELECT 1 FROM context WHERE id = :id", {"id": identity})
     if not list(rows):
         statement, values = add_context_row(context)
-        await db.change(statement, {**values, "id": identity})
+        await db.append_or_wait([(statement, [{**values, "id": identity}])])
     known[context] = identity
     return identity
 

@@ -29,7 +29,10 @@ async def merge(db: Database, other: Path) -> dict[str, int]:
         await asyncio.to_thread(_copy, other, copy, db.path)
         async with Database.open(copy) as opened:  # brings it to this version, and says so if it is no store
             tables = await opened.reader.execute_fetchall(_TABLES)
-        counts = await db.write_with(copy, "theirs", lambda conn: _add_rows(conn, tables))
+        try:
+            counts = await db.write_with(copy, "theirs", lambda conn: _add_rows(conn, tables))
+        except sqlite3.IntegrityError as error:
+            raise StoreError(f"{other}: {error}; nothing was added. `loopgraph doctor` looks for damage") from error
     return {table: count for table, count in counts.items() if count}
 
 
@@ -40,7 +43,9 @@ def _add_rows(conn: sqlite3.Connection, tables: Iterable[sqlite3.Row]) -> dict[s
         columns = conn.execute(f"PRAGMA main.table_info({table['name']})")
         names = [str(column["name"]) for column in columns if column["name"] != _NUMBER]
         ordered = "WITHOUT ROWID" not in table["sql"]
-        counts[str(table["name"])] = conn.execute(_statement(table["name"], names, ordered=ordered)).rowcount
+        points_at = conn.execute(f"PRAGMA main.foreign_key_list({table['name']})").fetchall()
+        statement = _statement(table["name"], names, _known(table["name"], points_at), ordered=ordered)
+        counts[str(table["name"])] = conn.execute(statement).rowcount
     return counts
 
 
@@ -64,22 +69,35 @@ _TABLES = """
 """
 
 
-def _statement(table: str, columns: list[str], *, ordered: bool) -> str:
+def _known(table: str, points_at: Iterable[sqlite3.Row]) -> str:
+    """Return what holds of a row that points only at rows which this store has, or gets with it.
+
+    A salvaged store has rows that point at lost ones.
+    """
+    pairs: dict[tuple[int, str], list[tuple[str, str]]] = {}
+    for key in points_at:
+        pairs.setdefault((key["id"], key["table"]), []).append((key["from"], key["to"]))
+    found = ["TRUE"]
+    for (_, parent), columns in pairs.items():
+        nothing = " OR ".join(f"theirs.{column} IS NULL" for column, _ in columns)
+        same = " AND ".join(f"known.{there} = theirs.{column}" for column, there in columns)
+        where = [f"main.{parent}"] if parent != table else [f"main.{parent}", f"theirs.{parent}"]
+        known = " OR ".join(f"EXISTS (SELECT 1 FROM {each} AS known WHERE {same})" for each in where)  # noqa: S608 - our schema
+        found.append(f"({nothing} OR {known})")
+    return " AND ".join(found)
+
+
+def _statement(table: str, columns: list[str], known: str, *, ordered: bool) -> str:
     """Return SQL that adds the rows of a table that this store lacks."""
     told = ["theirs." + column for column in columns]
-    where = {
-        "experiment": "theirs.state = 'done'",
-        "experiment_method": "experiment_id IN (SELECT id FROM main.experiment)",
-        "outcome": "experiment_id IN (SELECT id FROM main.experiment)",
-        "decision": "experiment_id IN (SELECT id FROM main.experiment)",
-        "tool_call": "experiment_id IS NULL OR experiment_id IN (SELECT id FROM main.experiment)",
-    }.get(table, "TRUE")
+    where = "theirs.state = 'done'" if table == "experiment" else "TRUE"
     if table == "workspace":
         taken = "SELECT 1 FROM main.workspace AS ours WHERE ours.path = theirs.path AND ours.id <> theirs.id"
         told[columns.index("path")] = f"theirs.path || iif(EXISTS ({taken}), ' (' || theirs.id || ')', '')"
     same = " AND ".join(f"ours.{column} IS theirs.{column}" for column in columns)
     whole = f"NOT EXISTS (SELECT 1 FROM main.{table} AS ours WHERE {same})"  # noqa: S608 - our schema
+    order = " ORDER BY theirs.rowid" if ordered else ""
     return (
         f"INSERT OR IGNORE INTO main.{table} ({', '.join(columns)}) SELECT {', '.join(told)} "  # noqa: S608 - our schema
-        f"FROM theirs.{table} AS theirs WHERE ({where}) AND {whole}{' ORDER BY theirs.rowid' if ordered else ''}"
+        f"FROM theirs.{table} AS theirs WHERE {where} AND {known} AND {whole}{order}"
     )

@@ -31,7 +31,7 @@ async def add_retrieval(
     now: float,
     caller: Caller | None = None,
 ) -> str:
-    """Record one answered query; return its id."""
+    """Record one answered query, later where the store cannot be written now; return its id."""
     retrieval_id = new_id("ret")
     query = query[:2_000].encode("utf-8", "replace").decode("utf-8")  # lone surrogates cannot be stored
     items = [
@@ -44,7 +44,7 @@ async def add_retrieval(
         }
         for rank, item in enumerate(shown, start=1)
     ]
-    await db.append(
+    await db.append_or_wait(
         [
             (
                 "INSERT INTO retrieval (id, context_id, query, created_at) VALUES (:id, :context, :query, :now)",
@@ -152,9 +152,9 @@ async def add_cost(
     cost_usd: float | None,
     now: float,
 ) -> None:
-    """Record what one answer, or what an agent says of its own work, cost."""
+    """Record what one answer, or an agent's own work, cost; later where the store cannot be written now."""
     cost = {"source": source, "subject": subject_id, "tokens": tokens, "cost": cost_usd, "now": now}
-    await db.append(
+    await db.append_or_wait(
         [
             (
                 "INSERT INTO cost (source, subject_id, tokens, cost_usd, created_at) "

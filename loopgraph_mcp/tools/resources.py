@@ -162,5 +162,11 @@ def _told(function: Callable[..., Awaitable[str]]) -> Callable[..., Awaitable[st
             raise ResourceNotFoundError(str(error)) from error
         except LoopGraphError as error:
             raise ResourceError(str(error)) from error
+        except Exception as error:
+            try:
+                await _graph(ctx).db.blame(error)
+            except LoopGraphError as damage:
+                raise ResourceError(str(damage)) from error
+            raise
 
     return wrapper

@@ -196,8 +196,19 @@ def _told(function: Callable[..., Awaitable[Any]], needs: Scope) -> Callable[...
             return await function(ctx, **kwargs)
         except LoopGraphError as error:
             raise ToolError(str(error)) from error
+        except Exception as error:
+            await _blame_damage(ctx, error)
+            raise
 
     return wrapper
+
+
+async def _blame_damage(ctx: Ctx, error: Exception) -> None:
+    """Raise what to do where the store is damaged: that may make anything fail."""
+    try:
+        await ctx.request_context.lifespan_context.db.blame(error)
+    except LoopGraphError as damage:
+        raise ToolError(str(damage)) from error
 
 
 def _without_titles(schema: Any, *, inside_properties: bool = False) -> Any:
