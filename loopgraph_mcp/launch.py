@@ -4,19 +4,22 @@ import ast
 import asyncio
 import dataclasses
 import json
+import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
-from loopgraph_mcp import duplicates, edits, lookups, patches
+from loopgraph_mcp import duplicates, edits, environments, lookups, patches
 from loopgraph_mcp.config import Settings
 from loopgraph_mcp.errors import NotFoundError, RunError, WorkspaceError
 from loopgraph_mcp.models import Applied, Context, Outcome, OutcomeKind, Present, WhatRan
 from loopgraph_mcp.runner import processes
-from loopgraph_mcp.runs import CODE_DIR, SUPERVISOR_LOG_NAME
+from loopgraph_mcp.runner.locks import hold_lock
+from loopgraph_mcp.runs import CODE_DIR, SUPERVISOR_LOG_NAME, forget_lock
 from loopgraph_mcp.store import edits as edit_store
 from loopgraph_mcp.store import experiments
-from loopgraph_mcp.store.database import Database, text_hash
+from loopgraph_mcp.store.database import Database, new_id, text_hash
 from loopgraph_mcp.store.experiments import ExperimentRow
 from loopgraph_mcp.workspace import CONFIG_NAME, MAX_BUDGET_S, RESULTS_NAME, Workspace, _files, reads_variable, snapshot
 
@@ -296,10 +299,38 @@ async def keep_program(db: Database, text: str, name: str) -> str:
         raise RunError(f"the program holds a lone surrogate at character {error.start}; it cannot be stored") from error
 
 
+@contextmanager
+def looked_after(settings: Settings) -> Iterator[tuple[str, int]]:
+    """Make the id of an experiment and hold its lock for the body; give both, the lock as a file descriptor.
+
+    It is held before the experiment is queued, and its supervisor goes on to hold it: from its first moment on, an
+    experiment whose lock is free has nobody who looks after it.
+
+    Raises:
+        RunError: The lock cannot be taken.
+    """
+    experiment_id = new_id("exp")
+    try:
+        with ExitStack() as held:
+            file = held.enter_context(hold_lock(settings.locks_dir, experiment_id))
+            assert file is not None  # noqa: S101 - nobody else knows the id
+            opened = held.pop_all()
+    except OSError as error:
+        raise RunError(
+            f"{settings.locks_dir}: cannot be written ({error.strerror}); give this user the folder, or free the disk"
+        ) from error
+    with opened:
+        try:
+            yield experiment_id, file.fileno()
+        except Exception:
+            forget_lock(settings, experiment_id)
+            raise
+
+
 async def start(
-    db: Database, settings: Settings, workspace: Workspace, experiment_id: str, text: str, now: float
+    db: Database, settings: Settings, workspace: Workspace, experiment_id: str, lock: int, text: str, now: float
 ) -> None:
-    """Make the run's copy of the workspace and start the supervisor.
+    """Make the run's copy of the workspace and start the supervisor, which goes on to hold the lock.
 
     Raises:
         RunError: The disk is full or the process cannot be started; the experiment is marked interrupted.
@@ -308,7 +339,10 @@ async def start(
     try:
         await asyncio.to_thread(snapshot, workspace, run_dir / CODE_DIR, text)
         await experiments.set_run_dir(db, experiment_id, str(run_dir))
-        processes.start_supervisor(experiment_id, settings.db_path, settings.home, run_dir / SUPERVISOR_LOG_NAME)
+        environment = environments.for_supervisor(os.environ, declared=workspace.context_env, named=workspace.pass_env)
+        environment |= {"LOOPGRAPH_DB": str(settings.db_path), "LOOPGRAPH_HOME": str(settings.home)}
+        log = run_dir / SUPERVISOR_LOG_NAME
+        processes.start_supervisor(experiment_id, lock, environment, log)  # not on a thread: a cancel would part them
     except (OSError, shutil.Error, WorkspaceError) as error:
         outcome = Outcome(OutcomeKind.INTERRUPTED, None, f"could not be started: {error}", {})
         await experiments.finish(db, experiment_id, outcome, now=now)

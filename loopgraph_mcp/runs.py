@@ -8,6 +8,7 @@ from pathlib import Path
 
 from loopgraph_mcp import trainlog
 from loopgraph_mcp.config import Settings
+from loopgraph_mcp.lookalikes import quoted
 from loopgraph_mcp.models import Outcome, OutcomeKind
 from loopgraph_mcp.runner import device, processes
 from loopgraph_mcp.runner.locks import is_held
@@ -21,7 +22,7 @@ CODE_DIR = "code"
 TAIL_LINES = 40
 GRACE_S = 5.0
 _TAIL_BYTES = 64 * 2**10
-_START_S = 60.0
+_RECOVERY_GRACE_S = 1.0  # nothing that a training still writes is read once its supervisor is gone
 
 
 def read_tail(path: Path, limit: int = _TAIL_BYTES) -> str:
@@ -81,9 +82,12 @@ def missing_in_copy(workspace: Path, code_dir: Path, name: str) -> str | None:
 
 
 def is_abandoned(settings: Settings, experiment: ExperimentRow) -> bool:
-    """Return whether nobody looks after an experiment: its lock is free, and it is not just about to be taken."""
-    starting = experiment.supervisor is None and time.time() - experiment.created_at < _START_S
-    return not starting and not is_held(settings.locks_dir, experiment.id)
+    """Return whether nobody looks after an experiment: its lock is free, which was taken before it was queued."""
+    try:
+        return not is_held(settings.locks_dir, experiment.id)
+    except OSError:  # the folder of locks cannot be read: the pid answers
+        supervisor = experiment.supervisor
+        return supervisor is None or not processes.is_alive(supervisor.pid, supervisor.started)
 
 
 async def slots_beside(db: Database, slot: str) -> list[str]:
@@ -93,16 +97,41 @@ async def slots_beside(db: Database, slot: str) -> list[str]:
 
 async def recover(db: Database, settings: Settings) -> None:
     """Mark experiments whose supervisor is gone as interrupted, and end what they left running."""
-    for experiment in await experiments.live_experiments(db):
-        if not is_abandoned(settings, experiment):
-            continue
-        child = experiment.child
-        if child is not None and processes.is_alive(child.pid, child.started):
-            processes.end_group(child.pid, grace_s=GRACE_S)
-        reason = "its supervisor was killed or the machine went down; run it again"
-        outcome = Outcome(OutcomeKind.INTERRUPTED, None, reason, {}, _last_words(experiment))
+    abandoned = [each for each in await experiments.live_experiments(db) if is_abandoned(settings, each)]
+    left = [training_of(each) for each in abandoned]
+    await asyncio.to_thread(processes.end_leftovers, left, grace_s=_RECOVERY_GRACE_S)
+    for experiment in abandoned:
+        outcome = Outcome(OutcomeKind.INTERRUPTED, None, _why_abandoned(experiment), {}, _last_words(experiment))
         await experiments.finish(db, experiment.id, outcome, now=time.time())  # keeps an outcome that it has
-        (settings.locks_dir / f"{experiment.id}.lock").unlink(missing_ok=True)
+        forget_lock(settings, experiment.id)
+
+
+def training_of(experiment: ExperimentRow) -> processes.Training:
+    """Return what an experiment's training is known by."""
+    folder, child = Path(experiment.run_dir or "/nonexistent"), experiment.child
+    return processes.Training(
+        experiment.id,
+        folder,
+        folder / LOG_NAME,
+        None if child is None else child.pid,
+        None if child is None else child.started,
+    )
+
+
+def forget_lock(settings: Settings, experiment_id: str) -> None:
+    """Remove the lock file of an experiment that is over."""
+    try:
+        (settings.locks_dir / f"{experiment_id}.lock").unlink(missing_ok=True)
+    except OSError:  # an empty file more in a folder that cannot be written
+        return
+
+
+def _why_abandoned(experiment: ExperimentRow) -> str:
+    if experiment.supervisor is not None:
+        return "its supervisor was killed or the machine went down; run it again"
+    said = read_tail(Path(experiment.run_dir or "") / SUPERVISOR_LOG_NAME).strip().rpartition("\n")[2]
+    why = f" ({quoted(said)})" if said else ""
+    return f"its supervisor ended before the run began{why}; run it again"
 
 
 async def differing_files(db: Database, run: ExperimentRow, files: Mapping[str, str]) -> list[str]:

@@ -16,7 +16,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from loopgraph_mcp import schemas
+from loopgraph_mcp import environments, schemas
 from loopgraph_mcp.errors import WorkspaceError
 from loopgraph_mcp.models import Direction
 from loopgraph_mcp.printed import check_pattern
@@ -30,6 +30,17 @@ _MAX_FILES = 20_000
 _MAX_SIBLING_BYTES = 2**20
 _SKIPPED_DIRS = frozenset({".git", ".hg", ".venv", "venv", "node_modules", "__pycache__", ".loopgraph"})
 _GIT_TIMEOUT_S = 20
+# No hook, signature, monitor, pager or helper that the folder's or the user's settings name is run, and no maintenance
+# is left behind. Filters are: what they make of a file is what git compares and commits.
+_GIT = (
+    "git", "--no-pager", "--no-replace-objects",
+    *(word for setting in (
+        "core.fsmonitor=false", "core.hooksPath=/dev/null", "commit.gpgSign=false", "tag.gpgSign=false",
+        "log.showSignature=false", "credential.helper=", "diff.external=", "core.editor=false",
+        "core.askPass=false", "core.sshCommand=false", "gc.auto=0", "maintenance.auto=false",
+    ) for word in ("-c", setting)),
+)  # fmt: skip
+_ONLY_READS = {"GIT_OPTIONAL_LOCKS": "0"}
 MAX_BUDGET_S = 7 * 86_400
 _MAX_SHOWN_PATH = 80
 _TRAINER_FILES = ("train.py", "harness.py", "prepare.py", "climbmix.py", "program.md", CONFIG_NAME)
@@ -54,6 +65,7 @@ class _Declared(BaseModel):
     timeout_s: float | None = Field(default=None, gt=0)
     silence_s: float = Field(default=300, gt=0)
     context_env: list[str] = Field(default_factory=list)
+    pass_env: list[str] = Field(default_factory=list)
     devices_per_run: int = Field(default=1, ge=1, le=64)
     on_win: Literal["apply", "commit", "leave"] = "apply"
     apply_tentative: bool | None = None
@@ -87,6 +99,7 @@ class Workspace:
         pattern: Regular expression whose first group is the metric, where its name is not enough to find it.
         take: Which of several values of the metric in one log counts.
         context_env: Environment variables whose values make two outcomes incomparable where they differ.
+        pass_env: Environment variables that a run gets though they hold secrets or are on no list.
         devices_per_run: GPUs that one run gets.
         apply_tentative: Whether a gain within the noise is written to the editable file too.
         trust_reports: Whether a metric that an agent reports without its log counts as evidence.
@@ -108,6 +121,7 @@ class Workspace:
     pattern: str | None = None
     take: Literal["last", "best", "first"] = "last"
     context_env: tuple[str, ...] = ()
+    pass_env: tuple[str, ...] = ()
     devices_per_run: int = 1
     apply_tentative: bool = True
     trust_reports: bool = False
@@ -175,6 +189,7 @@ def load_workspace(path: Path) -> Workspace:
         pattern=declared.pattern,
         take=declared.take,
         context_env=tuple(declared.context_env),
+        pass_env=tuple(declared.pass_env),
         devices_per_run=declared.devices_per_run,
         apply_tentative=declared.on_win == "apply" if declared.apply_tentative is None else declared.apply_tentative,
         trust_reports=declared.trust_reports,
@@ -425,7 +440,7 @@ def write_program(workspace: Workspace, text: str, *, expected: str) -> bool:
 
 def commit_program(workspace: Workspace, message: str) -> str | None:
     """Commit the editable file alone; return the commit's hash, or None where git refuses."""
-    if _git(workspace.path, "commit", "--quiet", "--message", message, "--", workspace.editable) is None:
+    if _git(workspace.path, "commit", "--quiet", "--no-verify", "--message", message, "--", workspace.editable) is None:
         return None
     return head_commit(workspace.path)
 
@@ -440,7 +455,7 @@ def program_at(workspace: Workspace, commit: str) -> str | None:
     """Return the editable file's text at a commit, or None where git does not hold it."""
     if re.fullmatch(r"HEAD|[0-9a-fA-F]{4,64}", commit) is None:
         return None
-    return _git(workspace.path, "show", f"{commit}:./{workspace.editable}")
+    return _git(workspace.path, "show", "--no-ext-diff", "--no-textconv", f"{commit}:./{workspace.editable}")
 
 
 def commit_of(workspace: Workspace, program: str) -> str | None:
@@ -479,8 +494,9 @@ def _git(path: Path, *arguments: str) -> str | None:
     """Return what git prints, or None where it fails or is missing."""
     try:
         done = subprocess.run(  # noqa: S603 - fixed arguments and file names, no shell
-            ["git", "-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null", *arguments],  # noqa: S607 - the user's git
+            [*_GIT, *arguments],
             cwd=path,
+            env={**environments.for_git(os.environ), **({} if arguments[0] == "commit" else _ONLY_READS)},
             capture_output=True,
             timeout=_GIT_TIMEOUT_S,
             check=True,

@@ -16,7 +16,7 @@ from loopgraph_mcp.turns import Priority
 
 @dataclass(frozen=True, slots=True)
 class ProcessId:
-    """One process for sure: a pid alone is reused, with its start time (epoch seconds) it is not."""
+    """One process for sure: a pid alone is reused, with when it started (runner.processes.start_mark) it is not."""
 
     pid: int
     started: float
@@ -27,6 +27,7 @@ class NewExperiment:
     """What is known of an experiment before it runs; its parent is the incumbent of the moment it is queued.
 
     Args:
+        id: Its id, where its lock is held already; None for a new one.
         ran: What identifies what is to run; None where that is not known.
         base_group_key: What it is compared with; None where there is nothing, or where that is its parent.
         inputs_hash: All that its run can see besides the editable file; None where it is not run here.
@@ -51,6 +52,7 @@ class NewExperiment:
     base_group_key: str | None = None
     inputs_hash: str | None = None
     shared: Literal["never", "same_seed", "any_seed"] = "never"
+    id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +163,7 @@ async def add_finished(
 
 
 def _queue(conn: sqlite3.Connection, new: NewExperiment, now: float) -> tuple[str, bool]:
-    experiment_id = new_id("exp")
+    experiment_id = new.id or new_id("exp")
     if new.idempotency_key is not None:
         rows = conn.execute("SELECT id FROM experiment WHERE idempotency_key = :key", {"key": new.idempotency_key})
         for row in rows:
