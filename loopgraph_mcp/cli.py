@@ -23,6 +23,7 @@ from loopgraph_mcp.errors import HistoryError, LoopGraphError, first_of
 from loopgraph_mcp.harness.commands import app as harness_app
 from loopgraph_mcp.loopgraph import LoopGraph
 from loopgraph_mcp.models import Direction, KnobValue, OutcomeKind, Standing, State
+from loopgraph_mcp.runner.kernel import hide_memory
 from loopgraph_mcp.sources.files import expand
 from loopgraph_mcp.sources.packs import read_definition
 from loopgraph_mcp.workspace import create_workspace, load_workspace, prepare_command
@@ -49,6 +50,7 @@ WorkspaceOption = Annotated[
 
 def main() -> None:
     """Run the command line; our own errors end it with one line and status 1."""
+    hide_memory()  # an agent's key is in the environment, and a run of the same user could read it
     warnings.simplefilter("ignore", SyntaxWarning)  # Python's remarks on programs that we only read
     try:
         app(spread(sys.argv[1:], "--memory"))

@@ -1,17 +1,19 @@
 """Looks at everything LoopGraph needs and says what is missing and how to get it."""
 
 import asyncio
+import os
 import platform
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from loopgraph_mcp import __version__
+from loopgraph_mcp import __version__, environments
 from loopgraph_mcp.clients import CLIENTS, mentions
 from loopgraph_mcp.config import Settings
 from loopgraph_mcp.errors import LoopGraphError, WorkspaceError
@@ -122,9 +124,18 @@ def _trainer(where: Workspace) -> Check:
     python = python_of(where.path)
     code = "import torch, tokenizers; print('torch', torch.__version__, '+ tokenizers', tokenizers.__version__)"
     try:
-        done = subprocess.run(  # noqa: S603 - the workspace's own interpreter and fixed code
-            [python, "-c", code], capture_output=True, text=True, timeout=_IMPORT_TIMEOUT_S, check=False
-        )
+        with tempfile.TemporaryDirectory() as empty:  # Python imports from where it starts: a workspace's torch.py
+            done = subprocess.run(  # noqa: S603 - the workspace's own interpreter and fixed code
+                [python, "-c", code],  # without -P, which Python 3.10 lacks
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=_IMPORT_TIMEOUT_S,
+                check=False,
+                stdin=subprocess.DEVNULL,
+                env={**environments.for_probe(os.environ), "PYTHONSAFEPATH": "1"},
+                cwd=empty,
+            )
     except (OSError, subprocess.SubprocessError) as error:
         return Check("trainer", Level.FAIL, f"{python}: {error}", "mend the workspace's .venv")
     if done.returncode != 0:

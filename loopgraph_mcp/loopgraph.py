@@ -425,34 +425,37 @@ class LoopGraph:
             description=description,
             foresight=await self._foresight(context),
         )
-        own_id = new_id("exp")
-        run_dir, made = await launch.prepare(self.settings, own_id, plan, inputs)
-        experiment_id, new = await self._queue(
-            made,
-            NewExperiment(
-                id=own_id,
-                run_dir=str(run_dir),
-                context_id=context_id,
-                device_slot=(await self._here.device(where)).slot,
-                description=wording.description(description, plan.method_ids, plan.base_text),
-                seed=chosen_seed,
-                timeout_s=max(where.timeout_s, default_timeout_s(budget)) if budget_s else where.timeout_s,
-                silence_s=where.silence_s,
-                edit_id=plan.edit_id,
-                base_hash=launch.base_hash(plan),
-                program_hash=program_hash,
-                method_ids=plan.method_ids,
-                idempotency_key=idempotency_key,
-                priority=priority,
-                caller=caller,
-                ran=made.identify(plan.text, where.editable),
-                base_group_key=launch.base_group_key(plan, made, where.editable),
-                inputs_hash=made.hash,
-                shared="any_seed" if seed is None and not replicate else "same_seed",
-            ),
-        )
-        if new:
-            await launch.start(self.db, self.settings, experiment_id, run_dir, self._now())
+        slot = (await self._here.device(where)).slot
+        with launch.looked_after(self.settings) as (own_id, lock):
+            run_dir, made = await launch.prepare(self.settings, own_id, plan, inputs)
+            experiment_id, new = await self._queue(
+                made,
+                NewExperiment(
+                    id=own_id,
+                    run_dir=str(run_dir),
+                    context_id=context_id,
+                    device_slot=slot,
+                    description=wording.description(description, plan.method_ids, plan.base_text),
+                    seed=chosen_seed,
+                    timeout_s=max(where.timeout_s, default_timeout_s(budget)) if budget_s else where.timeout_s,
+                    silence_s=where.silence_s,
+                    edit_id=plan.edit_id,
+                    base_hash=launch.base_hash(plan),
+                    program_hash=program_hash,
+                    method_ids=plan.method_ids,
+                    idempotency_key=idempotency_key,
+                    priority=priority,
+                    caller=caller,
+                    ran=made.identify(plan.text, where.editable),
+                    base_group_key=launch.base_group_key(plan, made, where.editable),
+                    inputs_hash=made.hash,
+                    shared="any_seed" if seed is None and not replicate else "same_seed",
+                ),
+            )
+            if new:
+                await launch.start(self.db, self.settings, where, experiment_id, lock, self._now())
+        if not new:
+            runs.forget_lock(self.settings, own_id)
         answer = await self.get_experiment(experiment_id, wait_s=wait_s, on_progress=on_progress)
         return dataclasses.replace(answer, earlier=[] if replicate else list(bearing.earlier), repeated=not new)
 

@@ -20,7 +20,7 @@ from typing import IO, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from loopgraph_mcp import contents, patterns, schemas
+from loopgraph_mcp import contents, environments, patterns, schemas
 from loopgraph_mcp.errors import WorkspaceError
 from loopgraph_mcp.models import Direction
 from loopgraph_mcp.printed import check_pattern
@@ -35,6 +35,17 @@ _LOOK_AGAIN_S = 60
 _GIT_TIMEOUT_S = 20
 _MAX_HEADER = 64 * 2**10
 _MAX_SINCE = 2**20  # of results.tsv behind the place where a line was begun
+# No hook, signature, monitor, pager or helper that the folder's or the user's settings name is run, and no maintenance
+# is left behind. Filters are: what they make of a file is what git compares and commits.
+_GIT = (
+    "git", "--no-pager", "--no-replace-objects",
+    *(word for setting in (
+        "core.fsmonitor=false", "core.hooksPath=/dev/null", "commit.gpgSign=false", "tag.gpgSign=false",
+        "log.showSignature=false", "credential.helper=", "diff.external=", "core.editor=false",
+        "core.askPass=false", "core.sshCommand=false", "gc.auto=0", "maintenance.auto=false",
+    ) for word in ("-c", setting)),
+)  # fmt: skip
+_ONLY_READS = {"GIT_OPTIONAL_LOCKS": "0"}
 MAX_BUDGET_S = 7 * 86_400
 _MAX_SHOWN_PATH = 80
 _TRAINER_FILES = ("train.py", "harness.py", "prepare.py", "climbmix.py", "program.md", CONFIG_NAME)
@@ -59,6 +70,7 @@ class _Declared(BaseModel):
     timeout_s: float | None = Field(default=None, gt=0)
     silence_s: float = Field(default=300, gt=0)
     context_env: list[str] = Field(default_factory=list)
+    pass_env: list[str] = Field(default_factory=list)
     devices_per_run: int | None = Field(default=None, ge=1, le=64)
     on_win: Literal["apply", "commit", "leave"] = "apply"
     apply_tentative: bool | None = None
@@ -92,6 +104,7 @@ class Workspace:
         pattern: Regular expression whose first group is the metric, where its name is not enough to find it.
         take: Which of several values of the metric in one log counts.
         context_env: Environment variables whose values make two outcomes incomparable where they differ.
+        pass_env: Environment variables that a run gets though they hold secrets or are on no list.
         devices_per_run: GPUs that one run gets; None for all that CUDA_VISIBLE_DEVICES lists, else for one.
         apply_tentative: Whether a gain within the noise is written to the editable file too.
         trust_reports: Whether a metric that an agent reports without its log counts as evidence.
@@ -113,6 +126,7 @@ class Workspace:
     pattern: str | None = None
     take: Literal["last", "best", "first"] = "last"
     context_env: tuple[str, ...] = ()
+    pass_env: tuple[str, ...] = ()
     devices_per_run: int | None = None
     apply_tentative: bool = True
     trust_reports: bool = False
@@ -179,6 +193,7 @@ def load_workspace(path: Path) -> Workspace:
         pattern=declared.pattern,
         take=declared.take,
         context_env=tuple(declared.context_env),
+        pass_env=tuple(declared.pass_env),
         devices_per_run=declared.devices_per_run,
         apply_tentative=declared.on_win == "apply" if declared.apply_tentative is None else declared.apply_tentative,
         trust_reports=declared.trust_reports,
@@ -513,7 +528,7 @@ def write_program(workspace: Workspace, text: str, *, expected: str) -> bool:
 
 def commit_program(workspace: Workspace, message: str) -> str | None:
     """Commit the editable file alone; return the commit's hash, or None where git refuses."""
-    if git(workspace.path, "commit", "--quiet", "--message", message, "--", workspace.editable) is None:
+    if git(workspace.path, "commit", "--quiet", "--no-verify", "--message", message, "--", workspace.editable) is None:
         return None
     return head_commit(workspace.path)
 
@@ -528,7 +543,7 @@ def program_at(workspace: Workspace, commit: str) -> str | None:
     """Return the editable file's text at a commit, or None where git does not hold it."""
     if re.fullmatch(r"HEAD|[0-9a-fA-F]{4,64}", commit) is None:
         return None
-    return git(workspace.path, "show", f"{commit}:./{workspace.editable}")
+    return git(workspace.path, "show", "--no-ext-diff", "--no-textconv", f"{commit}:./{workspace.editable}")
 
 
 def commit_of(workspace: Workspace, program: str) -> str | None:
@@ -604,8 +619,9 @@ def git(path: Path, *arguments: str) -> str | None:
     """Return what git prints, or None where it fails or is missing."""
     try:
         done = subprocess.run(  # noqa: S603 - fixed arguments and file names, no shell
-            ["git", "-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null", *arguments],  # noqa: S607 - the user's git
+            [*_GIT, *arguments],
             cwd=path,
+            env={**environments.for_git(os.environ), **({} if arguments[0] == "commit" else _ONLY_READS)},
             capture_output=True,
             timeout=_GIT_TIMEOUT_S,
             check=True,
