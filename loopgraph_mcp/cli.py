@@ -16,16 +16,17 @@ from rich.live import Live
 from rich.markup import escape
 from rich.status import Status
 
-from loopgraph_mcp import __version__, backtesting, clients, doctor, packing, screen, token_commands
+from loopgraph_mcp import __version__, asking, backtesting, clients, doctor, packing, screen, token_commands, trust
 from loopgraph_mcp.answers import BestResult, CodeMapAnswer, ExperimentAnswer, ImportAnswer, IngestAnswer
 from loopgraph_mcp.config import SKILL, Settings, bundled, read_settings
 from loopgraph_mcp.errors import HistoryError, LoopGraphError, first_of
 from loopgraph_mcp.harness.commands import app as harness_app
 from loopgraph_mcp.loopgraph import LoopGraph
 from loopgraph_mcp.models import Direction, KnobValue, OutcomeKind, Standing, State
+from loopgraph_mcp.quoting import plain_line
 from loopgraph_mcp.sources.files import expand
 from loopgraph_mcp.sources.packs import read_definition
-from loopgraph_mcp.workspace import create_workspace, load_workspace, prepare_command
+from loopgraph_mcp.workspace import CONFIG_NAME, create_workspace, load_workspace, prepare_command
 
 app = typer.Typer(
     name="loopgraph",
@@ -110,17 +111,23 @@ def init(
     prepare: Annotated[bool, typer.Option(help="Prepare the data and the tokenizer now.")] = True,
 ) -> None:
     """Make a workspace: from the bundled trainer, or of an existing checkout."""
+    declared = (directory.expanduser() / CONFIG_NAME).exists()
     where, new = create_workspace(directory, bundled("trainer"), budget_s=budget)
+    if not declared:
+        trust.accept(_settings(), where)
     made = "made from the bundled trainer" if new else "an existing training loop was found"
-    screen.console.print(f"[bold]{where.path}[/]: {made}", highlight=False)
+    screen.console.print(f"{where.path}: {made}", markup=False, highlight=False)
     screen.console.print(
-        f"improves {where.editable} by {where.metric} ({where.direction.value} is better), {where.budget_s:g} s a run: "
-        f"{' '.join(where.command)}",
+        f"improves {plain_line(where.editable)} by {plain_line(where.metric)} ({where.direction.value} is better), "
+        f"{where.budget_s:g} s a run: {trust.command(where)}",
+        markup=False,
         highlight=False,
     )
     if new and prepare:
         _prepare(where.path)
-    screen.console.print(f"[dim]next:[/] cd {where.path} && loopgraph run --description baseline", highlight=False)
+    screen.console.print(
+        f"[dim]next:[/] cd {escape(str(where.path))} && loopgraph run --description baseline", highlight=False
+    )
 
 
 def _prepare(path: Path) -> None:
@@ -137,9 +144,11 @@ def _prepare(path: Path) -> None:
 @app.command()
 def serve() -> None:
     """Serve MCP over stdio, as `loopgraph-mcp` does."""
-    from loopgraph_mcp import server  # noqa: PLC0415 - the MCP SDK takes longer to import than most commands to run
+    from loopgraph_mcp import logs, server  # noqa: PLC0415 - the MCP SDK takes longer to import than most commands
 
-    server.build_server(_settings()).run("stdio")
+    settings = _settings()
+    logs.set_up(settings)
+    server.serve_stdio(settings)
 
 
 @app.command()
@@ -250,12 +259,16 @@ def run(
     seed: Annotated[int | None, typer.Option(min=0)] = None,
     budget: Annotated[float | None, typer.Option(help="Training seconds, if not the workspace's.")] = None,
     replicate: Annotated[bool, typer.Option("--replicate", help="Run it again, with a new seed.")] = False,
+    trusted: Annotated[
+        bool, typer.Option("--trust", help="Run the command of this folder's loopgraph.toml without asking.")
+    ] = False,
     detach: Annotated[bool, typer.Option("--detach", help="Do not wait; `loopgraph status` follows it.")] = False,
     workspace: WorkspaceOption = None,
     as_json: Json = False,
 ) -> None:
     """Train for the fixed budget: an edit, a patch, or the file as it stands. Ctrl-C cancels the run."""
     text = None if patch is None else patch.read()
+    asking.check_folder(_settings(), workspace, yes=trusted)
 
     async def work(graph: LoopGraph) -> ExperimentAnswer:
         answer = await graph.run_experiment(
@@ -290,6 +303,17 @@ async def _follow(graph: LoopGraph, answer: ExperimentAnswer) -> ExperimentAnswe
         screen.errors.print(f"{answer.experiment_id}: {answer.reason or answer.state.value}")
         raise
     return dataclasses.replace(answer, repeated=repeated)
+
+
+@app.command(name="trust")
+def trust_(
+    directory: Annotated[Path, typer.Argument(help="Folder of a training loop.")] = Path(),
+) -> None:
+    """Say that a folder's command may be run; asked again when its loopgraph.toml changes."""
+    where = load_workspace(directory)
+    trust.accept(_settings(), where)
+    told = f"{where.path}: `{trust.command(where)}` may be run here until {CONFIG_NAME} changes"
+    screen.console.print(told, markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()

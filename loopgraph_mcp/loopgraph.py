@@ -23,6 +23,7 @@ from loopgraph_mcp import (
     searching,
     sharing,
     tracing,
+    trust,
     views,
     wording,
 )
@@ -56,6 +57,7 @@ from loopgraph_mcp.models import (
     Standing,
     State,
 )
+from loopgraph_mcp.quoting import plain_line
 from loopgraph_mcp.sources.day_one import read_day_one
 from loopgraph_mcp.sources.pack_texts import content_hash
 from loopgraph_mcp.store import edits as edit_store
@@ -378,6 +380,8 @@ class LoopGraph:
             if known is not None:
                 return await self.get_experiment(known, wait_s=wait_s, on_progress=on_progress)
         where = await self._here.workspace(workspace)
+        if caller is not None:
+            await asyncio.to_thread(trust.check, self.settings, where, by_agent=workspace is not None)
         launch.check_budget(where, budget_s)
         budget = budget_s or where.budget_s
         context = await self._here.context(where, budget)
@@ -542,7 +546,7 @@ class LoopGraph:
         judged = row.origin is not Origin.REPORTED and (row.outcome is None or row.outcome.kind.says_something)
         verdict = await self._ledger.judge(row, newest) if judged else None
         decided = decision or row.decision or (None if verdict is None else verdict.decision)
-        note = wording.one_line(description, limit=500)
+        note = plain_line(description, limit=500)
         made_by = "loopgraph" if decision is None else "agent"
         if decided is not None:
             await experiments.add_decision(

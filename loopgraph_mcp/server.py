@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import anyio
 from mcp.server import MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
 
@@ -17,6 +18,7 @@ from loopgraph_mcp import __version__, logs, schemas
 from loopgraph_mcp.config import HttpOptions, Settings, read_address, read_settings
 from loopgraph_mcp.errors import LoopGraphError, first_of
 from loopgraph_mcp.loopgraph import LoopGraph
+from loopgraph_mcp.tools import lines
 from loopgraph_mcp.tools.loop import loop_tools
 from loopgraph_mcp.tools.notices import Notices
 from loopgraph_mcp.tools.prompts import check_prompt, loop_prompts
@@ -99,7 +101,7 @@ def main() -> None:
         settings = read_settings(os.environ, Path.cwd())
         logs.set_up(settings)
         if given.http is None:
-            build_server(settings).run("stdio")
+            serve_stdio(settings)
         else:
             _serve_http(settings, given)
     except (LoopGraphError, ExceptionGroup) as error:
@@ -110,6 +112,11 @@ def main() -> None:
         raise
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def serve_stdio(settings: Settings) -> None:
+    """Serve over stdio until the client closes it."""
+    anyio.run(lines.serve, build_server(settings))
 
 
 def _serve_http(settings: Settings, given: argparse.Namespace) -> None:

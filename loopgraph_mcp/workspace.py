@@ -20,6 +20,7 @@ from loopgraph_mcp import schemas
 from loopgraph_mcp.errors import WorkspaceError
 from loopgraph_mcp.models import Direction
 from loopgraph_mcp.printed import check_pattern
+from loopgraph_mcp.quoting import plain_line
 
 CONFIG_NAME = "loopgraph.toml"
 DECLARING = (CONFIG_NAME, "train.py", "prepare.py", "uv.lock")  # what tells that a folder is a workspace, and which
@@ -28,10 +29,12 @@ RESULTS_HEADER = ("commit", "val_bpb", "memory_gb", "status", "description")
 _LINK_ABOVE_BYTES = 16 * 2**20  # bigger files are linked into a run's copy, not copied
 _MAX_FILES = 20_000
 _MAX_SIBLING_BYTES = 2**20
+_MAX_CONFIG_BYTES = 2**20
 _SKIPPED_DIRS = frozenset({".git", ".hg", ".venv", "venv", "node_modules", "__pycache__", ".loopgraph"})
 _GIT_TIMEOUT_S = 20
 MAX_BUDGET_S = 7 * 86_400
 _MAX_SHOWN_PATH = 80
+_MAX_CELL = 1_000
 _TRAINER_FILES = ("train.py", "harness.py", "prepare.py", "climbmix.py", "program.md", CONFIG_NAME)
 
 
@@ -146,6 +149,8 @@ def load_workspace(path: Path) -> Workspace:
     if not config.is_file():
         return _detect(path)
     try:
+        if config.stat().st_size > _MAX_CONFIG_BYTES:
+            raise WorkspaceError(f"{config}: larger than {_MAX_CONFIG_BYTES // 2**20} MiB, and no {CONFIG_NAME} is")
         declared = _Config.model_validate(tomllib.loads(config.read_text(encoding="utf-8"))).workspace
     except ValidationError as error:
         raise WorkspaceError(f"{config}: {_misdeclared(error)}") from None
@@ -443,6 +448,12 @@ def program_at(workspace: Workspace, commit: str) -> str | None:
     return _git(workspace.path, "show", f"{commit}:./{workspace.editable}")
 
 
+def is_cloned(path: Path) -> bool:
+    """Return whether a folder's loopgraph.toml came with a repository of somebody else: git knows it, and a remote."""
+    tracked = _git(path, "ls-files", "--error-unmatch", "--", CONFIG_NAME)
+    return tracked is not None and bool((_git(path, "remote") or "").strip())
+
+
 def commit_of(workspace: Workspace, program: str) -> str | None:
     """Return the seven characters of the checked-out commit where it holds just this program and all else as it is."""
     if program_at(workspace, head_commit(workspace.path) or "") != program:
@@ -467,12 +478,14 @@ def append_result(workspace: Workspace, row: dict[str, str]) -> None:
         if first:
             file.seek(-1, os.SEEK_END)
             lead = "" if file.read(1) == b"\n" else "\n"
-        cells = [row.get(name, "").replace("\t", " ").replace("\n", " ").replace("\r", " ") for name in header]
+        row = {plain_line(name, limit=_MAX_CELL): value for name, value in row.items()}
+        cells = [plain_line(row.get(name, ""), limit=_MAX_CELL) for name in header]
         file.write((lead + "\t".join(cells) + "\n").encode("utf-8", "replace"))  # O_APPEND: one write, one line
 
 
 def _header(workspace: Workspace) -> tuple[str, ...]:
-    return tuple(workspace.metric if name == "val_bpb" else name for name in RESULTS_HEADER)
+    metric = plain_line(workspace.metric, limit=_MAX_CELL)
+    return tuple(metric if name == "val_bpb" else name for name in RESULTS_HEADER)
 
 
 def _git(path: Path, *arguments: str) -> str | None:

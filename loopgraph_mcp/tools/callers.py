@@ -9,7 +9,7 @@ from mcp.server.mcpserver import Context
 from loopgraph_mcp.access import Caller
 from loopgraph_mcp.errors import AccessError
 from loopgraph_mcp.loopgraph import LoopGraph
-from loopgraph_mcp.wording import one_line
+from loopgraph_mcp.quoting import plain_line
 from loopgraph_mcp.workspace import resolved
 
 Ctx = Context[LoopGraph, Any]
@@ -25,7 +25,7 @@ def caller_of(ctx: Ctx) -> Caller:
 def asker(asked: Asked) -> Caller:
     """Return the agent that asks; over stdio, a program of this user."""
     client = asked.session.client_params
-    name = "unknown client" if client is None else one_line(client.client_info.name, limit=60)
+    name = "unknown client" if client is None else plain_line(client.client_info.name, limit=60)
     if asked.request is None:
         return Caller(name, asked.lifespan_context.session)
     return Caller(name, asked.request.headers.get("mcp-session-id", ""), asked.request.scope.get(GRANT))

@@ -19,6 +19,7 @@ from loopgraph_mcp.answers import (
 )
 from loopgraph_mcp.loopgraph import LoopGraph, OnProgress
 from loopgraph_mcp.models import Decision, OutcomeKind, Standing
+from loopgraph_mcp.quoting import plain
 from loopgraph_mcp.tokens import estimate_tokens
 from loopgraph_mcp.tools import text
 from loopgraph_mcp.tools.callers import Ctx, caller_of
@@ -345,5 +346,5 @@ async def _answer(graph: LoopGraph, tool: str, subject: str, answer: Any, words:
         _ADAPTERS[kind] = TypeAdapter(kind)
     return CallToolResult(
         content=[TextContent(type="text", text=words)],
-        structured_content=_ADAPTERS[kind].dump_python(answer, mode="json"),
+        structured_content=_ADAPTERS[kind].dump_python(plain(answer), mode="json"),
     )

@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from loopgraph_mcp import schemas
 from loopgraph_mcp.access import Scope
 from loopgraph_mcp.errors import LoopGraphError
+from loopgraph_mcp.quoting import said
 from loopgraph_mcp.tools.callers import Asked, Ctx, caller_of, check_folder
 
 _MAX_WHOLE = 2**63  # what the store can hold
@@ -46,11 +47,11 @@ class StrictTool(Tool):
             if isinstance(error.__cause__, ValidationError):
                 problems = _problems(error.__cause__, taken, self.parameters)
                 raise ToolError(self._refusal(problems)) from None
-            raise ToolError(str(error.__cause__ or error)) from error
+            raise ToolError(said(str(error.__cause__ or error))) from error
 
     def _refusal(self, problems: Sequence[str]) -> str:
         more = f"; and {len(problems) - _MAX_PROBLEMS} more" if len(problems) > _MAX_PROBLEMS else ""
-        return f"{self.name}: {'; '.join(problems[:_MAX_PROBLEMS])}{more}"
+        return said(f"{self.name}: {'; '.join(problems[:_MAX_PROBLEMS])}{more}")
 
 
 class _AsSent(FuncMetadata):
@@ -195,7 +196,7 @@ def _told(function: Callable[..., Awaitable[Any]], needs: Scope) -> Callable[...
             check_folder(ctx, caller, kwargs.get("workspace"))
             return await function(ctx, **kwargs)
         except LoopGraphError as error:
-            raise ToolError(str(error)) from error
+            raise ToolError(said(str(error))) from error
 
     return wrapper
 
