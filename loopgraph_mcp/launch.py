@@ -21,6 +21,7 @@ from loopgraph_mcp.store.experiments import ExperimentRow
 from loopgraph_mcp.workspace import CONFIG_NAME, MAX_BUDGET_S, RESULTS_NAME, Workspace, _files, reads_variable, snapshot
 
 DEFAULT_SEED = 42
+MAX_SEED = 2**31 - 1
 _RETRIED_AMONG = 50  # newest experiments among which a patch that the file holds is looked for
 
 
@@ -261,6 +262,8 @@ def choose_seed(workspace: Workspace, wanted: int | None, used: set[int]) -> int
         raise RunError(
             f"the trainer in {workspace.path} does not read LOOPGRAPH_SEED and has a seed of its own; leave seed out"
         )
+    if wanted is not None and not 0 <= wanted <= MAX_SEED:
+        raise RunError(f"seed is {str(wanted)[:40]}; give a whole number from 0 to {MAX_SEED:,}")
     seed = DEFAULT_SEED if wanted is None else wanted
     while wanted is None and told and seed in used:
         seed += 1

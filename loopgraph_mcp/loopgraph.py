@@ -451,7 +451,7 @@ class LoopGraph:
         Raises:
             NotFoundError: No such experiment.
         """
-        deadline = time.monotonic() + min(max(wait_s, 0.0), MAX_WAIT_S)
+        deadline = time.monotonic() + min(max(0.0, wait_s), MAX_WAIT_S)
         told = None
         while True:
             row = await lookups.the_experiment(self.db, experiment_id)
@@ -531,6 +531,7 @@ class LoopGraph:
                 another.
         """
         now = self._now()
+        recording.check_cost(tokens, cost_usd)
         if experiment_id is None:
             report = recording.Report(method_id, metric_value, status, description, log, commit, measured)
             row = await recording.record_report(self.db, self._here, report, workspace=workspace, now=now)

@@ -26,8 +26,9 @@ _SURROGATES = re.compile("[\ud800-\udfff]")
 # How a line of ours begins: a word or a few, a bracket perhaps, a colon.
 OUR_LINES = re.compile(
     r"\s*(?:next|verdict|decision|note|notes|before|now|undone|recipe|foresight|plateau|best|best known here|source|"
-    r"mend|passage|passages|methods|reported|measured|guidance|left out|led to it|came of it|goes well with it|also misfits|"
-    r"also known as|nearest recipe|papers report|end of its log|where it may belong in the file|goal|loopgraph)"
+    r"mend|passage|passages|methods|reported|measured|guidance|left out|led to it|came of it|goes well with it|"
+    r"also misfits|also known as|nearest recipe|papers report|end of its log|where it may belong in the file|goal|"
+    r"loopgraph)"
     r"(?: \([^)\n]{0,80}\))?\s?:",
     re.IGNORECASE,
 )

@@ -1,19 +1,21 @@
 """Tables and bars for people; programs get --json."""
 
 import dataclasses
+import functools
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 import typer
 from pydantic import TypeAdapter
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.markup import escape
 from rich.padding import Padding
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.segment import Segment
 from rich.syntax import Syntax
 from rich.table import Table
 from rich.tree import Tree
@@ -39,9 +41,33 @@ from loopgraph_mcp.doctor import Check, Level
 from loopgraph_mcp.errors import LoopGraphError
 from loopgraph_mcp.launch import DEFAULT_SEED
 from loopgraph_mcp.models import Decision, Origin, OutcomeKind, Presence, State, VerdictKind
+from loopgraph_mcp.quoting import marked, plain, quoted, said, visible
 
-console = Console()
-errors = Console(stderr=True)
+
+class _PlainConsole(Console):
+    """Writes only what can be seen: whatever a text holds, the terminal gets no commands but our own colours."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for part in super().render(renderable, options):
+            yield part if part.control else Segment(visible(part.text), part.style)
+
+
+console = _PlainConsole(emoji=False)
+errors = _PlainConsole(stderr=True, emoji=False)
+
+_A = TypeVar("_A")
+_P = ParamSpec("_P")
+
+
+def _plain_first(show: Callable[Concatenate[_A, _P], None]) -> Callable[Concatenate[_A, _P], None]:
+    """Show an answer once all text in it is plain, so that each field is one line of ours at most."""
+
+    @functools.wraps(show)
+    def shown(answer: _A, /, *args: _P.args, **named: _P.kwargs) -> None:
+        show(plain(answer), *args, **named)
+
+    return shown
+
 
 _VERDICT_STYLE = {
     VerdictKind.WIN: "bold green",
@@ -66,18 +92,22 @@ def print_json(value: Any) -> None:
 
 def named(source: str) -> str:
     """Return a source as it was typed, with its path in full where it is one: here is not always the workspace."""
-    path = Path(source).expanduser()
-    return str(path.absolute()) if "://" not in source and path.exists() else source
+    try:
+        path = Path(source).expanduser()
+        return str(path.absolute()) if "://" not in source and path.exists() else source
+    except (OSError, RuntimeError):  # too long a name, or no such user's home
+        return source
 
 
 def end_with(failed: Sequence[LoopGraphError]) -> None:
     """Say what failed, and end with status 1 where anything did."""
     for error in failed:
-        errors.print(f"loopgraph: {error}", style="red", markup=False, highlight=False)
+        errors.print(f"loopgraph: {said(str(error))}", style="red", markup=False, highlight=False)
     if failed:
         raise typer.Exit(1)
 
 
+@_plain_first
 def show_search(answer: SearchAnswer) -> None:
     """Show ranked methods."""
     console.print(f"[bold]{escape(answer.query or 'all methods')}[/] [dim]{escape(answer.context)}[/]", highlight=False)
@@ -95,13 +125,14 @@ def show_search(answer: SearchAnswer) -> None:
     if answer.best is not None:
         best = answer.best
         told = f"best known here: {best.metric} {best.metric_value:.6f}; the file is another program"
-        console.print(f"[green]{told}: loopgraph edit {best.experiment_id}[/]", highlight=False)
+        console.print(f"[green]{escape(told)}: loopgraph edit {best.experiment_id}[/]", highlight=False)
     if answer.note:
         console.print(f"[yellow]{escape(answer.note)}[/]", highlight=False)
     ready = next((hit.method_id for hit in answer.hits if hit.has_edit and hit.presence is not Presence.PRESENT), None)
     console.print(f"[dim]next:[/] {f'loopgraph edit {ready}' if ready else escape(answer.next_step)}", highlight=False)
 
 
+@_plain_first
 def show_ingest(answer: IngestAnswer) -> None:
     """Show what was ingested, with its few passages."""
     if answer.kind == "choice":
@@ -111,7 +142,7 @@ def show_ingest(answer: IngestAnswer) -> None:
         return
     of = ", ".join(part for part in (answer.state.value, answer.form, answer.licence) if part)
     console.print(f"[bold]{escape(answer.id)}[/] [dim]{escape(of)}[/]", highlight=False, soft_wrap=True)
-    console.print(escape(answer.title), highlight=False)
+    console.print(escape(marked(answer.title)), highlight=False)
     unit = {"pack": "methods", "history": "rows"}.get(answer.kind, "passages")
     console.print(f"{answer.added} new {unit}, {answer.known} known", highlight=False)
     if answer.kind == "pack":
@@ -119,18 +150,21 @@ def show_ingest(answer: IngestAnswer) -> None:
     if answer.methods:
         console.print(f"methods: {escape(', '.join(answer.methods))}", highlight=False)
     for note in answer.warnings:
-        console.print(f"[yellow]{escape(note)}[/]", highlight=False)
+        console.print(f"[yellow]{escape(marked(note))}[/]", highlight=False)
     for shown in answer.passages:
         console.print(f"[dim]{shown.chunk_id}[/] [bold]{escape(shown.place)}[/]", highlight=False)
-        console.print(Padding(escape(shown.text), (0, 0, 0, 2)), highlight=False)
+        console.print(Padding(escape("\n".join(quoted(shown.text))), (0, 0, 0, 2)), highlight=False)
 
 
+@_plain_first
 def show_edit(answer: EditAnswer) -> None:
     """Show an edit's diff, or why there is none."""
     if answer.edit_id is None:
-        console.print(f"[bold]{escape(answer.method_id)}[/] is {answer.status}: {escape(answer.reason)}")
+        console.print(
+            f"[bold]{escape(answer.method_id)}[/] is {answer.status}: {escape(answer.reason)}", highlight=False
+        )
         for line in answer.nearest:
-            console.print(f"  {escape(line)}")
+            console.print(escape(f"| {line}"), highlight=False)
         if answer.guidance is not None:
             _show_guidance(answer.guidance)
     else:
@@ -152,7 +186,7 @@ def _show_guidance(guidance: Guidance) -> None:
     """Show what helps to make a change by hand."""
     console.print(f"[bold]guidance[/] {escape(guidance.description)}", highlight=False)
     for line in [*guidance.sources, *guidance.learned]:
-        console.print(f"  {escape(line)}", highlight=False)
+        console.print(f"  {escape(marked(line))}", highlight=False)
     for passage in guidance.passages:
         console.print(f"[dim]> {escape(f'[{passage.source}, {passage.place}] {passage.text}')}[/]", highlight=False)
     for figure in guidance.reported:
@@ -161,16 +195,21 @@ def _show_guidance(guidance: Guidance) -> None:
         console.print(f"  {place.line}-{place.end_line} {place.kind} {escape(place.name)}", highlight=False)
     if guidance.nearest_recipe:
         console.print(
-            f"nearest recipe: {guidance.nearest_recipe} ({escape(guidance.nearest_recipe_note)})", highlight=False
+            f"nearest recipe: {escape(guidance.nearest_recipe)} ({escape(guidance.nearest_recipe_note)})",
+            highlight=False,
         )
 
 
+@_plain_first
 def show_map(answer: CodeMapAnswer) -> None:
     """Show a code map."""
-    console.print(answer.text, markup=False, highlight=False, soft_wrap=True)
+    shown = "\n".join(marked(line) for line in answer.text.split("\n"))
+    console.print(shown, markup=False, highlight=False, soft_wrap=True)
     left = ", ".join(f"{count} {kind}" for kind, count in answer.left_out.items())
     if left:
-        console.print(f"[dim]left out: {left}; --budget shows more, --query what you look for[/]", highlight=False)
+        console.print(
+            f"[dim]left out: {escape(left)}; --budget shows more, --query what you look for[/]", highlight=False
+        )
 
 
 def _show_earlier(runs: Sequence[EarlierRun]) -> None:
@@ -179,25 +218,27 @@ def _show_earlier(runs: Sequence[EarlierRun]) -> None:
         console.print(f"[yellow]before:[/] {escape(told)}", highlight=False)
 
 
+@_plain_first
 def show_experiment(answer: ExperimentAnswer) -> None:
     """Show one experiment's outcome or progress."""
-    value = "" if answer.metric_value is None else f", {answer.metric} [bold]{answer.metric_value:.6f}[/]"
+    value = "" if answer.metric_value is None else f", {escape(answer.metric)} [bold]{answer.metric_value:.6f}[/]"
     name = escape(f"{answer.description}, seed {answer.seed}")
     console.print(f"{answer.experiment_id} ({name}): {_state(answer)}{value}", highlight=False)
     if answer.outcome is not OutcomeKind.FINISHED and answer.reason:
-        console.print(escape(answer.reason), highlight=False)
+        console.print(escape(marked(answer.reason)), highlight=False)
     if answer.log_tail:
-        console.print(f"[dim]{escape(answer.log_tail)}[/]", highlight=False)
+        tail = "\n".join(quoted(answer.log_tail))
+        console.print(f"[dim]{escape(tail)}[/]", highlight=False)
     if answer.repeated:
         console.print("[yellow]this program was run before; --replicate runs it again[/]")
     if answer.verdict is not None:
         gain = "" if answer.gain is None else f", gain {answer.gain:+.4f}"
-        noise = "" if answer.noise_floor is None else f" (noise floor {answer.noise_floor:.4f}: {answer.noise})"
+        noise = "" if answer.noise_floor is None else f" (noise floor {answer.noise_floor:.4f}: {escape(answer.noise)})"
         decided = "" if answer.decision is None else f", {_decision(answer)}"
         console.print(f"verdict: {_verdict(answer)}{gain}{noise}{decided}", highlight=False)
     _show_earlier(answer.earlier)
     if answer.note:
-        console.print(escape(answer.note), highlight=False)
+        console.print(escape(marked(answer.note)), highlight=False)
     if answer.run_dir:
         console.print(f"[dim]log: {escape(answer.run_dir)}/run.log[/]", highlight=False, soft_wrap=True)
     if answer.state is State.DONE:
@@ -209,7 +250,8 @@ def show_experiment(answer: ExperimentAnswer) -> None:
 def results_table(answers: Sequence[ExperimentAnswer]) -> Table:
     """Return a table of experiments, in the order given."""
     table = Table()
-    metric = answers[0].metric if answers else "metric"
+    answers = plain(answers)
+    metric = escape(answers[0].metric) if answers else "metric"
     table.add_column("experiment", no_wrap=True)
     table.add_column("tried", overflow="fold")
     table.add_column(metric, justify="right", no_wrap=True)
@@ -236,18 +278,22 @@ def _said_by(answer: ExperimentAnswer) -> str:
 def show_best(best: BestResult | None) -> None:
     """Show what ran best, as the mean of its runs with its noise, and whether that beats the noise."""
     if best is not None:
-        console.print(wording.best_result(best), markup=False, highlight=False)
+        console.print(wording.best_result(plain(best)), markup=False, highlight=False)
 
 
+@_plain_first
 def show_export(answer: PackExportAnswer) -> None:
     """Show a pack that was written."""
-    console.print(f"[bold]{answer.name}[/] in {escape(answer.folder)}, {answer.content_hash[:12]}", highlight=False)
+    console.print(
+        f"[bold]{escape(answer.name)}[/] in {escape(answer.folder)}, {answer.content_hash[:12]}", highlight=False
+    )
     for method in answer.methods:
         tried = f"{method.tries} tries, {method.wins} won" if method.tries else "untried"
         console.print(f"  {escape(method.method_id)}: recipe {method.recipe}; {tried}", highlight=False)
     console.print(f"[dim]next:[/] {escape(answer.next_step)}", highlight=False)
 
 
+@_plain_first
 def show_pack_check(answer: PackCheckAnswer) -> None:
     """Show how a pack's recipes fit."""
     console.print(
@@ -265,6 +311,7 @@ def show_pack_check(answer: PackCheckAnswer) -> None:
     console.print(f"[dim]next:[/] {escape(answer.next_step)}", highlight=False)
 
 
+@_plain_first
 def show_trace(answer: TraceAnswer) -> None:
     """Show what led to a row and what came of it as a tree."""
     root = Tree(_traced(answer.stage, answer.id, answer.words), guide_style="dim")
@@ -277,13 +324,15 @@ def show_trace(answer: TraceAnswer) -> None:
 
 
 def _traced(stage: str, identity: str, words: str) -> str:
-    return f"[bold]{stage}[/] {escape(identity)} [dim]{escape(words)}[/]"
+    return f"[bold]{escape(stage)}[/] {escape(identity)} [dim]{escape(words)}[/]"
 
 
+@_plain_first
 def show_method(answer: MethodAnswer) -> None:
     """Show what is known of one method."""
-    console.print(f"[bold]{escape(answer.method_id)}[/] {escape(answer.name)} [dim]{answer.status}, {answer.recipe}[/]")
-    console.print(escape(answer.description), highlight=False)
+    told = f"[bold]{escape(answer.method_id)}[/] {escape(answer.name)} [dim]{answer.status}, {escape(answer.recipe)}[/]"
+    console.print(told, highlight=False)
+    console.print(escape("\n".join(quoted(answer.description))), highlight=False)
     rows = {
         "family": [answer.family],
         "pack": [answer.pack],
@@ -303,13 +352,14 @@ def show_method(answer: MethodAnswer) -> None:
     console.print(f"[dim]Next: {escape(answer.next_step)}[/]", highlight=False)
 
 
+@_plain_first
 def show_checks(checks: Sequence[Check]) -> None:
     """Show what doctor found."""
     mark = {Level.OK: "[green]ok[/]", Level.NOTE: "[yellow]note[/]", Level.FAIL: "[bold red]FAIL[/]"}
     table = Table(show_header=False)
     for check in checks:
         hint = f"\n[dim]{escape(check.next_step)}[/]" if check.next_step and check.level is not Level.OK else ""
-        table.add_row(mark[check.level], check.name, escape(check.found) + hint)
+        table.add_row(mark[check.level], escape(check.name), escape(check.found) + hint)
     console.print(table)
 
 
@@ -337,6 +387,7 @@ class RunBar:
 
     async def update(self, answer: ExperimentAnswer) -> None:
         """Move the bar to where an experiment is."""
+        answer = plain(answer)
         if self._task is None:
             self._task = self._progress.add_task(escape(answer.description), total=100.0, detail="")
         detail = "queued" if answer.state is State.QUEUED else ""
@@ -363,10 +414,11 @@ def _decision(answer: ExperimentAnswer) -> str:
     if answer.decision is not Decision.KEEP:
         return "" if answer.decision is None else answer.decision.value
     if answer.undone_by is not None:
-        return f"[yellow]undone by {answer.undone_by}[/]"
+        return f"[yellow]undone by {escape(answer.undone_by)}[/]"
     return wording.decision(answer.decision, answer.tentative) if answer.tentative else "[green]keep[/]"
 
 
+@_plain_first
 def show_imports(answers: Sequence[ImportAnswer], failed: Sequence[LoopGraphError], *, details: bool) -> None:
     """Show a line for each history that was imported, then what needs doing; with details each of its rows before that.
 
@@ -397,7 +449,7 @@ def show_imports(answers: Sequence[ImportAnswer], failed: Sequence[LoopGraphErro
     if answers:
         hint = "" if details else " --details shows each row, --json all of it."
         _line(f"[dim]next:[/] {escape(answers[0].next_step)}{hint}")
-    _end_import([str(error) for error in failed], limit=failures)
+    _end_import([said(str(error)) for error in failed], limit=failures)
 
 
 def _end_import(failed: Sequence[str], *, limit: int) -> None:
@@ -471,7 +523,7 @@ def _import_table(answer: ImportAnswer) -> Table:
         colour, mark = _UNDERSTOOD[row.understood]
         words = escape("; ".join([mark, *([", ".join(told)] if told else []), *row.notes]))
         new = "" if row.new or row.understood == "left_out" else " [dim](known)[/]"
-        table.add_row(str(row.line), row.status, value, escape(row.description), f"[{colour}]{words}[/]{new}")
+        table.add_row(str(row.line), escape(row.status), value, escape(row.description), f"[{colour}]{words}[/]{new}")
     return table
 
 

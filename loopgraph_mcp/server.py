@@ -18,6 +18,7 @@ from loopgraph_mcp import __version__, logs, schemas
 from loopgraph_mcp.config import HttpOptions, Settings, read_address, read_settings
 from loopgraph_mcp.errors import LoopGraphError, first_of
 from loopgraph_mcp.loopgraph import LoopGraph
+from loopgraph_mcp.quoting import said
 from loopgraph_mcp.tools import lines
 from loopgraph_mcp.tools.loop import loop_tools
 from loopgraph_mcp.tools.notices import Notices
@@ -106,7 +107,7 @@ def main() -> None:
             _serve_http(settings, given)
     except (LoopGraphError, ExceptionGroup) as error:
         if (told := first_of(error)) is not None:
-            sys.exit(f"loopgraph-mcp: {told}")
+            sys.exit(f"loopgraph-mcp: {said(str(told))}")
         if isinstance(error, ExceptionGroup) and error.split(BrokenPipeError)[1] is None:
             sys.exit("loopgraph-mcp: the client is gone")
         raise

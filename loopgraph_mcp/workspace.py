@@ -161,7 +161,7 @@ def load_workspace(path: Path) -> Workspace:
     if declared.pattern is not None and (wrong := check_pattern(declared.pattern)):
         raise WorkspaceError(f"{config}: workspace.pattern: {wrong}")
     for name in (declared.editable, *declared.protected, *declared.dataset):
-        if not (path / name).resolve().is_relative_to(path):
+        if not resolved(path / name).is_relative_to(path):
             raise WorkspaceError(f"{config}: {name} lies outside of the workspace")
     return Workspace(
         path=path,
@@ -230,7 +230,7 @@ def create_workspace(directory: Path, trainer: Path, *, budget_s: float | None) 
     Raises:
         WorkspaceError: The folder holds something else, or the budget cannot be used.
     """
-    directory = directory.expanduser().resolve()
+    directory = resolved(directory)
     if budget_s is not None and not 0 < budget_s <= MAX_BUDGET_S:
         raise WorkspaceError(f"a budget of {budget_s:g} s; use seconds above 0 and at most a week")
     if (directory / CONFIG_NAME).exists() or (directory / "train.py").exists():

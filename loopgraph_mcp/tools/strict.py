@@ -19,7 +19,7 @@ from loopgraph_mcp import schemas
 from loopgraph_mcp.access import Scope
 from loopgraph_mcp.errors import LoopGraphError
 from loopgraph_mcp.quoting import said
-from loopgraph_mcp.tools.callers import Asked, Ctx, caller_of, check_folder
+from loopgraph_mcp.tools.callers import Asked, Ctx, caller_of, checked_folder
 
 _MAX_WHOLE = 2**63  # what the store can hold
 _MAX_PROBLEMS = 5
@@ -193,7 +193,8 @@ def _told(function: Callable[..., Awaitable[Any]], needs: Scope) -> Callable[...
         try:
             caller = caller_of(ctx)
             caller.check(needs)
-            check_folder(ctx, caller, kwargs.get("workspace"))
+            if "workspace" in kwargs:
+                kwargs["workspace"] = checked_folder(ctx, caller, kwargs["workspace"])
             return await function(ctx, **kwargs)
         except LoopGraphError as error:
             raise ToolError(said(str(error))) from error
