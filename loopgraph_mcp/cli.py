@@ -16,7 +16,18 @@ from rich.live import Live
 from rich.markup import escape
 from rich.status import Status
 
-from loopgraph_mcp import __version__, asking, backtesting, clients, doctor, packing, screen, token_commands, trust
+from loopgraph_mcp import (
+    __version__,
+    asking,
+    backtesting,
+    clients,
+    doctor,
+    packing,
+    permissions,
+    screen,
+    token_commands,
+    trust,
+)
 from loopgraph_mcp.answers import BestResult, CodeMapAnswer, ExperimentAnswer, ImportAnswer, IngestAnswer
 from loopgraph_mcp.config import SKILL, Settings, bundled, read_settings
 from loopgraph_mcp.errors import HistoryError, LoopGraphError, first_of
@@ -50,6 +61,7 @@ WorkspaceOption = Annotated[
 def main() -> None:
     """Run the command line; our own errors end it with one line and status 1."""
     warnings.simplefilter("ignore", SyntaxWarning)  # Python's remarks on programs that we only read
+    permissions.close_mask()
     try:
         app(spread(sys.argv[1:], "--memory"))
     except (LoopGraphError, ExceptionGroup) as error:
@@ -112,7 +124,8 @@ def init(
 ) -> None:
     """Make a workspace: from the bundled trainer, or of an existing checkout."""
     declared = (resolved(directory) / CONFIG_NAME).exists()
-    where, new = create_workspace(directory, bundled("trainer"), budget_s=budget)
+    with permissions.users_mask():
+        where, new = create_workspace(directory, bundled("trainer"), budget_s=budget)
     if not declared:
         trust.accept(_settings(), where)
     made = "made from the bundled trainer" if new else "an existing training loop was found"
@@ -520,7 +533,8 @@ def export_pack(
     as_json: Json = False,
 ) -> None:
     """Write methods with their recipes and what came of them here."""
-    answer = _with_graph(lambda graph: graph.export_pack(name, resolved(directory), method_ids=method or []))
+    with permissions.users_mask():
+        answer = _with_graph(lambda graph: graph.export_pack(name, resolved(directory), method_ids=method or []))
     screen.print_json(answer) if as_json else screen.show_export(answer)
 
 

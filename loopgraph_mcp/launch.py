@@ -309,6 +309,7 @@ async def start(
     """
     run_dir = settings.runs_dir / experiment_id
     try:
+        settings.runs_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         await asyncio.to_thread(snapshot, workspace, run_dir / CODE_DIR, text)
         await experiments.set_run_dir(db, experiment_id, str(run_dir))
         processes.start_supervisor(experiment_id, settings.db_path, settings.home, run_dir / SUPERVISOR_LOG_NAME)

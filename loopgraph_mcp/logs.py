@@ -4,6 +4,7 @@ import json
 import logging
 import sys
 from datetime import UTC, datetime
+from typing import TextIO
 
 from loopgraph_mcp.config import Settings
 from loopgraph_mcp.quoting import plain, plain_line, quoted, visible
@@ -44,11 +45,15 @@ class _Lines(logging.Formatter):
         return "\n".join([line, *told])
 
 
+def handler_of(settings: Settings, target: TextIO) -> logging.Handler:
+    """Return what writes records as the settings say."""
+    handler = logging.StreamHandler(target)
+    handler.setFormatter(_Json() if settings.log_format == "json" else _Lines())
+    return handler
+
+
 def set_up(settings: Settings) -> None:
     """Send this process's log to stderr, as the settings say."""
-    handler = logging.StreamHandler(sys.stderr)
-    json_lines = settings.log_format == "json"
-    handler.setFormatter(_Json() if json_lines else _Lines())
-    logging.basicConfig(level=settings.log_level, handlers=[handler])
+    logging.basicConfig(level=settings.log_level, handlers=[handler_of(settings, sys.stderr)])
     for name, least in _LEAST.items():
         logging.getLogger(name).setLevel(max(least, logging.getLogger().level))

@@ -15,6 +15,7 @@ from loopgraph_mcp import (
     launch,
     lookups,
     mapping,
+    permissions,
     precedents,
     recipes,
     recording,
@@ -153,6 +154,7 @@ class LoopGraph:
     ) -> AsyncIterator["LoopGraph"]:
         """Open the store, load the method packs, and mark runs whose supervisor is gone as interrupted."""
         settings = settings or read_settings(os.environ, Path.cwd())
+        await asyncio.to_thread(permissions.tighten, settings)
         async with Database.open(settings.db_path) as db:
             if not await methods.holds_pack(db, await asyncio.to_thread(content_hash, settings.packs)):
                 from loopgraph_mcp.sources import packs  # noqa: PLC0415 - what reads packs is slow to import

@@ -56,5 +56,5 @@ class Metrics:
         """Return everything in Prometheus' text format; `live` has device slot and state of each experiment."""
         self.live.clear()
         for slot, state in live:
-            self.live.labels(plain_line(slot), state).inc()
+            self.live.labels(plain_line(slot), plain_line(state)).inc()
         return generate_latest(self.registry)

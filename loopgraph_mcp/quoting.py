@@ -64,9 +64,17 @@ def marked(line: str) -> str:
     return f"| {line}" if OUR_LINES.match(line) else line
 
 
+def diff_lines(diff: str) -> list[str]:
+    """Return a diff's lines; what is none, or looks like a line of ours, is marked."""
+    return [
+        line if line.startswith(("+", "-", "@", " ", "\\")) and not OUR_LINES.match(line) else f"| {line}"
+        for line in visible(diff).rstrip().split("\n")
+    ]
+
+
 def said(text: str) -> str:
     """Return the words of a refusal, which hold what was asked: its first line, and the others marked as quoted."""
-    first, *rest = visible(text).replace("\t", " ").split("\n")
+    first, *rest = visible(text).replace("\t", " ").strip("\n").split("\n")
     return "\n".join([marked(first), *(line for each in rest for line in quoted(each))])
 
 

@@ -11,9 +11,9 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 import typer
 from pydantic import TypeAdapter
+from rich.box import MINIMAL
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.markup import escape
-from rich.padding import Padding
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.segment import Segment
 from rich.syntax import Syntax
@@ -41,7 +41,7 @@ from loopgraph_mcp.doctor import Check, Level
 from loopgraph_mcp.errors import LoopGraphError
 from loopgraph_mcp.launch import DEFAULT_SEED
 from loopgraph_mcp.models import Decision, Origin, OutcomeKind, Presence, State, VerdictKind
-from loopgraph_mcp.quoting import marked, plain, quoted, said, visible
+from loopgraph_mcp.quoting import diff_lines, marked, plain, quoted, said, visible
 
 
 class _PlainConsole(Console):
@@ -50,6 +50,12 @@ class _PlainConsole(Console):
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         for part in super().render(renderable, options):
             yield part if part.control else Segment(visible(part.text), part.style)
+
+    def print(self, *objects: Any, **how: Any) -> None:
+        """Print; what goes to a file or a pipe is not broken into lines: the rest of one would look like another."""
+        if not self.is_terminal and all(isinstance(each, str | Tree) for each in objects):
+            how["soft_wrap"] = True
+        super().print(*objects, **how)
 
 
 console = _PlainConsole(emoji=False)
@@ -110,7 +116,9 @@ def end_with(failed: Sequence[LoopGraphError]) -> None:
 @_plain_first
 def show_search(answer: SearchAnswer) -> None:
     """Show ranked methods."""
-    console.print(f"[bold]{escape(answer.query or 'all methods')}[/] [dim]{escape(answer.context)}[/]", highlight=False)
+    console.print(
+        f"[bold]{escape(marked(answer.query) or 'all methods')}[/] [dim]{escape(answer.context)}[/]", highlight=False
+    )
     table = Table()
     table.add_column("#", justify="right")
     table.add_column("method", no_wrap=True)
@@ -138,10 +146,10 @@ def show_ingest(answer: IngestAnswer) -> None:
     if answer.kind == "choice":
         console.print("not ingested; it may be one of these:" if answer.candidates else "arXiv finds nothing for it")
         for each in answer.candidates:
-            console.print(f"  [bold]{escape(each.id)}[/] {escape(each.title)}", highlight=False)
+            console.print(f"- [bold]{escape(each.id)}[/] {escape(each.title)}", highlight=False)
         return
     of = ", ".join(part for part in (answer.state.value, answer.form, answer.licence) if part)
-    console.print(f"[bold]{escape(answer.id)}[/] [dim]{escape(of)}[/]", highlight=False, soft_wrap=True)
+    console.print(f"[bold]{escape(marked(answer.id))}[/] [dim]{escape(of)}[/]", highlight=False, soft_wrap=True)
     console.print(escape(marked(answer.title)), highlight=False)
     unit = {"pack": "methods", "history": "rows"}.get(answer.kind, "passages")
     console.print(f"{answer.added} new {unit}, {answer.known} known", highlight=False)
@@ -153,7 +161,7 @@ def show_ingest(answer: IngestAnswer) -> None:
         console.print(f"[yellow]{escape(marked(note))}[/]", highlight=False)
     for shown in answer.passages:
         console.print(f"[dim]{shown.chunk_id}[/] [bold]{escape(shown.place)}[/]", highlight=False)
-        console.print(Padding(escape("\n".join(quoted(shown.text))), (0, 0, 0, 2)), highlight=False)
+        console.print("\n".join(quoted(shown.text, "  | ")), markup=False, highlight=False)
 
 
 @_plain_first
@@ -168,7 +176,10 @@ def show_edit(answer: EditAnswer) -> None:
         if answer.guidance is not None:
             _show_guidance(answer.guidance)
     else:
-        console.print(Syntax(answer.diff, "diff", background_color="default", word_wrap=True))
+        if console.is_terminal:
+            console.print(Syntax(answer.diff, "diff", background_color="default", word_wrap=True))
+        else:
+            console.print("\n".join(diff_lines(answer.diff)), markup=False, highlight=False)
         console.print(f"[bold]{answer.edit_id}[/] ({answer.status})")
         if answer.learned:
             console.print(f"[dim]recipe:[/] {escape(answer.learned)}", highlight=False)
@@ -188,7 +199,8 @@ def _show_guidance(guidance: Guidance) -> None:
     for line in [*guidance.sources, *guidance.learned]:
         console.print(f"  {escape(marked(line))}", highlight=False)
     for passage in guidance.passages:
-        console.print(f"[dim]> {escape(f'[{passage.source}, {passage.place}] {passage.text}')}[/]", highlight=False)
+        told = "\n".join(quoted(f"[{passage.source}, {passage.place}] {passage.text}", "> "))
+        console.print(f"[dim]{escape(told)}[/]", highlight=False)
     for figure in guidance.reported:
         console.print(f"[dim]> {escape(figure)}[/]", highlight=False)
     for place in guidance.places:
@@ -203,7 +215,7 @@ def _show_guidance(guidance: Guidance) -> None:
 @_plain_first
 def show_map(answer: CodeMapAnswer) -> None:
     """Show a code map."""
-    shown = "\n".join(marked(line) for line in answer.text.split("\n"))
+    shown = "\n".join(marked(line.expandtabs(4)) for line in answer.text.split("\n"))
     console.print(shown, markup=False, highlight=False, soft_wrap=True)
     left = ", ".join(f"{count} {kind}" for kind, count in answer.left_out.items())
     if left:
@@ -285,11 +297,12 @@ def show_best(best: BestResult | None) -> None:
 def show_export(answer: PackExportAnswer) -> None:
     """Show a pack that was written."""
     console.print(
-        f"[bold]{escape(answer.name)}[/] in {escape(answer.folder)}, {answer.content_hash[:12]}", highlight=False
+        f"[bold]{escape(marked(answer.name))}[/] in {escape(answer.folder)}, {answer.content_hash[:12]}",
+        highlight=False,
     )
     for method in answer.methods:
         tried = f"{method.tries} tries, {method.wins} won" if method.tries else "untried"
-        console.print(f"  {escape(method.method_id)}: recipe {method.recipe}; {tried}", highlight=False)
+        console.print(f"  {escape(method.method_id)}: recipe {escape(method.recipe)}; {tried}", highlight=False)
     console.print(f"[dim]next:[/] {escape(answer.next_step)}", highlight=False)
 
 
@@ -297,7 +310,7 @@ def show_export(answer: PackExportAnswer) -> None:
 def show_pack_check(answer: PackCheckAnswer) -> None:
     """Show how a pack's recipes fit."""
     console.print(
-        f"[bold]{escape(answer.name)}[/] {escape(answer.version)}: {len(answer.methods)} methods, valid; "
+        f"[bold]{escape(marked(answer.name))}[/] {escape(answer.version)}: {len(answer.methods)} methods, valid; "
         f"hash {answer.content_hash}",
         highlight=False,
         soft_wrap=True,
@@ -344,7 +357,7 @@ def show_method(answer: MethodAnswer) -> None:
         "versions": answer.versions,
         "warnings": answer.warnings,
     }
-    table = Table(show_header=False, box=None)
+    table = Table(show_header=False, box=MINIMAL, show_edge=False)  # its bar marks what a source says, on each line
     for name, lines in rows.items():
         if any(lines):
             table.add_row(f"[dim]{name}[/]", escape("\n".join(lines)))
@@ -434,7 +447,7 @@ def show_imports(answers: Sequence[ImportAnswer], failed: Sequence[LoopGraphErro
     files, notes, rows, failures = (MAX_SHOWN,) * len(limits) if details else limits
     shown = answers if len(answers) <= files else answers[: files - 1]
     for answer in shown:
-        _line(f"[bold]{escape(answer.file[:80])}[/]: {escape(_import_counts(answer))}")
+        _line(f"[bold]{escape(marked(answer.file[:80]))}[/]: {escape(_import_counts(answer))}")
     if rest := answers[len(shown) :]:
         _line(f"... and {len(rest)} more files: {_sums(rest)}")
     if len(answers) > 1:
@@ -511,7 +524,7 @@ def _import_counts(answer: ImportAnswer) -> str:
 
 def _import_table(answer: ImportAnswer) -> Table:
     """Return row by row what was understood of a history."""
-    table = Table(title=escape(answer.file), title_justify="left")
+    table = Table(title=escape(marked(answer.file)), title_justify="left")
     table.add_column("line", justify="right", no_wrap=True)
     table.add_column("status", no_wrap=True)
     table.add_column(escape(answer.metric), justify="right", no_wrap=True)

@@ -14,7 +14,7 @@ import anyio
 from mcp.server import MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
 
-from loopgraph_mcp import __version__, logs, schemas
+from loopgraph_mcp import __version__, logs, permissions, schemas
 from loopgraph_mcp.config import HttpOptions, Settings, read_address, read_settings
 from loopgraph_mcp.errors import LoopGraphError, first_of
 from loopgraph_mcp.loopgraph import LoopGraph
@@ -97,6 +97,7 @@ def main() -> None:
     parser.add_argument("--no-auth", action="store_true", help="ask for no token; on loopback alone")
     parser.add_argument("--version", action="version", version=f"loopgraph-mcp {__version__}")
     given = parser.parse_args()
+    permissions.close_mask()
     warnings.simplefilter("ignore", SyntaxWarning)  # Python's remarks on programs that we only read
     try:
         settings = read_settings(os.environ, Path.cwd())

@@ -356,6 +356,7 @@ async def _keep(
 
 def main() -> None:
     """Supervise the experiment named on the command line."""
+    os.umask(0o077)  # what a run writes is its user's alone
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     settings = read_settings(os.environ, Path.cwd())
     asyncio.run(_until_told(supervise(settings, sys.argv[1])))

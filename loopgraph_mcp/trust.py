@@ -66,7 +66,7 @@ def accept(settings: Settings, where: Workspace) -> None:
     file = settings.home / FILE_NAME
     temporary = file.with_name(f".{FILE_NAME}.{os.getpid()}.tmp")
     try:
-        settings.home.mkdir(parents=True, exist_ok=True)
+        settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)
         known = {**_known(settings), str(where.path): _content(where)}
         temporary.touch(mode=0o600)
         temporary.write_text(json.dumps(known, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -194,7 +195,8 @@ def resolved(path: Path) -> Path:
     """
     try:
         found = path.expanduser().resolve()
-        found.is_dir()
+        with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+            found.stat()
     except (OSError, RuntimeError, ValueError) as error:
         shown = str(path)
         shown = ascii(shown[:_MAX_SHOWN_PATH]) + ("…" if len(shown) > _MAX_SHOWN_PATH else "")
@@ -470,6 +472,7 @@ def append_result(workspace: Workspace, row: dict[str, str]) -> None:
         OSError: The file cannot be written; the store still holds the outcome.
     """
     path = workspace.path / RESULTS_NAME
+    is_new = not path.exists()
     with path.open("a+b") as file:
         file.seek(0)
         first = file.readline().decode("utf-8", "replace").strip()
@@ -481,6 +484,9 @@ def append_result(workspace: Workspace, row: dict[str, str]) -> None:
         row = {plain_line(name, limit=_MAX_CELL): value for name, value in row.items()}
         cells = [plain_line(row.get(name, ""), limit=_MAX_CELL) for name in header]
         file.write((lead + "\t".join(cells) + "\n").encode("utf-8", "replace"))  # O_APPEND: one write, one line
+    if is_new:
+        with suppress(OSError):  # whoever may read the program may read what came of it
+            path.chmod(workspace.editable_path.stat().st_mode & 0o666)
 
 
 def _header(workspace: Workspace) -> tuple[str, ...]:
@@ -498,6 +504,7 @@ def _git(path: Path, *arguments: str) -> str | None:
             timeout=_GIT_TIMEOUT_S,
             check=True,
             stdin=subprocess.DEVNULL,
+            umask=~path.stat().st_mode & 0o077,  # what git writes is as open as the folder, not as the store
         )
     except (OSError, subprocess.SubprocessError):
         return None

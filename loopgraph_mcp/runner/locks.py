@@ -12,7 +12,7 @@ def try_lock(locks_dir: Path, name: str) -> Iterator[bool]:
 
     Unlike a pid it cannot be mistaken for another process's, and no clock that is set back confuses it.
     """
-    locks_dir.mkdir(parents=True, exist_ok=True)
+    locks_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     with (locks_dir / f"{name}.lock").open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import math
+import os
 import re
 import secrets
 import sqlite3
@@ -166,8 +167,10 @@ class Database:
         db = cls(path)
         try:
             try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.open("ab").close()  # aiosqlite leaves a thread behind where connecting fails: fail before it
+                path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+                os.close(
+                    os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
+                )  # aiosqlite leaves a thread behind where connecting fails: fail before it
             except OSError as error:
                 raise StoreError(
                     f"{path}: cannot open the database ({error}); set LOOPGRAPH_DB to another file"

@@ -21,7 +21,7 @@ from loopgraph_mcp.answers import (
     TraceLink,
 )
 from loopgraph_mcp.models import Origin, State
-from loopgraph_mcp.quoting import marked, plain, plain_line, quoted, visible
+from loopgraph_mcp.quoting import diff_lines, marked, plain, plain_line, quoted
 from loopgraph_mcp.tokens import estimate_tokens
 
 _MAX_EDIT_TOKENS = 1_400
@@ -51,7 +51,7 @@ def search(answer: SearchAnswer, detail: str) -> str:
     for rank, hit in enumerate(answer.hits, start=1):
         edit = "edit ready" if hit.has_edit else "no recipe"
         lines.append(f"{rank}. {hit.method_id} [{hit.family}, {hit.standing.value}, {edit}] {hit.summary}")
-        lines.append(f"   {hit.why}")
+        lines.append(marked(f"   {hit.why}"))
         if detail == "detailed":
             parts = " ".join(f"{name}={value:g}" for name, value in hit.parts.items())
             lines.append(f"   score {hit.score:g}: {parts}")
@@ -88,7 +88,7 @@ def edit(answer: EditAnswer, diff_from: int = 1) -> str:
 
 def _diff(diff: str, first: int, tokens: int) -> str:
     """Quote as many lines of a diff as some tokens allow, from one line on, and say how to see the rest."""
-    lines, shown = visible(diff).rstrip().split("\n"), list[str]()
+    lines, shown = diff_lines(diff), list[str]()
     for line in lines[first - 1 :]:
         tokens -= estimate_tokens(line) + 1
         if tokens < 0:
@@ -130,7 +130,7 @@ def place(entry: MappedEntry) -> str:
 def code_map(answer: CodeMapAnswer) -> str:
     """Word a code map: its text, what was left out, and how to ask for it."""
     left = ", ".join(f"{count} {kind}" for kind, count in answer.left_out.items())
-    shown = [marked(line) for line in answer.text.split("\n")]
+    shown = [marked(line.expandtabs(4)) for line in answer.text.split("\n")]
     return "\n".join([*shown, *([f"Left out: {left}"] if left else []), f"Next: {answer.next_step}"])
 
 
@@ -177,7 +177,7 @@ def record(answer: RecordAnswer) -> str:
     lines += [] if answer.decision is None else [f"Decision: {wording.decision(answer.decision, answer.tentative)}"]
     if answer.verdict is not None:
         lines.append(_verdict(answer.verdict.value, answer.gain, answer.noise_floor, answer.p_win, answer.noise))
-    lines += [f"{method} is now {standing.value}" for method, standing in answer.standings.items()]
+    lines += [marked(f"{method} is now {standing.value}") for method, standing in answer.standings.items()]
     lines.append(f"Next: {answer.next_step}")
     return "\n".join(lines)
 
