@@ -154,7 +154,7 @@ def show_ingest(answer: IngestAnswer) -> None:
     unit = {"pack": "methods", "history": "rows"}.get(answer.kind, "passages")
     console.print(f"{answer.added} new {unit}, {answer.known} known", highlight=False)
     if answer.kind == "pack":
-        console.print(f"sha256 {answer.sha256}", highlight=False, soft_wrap=True)
+        console.print(f"sha256 {answer.sha256}", markup=False, highlight=False, soft_wrap=True)
     if answer.methods:
         console.print(f"methods: {escape(', '.join(answer.methods))}", highlight=False)
     for note in answer.warnings:
@@ -297,7 +297,7 @@ def show_best(best: BestResult | None) -> None:
 def show_export(answer: PackExportAnswer) -> None:
     """Show a pack that was written."""
     console.print(
-        f"[bold]{escape(marked(answer.name))}[/] in {escape(answer.folder)}, {answer.content_hash[:12]}",
+        f"[bold]{escape(marked(answer.name))}[/] in {escape(answer.folder)}, {escape(answer.content_hash[:12])}",
         highlight=False,
     )
     for method in answer.methods:
@@ -311,7 +311,7 @@ def show_pack_check(answer: PackCheckAnswer) -> None:
     """Show how a pack's recipes fit."""
     console.print(
         f"[bold]{escape(marked(answer.name))}[/] {escape(answer.version)}: {len(answer.methods)} methods, valid; "
-        f"hash {answer.content_hash}",
+        f"hash {escape(answer.content_hash)}",
         highlight=False,
         soft_wrap=True,
     )

@@ -24,7 +24,7 @@ from loopgraph_mcp.tools.loop import loop_tools
 from loopgraph_mcp.tools.notices import Notices
 from loopgraph_mcp.tools.prompts import check_prompt, loop_prompts
 from loopgraph_mcp.tools.resources import add_resources
-from loopgraph_mcp.tools.strict import check_call
+from loopgraph_mcp.tools.strict import check_call, skip_unanswerable
 from loopgraph_mcp.tools.tasks import Tasks, check_listen
 
 INSTRUCTIONS = """\
@@ -69,7 +69,7 @@ def build_server(settings: Settings, graph: LoopGraph | None = None) -> MCPServe
         tools=loop_tools(),
         extensions=[Tasks()],
         subscriptions=notices,
-        middleware=[check_listen, check_prompt, check_call],
+        middleware=[skip_unanswerable, check_listen, check_prompt, check_call],
         lifespan=lifespan,
         log_level=settings.log_level,
     )

@@ -472,8 +472,10 @@ def append_result(workspace: Workspace, row: dict[str, str]) -> None:
         OSError: The file cannot be written; the store still holds the outcome.
     """
     path = workspace.path / RESULTS_NAME
-    is_new = not path.exists()
     with path.open("a+b") as file:
+        if not file.tell():
+            with suppress(OSError):  # whoever may read the program may read what came of it
+                os.fchmod(file.fileno(), workspace.editable_path.stat().st_mode & 0o666)
         file.seek(0)
         first = file.readline().decode("utf-8", "replace").strip()
         header = tuple(first.split("\t")) if first else _header(workspace)
@@ -484,9 +486,6 @@ def append_result(workspace: Workspace, row: dict[str, str]) -> None:
         row = {plain_line(name, limit=_MAX_CELL): value for name, value in row.items()}
         cells = [plain_line(row.get(name, ""), limit=_MAX_CELL) for name in header]
         file.write((lead + "\t".join(cells) + "\n").encode("utf-8", "replace"))  # O_APPEND: one write, one line
-    if is_new:
-        with suppress(OSError):  # whoever may read the program may read what came of it
-            path.chmod(workspace.editable_path.stat().st_mode & 0o666)
 
 
 def _header(workspace: Workspace) -> tuple[str, ...]:

@@ -86,6 +86,13 @@ def strict_tool(
     return tool
 
 
+async def skip_unanswerable(ctx: Asked, call_next: CallNext) -> HandlerResult:
+    """Leave out what is asked without an id: there is nobody to refuse it to, and it is no fault of ours."""
+    if ctx.request_id is None and not ctx.method.startswith("notifications/"):
+        return None
+    return await call_next(ctx)
+
+
 async def check_call(ctx: Asked, call_next: CallNext) -> HandlerResult:
     """Read arguments that were sent as the text of a JSON object; refuse a call that has no name or no object.
 
