@@ -364,6 +364,9 @@ class _Impatient(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in the parent
         super().connection_made(transport)
+        # asyncio sets it only where the listener names its protocol; without it an answer's end waits 40 ms for an ACK.
+        with suppress(OSError, AttributeError):
+            transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if len(self.open) >= _CROWDED and (idle := next((each for each in self.open if each.is_idle), None)):
             idle.transport.close()
             self.open.pop(idle, None)

@@ -122,7 +122,7 @@ def calls(chance: random.Random, tools: list[dict[str, Any]], count: int) -> Ite
             given["budget_s"] = "wrong"
         if "wait_s" in names:
             given["wait_s"] = chance.choice((0, 0, "0", -1, 1e9, "x"))
-        if chance.random() < 0.05:
+        if chance.random() < 0.05 and tool["name"] not in NOT_RUN:
             given = value(chance)
         yield (tool["name"] if chance.random() < 0.97 else str(value(chance))), given
 
@@ -249,7 +249,7 @@ def fuzz_stdio(environment: dict[str, str], log: Path, chance: random.Random, co
 def fuzz_http(environment: dict[str, str], log: Path, chance: random.Random, count: int) -> tuple[Report, float]:
     """Post bodies, most of which are no messages."""
     report = Report()
-    with log.open("w") as errors, HttpServer(environment, errors) as server, httpx.Client(timeout=30) as client:
+    with log.open("w") as errors, HttpServer(environment, errors, log) as server, httpx.Client(timeout=30) as client:
         url, token = server
         headers = {
             "authorization": f"Bearer {token[1]}",
@@ -285,7 +285,8 @@ def fuzz_http(environment: dict[str, str], log: Path, chance: random.Random, cou
 class HttpServer:
     """A server over HTTP: its address, its process and a token."""
 
-    def __init__(self, environment: dict[str, str], errors: Any) -> None:
+    def __init__(self, environment: dict[str, str], errors: Any, log: Path) -> None:
+        self.log = log
         self.process = subprocess.Popen(
             [sys.executable, "-m", "loopgraph_mcp", "--http", "127.0.0.1:0"],
             env=environment,
@@ -296,7 +297,10 @@ class HttpServer:
 
     def __enter__(self) -> tuple[str, tuple[int, str]]:
         assert self.process.stdout is not None  # noqa: S101 - it is a pipe
-        token = self.process.stdout.readline().split()[-1]
+        said = self.process.stdout.readline()
+        if not said:
+            raise RuntimeError(self.log.read_text())
+        token = said.split()[-1]
         return self.process.stdout.readline().split()[-1], (self.process.pid, token)
 
     def __exit__(self, *_: object) -> None:
@@ -330,9 +334,10 @@ def main() -> None:
         ThreadingHTTPServer(("127.0.0.1", 0), Nothing) as nothing,
     ):
         folder = Path(name)
-        where, _ = create_workspace(folder / "workspace", bundled("trainer"), budget_s=30)
+        where, _ = create_workspace(folder / "a" / "b" / "workspace", bundled("trainer"), budget_s=30)
         environment = {
             **os.environ,
+            "HOME": str(folder / "a"),  # a call may name it, and the user's own is none of ours to read
             "LOOPGRAPH_HOME": str(folder / "home"),
             "LOOPGRAPH_WORKSPACE": str(where.path),
             "LOOPGRAPH_DEVICE": "cpu",
