@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from loopgraph_mcp import __version__, environments
+from loopgraph_mcp import __version__, environments, permissions
 from loopgraph_mcp.clients import CLIENTS, mentions
 from loopgraph_mcp.config import Settings
 from loopgraph_mcp.errors import LoopGraphError, WorkspaceError
@@ -57,7 +57,7 @@ async def examine(settings: Settings, *, home: Path, cwd: Path) -> list[Check]:
     checks += [await store(settings), check]
     if workspace is not None:
         checks.append(await asyncio.to_thread(_trainer, workspace))
-    checks.append(_git())
+    checks += [_git(), _private(settings)]
     checks += [_clients(home, cwd), _skill(home, cwd), await _tokens(settings), _uv(), _completion(home)]
     return checks
 
@@ -149,6 +149,15 @@ def _git() -> Check:
     if found is None:
         return Check("git", Level.NOTE, "not found", "without git, results.tsv shows program hashes for commits")
     return Check("git", Level.OK, found)
+
+
+def _private(settings: Settings) -> Check:
+    """Look for what others on this machine may read; opening the store has taken those rights away where it could."""
+    found = permissions.open_to_others(settings)
+    if found:
+        names = ", ".join(map(str, found))
+        return Check("private", Level.FAIL, f"others may read {names}", f"as its owner: chmod -R go= {names}")
+    return Check("private", Level.OK, f"{settings.db_path.parent} is its user's alone")
 
 
 def _clients(home: Path, cwd: Path) -> Check:

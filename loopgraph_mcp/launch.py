@@ -26,6 +26,7 @@ from loopgraph_mcp.surroundings import Inputs, inputs_of
 from loopgraph_mcp.workspace import MAX_BUDGET_S, Workspace, reads_variable
 
 DEFAULT_SEED = 42
+MAX_SEED = 2**31 - 1
 _RETRIED_AMONG = 50  # newest experiments among which a patch that the file holds is looked for
 
 
@@ -248,6 +249,8 @@ def choose_seed(workspace: Workspace, wanted: int | None, used: set[int]) -> int
         raise RunError(
             f"the trainer in {workspace.path} does not read LOOPGRAPH_SEED and has a seed of its own; leave seed out"
         )
+    if wanted is not None and not 0 <= wanted <= MAX_SEED:
+        raise RunError(f"seed is {str(wanted)[:40]}; give a whole number from 0 to {MAX_SEED:,}")
     seed = DEFAULT_SEED if wanted is None else wanted
     while wanted is None and told and seed in used:
         seed += 1
@@ -327,6 +330,7 @@ async def prepare(settings: Settings, experiment_id: str, plan: Plan, inputs: In
         return inputs_of(made)
 
     try:
+        settings.runs_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         return run_dir, await asyncio.to_thread(make)
     except (OSError, shutil.Error, WorkspaceError) as error:
         await asyncio.to_thread(shutil.rmtree, run_dir, ignore_errors=True)

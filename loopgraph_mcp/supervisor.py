@@ -363,6 +363,7 @@ def main() -> None:
     """Supervise the experiment named on the command line."""
     kernel.hide_memory()  # what `pass_env` names is for the training, not for a run beside it
     kernel.adopt_orphans()
+    os.umask(0o077)  # what a run writes is its user's alone
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     settings = read_settings(os.environ, Path.cwd())
     lock = int(sys.argv[2]) if len(sys.argv) > 2 else None

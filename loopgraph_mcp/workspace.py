@@ -14,6 +14,7 @@ import sys
 import time
 import tomllib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal
@@ -24,6 +25,7 @@ from loopgraph_mcp import contents, environments, patterns, schemas
 from loopgraph_mcp.errors import WorkspaceError
 from loopgraph_mcp.models import Direction
 from loopgraph_mcp.printed import check_pattern
+from loopgraph_mcp.quoting import plain_line
 
 CONFIG_NAME = "loopgraph.toml"
 DECLARING = (CONFIG_NAME, "train.py", "prepare.py", "uv.lock")  # what tells that a folder is a workspace, and which
@@ -32,6 +34,7 @@ RESULTS_HEADER = ("commit", "val_bpb", "memory_gb", "status", "description")
 _MAX_SIBLING_BYTES = 2**20
 _FEW_FILES = 1_000  # of declared data that is known by its bytes, and looked through for every search
 _LOOK_AGAIN_S = 60
+_MAX_CONFIG_BYTES = 2**20
 _GIT_TIMEOUT_S = 20
 _MAX_HEADER = 64 * 2**10
 _MAX_SINCE = 2**20  # of results.tsv behind the place where a line was begun
@@ -48,6 +51,7 @@ _GIT = (
 _ONLY_READS = {"GIT_OPTIONAL_LOCKS": "0"}
 MAX_BUDGET_S = 7 * 86_400
 _MAX_SHOWN_PATH = 80
+_MAX_CELL = 1_000
 _TRAINER_FILES = ("train.py", "harness.py", "prepare.py", "climbmix.py", "program.md", CONFIG_NAME)
 
 
@@ -165,6 +169,8 @@ def load_workspace(path: Path) -> Workspace:
     if not config.is_file():
         return _detect(path)
     try:
+        if config.stat().st_size > _MAX_CONFIG_BYTES:
+            raise WorkspaceError(f"{config}: larger than {_MAX_CONFIG_BYTES // 2**20} MiB, and no {CONFIG_NAME} is")
         declared = _Config.model_validate(tomllib.loads(config.read_text(encoding="utf-8"))).workspace
     except ValidationError as error:
         raise WorkspaceError(f"{config}: {_misdeclared(error)}") from None
@@ -174,7 +180,7 @@ def load_workspace(path: Path) -> Workspace:
         raise WorkspaceError(f"{config}: workspace.metric: empty; give the name that the program prints")
     if declared.pattern is not None and (wrong := check_pattern(declared.pattern)):
         raise WorkspaceError(f"{config}: workspace.pattern: {wrong}")
-    if not (path / declared.editable).resolve().is_relative_to(path):
+    if not resolved(path / declared.editable).is_relative_to(path):
         raise WorkspaceError(f"{config}: editable: {declared.editable} lies outside of the workspace")
     return Workspace(
         path=path,
@@ -208,7 +214,8 @@ def resolved(path: Path) -> Path:
     """
     try:
         found = path.expanduser().resolve()
-        found.is_dir()
+        with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+            found.stat()
     except (OSError, RuntimeError, ValueError) as error:
         shown = str(path)
         shown = ascii(shown[:_MAX_SHOWN_PATH]) + ("…" if len(shown) > _MAX_SHOWN_PATH else "")
@@ -295,7 +302,7 @@ def create_workspace(directory: Path, trainer: Path, *, budget_s: float | None) 
     Raises:
         WorkspaceError: The folder holds something else, or the budget cannot be used.
     """
-    directory = directory.expanduser().resolve()
+    directory = resolved(directory)
     if budget_s is not None and not 0 < budget_s <= MAX_BUDGET_S:
         raise WorkspaceError(f"a budget of {budget_s:g} s; use seconds above 0 and at most a week")
     if (directory / CONFIG_NAME).exists() or (directory / "train.py").exists():
@@ -546,6 +553,12 @@ def program_at(workspace: Workspace, commit: str) -> str | None:
     return git(workspace.path, "show", "--no-ext-diff", "--no-textconv", f"{commit}:./{workspace.editable}")
 
 
+def is_cloned(path: Path) -> bool:
+    """Return whether a folder's loopgraph.toml came with a repository of somebody else: git knows it, and a remote."""
+    tracked = git(path, "ls-files", "--error-unmatch", "--", CONFIG_NAME)
+    return tracked is not None and bool((git(path, "remote") or "").strip())
+
+
 def commit_of(workspace: Workspace, program: str) -> str | None:
     """Return the seven characters of the checked-out commit where it holds just this program and all else as it is."""
     if program_at(workspace, head_commit(workspace.path) or "") != program:
@@ -583,9 +596,13 @@ def append_result(workspace: Workspace, row: dict[str, str], *, begun: int) -> N
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise OSError(f"{path} is no regular file; move it away")
         size = file.seek(0, os.SEEK_END)
+        if not size:
+            with suppress(OSError):  # whoever may read the program may read what came of it
+                os.fchmod(descriptor, workspace.editable_path.stat().st_mode & 0o666)
         begun = min(begun, size)
         header = _read_header(file, begun) or _header(workspace)
-        cells = [row.get(name, "").replace("\t", " ").replace("\n", " ").replace("\r", " ") for name in header]
+        row = {plain_line(name, limit=_MAX_CELL): value for name, value in row.items()}
+        cells = [plain_line(row.get(name, ""), limit=_MAX_CELL) for name in header]
         line = ("\t".join(cells) + "\n").encode("utf-8", "replace")
         whole = _lead(file, begun, header) + line
         file.seek(begun)
@@ -612,7 +629,8 @@ def _lead(file: IO[bytes], end: int, header: Sequence[str]) -> bytes:
 
 
 def _header(workspace: Workspace) -> tuple[str, ...]:
-    return tuple(workspace.metric if name == "val_bpb" else name for name in RESULTS_HEADER)
+    metric = plain_line(workspace.metric, limit=_MAX_CELL)
+    return tuple(metric if name == "val_bpb" else name for name in RESULTS_HEADER)
 
 
 def git(path: Path, *arguments: str) -> str | None:
@@ -626,6 +644,7 @@ def git(path: Path, *arguments: str) -> str | None:
             timeout=_GIT_TIMEOUT_S,
             check=True,
             stdin=subprocess.DEVNULL,
+            umask=~path.stat().st_mode & 0o077,  # what git writes is as open as the folder, not as the store
         )
     except (OSError, subprocess.SubprocessError):
         return None

@@ -19,7 +19,7 @@ def hold_lock(locks_dir: Path, name: str) -> Iterator[TextIO | None]:
     Raises:
         OSError: The folder cannot be written.
     """
-    locks_dir.mkdir(parents=True, exist_ok=True)
+    locks_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     with _path(locks_dir, name).open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -54,7 +54,7 @@ def inherited_lock(locks_dir: Path, name: str, held: int) -> TextIO | None:
 @contextmanager
 def hold(locks_dir: Path, name: str) -> Iterator[None]:
     """Hold a lock for the body, waiting for whoever has it: such bodies take a moment."""
-    locks_dir.mkdir(parents=True, exist_ok=True)
+    locks_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     with (locks_dir / f"{name}.lock").open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
