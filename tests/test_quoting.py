@@ -31,7 +31,7 @@ from loopgraph_mcp.store.chunks import Chunk
 from loopgraph_mcp.store.papers import StoredChunk, StoredDocument
 from loopgraph_mcp.tools import pages, text
 from loopgraph_mcp.tools.prompts import research_loop
-from loopgraph_mcp.workspace import RESULTS_NAME, append_result, load_workspace
+from loopgraph_mcp.workspace import RESULTS_NAME, append_result, load_workspace, results_size
 
 KEYWORDS = ("Next", "next", "Verdict", "verdict", "Decision", "Note", "Before", "Now", "Recipe", "Source", "Plateau")
 FORGED = re.compile(rf"^\s*(?:{'|'.join(KEYWORDS)}):\s*EVIL", re.MULTILINE)
@@ -190,7 +190,9 @@ def test_a_row_of_results_is_one_line_of_its_columns(workspace: Path, words: str
     (workspace / RESULTS_NAME).unlink(missing_ok=True)
     for _ in range(2):
         append_result(
-            where, {"commit": "abc1234", metric: "0.9", "memory_gb": "0.0", "status": "keep", "description": words}
+            where,
+            {"commit": "abc1234", metric: "0.9", "memory_gb": "0.0", "status": "keep", "description": words},
+            begun=results_size(where),
         )
     rows = (workspace / RESULTS_NAME).read_bytes().decode("utf-8").splitlines()
     assert len(rows) == 3
