@@ -304,7 +304,8 @@ def looked_after(settings: Settings) -> Iterator[tuple[str, int]]:
             opened = held.pop_all()
     except OSError as error:
         raise RunError(
-            f"{settings.locks_dir}: cannot be written ({error.strerror}); give this user the folder, or free the disk"
+            f"{settings.locks_dir}: the folder of locks cannot be written ({error.strerror}); "
+            "give this user the folder, or free the disk"
         ) from error
     with opened:
         try:

@@ -7,6 +7,7 @@ import asyncio
 import dataclasses
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -56,6 +57,9 @@ _STORE_PATIENCE_S = 3_600.0
 _LOCK_PATIENCE_S = 5.0
 _NOT_IN_COPY = "not in the run's copy"
 _KILLED = (-signal.SIGKILL, 128 + signal.SIGKILL)  # the second as a shell says it of what it ran
+# As torchrun and PyTorch's data loader say it of a worker.
+_SAYS_KILLED = re.compile(r"exitcode {0,9}: -9\b|Signal 9 \(SIGKILL\) received|killed by signal: Killed")
+_LAST_CHARACTERS = 4_000
 
 logger = logging.getLogger("loopgraph.supervisor")
 
@@ -303,10 +307,12 @@ def _outcome_of_exit(
         code: The run's copy of it.
         killed_for_memory: Whether the kernel killed something for memory meanwhile.
     """
-    if exit_code != 0 and (killed_for_memory or trainlog.looks_out_of_memory(tail)):
-        reason = "the kernel killed it for memory" if killed_for_memory else "ran out of memory"
+    killed = exit_code in _KILLED or (exit_code != 0 and _SAYS_KILLED.search(tail[-_LAST_CHARACTERS:]) is not None)
+    for_memory = killed and killed_for_memory
+    if for_memory or (exit_code != 0 and trainlog.looks_out_of_memory(tail)):
+        reason = "the kernel killed it for memory" if for_memory else "ran out of memory"
         return Outcome(OutcomeKind.OUT_OF_MEMORY, None, f"{reason}; lower the device batch or the model's size", {})
-    if exit_code in _KILLED:
+    if killed:
         return _interrupted("killed by something else on this machine (SIGKILL), not by the kernel for memory")
     if exit_code != 0 and trainlog.looks_diverged(tail):
         return Outcome(OutcomeKind.DIVERGED, None, "the loss exploded or became NaN", {})

@@ -332,7 +332,7 @@ async def test_a_folder_of_locks_that_cannot_be_written_is_named_before_anything
     graph: LoopGraph, settings: Settings
 ) -> None:
     settings.locks_dir.write_text("a file in its place")
-    with pytest.raises(RunError, match="locks: cannot be written"):
+    with pytest.raises(RunError, match="locks: the folder of locks cannot be written"):
         await graph.run_experiment(wait_s=0)
     assert await graph.list_experiments() == []
 
@@ -350,6 +350,12 @@ async def test_a_run_that_somebody_killed_is_interrupted_and_charges_no_method(
         assert (answer.outcome, answer.verdict) == (OutcomeKind.INTERRUPTED, None)
         assert "SIGKILL" in answer.reason
     assert (await graph.search_methods("swiglu", limit=1)).hits[0].crashes == 0
+
+
+async def test_a_launcher_whose_worker_somebody_killed_is_interrupted_too(graph: LoopGraph, workspace: Path) -> None:
+    code = "sys.exit('  exitcode  : -9 (pid: 4711)')"
+    answer = await graph.run_experiment(patch=f'@@ @@\n-MISHAP = ""\n+MISHAP = {code!r}\n', wait_s=50)
+    assert answer.outcome is OutcomeKind.INTERRUPTED, answer
 
 
 V2, V1 = "0::/user.slice/me\n", "9:cpu:/x\n4:cpuset,memory:/jobs/7\n0::/\n"
