@@ -2,7 +2,9 @@
 
 import asyncio
 import email.utils
+import functools
 import random
+import ssl
 import time
 import zlib
 from collections.abc import AsyncIterator, Collection, Mapping
@@ -33,6 +35,12 @@ class StatusError(SourceError):
         super().__init__(message)
         self.status = status
         self.headers = headers
+
+
+@functools.cache
+def _certificates() -> ssl.SSLContext:
+    """Read the authorities once: each reading takes half a megabyte, which a refused request holds for long."""
+    return httpx.create_ssl_context(trust_env=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +116,7 @@ class Web:
         """
         limits = limits or Limits()
         async with httpx.AsyncClient(
+            verify=await asyncio.to_thread(_certificates),
             trust_env=False,
             follow_redirects=False,
             timeout=limits.silence_s,
