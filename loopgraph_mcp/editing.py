@@ -31,7 +31,7 @@ from loopgraph_mcp.store import learned as learned_store
 from loopgraph_mcp.store.database import Database
 from loopgraph_mcp.store.edits import EditRow
 from loopgraph_mcp.surroundings import Surroundings
-from loopgraph_mcp.workspace import Workspace, read_siblings, write_program
+from loopgraph_mcp.workspace import Workspace, write_program
 
 _RUNS_SINCE = 50  # newest experiments among which it is looked whether an applied edit has run
 
@@ -250,16 +250,15 @@ async def _plan(db: Database, here: Surroundings, where: Workspace, asked: Asked
     if asked.whole:
         made = await bests.as_it_ran(db, asked.method_ids[0], program, await here.workspace_id(where))
         return _Plan(made, (), {edit_store.PROGRAM_OF: asked.method_ids[0]}, edits.NOTHING)
-    return await _plan_methods(db, where, asked, program)
+    return await _plan_methods(db, asked, program)
 
 
-async def _plan_methods(db: Database, where: Workspace, asked: Asked, program: str) -> _Plan:
+async def _plan_methods(db: Database, asked: Asked, program: str) -> _Plan:
     wanted = [await lookups.the_method(db, each) for each in asked.method_ids]
     library = {method.id: method for method in await methods.all_methods(db)}
-    siblings = await asyncio.to_thread(read_siblings, where, program)
-    around = Around(siblings, library, asked.companions)
+    around = Around(library, asked.companions)
     wish = Wish(wanted, composing.knobs_by_method(wanted, asked.knobs))
-    made = composing.compose(wish, program, around)
+    made = await asyncio.to_thread(composing.compose, wish, program, around)
     notes: dict[str, KnobValue] = {edit_store.METHODS: " ".join(each.id for each in wanted)} if len(wanted) > 1 else {}
     if asked.companions:
         notes[edit_store.COMPANIONS] = " ".join(sorted(asked.companions))

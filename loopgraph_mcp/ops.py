@@ -85,7 +85,10 @@ def change_of(source: Source, op: RecipeOp, knobs: Mapping[str, KnobValue]) -> C
     """Return what an op changes, or None where it is satisfied already."""
     match op:
         case models.SetConst(name=name, value=value):
-            return _set_value(source, _constant(source, name), f"{name} = ", value, knobs)
+            change = _set_value(source, _constant(source, name), f"{name} = ", value, knobs)
+            if change is not None:
+                _check_order(source, name, change)
+            return change
         case models.SetLocal(scope=scope, name=name, value=value):
             return _set_value(source, _one_assignment(source, scope, name), f"{scope}: {name} = ", value, knobs)
         case models.SetDefault(scope=scope, name=name, value=value):
@@ -142,6 +145,18 @@ def _set_value(
     was = " ".join(source.slice(source.span(place)).split())
     summary = f"{label}{' '.join(value.split())} (was {was})"
     return Change(source.span(place), value, {id(place): tree}, summary, base is not place)
+
+
+def _check_order(source: Source, name: str, change: Change) -> None:
+    """Refuse a module's constant that reads what the module sets only below it: that would fail when it is run."""
+    for place in syntax.assignments(source.tree, name):
+        new = change.swaps.get(id(place))
+        nodes = [node for node in ast.walk(new) if isinstance(node, ast.Name)] if isinstance(new, ast.expr) else []
+        own = {node.id for node in nodes if isinstance(node.ctx, ast.Store)}
+        for read in dict.fromkeys(node.id for node in nodes if node.id not in own):
+            lines = syntax.bindings(source.tree, read)
+            if lines and lines[0] > place.lineno and not syntax.is_builtin(read):
+                raise _mismatch(source, change.summary, f"it reads `{read}`; line {lines[0]} sets it only below", read)
 
 
 def _operand(source: Source, node: ast.expr, *, alone: bool) -> str:

@@ -335,6 +335,11 @@ def _walk(tree: ast.AST) -> Iterator[ast.AST]:
                 pending += [item for item in value if isinstance(item, ast.AST)]
 
 
+def is_builtin(name: str) -> bool:
+    """Return whether Python itself gives a name its value."""
+    return name in _BUILTINS
+
+
 def _names_in(node: ast.AST) -> Iterator[str]:
     """Yield the names to which a node gives a value."""
     match node:

@@ -27,7 +27,6 @@ RESULTS_NAME = "results.tsv"
 RESULTS_HEADER = ("commit", "val_bpb", "memory_gb", "status", "description")
 _LINK_ABOVE_BYTES = 16 * 2**20  # bigger files are linked into a run's copy, not copied
 _MAX_FILES = 20_000
-_MAX_SIBLING_BYTES = 2**20
 _SKIPPED_DIRS = frozenset({".git", ".hg", ".venv", "venv", "node_modules", "__pycache__", ".loopgraph"})
 _GIT_TIMEOUT_S = 20
 MAX_BUDGET_S = 7 * 86_400
@@ -396,16 +395,6 @@ def _walk(root: Path) -> Iterator[str]:
 
 
 # ---------------------------------------------------------------------------------- the user's files
-
-
-def read_siblings(workspace: Workspace, program: str) -> dict[str, str]:
-    """Return the texts of the modules beside the editable file that it imports names from, by module name."""
-    found = {}
-    for name in dict.fromkeys(re.findall(r"^\s*from (\w+) import ", program, re.MULTILINE)):
-        file = workspace.editable_path.with_name(f"{name}.py")
-        if file.is_file() and file.stat().st_size < _MAX_SIBLING_BYTES:
-            found[name] = file.read_text(encoding="utf-8", errors="replace")
-    return found
 
 
 def write_program(workspace: Workspace, text: str, *, expected: str) -> bool:
