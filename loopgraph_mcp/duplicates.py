@@ -4,9 +4,8 @@ import ast
 import hashlib
 import operator
 from collections.abc import Callable
-from functools import lru_cache
 
-from loopgraph_mcp import seeds
+from loopgraph_mcp import programs, seeds
 from loopgraph_mcp.models import WhatRan
 
 _KEY = 20  # characters of a hash in a key: 80 bits
@@ -15,7 +14,7 @@ _DECIMAL_BITS = 4_000
 _UNSAID = frozenset({"ctx", "kind", "type_comment"})  # told by the place, or without effect
 
 
-@lru_cache(maxsize=64)
+@programs.remembered(2**20)
 def program_hash(source: str, name: str = "train.py") -> str:
     """Return what identifies a program up to layout: of Python its syntax tree with docstrings, else its bytes.
 
@@ -24,7 +23,7 @@ def program_hash(source: str, name: str = "train.py") -> str:
     return _hash(source, _tree_with_docstrings(source, name))
 
 
-@lru_cache(maxsize=64)
+@programs.remembered(2**20)
 def group_hash(source: str, name: str = "train.py") -> str:
     """Return the same for all programs that differ in nothing but the values of seeds."""
     tree = _tree_with_docstrings(source, name)
@@ -38,7 +37,7 @@ def _tree_with_docstrings(source: str, name: str) -> ast.Module | None:
     if not name.endswith(".py"):
         return None
     try:
-        return ast.parse(source.removeprefix("\ufeff"))
+        return programs.parse(source.removeprefix("\ufeff"))
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
 

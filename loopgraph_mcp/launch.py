@@ -1,6 +1,5 @@
 """Turns an edit, a patch or the present file into one exact program, queues it, and starts its supervisor."""
 
-import ast
 import asyncio
 import dataclasses
 import json
@@ -8,7 +7,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from loopgraph_mcp import duplicates, edits, lookups, patches
+from loopgraph_mcp import duplicates, edits, lookups, patches, plain_files, programs
 from loopgraph_mcp.config import Settings
 from loopgraph_mcp.errors import NotFoundError, RunError, WorkspaceError
 from loopgraph_mcp.models import Applied, Context, Outcome, OutcomeKind, Present, WhatRan
@@ -18,7 +17,16 @@ from loopgraph_mcp.store import edits as edit_store
 from loopgraph_mcp.store import experiments
 from loopgraph_mcp.store.database import Database, text_hash
 from loopgraph_mcp.store.experiments import ExperimentRow
-from loopgraph_mcp.workspace import CONFIG_NAME, MAX_BUDGET_S, RESULTS_NAME, Workspace, _files, reads_variable, snapshot
+from loopgraph_mcp.workspace import (
+    CONFIG_NAME,
+    MAX_BUDGET_S,
+    RESULTS_NAME,
+    Workspace,
+    _files,
+    file_hashes,
+    reads_variable,
+    snapshot,
+)
 
 DEFAULT_SEED = 42
 _RETRIED_AMONG = 50  # newest experiments among which a patch that the file holds is looked for
@@ -224,11 +232,13 @@ def check_parses(name: str, text: str) -> None:
     if not name.endswith(".py"):
         return
     try:
-        ast.parse(text)
+        programs.parse(text)
     except SyntaxError as error:
         raise RunError(
             f"{name}, line {error.lineno}: {error.msg}: {(error.text or '').strip()!r}; mend it first"
         ) from error
+    except programs.TooLargeError as error:
+        raise RunError(f"{name}: {error}") from error
     except (ValueError, RecursionError, MemoryError) as error:
         raise RunError(f"{name}: Python cannot parse it ({error})") from error
 
@@ -320,9 +330,13 @@ def read_inputs(where: Workspace) -> Inputs:
     exact, group = {}, {}
     for name in sorted(set(_files(where.path)) - {where.editable, RESULTS_NAME, CONFIG_NAME}):
         path = where.path / name
-        if path.is_file():
-            text = path.read_bytes().decode("utf-8", "surrogateescape")
+        if not path.is_file():
+            continue
+        try:
+            text = plain_files.read_plain(path).decode("utf-8", "surrogateescape")
             exact[name], group[name] = duplicates.program_hash(text, name), duplicates.group_hash(text, name)
+        except plain_files.NotPlainError:  # data: its bytes say what it is
+            exact[name] = group[name] = file_hashes(where.path, [name])[name]
     return Inputs(text_hash(json.dumps(exact))[:16], text_hash(json.dumps(group))[:16], exact)
 
 

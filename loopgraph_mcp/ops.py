@@ -5,10 +5,9 @@ import contextlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import pairwise
 
-from loopgraph_mcp import duplicates, models, syntax
+from loopgraph_mcp import duplicates, models, programs, syntax
 from loopgraph_mcp.models import KnobValue, RecipeOp, Refused
 from loopgraph_mcp.syntax import CURRENT, HOLE, Run, Scope, Source, Span, Swaps, Unparsable
 
@@ -356,10 +355,10 @@ def literal(value: KnobValue) -> str:
     return f'"{text[1:-1]}"' if isinstance(value, str) and not {'"', "\\"} & set(text) else text
 
 
-@lru_cache(maxsize=512)
+@programs.remembered(2**17)
 def _statements(code: str) -> list[ast.stmt]:
     try:
-        body = ast.parse(code).body
+        body = programs.parse(code).body
     except (SyntaxError, ValueError) as error:
         raise Mismatch(Refused(f"code: `{_first_line(code)}`", f"it does not parse ({error})")) from error
     if not body:
@@ -367,10 +366,10 @@ def _statements(code: str) -> list[ast.stmt]:
     return body
 
 
-@lru_cache(maxsize=512)
+@programs.remembered(2**17)
 def _expression(code: str) -> ast.expr:
     try:
-        return ast.parse(code, mode="eval").body
+        return programs.parse(code, "eval").body
     except (SyntaxError, ValueError) as error:
         raise Mismatch(Refused(f"a value: `{_first_line(code)}`", f"it is no expression ({error})")) from error
 

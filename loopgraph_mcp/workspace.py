@@ -16,9 +16,10 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from loopgraph_mcp import schemas
+from loopgraph_mcp import programs, schemas
 from loopgraph_mcp.errors import WorkspaceError
 from loopgraph_mcp.models import Direction
+from loopgraph_mcp.plain_files import open_plain, read_plain
 from loopgraph_mcp.printed import check_pattern
 
 CONFIG_NAME = "loopgraph.toml"
@@ -27,6 +28,7 @@ RESULTS_NAME = "results.tsv"
 RESULTS_HEADER = ("commit", "val_bpb", "memory_gb", "status", "description")
 _LINK_ABOVE_BYTES = 16 * 2**20  # bigger files are linked into a run's copy, not copied
 _MAX_FILES = 20_000
+_MAX_DECLARATION_BYTES = 2**16
 _SKIPPED_DIRS = frozenset({".git", ".hg", ".venv", "venv", "node_modules", "__pycache__", ".loopgraph"})
 _GIT_TIMEOUT_S = 20
 MAX_BUDGET_S = 7 * 86_400
@@ -120,10 +122,10 @@ class Workspace:
         """Return the editable file's text, newlines as they are.
 
         Raises:
-            WorkspaceError: It cannot be read as UTF-8.
+            WorkspaceError: It is no plain file, is too large, or cannot be read as UTF-8.
         """
         try:
-            return self.editable_path.read_bytes().decode("utf-8")
+            return read_plain(self.editable_path).decode("utf-8")
         except FileNotFoundError as error:
             raise WorkspaceError(
                 f"{self.editable_path}: not found; name the file to improve as `editable` in {CONFIG_NAME}"
@@ -142,13 +144,17 @@ def load_workspace(path: Path) -> Workspace:
     if not path.is_dir():
         raise WorkspaceError(f"{path}: not a folder; name the folder that holds train.py")
     config = path / CONFIG_NAME
-    if not config.is_file():
-        return _detect(path)
     try:
-        declared = _Config.model_validate(tomllib.loads(config.read_text(encoding="utf-8"))).workspace
+        text = read_plain(config, _MAX_DECLARATION_BYTES).decode("utf-8")
+    except FileNotFoundError:
+        return _detect(path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise WorkspaceError(f"{config}: cannot be read as UTF-8 text ({error})") from error
+    try:
+        declared = _Config.model_validate(tomllib.loads(text)).workspace
     except ValidationError as error:
         raise WorkspaceError(f"{config}: {_misdeclared(error)}") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError is a ValueError, as is a number of 5,000 digits
         raise WorkspaceError(f"{config}: {error}") from error
     if not declared.metric.strip():
         raise WorkspaceError(f"{config}: workspace.metric: empty; give the name that the program prints")
@@ -299,7 +305,7 @@ def _detect(path: Path) -> Workspace:
 def _constant(file: Path, name: str, default: float) -> float:
     """Return a module-level number of a Python file without running it."""
     try:
-        tree = ast.parse(file.read_bytes())
+        tree = programs.parse(read_plain(file).decode("utf-8-sig"))
     except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
         return default
     for node in tree.body:
@@ -340,7 +346,7 @@ def file_hashes(root: Path, names: Sequence[str]) -> dict[str, str]:
     found = {}
     for name in sorted(names):
         try:
-            with (root / name).open("rb") as file:
+            with os.fdopen(open_plain(root / name), "rb") as file:
                 found[name] = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError:
             found[name] = ""
@@ -400,7 +406,7 @@ def _walk(root: Path) -> Iterator[str]:
 def write_program(workspace: Workspace, text: str, *, expected: str) -> bool:
     """Replace the editable file in one step, if it still holds the expected text; return whether it did."""
     path = workspace.editable_path
-    if path.read_bytes() != expected.encode("utf-8"):
+    if read_plain(path) != expected.encode("utf-8"):
         return False
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -484,7 +490,7 @@ def reads_variable(workspace: Workspace, name: str) -> bool:
     """Return whether the editable or a protected file mentions an environment variable."""
     for file in (workspace.editable, *workspace.protected):
         try:
-            if name.encode() in (workspace.path / file).read_bytes():
+            if name.encode() in read_plain(workspace.path / file):
                 return True
         except OSError:
             continue

@@ -2,11 +2,11 @@
 
 import codecs
 import re
-import stat
 from collections.abc import Sequence
 from pathlib import Path
 
 from loopgraph_mcp.errors import HistoryError
+from loopgraph_mcp.plain_files import NotPlainError, read_plain
 
 MAX_BYTES = 50 * 2**20
 _HEAD = 1024
@@ -27,12 +27,9 @@ def read_file(path: Path) -> str:
         HistoryError: It cannot be read, is no text, or is too large.
     """
     try:
-        found = path.stat()
-        if not stat.S_ISREG(found.st_mode):  # reading a pipe or a device may never end
-            raise HistoryError(f"{path}: no regular file; name a results.tsv or another history")
-        if found.st_size > MAX_BYTES:
-            raise HistoryError(f"{path}: larger than {MAX_BYTES // 2**20} MiB; split it")
-        content = path.read_bytes()
+        content = read_plain(path, MAX_BYTES)
+    except NotPlainError as error:
+        raise HistoryError(f"{path}: {error}, or name another results.tsv or history") from error
     except OSError as error:
         raise HistoryError(f"{path}: {error.strerror}; name a results.tsv or another history") from error
     encoding = _encoding(content)

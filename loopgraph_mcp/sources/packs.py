@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from loopgraph_mcp import ops
+from loopgraph_mcp import ops, programs
 from loopgraph_mcp.errors import PackError
 from loopgraph_mcp.models import (
     AddMethod,
@@ -422,9 +422,9 @@ class _Method(_Table):
 def _check_parses(place: str, code: str, *, is_value: bool = False) -> list[ast.stmt]:
     try:
         if is_value:
-            ast.parse(code, mode="eval")
-            ast.parse(f"({code})", mode="eval")  # a comment would swallow what follows it on its line
-        body = ast.parse(code).body
+            programs.parse(code, "eval")
+            programs.parse(f"({code})", "eval")  # a comment would swallow what follows it on its line
+        body = programs.parse(code).body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise ValueError(f"{place}: the code does not parse ({error})") from error
     if not body:
@@ -433,7 +433,7 @@ def _check_parses(place: str, code: str, *, is_value: bool = False) -> list[ast.
 
 
 def _is_function(code: str) -> bool:
-    body = ast.parse(ops.PLACEHOLDER.sub(r"\1", code)).body
+    body = programs.parse(ops.PLACEHOLDER.sub(r"\1", code)).body
     return len(body) == 1 and isinstance(body[0], ast.FunctionDef | ast.AsyncFunctionDef)
 
 
