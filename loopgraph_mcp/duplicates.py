@@ -10,6 +10,7 @@ from loopgraph_mcp.models import WhatRan
 
 _KEY = 20  # characters of a hash in a key: 80 bits
 _MAX_EXPONENT = 64
+_MAX_BITS = 4_096  # of a number that is worked out
 _DECIMAL_BITS = 4_000
 _UNSAID = frozenset({"ctx", "kind", "type_comment"})  # told by the place, or without effect
 
@@ -126,6 +127,11 @@ def equal_numbers(one: ast.AST, other: ast.AST) -> bool:
     return left is not None and left == right
 
 
+def _within(value: float) -> float | None:
+    """Return a number unless it is one of those that take long to work with; no setting is of that size."""
+    return None if isinstance(value, int) and value.bit_length() > _MAX_BITS else value
+
+
 _ARITHMETIC: dict[type[ast.operator], Callable[[float, float], float]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -141,7 +147,7 @@ def number(node: ast.AST) -> float | None:
         case ast.Constant(value=bool()):
             return None
         case ast.Constant(value=int() | float() as value):
-            return value
+            return _within(value)
         case ast.UnaryOp(op=ast.USub(), operand=operand):
             inner = number(operand)
             return None if inner is None else -inner
@@ -163,6 +169,6 @@ def _calculated(op: ast.operator, a: float, b: float) -> float | None:
                     return a << b
                 return None
             case _:
-                return _ARITHMETIC[type(op)](a, b)
+                return _within(_ARITHMETIC[type(op)](a, b))
     except (KeyError, ArithmeticError):
         return None

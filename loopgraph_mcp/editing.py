@@ -92,7 +92,7 @@ async def make_edit(
     """
     await lookups.check_retrieval(db, asked.retrieval_id)
     where = await here.workspace(workspace)
-    program = where.read_program()
+    program = await asyncio.to_thread(where.read_program)
     asked = await _with_ids(db, asked)
     plan = await _plan(db, here, where, asked, program)
     if asked.apply and (earlier := await _applied_before(db, await here.workspace_id(where), plan, program)):
@@ -118,7 +118,7 @@ async def make_edit(
     text = plan.made.text
     context = await here.context(where, where.budget_s)
     context_id = await edit_store.context_id(db, context)
-    diff = edits.unified_diff(program, text, where.editable)
+    diff = await asyncio.to_thread(edits.unified_diff, program, text, where.editable)
     base_hash = await launch.keep_program(db, program, where.editable)
     new_hash = await launch.keep_program(db, text, where.editable)
     inputs = await asyncio.to_thread(launch.read_inputs, where)
@@ -143,7 +143,7 @@ async def make_edit(
         db,
         await followed.follow(context),
         context_id,
-        inputs.identify(text, where.editable),
+        await asyncio.to_thread(inputs.identify, text, where.editable),
         files=inputs.files,
         base_hash=base_hash,
         new_hash=new_hash,
@@ -161,7 +161,7 @@ async def make_edit(
         edit_id=edit_id,
         diff=diff,
         changes=list(plan.made.changes),
-        reason="" if asked.revert else wording.replaced(_in_the_way(plan, program)),
+        reason="" if asked.revert else wording.replaced(await asyncio.to_thread(_in_the_way, plan, program)),
         nearest=[],
         earlier=list(bearing.earlier),
         next_step=wording.after_whole(subject, applied=asked.apply)
@@ -169,7 +169,7 @@ async def make_edit(
         else wording.after_edit(edit_id, bearing.earlier),
         p_keep=None if foreseen is None else round(foreseen.p_keep, 4),
         foresight=wording.foresight(foreseen, odds),
-        companions=[] if asked.revert or learned is not None else _offered(plan, asked, text),
+        companions=[] if asked.revert or learned is not None else await asyncio.to_thread(_offered, plan, asked, text),
         learned=record,
     )
 
@@ -272,7 +272,7 @@ async def _plan_revert(db: Database, workspace_id: str, asked: Asked, program: s
     rows.sort(key=lambda row: row.new_text != program)
     made: EditResult | None = None
     for row in rows:
-        answer = undoing.undo(row.base_text, row.new_text, program)
+        answer = await asyncio.to_thread(undoing.undo, row.base_text, row.new_text, program)
         if isinstance(answer, Applied):
             known = [await lookups.the_method(db, each) for each in row.method_ids]
             return _Plan(answer, tuple(known), {edit_store.REVERTS: row.id}, edits.NOTHING)

@@ -2,9 +2,10 @@
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import takewhile
 
 from loopgraph_mcp import marks, ops, syntax
 from loopgraph_mcp.models import (
@@ -28,6 +29,9 @@ from loopgraph_mcp.syntax import Source, Unparsable
 ALL = "all"
 _KINDS: dict[type, tuple[type, ...]] = {int: (int,), float: (int, float), str: (str,)}
 _MAX_NUMBER = 2**63
+_CONTEXT_LINES = 3
+_MOST_COMPARED = 4_000_000  # pairs of lines: a second
+_HUNK = re.compile(r"(?<=[ ])([-+])(\d+)")
 _MAX_SHOWN = 80  # characters of a value in a sentence, or bits of an integer
 
 
@@ -118,6 +122,15 @@ def detect(method: Method, source: str, knobs: KnobValues | None = None, around:
     return Presence.ABSENT
 
 
+def detect_each(methods: Sequence[Method], source: str) -> list[Presence]:
+    """Return how far a text already holds each of some methods; it is parsed once."""
+    try:
+        held = syntax.read(source)
+    except Unparsable:
+        held = None
+    return [Presence.ABSENT if held is None else detect(each, source) for each in methods]
+
+
 def offered(method: Method, source: str, knobs: KnobValues, around: Around = NOTHING) -> list[tuple[Companion, str]]:
     """Return the companions that would change a text further, one of each name, each with what it would change."""
     found: dict[str, tuple[Companion, str]] = {}
@@ -138,8 +151,30 @@ def offered(method: Method, source: str, knobs: KnobValues, around: Around = NOT
 def unified_diff(old: str, new: str, path: str) -> str:
     """Return the unified diff of two texts, with a/ and b/ before the path; as in git, only a newline ends a line."""
     before, after = (re.findall(r"[^\n]*\n|[^\n]+", text) for text in (old, new))
-    lines = difflib.unified_diff(before, after, f"a/{path}", f"b/{path}", n=3)
+    lines = _unified(before, after, path)
     return "".join(line if line.endswith("\n") else line + "\n\\ No newline at end of file\n" for line in lines)
+
+
+def _unified(before: list[str], after: list[str], path: str) -> Iterator[str]:
+    """Yield a diff's lines; where too much differs to be compared in a moment, all of that is replaced."""
+    head = max(0, _alike(before, after) - _CONTEXT_LINES)
+    old, new = before[head:], after[head:]
+    apart = min(len(old), len(new)) - _CONTEXT_LINES  # a line at the head is none at the tail
+    tail = max(0, min(_alike(old[::-1], new[::-1]), apart) - _CONTEXT_LINES)
+    old, new = old[: len(old) - tail], new[: len(new) - tail]
+    if len(old) * len(new) > _MOST_COMPARED:
+        yield from (f"--- a/{path}\n", f"+++ b/{path}\n")
+        yield f"@@ -{head + 1},{len(old)} +{head + 1},{len(new)} @@\n"
+        yield from (f"-{line}" for line in old)
+        yield from (f"+{line}" for line in new)
+        return
+    for line in difflib.unified_diff(old, new, f"a/{path}", f"b/{path}", n=_CONTEXT_LINES):
+        yield _HUNK.sub(lambda found: f"{found[1]}{int(found[2]) + head}", line) if line.startswith("@@ ") else line
+
+
+def _alike(one: Sequence[str], other: Sequence[str]) -> int:
+    """Return how many lines two texts share from the first on."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
 # ------------------------------------------------------------------------------------------------- parts

@@ -68,7 +68,8 @@ def _next_step(left_out: object, budget_tokens: int, *, single: bool) -> str:
 
 def _present(methods: Sequence[Method], text: str) -> list[str]:
     """Return which known methods a text holds, as far as their recipes can tell."""
-    found = {each.id: edits.detect(each, text) for each in methods if each.recipe is not None}
+    able = [each for each in methods if each.recipe is not None]
+    found = {each.id: how for each, how in zip(able, edits.detect_each(able, text), strict=True)}
     told = []
     for presence, words in ((Presence.PRESENT, "methods present"), (Presence.PARTIAL, "methods present in part")):
         if ids := [each for each, how in found.items() if how is presence]:
@@ -95,7 +96,7 @@ def _texts(path: Path) -> tuple[dict[str, str], str]:
         WorkspaceError: There is nothing there that can be read.
     """
     try:
-        if path.is_file() and path.suffix == ".py":
+        if path.suffix == ".py" and path.exists() and not path.is_dir():  # a pipe is refused by name
             return {path.name: read_plain(path, _MAX_FILE_BYTES).decode("utf-8", "replace")}, ""
         if not path.is_dir():
             raise WorkspaceError(f"{path}: no Python file and no folder; name a file that ends in .py, or a folder")
