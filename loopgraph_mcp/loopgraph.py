@@ -185,6 +185,7 @@ class LoopGraph:
             standing: Show methods of this standing alone.
             caller: The agent that asks; None for a person at a terminal.
         """
+        await self._here.look(workspace)
         shown, newest, sight, relevance = await self.db.search(
             lambda conn: (
                 self._fatigue.shown(conn),

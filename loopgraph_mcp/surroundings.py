@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +26,10 @@ class _Seen:
     files: tuple[Path, ...]
     stamps: tuple[tuple[int, int, int] | None, ...]
     found: tuple[Workspace, Device, str, str]
+
+    def is_stale(self) -> bool:
+        """Return whether one of the files looks different by now."""
+        return self.stamps != _stamps(self.files)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +99,7 @@ class Surroundings:
     def _look_again(self, folder: Path) -> tuple[Workspace, Device, str, str]:
         """Return a folder's workspace, device and hashes; its files are read again only where one of them changed."""
         known = self._seen.get(folder)
-        if known is None or known.stamps != _stamps(known.files):
+        if known is None or known.is_stale():
             declaring = [folder / name for name in DECLARING]
             before = _stamps(declaring)
             where = load_workspace(folder)
@@ -103,6 +108,16 @@ class Surroundings:
             known = _Seen((*declaring, *told), stamps, (where, *self._look(where)))
             self._seen[folder] = known
         return known.found
+
+    async def look(self, path: str | None) -> None:
+        """Read a workspace on a thread where `sight` would have to: all search on that one, and hashes take long.
+
+        What is wrong with it is left for `sight` to say.
+        """
+        known = self._seen.get(self._settings.workspace if path is None else Path(path))
+        if known is None or known.is_stale():
+            with suppress(WorkspaceError):
+                await asyncio.to_thread(lambda: self._look_again(self._folder(path)))
 
     def sight(self, path: str | None) -> Sight | None:
         """Return the workspace asked for as it is now, read on the calling thread; None where none is asked for or is.

@@ -12,7 +12,7 @@ ENOUGH_WORDS = 160  # a passage that has these ends with its paragraph
 MOST_WORDS = 250
 _MOST_WORDS_OF_A_BOX = 800  # a table longer than that is cut between rows
 _CHARS_OF_A_WORD = 40  # a longer one counts as several: what holds no spaces is cut as well
-_LONGEST_RUN = re.compile(r"\S{1000}")
+_LONGEST_WORD = 1_000
 _WHOLE = frozenset({"equation", "table", "algorithm", "caption", "code", "list"})
 _LED_TO = frozenset({"equation", "list", "code"})  # the sentence before one of these leads to it
 _BOXES = frozenset({"table", "algorithm", "caption", "code"})
@@ -156,7 +156,8 @@ def _cut(sentence: str) -> Iterator[str]:
             yield stripped
         return
     part, chars = list[str](), 0
-    for word in _LONGEST_RUN.sub(r"\g<0> ", stripped).split():
+    cut = (word[at : at + _LONGEST_WORD] for word in stripped.split() for at in range(0, len(word), _LONGEST_WORD))
+    for word in cut:
         if part and (len(part) == MOST_WORDS or chars + len(word) > MOST_WORDS * _CHARS_OF_A_WORD):
             yield " ".join(part)
             part, chars = [], 0
