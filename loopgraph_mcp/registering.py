@@ -51,7 +51,7 @@ async def add_method(
             "take another id"
         )
     titles = await papers.titles(db, [each.paper_id for each in cited.values() if each.paper_id])
-    method = _read(method_id, definition, cited, titles)
+    method = await asyncio.to_thread(_read, method_id, definition, cited, titles)
     _check_names(method, await methods.all_methods(db))
     await methods.put_local(db, method, list(cited), added_by=added_by, now=now)
     await linking.link_earlier(db, method)

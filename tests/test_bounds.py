@@ -110,6 +110,15 @@ def test_documents_histories_and_packs_are_plain_files(tmp_path: Path) -> None:
             read(tmp_path / name)
 
 
+@pytest.mark.parametrize("begin", ['[{"loss": 1},', '{"runs": [\n{"loss": 1},', "[\n"])
+def test_one_json_value_is_read_up_to_a_size_and_lines_of_them_are_not_bound_by_it(tmp_path: Path, begin: str) -> None:
+    (tmp_path / "a.json").write_text(begin + " " * files.MAX_JSON_BYTES)
+    with pytest.raises(HistoryError, match=r"one JSON value of 8,\d+,\d+ bytes, over the 8 MiB.*JSONL"):
+        files.read_file(tmp_path / "a.json")
+    (tmp_path / "a.jsonl").write_text('{"loss": 1}\n' * 700_000)
+    assert files.read_file(tmp_path / "a.jsonl").startswith('{"loss"')
+
+
 # ------------------------------------------------------------------------------------------------ programs
 
 
