@@ -1,6 +1,5 @@
 """Turns an edit, a patch or the present file into one exact program, queues it, and starts its supervisor."""
 
-import ast
 import asyncio
 import dataclasses
 import os
@@ -10,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from loopgraph_mcp import duplicates, edits, environments, lookups, patches
+from loopgraph_mcp import duplicates, edits, environments, lookups, patches, programs
 from loopgraph_mcp.config import Settings
 from loopgraph_mcp.errors import NotFoundError, RunError, WorkspaceError
 from loopgraph_mcp.models import Applied, Context, Outcome, OutcomeKind, Present
@@ -73,7 +72,7 @@ async def make_plan(
         plan = await plan_patch(db, workspace, context_id, inputs, patch)
     else:
         plan = await plan_present(db, workspace, context_id, inputs)
-    check_parses(workspace.editable, plan.text)
+    await asyncio.to_thread(check_parses, workspace.editable, plan.text)
     if replicate:  # of a program that the file holds, or held once
         plan = dataclasses.replace(plan, held="")
     if method_id is None:
@@ -93,7 +92,7 @@ async def as_edit(db: Database, where: Workspace, plan: Plan, *, workspace: str,
         base_hash=await keep_program(db, plan.base_text, where.editable),
         new_hash=await keep_program(db, plan.text, where.editable),
         knobs={},
-        diff=edits.unified_diff(plan.base_text, plan.text, where.editable),
+        diff=await asyncio.to_thread(edits.unified_diff, plan.base_text, plan.text, where.editable),
         now=now,
     )
     return dataclasses.replace(plan, edit_id=edit_id)
@@ -112,7 +111,7 @@ async def plan_edit(db: Database, workspace: Workspace, workspace_id: str, edit_
     if edit.workspace_id != workspace_id:
         raise RunError(f"{edit_id} was made in another workspace than {workspace.path}; make it here: get_code_edit")
     held = ""
-    if workspace.read_program() not in {edit.base_text, edit.new_text}:
+    if await asyncio.to_thread(workspace.read_program) not in {edit.base_text, edit.new_text}:
         again = f"call get_code_edit for {edit.method_id} again" if edit.method_id else "make the patch again"
         held = f"{workspace.editable} changed since {edit_id} was made; {again}"
     return Plan(edit.new_text, edit.base_text, edit.id, edit.method_ids, held=held)
@@ -126,9 +125,9 @@ async def plan_patch(db: Database, workspace: Workspace, context_id: str, inputs
     Raises:
         RunError: The patch does not fit.
     """
-    present = workspace.read_program()
-    made = patches.apply_patch(present, patch)
-    taken_out = patches.take_out(present, patch)
+    present = await asyncio.to_thread(workspace.read_program)
+    made = await asyncio.to_thread(patches.apply_patch, present, patch)
+    taken_out = await asyncio.to_thread(patches.take_out, present, patch)
     if isinstance(made, Present):
         held = f"{made.reason}; call run_experiment without patch to run {workspace.editable} as it is"
         return dataclasses.replace(await plan_present(db, workspace, context_id, inputs), held=held)
@@ -161,7 +160,8 @@ async def _runs_of_patch(db: Database, context_id: str, patch: str) -> list[Expe
     for run in await experiments.list_experiments(db, workspace_id, limit=_RETRIED_AMONG):
         if run.base_hash is None or run.program_hash is None:
             continue
-        made = patches.apply_patch(await edit_store.program_text(db, run.base_hash), patch)
+        base = await edit_store.program_text(db, run.base_hash)
+        made = await asyncio.to_thread(patches.apply_patch, base, patch)
         if isinstance(made, Applied) and text_hash(made.text) == run.program_hash:
             found.append(run)
     return found
@@ -185,11 +185,12 @@ def check_held(plan: Plan, earlier: Sequence[ExperimentRow]) -> None:
 
 async def plan_present(db: Database, workspace: Workspace, context_id: str, inputs: Inputs) -> Plan:
     """Return the workspace as it is; it is compared with the incumbent, or as the incumbent was if it is that."""
-    present = workspace.read_program()
+    present = await asyncio.to_thread(workspace.read_program)
     incumbent = await experiments.last_kept(db, context_id)
     if incumbent is None or incumbent.program_hash is None:
         return Plan(present, None, None)
-    if inputs.identify(present, workspace.editable).run_key != incumbent.run_key:
+    ran = await asyncio.to_thread(inputs.identify, present, workspace.editable)
+    if ran.run_key != incumbent.run_key:
         kept = await edit_store.program_text(db, incumbent.program_hash)
         return Plan(present, kept, None, base_group_key=incumbent.group_key)
     base = None if incumbent.base_hash is None else await edit_store.program_text(db, incumbent.base_hash)
@@ -212,11 +213,13 @@ def check_parses(name: str, text: str) -> None:
     if not name.endswith(".py"):
         return
     try:
-        ast.parse(text)
+        programs.parse(text)
     except SyntaxError as error:
         raise RunError(
             f"{name}, line {error.lineno}: {error.msg}: {(error.text or '').strip()!r}; mend it first"
         ) from error
+    except programs.TooLargeError as error:
+        raise RunError(f"{name}: {error}") from error
     except (ValueError, RecursionError, MemoryError) as error:
         raise RunError(f"{name}: Python cannot parse it ({error})") from error
 
@@ -281,7 +284,8 @@ async def keep_program(db: Database, text: str, name: str) -> str:
         RunError: It is no text that can be stored.
     """
     try:
-        return await edit_store.add_program(db, text, duplicates.group_hash(text, name))
+        group = await asyncio.to_thread(duplicates.group_hash, text, name)
+        return await edit_store.add_program(db, text, group)
     except UnicodeEncodeError as error:
         raise RunError(f"the program holds a lone surrogate at character {error.start}; it cannot be stored") from error
 

@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ from loopgraph_mcp.answers import (
 )
 from loopgraph_mcp.bests import Bests, best_result
 from loopgraph_mcp.config import Settings, read_settings
+from loopgraph_mcp.duplicates import group_hash
 from loopgraph_mcp.editing import Asked, make_edit
 from loopgraph_mcp.errors import LoopGraphError, RunError, UnwritableError, WorkspaceError
 from loopgraph_mcp.foresight import Foresight, Lesson
@@ -78,6 +80,7 @@ from loopgraph_mcp.workspace import default_timeout_s, resolved
 
 MAX_WAIT_S = 50.0  # most clients give up on a call after 60 s
 _CANDIDATES = 50
+_LARGE_PROGRAM = 2**15  # characters; a smaller one is parsed in some 20 ms
 _PATIENCE_S = 1.0
 _POLL_S = 0.25
 _LOOK_S = 2.0  # between looks for runs whose supervisor was killed
@@ -201,6 +204,7 @@ class LoopGraph:
             standing: Show methods of this standing alone.
             caller: The agent that asks; None for a person at a terminal.
         """
+        await self._here.look(workspace)
         shown, newest, sight, relevance = await self.db.search(
             lambda conn: (
                 self._fatigue.shown(conn),
@@ -217,7 +221,8 @@ class LoopGraph:
         else:
             found = [(method, 1.0) for method in look.known.values()]
         running = sharing.running_now(look.under_way, caller)
-        hits, note = searching.choose(
+        choose = partial(
+            searching.choose,
             [pair for pair in found if family in {None, pair[0].family}],
             look.memory,
             await self._foresight(look.context, newest),
@@ -229,6 +234,10 @@ class LoopGraph:
             standing=standing,
             in_flight={each for run in running for each in run.method_ids},
         )
+        large = len(look.program or "") > _LARGE_PROGRAM
+        hits, note = await asyncio.to_thread(choose) if large else choose()
+        if large and look.context is not None:  # what asks for the best program takes it from there
+            await asyncio.to_thread(group_hash, look.program, look.context.editable)
         hits = [dataclasses.replace(hit, has_edit=True) if hit.method_id in look.learned else hit for hit in hits]
         retrieval_id = await retrievals.add_retrieval(
             self.db,
@@ -407,7 +416,7 @@ class LoopGraph:
         plan = await launch.make_plan(
             self.db, where, context, inputs, edit_id=edit_id, patch=patch, method_id=method_id, replicate=replicate
         )
-        ran = inputs.identify(plan.text, where.editable)
+        ran = await asyncio.to_thread(inputs.identify, plan.text, where.editable)
         earlier = await experiments.runs_of(self.db, context_id, ran.run_key)
         if not replicate and (repeat := launch.worth_returning(plan, earlier, seed=seed)) is not None:
             if repeat.state is not State.DONE:

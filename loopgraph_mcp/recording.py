@@ -105,7 +105,9 @@ async def record_report(
             method_ids=method_ids,
             program_hash=None if text is None else await launch.keep_program(db, text, where.editable),
             base_hash=None if text is None or incumbent is None else incumbent.program_hash,
-            ran=None if text is None or inputs is None else inputs.identify(text, where.editable),
+            ran=None
+            if text is None or inputs is None
+            else await asyncio.to_thread(inputs.identify, text, where.editable),
             base_group_key=None if incumbent is None else incumbent.group_key,
         ),
         outcome,

@@ -43,6 +43,10 @@ class _Seen:
     declared: tuple[str, ...]
     found: tuple[Workspace, Device, str, str]
 
+    def is_stale(self) -> bool:
+        """Return whether one of the files looks different by now."""
+        return self.stamps != _stamps(self.files) or self.declared != declared_stamps(self.found[0])
+
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
@@ -161,7 +165,7 @@ class Surroundings:
     def _look_again(self, folder: Path) -> tuple[Workspace, Device, str, str]:
         """Return a folder's workspace, device and hashes; its files are read again only where one of them changed."""
         known = self._seen.get(folder)
-        if known is None or known.stamps != _stamps(known.files) or known.declared != declared_stamps(known.found[0]):
+        if known is None or known.is_stale():
             declaring = tuple(folder / name for name in DECLARING)
             stamps = _stamps(declaring)
             where = load_workspace(folder)
@@ -169,6 +173,16 @@ class Surroundings:
             known = _Seen(declaring, stamps, declared, (where, *self._look(where)))
             self._seen[folder] = known
         return known.found
+
+    async def look(self, path: str | None) -> None:
+        """Read a workspace on a thread where `sight` would have to: all search on that one, and hashes take long.
+
+        What is wrong with it is left for `sight` to say.
+        """
+        known = self._seen.get(self._settings.workspace if path is None else Path(path))
+        if known is None or known.is_stale():
+            with suppress(WorkspaceError):
+                await asyncio.to_thread(lambda: self._look_again(self._folder(path)))
 
     def sight(self, path: str | None) -> Sight | None:
         """Return the workspace asked for as it is now, read on the calling thread; None where none is asked for or is.

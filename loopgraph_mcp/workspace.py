@@ -21,9 +21,10 @@ from typing import IO, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from loopgraph_mcp import contents, environments, patterns, schemas
+from loopgraph_mcp import contents, environments, patterns, programs, schemas
 from loopgraph_mcp.errors import WorkspaceError
 from loopgraph_mcp.models import Direction
+from loopgraph_mcp.plain_files import read_plain
 from loopgraph_mcp.printed import check_pattern
 from loopgraph_mcp.quoting import plain_line
 
@@ -31,10 +32,10 @@ CONFIG_NAME = "loopgraph.toml"
 DECLARING = (CONFIG_NAME, "train.py", "prepare.py", "uv.lock")  # what tells that a folder is a workspace, and which
 RESULTS_NAME = "results.tsv"
 RESULTS_HEADER = ("commit", "val_bpb", "memory_gb", "status", "description")
-_MAX_SIBLING_BYTES = 2**20
+_MAX_READ_BYTES = 2**20  # of a file that is looked through for a variable's name
 _FEW_FILES = 1_000  # of declared data that is known by its bytes, and looked through for every search
 _LOOK_AGAIN_S = 60
-_MAX_CONFIG_BYTES = 2**20
+_MAX_DECLARATION_BYTES = 2**14  # some keys take the parser a time that grows with their square
 _GIT_TIMEOUT_S = 20
 _MAX_HEADER = 64 * 2**10
 _MAX_SINCE = 2**20  # of results.tsv behind the place where a line was begun
@@ -144,10 +145,10 @@ class Workspace:
         """Return the editable file's text, newlines as they are.
 
         Raises:
-            WorkspaceError: It cannot be read as UTF-8.
+            WorkspaceError: It is no plain file, is too large, or cannot be read as UTF-8.
         """
         try:
-            return self.editable_path.read_bytes().decode("utf-8")
+            return read_plain(self.editable_path).decode("utf-8")
         except FileNotFoundError as error:
             raise WorkspaceError(
                 f"{self.editable_path}: not found; name the file to improve as `editable` in {CONFIG_NAME}"
@@ -166,15 +167,17 @@ def load_workspace(path: Path) -> Workspace:
     if not path.is_dir():
         raise WorkspaceError(f"{path}: not a folder; name the folder that holds train.py")
     config = path / CONFIG_NAME
-    if not config.is_file():
-        return _detect(path)
     try:
-        if config.stat().st_size > _MAX_CONFIG_BYTES:
-            raise WorkspaceError(f"{config}: larger than {_MAX_CONFIG_BYTES // 2**20} MiB, and no {CONFIG_NAME} is")
-        declared = _Config.model_validate(tomllib.loads(config.read_text(encoding="utf-8"))).workspace
+        text = read_plain(config, _MAX_DECLARATION_BYTES).decode("utf-8")
+    except FileNotFoundError:
+        return _detect(path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise WorkspaceError(f"{config}: cannot be read as UTF-8 text ({error})") from error
+    try:
+        declared = _Config.model_validate(tomllib.loads(text)).workspace
     except ValidationError as error:
         raise WorkspaceError(f"{config}: {_misdeclared(error)}") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError is a ValueError, as is a number of 5,000 digits
         raise WorkspaceError(f"{config}: {error}") from error
     if not declared.metric.strip():
         raise WorkspaceError(f"{config}: workspace.metric: empty; give the name that the program prints")
@@ -377,7 +380,7 @@ def _detect(path: Path) -> Workspace:
 def _constant(file: Path, name: str, default: float) -> float:
     """Return a module-level number of a Python file without running it."""
     try:
-        tree = ast.parse(file.read_bytes())
+        tree = programs.parse(read_plain(file).decode("utf-8-sig"))
     except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
         return default
     for node in tree.body:
@@ -500,23 +503,13 @@ def _hash(hashes: Mapping[str, str]) -> str:
 # ---------------------------------------------------------------------------------- the user's files
 
 
-def read_siblings(workspace: Workspace, program: str) -> dict[str, str]:
-    """Return the texts of the modules beside the editable file that it imports names from, by module name."""
-    found = {}
-    for name in dict.fromkeys(re.findall(r"^\s*from (\w+) import ", program, re.MULTILINE)):
-        file = workspace.editable_path.with_name(f"{name}.py")
-        if file.is_file() and file.stat().st_size < _MAX_SIBLING_BYTES:
-            found[name] = file.read_text(encoding="utf-8", errors="replace")
-    return found
-
-
 def write_program(workspace: Workspace, text: str, *, expected: str) -> bool:
     """Replace the editable file in one step, if it still holds the expected text; return whether it did.
 
     Whoever calls holds the workspace's lock: between look and step another process could write.
     """
     path = workspace.editable_path
-    if path.read_bytes() != expected.encode("utf-8"):
+    if read_plain(path) != expected.encode("utf-8"):
         return False
     for stray in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):  # of a process that was killed
         stray.unlink(missing_ok=True)
@@ -656,7 +649,7 @@ def reads_variable(workspace: Workspace, name: str) -> bool:
     for file in (workspace.editable, *patterns.expand(str(workspace.path), workspace.protected)):
         try:
             with os.fdopen(contents.open_file(str(workspace.path / file)), "rb") as opened:
-                if name.encode() in opened.read(_MAX_SIBLING_BYTES):
+                if name.encode() in opened.read(_MAX_READ_BYTES):
                     return True
         except OSError:
             continue
