@@ -31,7 +31,7 @@ from loopgraph_mcp.workspace import create_workspace
 
 MOST_S = 1.0
 MOST_MIB = 20.0
-WARM_UP = 300  # calls after which memory counts: caches are full by then
+WARM_UP = 1_000  # calls after which memory counts: caches and the threads' own heaps are full by then
 HELLO = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "fuzz", "version": "0"}}
 WORDS = (
     "",
