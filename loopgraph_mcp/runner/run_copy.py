@@ -310,20 +310,20 @@ def _fill(plan: CopyPlan, code: Path, program: str) -> tuple[CopyPlan, dict[str,
         if path in inputs and contents.file_stamp(seen) != contents.file_stamp(file.seen):
             inputs[path] = _file_id(path, File(str(code / path), seen), as_tree=inputs[path].startswith("tree:"))
     for path, target in plan.links.items():
-        if path in linked and copier.clone(target, code / path):
+        if path.startswith("/"):
+            continue  # reached by the same path from everywhere
+        place = Path(os.path.normpath(code / path))  # beside the copy, where it is beside the workspace
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if path in linked and copier.clone(target, place):
             del linked[path]
         else:
-            _place_link(plan, code, path, target)
+            _place_link(plan, place, path, target)
     _write_program(plan.workspace, code, program)
     return replace(plan, inputs=inputs, linked=linked), copied
 
 
-def _place_link(plan: CopyPlan, code: Path, path: str, target: str) -> None:
-    """Make a link in a run's folder; one that leads out of it is beside the copy, as it is beside the workspace."""
-    if path.startswith("/"):
-        return  # reached by the same path from everywhere
-    place = Path(os.path.normpath(code / path))
-    place.parent.mkdir(parents=True, exist_ok=True)
+def _place_link(plan: CopyPlan, place: Path, path: str, target: str) -> None:
+    """Make a link in a run's folder."""
     try:
         place.symlink_to(target)
     except FileExistsError as error:
