@@ -181,7 +181,7 @@ def check_held(plan: Plan, earlier: Sequence[ExperimentRow]) -> None:
 async def plan_present(db: Database, workspace: Workspace, context_id: str, inputs: Inputs) -> Plan:
     """Return the workspace as it is; it is compared with the incumbent, or as the incumbent was if it is that."""
     present = workspace.read_program()
-    incumbent = await experiments.last_kept(db, context_id)
+    incumbent = await experiments.last_kept_program(db, context_id)
     if incumbent is None or incumbent.program_hash is None:
         return Plan(present, None, None)
     if inputs.identify(present, workspace.editable).run_key != incumbent.run_key:

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -527,6 +527,22 @@ def commit_of(workspace: Workspace, program: str) -> str | None:
     changed = git(workspace.path, "status", "--porcelain", "--untracked-files=no", "--", ".")
     others = [line for line in (changed or "").splitlines() if line[3:] != workspace.editable]
     return None if changed is None or others else head_commit(workspace.path)
+
+
+def files_unlike(workspace: Workspace, commit: str, names: Collection[str]) -> list[str]:
+    """Return the files beside the editable one that are not as a commit holds them.
+
+    Args:
+        workspace: The workspace.
+        commit: A commit that git holds.
+        names: What a run sees; of files that git does not know, only these count.
+    """
+    known = git(workspace.path, "diff", "--name-only", "--relative", "-z", commit, "--", ".")
+    others = git(workspace.path, "ls-files", "--others", "--exclude-standard", "-z", "--", ".")
+    if known is None or others is None:
+        return [str(workspace.path)]
+    found = {*known.split("\0"), *(name for name in others.split("\0") if name in names)}
+    return sorted(found - {"", workspace.editable, CONFIG_NAME, RESULTS_NAME})
 
 
 def append_result(workspace: Workspace, row: dict[str, str]) -> None:

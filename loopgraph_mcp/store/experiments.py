@@ -123,6 +123,7 @@ _LAST_KEPT = f"""
     {_SELECT} WHERE experiment.id = (
         SELECT kept.experiment_id FROM decision AS kept
         CROSS JOIN experiment ON experiment.id = kept.experiment_id AND experiment.context_id = :context
+            AND (experiment.program_hash IS NOT NULL OR :any_kind)
         CROSS JOIN outcome ON outcome.experiment_id = kept.experiment_id AND outcome.kind = 'finished'
             AND outcome.origin IN ('measured', 'logged', 'trusted')
         WHERE kept.decision = 'keep' AND NOT EXISTS (
@@ -181,7 +182,7 @@ def _queue(conn: sqlite3.Connection, new: NewExperiment, now: float) -> tuple[st
         return str(row["id"]), False
     if new.caller is not None and new.program_hash is not None:
         _check_cap(conn, new.caller)
-    incumbent = conn.execute(_LAST_KEPT, {"context": new.context_id}).fetchone()
+    incumbent = conn.execute(_LAST_KEPT, {"context": new.context_id, "any_kind": True}).fetchone()
     base_group = new.base_group_key
     if new.program_hash is None and base_group is None and incumbent is not None:  # a report
         base_group = incumbent["group_key"]
@@ -343,7 +344,13 @@ async def inputs_of(db: Database, inputs_hash: str) -> Mapping[str, str]:
 
 async def last_kept(db: Database, context_id: str) -> ExperimentRow | None:
     """Return the experiment whose change was kept last in a context: the incumbent."""
-    rows = await db.reader.execute_fetchall(_LAST_KEPT, {"context": context_id})
+    rows = await db.reader.execute_fetchall(_LAST_KEPT, {"context": context_id, "any_kind": True})
+    return next((_row(row) for row in rows), None)
+
+
+async def last_kept_program(db: Database, context_id: str) -> ExperimentRow | None:
+    """Return the experiment that was kept last among those whose program is known: no report without a commit."""
+    rows = await db.reader.execute_fetchall(_LAST_KEPT, {"context": context_id, "any_kind": False})
     return next((_row(row) for row in rows), None)
 
 
