@@ -263,6 +263,11 @@ async def find_by_key(db: Database, idempotency_key: str) -> str | None:
     return next((str(row["id"]) for row in rows), None)
 
 
+async def free_key(db: Database, experiment_id: str) -> None:
+    """Let the next call with an experiment's idempotency key make another one."""
+    await db.change("UPDATE experiment SET idempotency_key = NULL WHERE id = :id", {"id": experiment_id})
+
+
 async def last_note(db: Database, experiment_id: str) -> str:
     """Return what the last decision on an experiment says, or nothing."""
     rows = await db.reader.execute_fetchall(
