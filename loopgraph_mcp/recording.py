@@ -119,7 +119,7 @@ def _read(where: Workspace, report: Report) -> tuple[Outcome, Origin]:
         RunError: Metric, status and log contradict one another.
     """
     if report.metric_value is not None and report.status not in {None, OutcomeKind.FINISHED}:
-        raise RunError(f"status is {report.status}, and a failed run has no metric_value; leave one of them out")
+        raise RunError(f"status is {report.status.value}, and a failed run has no metric_value; leave one of them out")
     if report.log is not None:
         return _from_log(where, report), Origin.LOGGED
     value = report.metric_value
@@ -173,9 +173,8 @@ def _log_file(where: Workspace, log: str) -> Iterator[Path]:
         if not path.is_relative_to(where.path):
             raise RunError(f"{name}: lies outside of {where.path}; copy the log into the workspace or give its text")
         if not path.is_file():
-            raise RunError(
-                f"{path}: {'no file of text' if path.exists() else 'no such file'}; give the log's path in the workspace, or its text"
-            )
+            what = "no file of text" if path.exists() else "no such file"
+            raise RunError(f"{path}: {what}; give the log's path in the workspace, or its text")
         yield path
         return
     with tempfile.TemporaryDirectory() as folder:

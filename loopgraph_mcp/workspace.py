@@ -286,7 +286,10 @@ def create_workspace(directory: Path, trainer: Path, *, budget_s: float | None) 
             (directory / CONFIG_NAME).write_text(_declaration(where, budget_s or where.budget_s), encoding="utf-8")
         return load_workspace(directory), False
     if directory.is_dir() and any(directory.iterdir()):
-        raise WorkspaceError(f"{directory}: not empty and holds no train.py; name a new folder, or an existing loop's")
+        raise WorkspaceError(
+            f"{directory}: not empty and holds no train.py; write a {CONFIG_NAME} there that names the file to improve "
+            "(editable), what runs it (command) and its metric, or name a new folder"
+        )
     directory.mkdir(parents=True, exist_ok=True)
     for name in _TRAINER_FILES:
         shutil.copy2(trainer / name, directory / name)
