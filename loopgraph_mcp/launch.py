@@ -12,7 +12,7 @@ from pathlib import Path
 from loopgraph_mcp import duplicates, edits, environments, lookups, patches, programs
 from loopgraph_mcp.config import Settings
 from loopgraph_mcp.errors import NotFoundError, RunError, WorkspaceError
-from loopgraph_mcp.models import Applied, Context, Outcome, OutcomeKind, Present
+from loopgraph_mcp.models import Applied, Context, Outcome, OutcomeKind, Present, State
 from loopgraph_mcp.runner import processes
 from loopgraph_mcp.runner.locks import hold_lock
 from loopgraph_mcp.runner.run_copy import make_copy
@@ -173,6 +173,41 @@ async def _as_it_ran(db: Database, run: ExperimentRow, held: str) -> Plan:
     return Plan(text, base, run.edit_id, run.method_ids, run.base_group_key, held)
 
 
+async def run_of_key(db: Database, where: Workspace, key: str, *, edit_id: str | None, patch: str | None) -> str | None:
+    """Return the run that a call with this idempotency key made; none where its surroundings failed: it runs again.
+
+    Raises:
+        RunError: The key belongs to another call: of another workspace, or of another change.
+    """
+    known = await experiments.find_by_key(db, key)
+    run = None if known is None else await experiments.get_experiment(db, known)
+    if run is None:
+        return None
+    if run.workspace_path != str(where.path) or not await _is_asked(db, run, edit_id, patch):
+        raise RunError(
+            f"this idempotency_key was used for {run.id} ({run.description[:80]}), which ran something else than this "
+            "call asks for; give each run a key of its own"
+        )
+    failed_around_it = run.outcome is not None and run.outcome.kind is OutcomeKind.INTERRUPTED
+    if run.state is State.DONE and failed_around_it:
+        await experiments.free_key(db, run.id)
+        return None
+    return run.id
+
+
+async def _is_asked(db: Database, run: ExperimentRow, edit_id: str | None, patch: str | None) -> bool:
+    """Return whether a run is of an edit or a patch; of neither, the file may have changed since it was asked for."""
+    if edit_id is not None:
+        return run.edit_id == edit_id
+    if patch is None or run.program_hash is None:
+        return True
+    for text_of in (run.base_hash, run.program_hash):
+        made = None if text_of is None else patches.apply_patch(await edit_store.program_text(db, text_of), patch)
+        if isinstance(made, Present) or (isinstance(made, Applied) and text_hash(made.text) == run.program_hash):
+            return True
+    return False
+
+
 def check_held(plan: Plan, earlier: Sequence[ExperimentRow]) -> None:
     """Refuse a change that the file holds already, or no longer fits, where no earlier run of it answers.
 
@@ -186,7 +221,7 @@ def check_held(plan: Plan, earlier: Sequence[ExperimentRow]) -> None:
 async def plan_present(db: Database, workspace: Workspace, context_id: str, inputs: Inputs) -> Plan:
     """Return the workspace as it is; it is compared with the incumbent, or as the incumbent was if it is that."""
     present = await asyncio.to_thread(workspace.read_program)
-    incumbent = await experiments.last_kept(db, context_id)
+    incumbent = await experiments.last_kept_program(db, context_id)
     if incumbent is None or incumbent.program_hash is None:
         return Plan(present, None, None)
     ran = await asyncio.to_thread(inputs.identify, present, workspace.editable)

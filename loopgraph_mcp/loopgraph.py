@@ -388,7 +388,7 @@ class LoopGraph:
             seed: The run's seed; by default 42, or the next unused one for a replicate.
             budget_s: Training seconds, where they should differ from the workspace's.
             replicate: Run it again though it was run before.
-            idempotency_key: A repeated call with the same key returns the same run.
+            idempotency_key: A repeated call with the same key returns the same run, unless its surroundings failed.
             wait_s: How long to wait for the outcome, at most 50 s.
             workspace: Folder to work on.
             on_progress: Awaited with each new state while waiting.
@@ -399,13 +399,13 @@ class LoopGraph:
             RunError: The program cannot be run: a stale edit, a patch that does not fit, a syntax error. Or the
                 caller has as many experiments on their way as it may.
         """
+        where = await self._here.workspace(workspace)
         if caller is not None:
             idempotency_key = caller.own_key(idempotency_key)
         if idempotency_key is not None:
-            known = await experiments.find_by_key(self.db, idempotency_key)
+            known = await launch.run_of_key(self.db, where, idempotency_key, edit_id=edit_id, patch=patch)
             if known is not None:
                 return await self.get_experiment(known, wait_s=wait_s, on_progress=on_progress)
-        where = await self._here.workspace(workspace)
         if caller is not None:
             await asyncio.to_thread(trust.check, self.settings, where, by_agent=workspace is not None)
         launch.check_budget(where, budget_s)

@@ -54,6 +54,7 @@ _NO_VALUE = re.compile(  # what follows a number that is no value
     r"| ?[\u00d7x*] ?10\b| (?:folds?|times|more|less|fewer)\b|\w"  # 1.5 x 10^-3, 5 folds, 0x1f
 )
 _MORE_TIME = re.compile(r" ?[0-9]{1,2} ?(?:m|s|min|sec)\b")  # 1 h 5 m
+_MORE_OF_LIST = re.compile(r",|[ \t]+[-+]?\.?[0-9]")  # [0.5, 0.6]; [0.5 0.6] of numpy; [1.2 ms 1.3 ms 1.4 ms]
 _UNIT_NEXT = re.compile(rf" ?({UNIT})(?![\w.])")
 
 
@@ -237,7 +238,7 @@ def _scan_name(log: BinaryIO, wanted: Wanted, comma: Comma) -> _Scan:
                     unit, after = next_unit.group(1), next_unit.end()
                 if _NO_VALUE.match(text, after) or (unit and _MORE_TIME.match(text, after)):
                     continue
-            if text[end : end + 1] == "," and match.group("open")[-1:] in _BRACKETS:
+            if match.group("open")[-1:] in _BRACKETS and _MORE_OF_LIST.match(text, after if unit else end):
                 continue  # the first of a list
             values = scan.values_of(owner, text, start)
             values.add(match.group("raw"), unit, comma)
@@ -258,7 +259,7 @@ def _value_of(name: str) -> re.Pattern[str]:
     wrapper = r"(?:tensor|[Aa]rray|float|Decimal|tf\.Tensor|(?:np|numpy)\.\w{1,20})\([\"'\[]?"
     return re.compile(
         rf"(?P<name>{words})[\"'`*)\]>]{{0,4}}(?:[ \t]*[(\[]{UNIT}[)\]])?"
-        r"(?:[ \t\u00a0]*(?::=?|=(?!=)|[-=]{1,5}>|\u2192|[|\u2502\u2503\u2551]|\.{2,80} ?[:=]?|is\b"
+        r"(?:[ \t\u00a0]*(?:[:\uff1a]=?|=(?!=)|[-=]{1,5}>|\u2192|[|\u2502\u2503\u2551]|\.{2,80} ?[:=]?|is\b"
         r"|[-\u2013\u2014](?= ))[ \t\u00a0]*|[ \t\u00a0]+)"
         rf"(?P<open>[\"'`*$\u20ac\u00a3(\[]{{0,4}})(?:{wrapper})?(?P<raw>(?i:{RAW}))(?![0-9])[\"'`*]{{0,4}}"
     )

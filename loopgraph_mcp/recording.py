@@ -8,17 +8,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from loopgraph_mcp import launch, lookups, schemas, trainlog, wording
+from loopgraph_mcp import launch, lookups, schemas, trainlog
 from loopgraph_mcp.errors import RunError, WorkspaceError
-from loopgraph_mcp.models import Origin, Outcome, OutcomeKind
+from loopgraph_mcp.models import Origin, Outcome, OutcomeKind, WhatRan
 from loopgraph_mcp.printed import NotFound, Wanted
+from loopgraph_mcp.quoting import plain_line
 from loopgraph_mcp.runner.metric_log import read_metric
 from loopgraph_mcp.runs import TAIL_LINES, read_tail
 from loopgraph_mcp.store import edits, experiments
 from loopgraph_mcp.store.database import Database
 from loopgraph_mcp.store.experiments import ExperimentRow, NewExperiment
 from loopgraph_mcp.surroundings import Surroundings
-from loopgraph_mcp.workspace import Workspace, program_at, resolved
+from loopgraph_mcp.workspace import Workspace, files_unlike, program_at, resolved
 
 _MAX_PATH = 1_000
 MAX_TOKENS = 10**15  # far beyond what anybody spends, and what the store can hold
@@ -88,26 +89,24 @@ async def record_report(
     where, device, context = await here.found(workspace)
     outcome, origin = await asyncio.to_thread(_read, where, report)
     context_id = await edits.context_id(db, context)
-    text = None
-    if origin is Origin.LOGGED and report.commit is not None:
-        text = await asyncio.to_thread(program_at, where, report.commit)
-    inputs = None if text is None else await here.inputs(where)
+    text = None if report.commit is None else await asyncio.to_thread(_program_of, where, report.commit)
+    if origin is not Origin.LOGGED:
+        text = None  # a bare number proves no program
+    ran = None if text is None else await _what_ran(here, where, report.commit or "", text)
     incumbent = await experiments.last_kept(db, context_id)
     return await experiments.add_finished(
         db,
         NewExperiment(
             context_id=context_id,
             device_slot=device.slot,
-            description=wording.description(report.description, method_ids, None),
+            description=plain_line(report.description, limit=200) or " + ".join(method_ids) or "reported run",
             seed=launch.DEFAULT_SEED,
             timeout_s=where.timeout_s,
             silence_s=where.silence_s,
             method_ids=method_ids,
             program_hash=None if text is None else await launch.keep_program(db, text, where.editable),
             base_hash=None if text is None or incumbent is None else incumbent.program_hash,
-            ran=None
-            if text is None or inputs is None
-            else await asyncio.to_thread(inputs.identify, text, where.editable),
+            ran=ran,
             base_group_key=None if incumbent is None else incumbent.group_key,
         ),
         outcome,
@@ -116,12 +115,37 @@ async def record_report(
     )
 
 
+def _program_of(where: Workspace, commit: str) -> str:
+    """Return the editable file's text at a commit that a report names.
+
+    Raises:
+        RunError: Git does not hold it.
+    """
+    text = program_at(where, commit)
+    if text is None:
+        raise RunError(
+            f"commit {commit[:80]!r}: git holds no {where.editable} of it in {where.path}; give HEAD or the hash of a "
+            "commit there, or leave it out"
+        )
+    return text
+
+
+async def _what_ran(here: Surroundings, where: Workspace, commit: str, program: str) -> WhatRan | None:
+    """Return what identifies the run of a commit; None where the other files are not as the commit holds them."""
+    inputs = await here.inputs(where)
+    if await asyncio.to_thread(files_unlike, where, commit, inputs.files):
+        return None
+    return inputs.identify(program, where.editable)
+
+
 def _read(where: Workspace, report: Report) -> tuple[Outcome, Origin]:
     """Return what came of a reported run, and whose word that is.
 
     Raises:
         RunError: Metric, status and log contradict one another.
     """
+    if report.metric_value is not None and report.status not in {None, OutcomeKind.FINISHED}:
+        raise RunError(f"status is {report.status.value}, and a failed run has no metric_value; leave one of them out")
     if report.log is not None:
         return _from_log(where, report), Origin.LOGGED
     value = report.metric_value
@@ -173,7 +197,7 @@ def _log_file(where: Workspace, log: str) -> Iterator[Path]:
         RunError: The path leads outside, or names no file.
     """
     name = log.strip()
-    if "\n" not in name and len(name) <= _MAX_PATH and _is_path(name):
+    if "\n" not in name and len(name) <= _MAX_PATH and (_is_path(name) or _is_file(where.path / name)):
         try:
             path = resolved(where.path / name)
         except WorkspaceError as error:
@@ -183,15 +207,21 @@ def _log_file(where: Workspace, log: str) -> Iterator[Path]:
                 f"log {name!r}: lies outside of {where.path}; copy the log into the workspace or give its text"
             )
         if not path.is_file():
-            raise RunError(
-                f"log {name!r}: no such file in {where.path}; give the log's path in the workspace, or its text"
-            )
+            what = "no file of text" if path.exists() else "no such file"
+            raise RunError(f"log {name!r}: {what} in {where.path}; give the log's path in the workspace, or its text")
         yield path
         return
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "run.log"
         path.write_bytes(log.encode("utf-8", "replace"))
         yield path
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that is too long, or holds a null character
+        return False
 
 
 def _is_path(line: str) -> bool:

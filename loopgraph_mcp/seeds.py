@@ -4,7 +4,7 @@ import ast
 import re
 
 # `SEED`, `data_seed`, `random_state`, but not `num_seeds` (how many) or `seed_len`.
-_NAME = re.compile(r"(?!n_|num_|use_)(?:\w*_)?(?:seed|seeds|random_state|rng_seed)", re.IGNORECASE)
+_NAME = re.compile(r"(?!(?:\w*_)?(?:n|num|use|max|min|total)_)(?:\w*_)?(?:seeds?|random_state)", re.IGNORECASE)
 _SEEDING = frozenset(
     {
         "seed",
@@ -29,7 +29,7 @@ _IN_TEXT = re.compile(
     ( (?<![\w-]) (?!n_|num_|use_) (?:\w{0,40}_)? (?:seed|random_state) ["']? [ \t]* [:=] [ \t]*
     | \#define [ \t]+ (?:\w{0,40}_)? seed [ \t]+
     | --(?:[\w-]{0,40}-)?seed [ \t=]+
-    | \b s?rand (?:om)? (?:_seed)? \( )
+    | \b (?: srand(?:om)? | (?:random_|set[._]?|manual_)seed ) [ \t]* \( [ \t]* )
     -?\d+ \b (?![.\w])
     """
 )
@@ -53,21 +53,27 @@ def sets_seed(name: str) -> bool:
 def hide_in_tree(tree: ast.AST) -> None:
     """Replace the values of seeds in a syntax tree, so that trees that differ in them alone become equal."""
     for node in ast.walk(tree):
-        for value in _seed_values(node):
-            _hide(value)
+        for name, value in _named_values(node):
+            if is_seed(name) and not _is_count(name, value):
+                _hide(value)
 
 
-def _seed_values(node: ast.AST) -> list[ast.expr]:
-    """Return the expressions that a node gives to a seed."""
+def _is_count(name: str, value: ast.expr) -> bool:
+    """Return whether a value says how many seeds there are: `seeds = 5`, and not `seeds = (1, 2)`."""
+    return name.lower().endswith("seeds") and isinstance(value, ast.Constant)
+
+
+def _named_values(node: ast.AST) -> list[tuple[str, ast.expr]]:
+    """Return the expressions that a node gives to a name, or to what takes a seed."""
     match node:
-        case ast.Assign(targets=targets, value=value) if any(map(_names_seed, targets)):
-            return [value]
-        case ast.AnnAssign(target=target, value=ast.expr() as value) if _names_seed(target):
-            return [value]
-        case ast.keyword(arg=str() as name, value=value) if is_seed(name):
-            return [value]
+        case ast.Assign(targets=targets, value=value):
+            return [pair for target in targets for pair in _assigned(target, value)]
+        case ast.AnnAssign(target=target, value=ast.expr() as value):
+            return _assigned(target, value)
+        case ast.keyword(arg=str() as name, value=value):
+            return [(name, value)]
         case ast.Dict(keys=keys, values=values):
-            return [value for key, value in zip(keys, values, strict=True) if _says_seed(key)]
+            return [(_text(key), value) for key, value in zip(keys, values, strict=True)]
         case ast.arguments():
             return _defaults(node)
         case ast.Call():
@@ -75,27 +81,29 @@ def _seed_values(node: ast.AST) -> list[ast.expr]:
     return []
 
 
-def _names_seed(target: ast.expr) -> bool:
-    match target:
-        case ast.Name(id=name) | ast.Attribute(attr=name):
-            return is_seed(name)
-        case ast.Subscript(slice=key):
-            return _says_seed(key)
-    return False
+def _assigned(target: ast.expr, value: ast.expr) -> list[tuple[str, ast.expr]]:
+    match target, value:
+        case ast.Tuple(elts=targets), ast.Tuple(elts=values) if len(targets) == len(values):
+            return [pair for each, part in zip(targets, values, strict=True) for pair in _assigned(each, part)]
+        case ((ast.Name(id=name) | ast.Attribute(attr=name)), _):
+            return [(name, value)]
+        case ast.Subscript(slice=key), _:
+            return [(_text(key), value)]
+    return []
 
 
-def _says_seed(key: ast.expr | None) -> bool:
-    return isinstance(key, ast.Constant) and isinstance(key.value, str) and is_seed(key.value)
+def _text(key: ast.expr | None) -> str:
+    return key.value if isinstance(key, ast.Constant) and isinstance(key.value, str) else ""
 
 
-def _defaults(arguments: ast.arguments) -> list[ast.expr]:
+def _defaults(arguments: ast.arguments) -> list[tuple[str, ast.expr]]:
     positional = [*arguments.posonlyargs, *arguments.args]
     pairs = [*zip(reversed(positional), reversed(arguments.defaults), strict=False)]
     pairs += [(arg, each) for arg, each in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True) if each]
-    return [default for arg, default in pairs if is_seed(arg.arg)]
+    return [(arg.arg, default) for arg, default in pairs]
 
 
-def _arguments(call: ast.Call) -> list[ast.expr]:
+def _arguments(call: ast.Call) -> list[tuple[str, ast.expr]]:
     """Return the arguments of a call that are seeds: of what seeds, the first; of an option, its default."""
     match call.func:
         case ast.Name(id=name) | ast.Attribute(attr=name):
@@ -103,10 +111,11 @@ def _arguments(call: ast.Call) -> list[ast.expr]:
         case _:
             return []
     if name in _SEEDING or (name == "key" and "random" in ast.unparse(call.func)):  # jax.random.key
-        return call.args[:1]
-    if call.args and _says_seed(call.args[0]):  # add_argument("--seed", default=42), environ.get("SEED", 42)
-        return [*call.args[1:], *(each.value for each in call.keywords if each.arg == "default")]
-    return []
+        return [("seed", each) for each in call.args[:1]]
+    option = _text(call.args[0]) if call.args else ""  # add_argument("--seed", default=42), environ.get("SEED", 42)
+    if not is_seed(option):
+        return []
+    return [(option, each) for each in (*call.args[1:], *(k.value for k in call.keywords if k.arg == "default"))]
 
 
 def _hide(value: ast.expr) -> None:

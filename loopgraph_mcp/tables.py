@@ -252,7 +252,12 @@ class Reader:
             metric = table.names.index(found[0])
         meant = columns.understand(table.names, samples, metric)
         self.names |= set(table.names[:200])
-        self.metric = self.metric or columns.metric_name(table.names[metric])
+        name = columns.metric_name(table.names[metric])
+        if chosen is None and self.wanted is None and self.metric and name != self.metric:
+            for line, cells, _ in table.rows:
+                self.leave(line, f"is of another metric ({name[:60]!r}): import it with --metric", cells)
+            return
+        self.metric = self.metric or name
         rows = self._in_order(table, meant)
         for at in meant.directions:
             way = directions.agreed(

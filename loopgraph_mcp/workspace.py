@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -314,7 +314,10 @@ def create_workspace(directory: Path, trainer: Path, *, budget_s: float | None) 
             (directory / CONFIG_NAME).write_text(_declaration(where, budget_s or where.budget_s), encoding="utf-8")
         return load_workspace(directory), False
     if directory.is_dir() and any(directory.iterdir()):
-        raise WorkspaceError(f"{directory}: not empty and holds no train.py; name a new folder, or an existing loop's")
+        raise WorkspaceError(
+            f"{directory}: not empty and holds no train.py; write a {CONFIG_NAME} there that names the file to improve "
+            "(editable), what runs it (command) and its metric, or name a new folder"
+        )
     directory.mkdir(parents=True, exist_ok=True)
     for name in _TRAINER_FILES:
         shutil.copy2(trainer / name, directory / name)
@@ -559,6 +562,22 @@ def commit_of(workspace: Workspace, program: str) -> str | None:
     changed = git(workspace.path, "status", "--porcelain", "--untracked-files=no", "--", ".")
     others = [line for line in (changed or "").splitlines() if line[3:] != workspace.editable]
     return None if changed is None or others else head_commit(workspace.path)
+
+
+def files_unlike(workspace: Workspace, commit: str, names: Collection[str]) -> list[str]:
+    """Return the files beside the editable one that are not as a commit holds them.
+
+    Args:
+        workspace: The workspace.
+        commit: A commit that git holds.
+        names: What a run sees; of files that git does not know, only these count.
+    """
+    known = git(workspace.path, "diff", "--name-only", "--relative", "-z", commit, "--", ".")
+    others = git(workspace.path, "ls-files", "--others", "--exclude-standard", "-z", "--", ".")
+    if known is None or others is None:
+        return [str(workspace.path)]
+    found = {*known.split("\0"), *(name for name in others.split("\0") if name in names)}
+    return sorted(found - {"", workspace.editable, CONFIG_NAME, RESULTS_NAME})
 
 
 def results_size(workspace: Workspace) -> int:

@@ -620,3 +620,15 @@ def test_huge_cells_and_zeros_and_marks_are_cut_out_of_rows() -> None:
     assert len(history.rows[0].description) <= 2_000
     assert len(history.left_out) == 10_001
     assert "more than 10000 lines" in history.left_out[-1].reason
+
+
+def test_a_second_table_of_another_metric_is_left_out() -> None:
+    one = "commit\tval_loss\tstatus\tdescription\na1\t1.5\tkeep\tbaseline\nb2\t1.2\tkeep\tx from 1 to 2\n"
+    other = "commit\tacc\tstatus\tdescription\nc1\t50\tkeep\tbaseline\nd2\t70\tkeep\ty from 1 to 2\n"
+    found = read_history(f"{one}\n\n{other}", name="two.tsv")
+    assert [row.metric_value for row in found.rows] == [1.5, 1.2]
+    assert ["another metric" in each.reason for each in found.left_out] == [True, True]
+    assert [row.metric_value for row in read_history(f"{one}\n\n{other}", name="two.tsv", metric="acc").rows][-2:] == [
+        50,
+        70,
+    ]

@@ -1,5 +1,6 @@
 """Who says what an outcome was: measured, read from a log, trusted, only reported, or imported."""
 
+import os
 import shutil
 import sqlite3
 import subprocess
@@ -17,6 +18,7 @@ from loopgraph_mcp.models import Decision, Origin, OutcomeKind, Standing, Verdic
 from loopgraph_mcp.store import experiments, outcomes
 from loopgraph_mcp.store.database import Database, migration_files, split_statements
 from tests.test_loop import HIGHER_RATE, run
+from tests.test_what_ran import loop, run_in
 
 LOG = "step 00002 (99.0%) | loss: 1.0\n---\nval_bpb:          1.500000\npeak_vram_mb:     2048.0\n"
 
@@ -99,6 +101,75 @@ async def test_a_commit_says_what_a_logged_run_ran(graph: LoopGraph, workspace: 
     told = await graph.record_outcome(log=LOG, commit=git("rev-parse", "HEAD"), description="more")
     again = await run(graph)  # the file as it is: that program has its outcome
     assert (again.repeated, again.experiment_id, again.origin) == (True, told.experiment_id, Origin.LOGGED)
+
+
+def checkout(folder: Path) -> None:
+    identity = ["-c", "user.name=x", "-c", "user.email=x@x"]
+    for words in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "start"]):
+        subprocess.run(["git", *identity, *words], cwd=folder, check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("changed", ["an edit", "a removal", "a new file"])
+async def test_a_report_of_a_commit_says_nothing_of_other_files_than_the_commit_holds(
+    graph: LoopGraph, tmp_path: Path, changed: str
+) -> None:
+    files = {"train.py": "import settings\nprint('loss:', 1 + settings.LR)\n", "settings.py": "LR = 0.5\n", "x.txt": ""}
+    folder = loop(tmp_path / "many", files)
+    checkout(folder)
+    if changed == "an edit":
+        (folder / "settings.py").write_text("LR = 0.1\n")
+    elif changed == "a removal":
+        (folder / "x.txt").unlink()
+    else:
+        (folder / "new.py").write_text("")
+    told = await graph.record_outcome(log="loss: 7.5\n", commit="HEAD", workspace=str(folder))
+    own = await run_in(graph, folder)
+    assert not own.repeated
+    assert own.experiment_id != told.experiment_id
+    assert own.metric_value == (1.1 if changed == "an edit" else 1.5)
+
+
+@pytest.mark.parametrize("commit", ["deadbeef", "--help", "nosuchbranch", ""])
+@pytest.mark.parametrize("report", [{"log": LOG}, {"metric_value": 1.0}])
+async def test_a_commit_that_git_does_not_hold_is_refused(
+    graph: LoopGraph, workspace: Path, commit: str, report: dict
+) -> None:
+    checkout(workspace)
+    with pytest.raises(RunError, match=r"git holds no train\.py"):
+        await graph.record_outcome(commit=commit, **report)
+    assert await graph.list_experiments() == []
+
+
+async def test_a_report_without_its_program_is_no_parent_of_a_hand_edit(graph: LoopGraph, workspace: Path) -> None:
+    await run(graph)
+    told = await graph.record_outcome(log=LOG)
+    assert (told.decision, told.verdict) == (Decision.KEEP, VerdictKind.WIN)
+    (workspace / "train.py").write_text((workspace / "train.py").read_text().replace("RATE = 0.5", "RATE = 0.9"))
+    edited = await run(graph)
+    assert (edited.verdict, edited.gain) == (VerdictKind.WIN, pytest.approx(0.2))
+
+
+async def test_a_failed_report_with_a_metric_is_refused_with_and_without_a_log(graph: LoopGraph) -> None:
+    for log in (None, LOG):
+        with pytest.raises(RunError, match="crashed"):
+            await graph.record_outcome(log=log, metric_value=1.5, status=OutcomeKind.CRASHED)
+
+
+async def test_a_log_may_have_any_name_and_must_be_a_file(graph: LoopGraph, workspace: Path) -> None:
+    for name in ("my own run.log", "out", "run 3"):
+        (workspace / name).write_text(LOG)
+        assert (await graph.record_outcome(log=name)).metric_value == 1.5
+    (workspace / "folder.log").mkdir()
+    os.mkfifo(workspace / "pipe.log")
+    for name in ("folder.log", "pipe.log"):
+        with pytest.raises(RunError, match="no file of text"):
+            await graph.record_outcome(log=name)
+
+
+async def test_a_report_without_words_is_not_called_a_baseline(graph: LoopGraph) -> None:
+    await run(graph)
+    await graph.record_outcome(log=LOG)
+    assert {each.description for each in await graph.list_experiments()} == {"baseline", "reported run"}
 
 
 async def test_a_workspace_may_trust_bare_numbers(graph: LoopGraph, workspace: Path) -> None:

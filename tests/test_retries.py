@@ -9,7 +9,8 @@ from loopgraph_mcp.answers import ExperimentAnswer
 from loopgraph_mcp.edits import unified_diff
 from loopgraph_mcp.errors import RunError
 from loopgraph_mcp.loopgraph import LoopGraph
-from loopgraph_mcp.models import Decision, VerdictKind
+from loopgraph_mcp.models import Decision, OutcomeKind, VerdictKind
+from tests.test_what_ran import loop, run_in
 
 HIGHER = "@@ @@\n-LEARNING_RATE = 0.5\n+LEARNING_RATE = 0.9\n"
 LOWER = "@@ @@\n-LEARNING_RATE = 0.5\n+LEARNING_RATE = 0.1\n"
@@ -142,3 +143,33 @@ async def test_an_edit_that_is_applied_again_is_the_same_edit(graph: LoopGraph, 
     again = await graph.get_code_edit("Muon learning rate", apply=True)
     assert (again.status, again.edit_id, again.diff) == ("applied", first.edit_id, first.diff)
     assert program.read_text() == held
+
+
+FULL = "import errno\nraise OSError(errno.ENOSPC, 'No space left on device')\n"
+
+
+async def test_a_key_whose_run_failed_by_its_surroundings_runs_again(graph: LoopGraph, tmp_path: Path) -> None:
+    folder = loop(tmp_path / "full", {"train.py": "import disk\nA = 1\nprint('loss:', A)\n", "disk.py": FULL})
+    asked = {"patch": "@@ @@\n-A = 1\n+A = 2\n", "idempotency_key": "k"}
+    failed = await run_in(graph, folder, **asked)
+    assert failed.outcome is OutcomeKind.INTERRUPTED
+    (folder / "disk.py").write_text("")
+    again = await run_in(graph, folder, **asked)
+    assert (again.outcome, again.metric_value) == (OutcomeKind.FINISHED, 2)
+    assert again.experiment_id != failed.experiment_id
+    assert (await run_in(graph, folder, **asked)).experiment_id == again.experiment_id
+
+
+async def test_a_key_never_answers_with_the_run_of_another_change_or_workspace(
+    graph: LoopGraph, tmp_path: Path
+) -> None:
+    program = "A = 1\nprint('loss:', A)\n"
+    one, other = (loop(tmp_path / name, {"train.py": program}) for name in ("one", "other"))
+    await run_in(graph, one)
+    first = await run_in(graph, one, patch="@@ @@\n-A = 1\n+A = 0\n", idempotency_key="k")
+    assert first.decision is Decision.KEEP  # and is in the file now
+    same = await run_in(graph, one, patch="@@ @@\n-A = 1\n+A = 0\n", idempotency_key="k")
+    assert same.experiment_id == first.experiment_id
+    for folder, patch in ((one, "@@ @@\n-A = 0\n+A = -1\n"), (other, "@@ @@\n-A = 1\n+A = 0\n"), (other, None)):
+        with pytest.raises(RunError, match="idempotency_key was used for"):
+            await run_in(graph, folder, patch=patch, idempotency_key="k")

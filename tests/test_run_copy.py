@@ -408,6 +408,18 @@ def test_a_neighbour_inside_a_linked_one_is_not_written_into_it(tmp_path: Path) 
     assert not (tmp_path / "input" / "inner").is_symlink()
 
 
+@pytest.mark.parametrize("absolute", [False, True])
+def test_a_single_file_of_a_folder_beside_the_workspace_may_be_linked(tmp_path: Path, absolute: bool) -> None:  # noqa: FBT001
+    shared = tmp_path / "input" / "deep" / "words.txt"
+    shared.parent.mkdir(parents=True)
+    shared.write_text("here")
+    link = str(shared) if absolute else "../input/deep/words.txt"
+    where = declare(tmp_path / "w", link=[link])
+    code = copy(where, tmp_path / "run")
+    assert (code / link).read_text() == "here"
+    assert shared.read_text() == "here"
+
+
 @pytest.mark.parametrize(
     ("link", "said"),
     [

@@ -310,25 +310,29 @@ def _fill(plan: CopyPlan, code: Path, program: str) -> tuple[CopyPlan, dict[str,
         if path in inputs and contents.file_stamp(seen) != contents.file_stamp(file.seen):
             inputs[path] = _file_id(path, File(str(code / path), seen), as_tree=inputs[path].startswith("tree:"))
     for path, target in plan.links.items():
-        if path in linked and copier.clone(target, code / path):
+        if _place(plan, code, path, target, copier if path in linked else None):
             del linked[path]
-        else:
-            _place_link(plan, code, path, target)
     _write_program(plan.workspace, code, program)
     return replace(plan, inputs=inputs, linked=linked), copied
 
 
-def _place_link(plan: CopyPlan, code: Path, path: str, target: str) -> None:
-    """Make a link in a run's folder; one that leads out of it is beside the copy, as it is beside the workspace."""
+def _place(plan: CopyPlan, code: Path, path: str, target: str, copier: "_Copier | None") -> bool:
+    """Make a link in a run's folder, or a copy that shares its blocks where a copier can; return whether it is a copy.
+
+    What leads out of the workspace is beside the run's copy, as it is beside the workspace.
+    """
     if path.startswith("/"):
-        return  # reached by the same path from everywhere
+        return False  # reached by the same path from everywhere
     place = Path(os.path.normpath(code / path))
     place.parent.mkdir(parents=True, exist_ok=True)
+    if copier is not None and copier.clone(target, place):
+        return True
     try:
         place.symlink_to(target)
     except FileExistsError as error:
         if not (place.is_symlink() and os.readlink(place) == target):
             raise _collision(plan.workspace.path / path) from error
+    return False
 
 
 def _write_program(workspace: Workspace, code: Path, program: str) -> None:

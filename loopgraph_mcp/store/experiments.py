@@ -127,6 +127,7 @@ _LAST_KEPT = f"""
     {_SELECT} WHERE experiment.id = (
         SELECT kept.experiment_id FROM decision AS kept
         CROSS JOIN experiment ON experiment.id = kept.experiment_id AND experiment.context_id = :context
+            AND (experiment.program_hash IS NOT NULL OR :any_kind)
         CROSS JOIN outcome ON outcome.experiment_id = kept.experiment_id AND outcome.kind = 'finished'
             AND outcome.origin IN ('measured', 'logged', 'trusted')
         WHERE kept.decision = 'keep' AND NOT EXISTS (
@@ -185,7 +186,7 @@ def _queue(conn: sqlite3.Connection, new: NewExperiment, now: float) -> tuple[st
         return str(row["id"]), False
     if new.caller is not None and new.program_hash is not None:
         _check_cap(conn, new.caller)
-    incumbent = conn.execute(_LAST_KEPT, {"context": new.context_id}).fetchone()
+    incumbent = conn.execute(_LAST_KEPT, {"context": new.context_id, "any_kind": True}).fetchone()
     base_group = new.base_group_key
     if new.program_hash is None and base_group is None and incumbent is not None:  # a report
         base_group = incumbent["group_key"]
@@ -266,6 +267,11 @@ async def find_by_key(db: Database, idempotency_key: str) -> str | None:
         "SELECT id FROM experiment WHERE idempotency_key = :key", {"key": idempotency_key}
     )
     return next((str(row["id"]) for row in rows), None)
+
+
+async def free_key(db: Database, experiment_id: str) -> None:
+    """Let the next call with an experiment's idempotency key make another one."""
+    await db.change("UPDATE experiment SET idempotency_key = NULL WHERE id = :id", {"id": experiment_id})
 
 
 async def last_note(db: Database, experiment_id: str) -> str:
@@ -352,7 +358,13 @@ async def inputs_of(db: Database, inputs_hash: str) -> Mapping[str, str]:
 
 async def last_kept(db: Database, context_id: str) -> ExperimentRow | None:
     """Return the experiment whose change was kept last in a context: the incumbent."""
-    rows = await db.reader.execute_fetchall(_LAST_KEPT, {"context": context_id})
+    rows = await db.reader.execute_fetchall(_LAST_KEPT, {"context": context_id, "any_kind": True})
+    return next((_row(row) for row in rows), None)
+
+
+async def last_kept_program(db: Database, context_id: str) -> ExperimentRow | None:
+    """Return the experiment that was kept last among those whose program is known: no report without a commit."""
+    rows = await db.reader.execute_fetchall(_LAST_KEPT, {"context": context_id, "any_kind": False})
     return next((_row(row) for row in rows), None)
 
 
