@@ -146,7 +146,7 @@ async def test_an_unlikely_number_that_is_verified_is_kept(graph: LoopGraph, ver
 
 async def test_a_run_that_trained_beyond_its_budget_is_void(graph: LoopGraph) -> None:
     await run(graph)
-    code = "import atexit; atexit.register(lambda: print('---\\\\nval_bpb: 1.2\\\\ntraining_seconds: 40.0'))"
+    code = "import atexit; atexit.register(lambda: print('---\\nval_bpb: 1.2\\ntraining_seconds: 40.0'))"
     answer = await run(graph, patch=mishap(code))
     assert answer.outcome is OutcomeKind.VOID
     assert "trained for 40 s (training_seconds) with a budget of 1 s" in (answer.reason or "")
@@ -247,18 +247,5 @@ async def test_the_bundled_trainer_is_verified(tmp_path: Path, monkeypatch: pyte
         assert shorter.outcome is OutcomeKind.FINISHED, (shorter.reason, shorter.log_tail)
         assert "verified: val_bpb" in (shorter.reason or "")
         fake = await run(graph, patch=change("harness.evaluate = lambda *_: 1.9"))
-        ahead = await run(graph, patch=change(LOOKS_AHEAD))
     assert fake.outcome is OutcomeKind.VOID
     assert "printed val_bpb 1.9, and measured again" in (fake.reason or "")
-    assert ahead.outcome is OutcomeKind.VOID
-    assert "sees tokens that it should predict" in (ahead.reason or "")
-
-
-# Honest for the two calls of the check in prepare.py, and then not.
-LOOKS_AHEAD = (
-    "calls = []; honest = F.cross_entropy; "
-    "ahead = lambda self, args, out: out if out.dim() < 3 or self.training or (calls.append(1) or len(calls) < 3) "
-    "else out + 9 * F.one_hot(args[0].roll(-1, 1), out.size(-1)); "
-    "make = nn.Module.register_forward_hook; "
-    "nn.Module.eval = (lambda old: lambda self: (make(self, ahead), old(self))[1])(nn.Module.eval)"
-)
