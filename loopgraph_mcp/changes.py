@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from loopgraph_mcp import seeds
+from loopgraph_mcp import programs, seeds
 from loopgraph_mcp.duplicates import number, parsed, program_hash, written
 from loopgraph_mcp.knobs import FAMILIES
 from loopgraph_mcp.models import Move
@@ -265,7 +265,7 @@ def _hash(statements: Sequence[ast.stmt]) -> str:
 
 def _value(expression: str) -> float | None:
     try:
-        return number(ast.parse(expression, mode="eval").body)
+        return number(programs.parse(expression, "eval").body)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
 

@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import PurePosixPath
 
+from loopgraph_mcp import programs
 from loopgraph_mcp.duplicates import number
 
-MAX_CHARS = 2**20
+MAX_CHARS = programs.MAX_CHARS
 _MAX_MENDS = 8
 _MAX_TEXT = 60  # characters of a value, a signature or a name in an entry
 _MAX_SIGNATURE = 100
@@ -156,7 +157,7 @@ def _mended(lines: Sequence[str], most: int) -> tuple[ast.Module | None, list[En
 
 def _tree(text: str) -> tuple[ast.Module | None, Exception | None]:
     try:
-        return ast.parse(text), None
+        return programs.parse(text), None
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         return None, error
 

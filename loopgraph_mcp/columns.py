@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from loopgraph_mcp import programs
 from loopgraph_mcp.cells import as_text, column_name, flatten
 from loopgraph_mcp.directions import DIRECTION_KEYS, named
 from loopgraph_mcp.knobs import ANY
@@ -278,7 +279,7 @@ def read_object(cell: str) -> Mapping[str, Any]:
     text = cell.strip()[:_MAX_NESTED]
     if text[-1:] == "}" and "nan" in text:
         text = _NOT_A_NUMBER.sub("None", text) if "'" in text else text
-    for read in (json.loads, ast.literal_eval):
+    for read in (json.loads, _literal):
         try:
             value = read(text)
         except (ValueError, SyntaxError, RecursionError, MemoryError):
@@ -286,6 +287,10 @@ def read_object(cell: str) -> Mapping[str, Any]:
         if isinstance(value, dict):
             return value
     return {}
+
+
+def _literal(text: str) -> object:
+    return ast.literal_eval(programs.parse(text, "eval"))
 
 
 def unnest(name: str, cell: str) -> Iterator[tuple[str, str]]:

@@ -50,14 +50,7 @@ def compose(wish: Wish, source: str, around: Around = NOTHING) -> EditResult:
 
 
 def _ordered(methods: Sequence[Method]) -> list[Method]:
-    left = sorted({method.id: method for method in methods}.values(), key=lambda method: method.id)
-    found: list[Method] = []
-    while left:
-        waiting = {method.id for method in left}
-        ready = [each for each in left if each.recipe is None or not waiting & set(each.recipe.requires)] or left
-        found.append(ready[0])
-        left.remove(ready[0])
-    return found
+    return sorted({method.id: method for method in methods}.values(), key=lambda method: method.id)
 
 
 def _in_order(ordered: Sequence[Method], wish: Wish, source: str, around: Around) -> EditResult:

@@ -4,18 +4,18 @@ import ast
 import hashlib
 import operator
 from collections.abc import Callable
-from functools import lru_cache
 
-from loopgraph_mcp import seeds
+from loopgraph_mcp import programs, seeds
 from loopgraph_mcp.models import WhatRan
 
 _KEY = 20  # characters of a hash in a key: 80 bits
 _MAX_EXPONENT = 64
+_MAX_BITS = 4_096  # of a number that is worked out
 _DECIMAL_BITS = 4_000
 _UNSAID = frozenset({"ctx", "kind", "type_comment"})  # told by the place, or without effect
 
 
-@lru_cache(maxsize=64)
+@programs.remembered(2**20)
 def program_hash(source: str, name: str = "train.py") -> str:
     """Return what identifies a program up to layout: of Python its syntax tree with docstrings, else its bytes.
 
@@ -24,7 +24,7 @@ def program_hash(source: str, name: str = "train.py") -> str:
     return _hash(source, _tree_with_docstrings(source, name))
 
 
-@lru_cache(maxsize=64)
+@programs.remembered(2**20)
 def group_hash(source: str, name: str = "train.py") -> str:
     """Return the same for all programs that differ in nothing but the values of seeds."""
     tree = _tree_with_docstrings(source, name)
@@ -38,7 +38,7 @@ def _tree_with_docstrings(source: str, name: str) -> ast.Module | None:
     if not name.endswith(".py"):
         return None
     try:
-        return ast.parse(source.removeprefix("\ufeff"))
+        return programs.parse(source.removeprefix("\ufeff"))
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
 
@@ -139,6 +139,11 @@ def equal_numbers(one: ast.AST, other: ast.AST) -> bool:
     return left is not None and left == right
 
 
+def _within(value: float) -> float | None:
+    """Return a number unless it is one of those that take long to work with; no setting is of that size."""
+    return None if isinstance(value, int) and value.bit_length() > _MAX_BITS else value
+
+
 _ARITHMETIC: dict[type[ast.operator], Callable[[float, float], float]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -154,7 +159,7 @@ def number(node: ast.AST) -> float | None:
         case ast.Constant(value=bool()):
             return None
         case ast.Constant(value=int() | float() as value):
-            return value
+            return _within(value)
         case ast.UnaryOp(op=ast.USub(), operand=operand):
             inner = number(operand)
             return None if inner is None else -inner
@@ -176,6 +181,6 @@ def _calculated(op: ast.operator, a: float, b: float) -> float | None:
                     return a << b
                 return None
             case _:
-                return _ARITHMETIC[type(op)](a, b)
+                return _within(_ARITHMETIC[type(op)](a, b))
     except (KeyError, ArithmeticError):
         return None

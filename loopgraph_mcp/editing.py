@@ -31,7 +31,7 @@ from loopgraph_mcp.store import learned as learned_store
 from loopgraph_mcp.store.database import Database
 from loopgraph_mcp.store.edits import EditRow
 from loopgraph_mcp.surroundings import Surroundings
-from loopgraph_mcp.workspace import Workspace, read_siblings
+from loopgraph_mcp.workspace import Workspace
 
 _RUNS_SINCE = 50  # newest experiments among which it is looked whether an applied edit has run
 
@@ -92,7 +92,7 @@ async def make_edit(
     """
     await lookups.check_retrieval(db, asked.retrieval_id)
     where = await here.workspace(workspace)
-    program = where.read_program()
+    program = await asyncio.to_thread(where.read_program)
     asked = await _with_ids(db, asked)
     plan = await _plan(db, here, where, asked, program)
     if asked.apply and (earlier := await _applied_before(db, await here.workspace_id(where), plan, program)):
@@ -118,7 +118,7 @@ async def make_edit(
     text = plan.made.text
     context = await here.context(where, where.budget_s)
     context_id = await edit_store.context_id(db, context)
-    diff = edits.unified_diff(program, text, where.editable)
+    diff = await asyncio.to_thread(edits.unified_diff, program, text, where.editable)
     base_hash = await launch.keep_program(db, program, where.editable)
     new_hash = await launch.keep_program(db, text, where.editable)
     inputs = await here.inputs(where)
@@ -143,7 +143,7 @@ async def make_edit(
         db,
         await followed.follow(context),
         context_id,
-        inputs.identify(text, where.editable),
+        await asyncio.to_thread(inputs.identify, text, where.editable),
         files=inputs.files,
         base_hash=base_hash,
         new_hash=new_hash,
@@ -161,7 +161,7 @@ async def make_edit(
         edit_id=edit_id,
         diff=diff,
         changes=list(plan.made.changes),
-        reason="" if asked.revert else wording.replaced(_in_the_way(plan, program)),
+        reason="" if asked.revert else wording.replaced(await asyncio.to_thread(_in_the_way, plan, program)),
         nearest=[],
         earlier=list(bearing.earlier),
         next_step=wording.after_whole(subject, applied=asked.apply)
@@ -169,7 +169,7 @@ async def make_edit(
         else wording.after_edit(edit_id, bearing.earlier),
         p_keep=None if foreseen is None else round(foreseen.p_keep, 4),
         foresight=wording.foresight(foreseen, odds),
-        companions=[] if asked.revert or learned is not None else _offered(plan, asked, text),
+        companions=[] if asked.revert or learned is not None else await asyncio.to_thread(_offered, plan, asked, text),
         learned=record,
     )
 
@@ -250,16 +250,15 @@ async def _plan(db: Database, here: Surroundings, where: Workspace, asked: Asked
     if asked.whole:
         made = await bests.as_it_ran(db, asked.method_ids[0], program, await here.workspace_id(where))
         return _Plan(made, (), {edit_store.PROGRAM_OF: asked.method_ids[0]}, edits.NOTHING)
-    return await _plan_methods(db, where, asked, program)
+    return await _plan_methods(db, asked, program)
 
 
-async def _plan_methods(db: Database, where: Workspace, asked: Asked, program: str) -> _Plan:
+async def _plan_methods(db: Database, asked: Asked, program: str) -> _Plan:
     wanted = [await lookups.the_method(db, each) for each in asked.method_ids]
     library = {method.id: method for method in await methods.all_methods(db)}
-    siblings = await asyncio.to_thread(read_siblings, where, program)
-    around = Around(siblings, library, asked.companions)
+    around = Around(library, asked.companions)
     wish = Wish(wanted, composing.knobs_by_method(wanted, asked.knobs))
-    made = composing.compose(wish, program, around)
+    made = await asyncio.to_thread(composing.compose, wish, program, around)
     notes: dict[str, KnobValue] = {edit_store.METHODS: " ".join(each.id for each in wanted)} if len(wanted) > 1 else {}
     if asked.companions:
         notes[edit_store.COMPANIONS] = " ".join(sorted(asked.companions))
@@ -273,7 +272,7 @@ async def _plan_revert(db: Database, workspace_id: str, asked: Asked, program: s
     rows.sort(key=lambda row: row.new_text != program)
     made: EditResult | None = None
     for row in rows:
-        answer = undoing.undo(row.base_text, row.new_text, program)
+        answer = await asyncio.to_thread(undoing.undo, row.base_text, row.new_text, program)
         if isinstance(answer, Applied):
             known = [await lookups.the_method(db, each) for each in row.method_ids]
             return _Plan(answer, tuple(known), {edit_store.REVERTS: row.id}, edits.NOTHING)

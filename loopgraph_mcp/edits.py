@@ -2,11 +2,12 @@
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import takewhile
 
-from loopgraph_mcp import computing, marks, ops, syntax
+from loopgraph_mcp import marks, ops, syntax
 from loopgraph_mcp.models import (
     Applied,
     Companion,
@@ -28,6 +29,9 @@ from loopgraph_mcp.syntax import Source, Unparsable
 ALL = "all"
 _KINDS: dict[type, tuple[type, ...]] = {int: (int,), float: (int, float), str: (str,)}
 _MAX_NUMBER = 2**63
+_CONTEXT_LINES = 3
+_MOST_COMPARED = 4_000_000  # pairs of lines: a second
+_HUNK = re.compile(r"(?<=[ ])([-+])(\d+)")
 _MAX_SHOWN = 80  # characters of a value in a sentence, or bits of an integer
 
 
@@ -36,12 +40,10 @@ class Around:
     """What bears on an edit beside the text.
 
     Args:
-        siblings: The texts of the workspace's other modules, by the name they are imported by.
         library: The methods that a recipe may name, by id.
         companions: The companions asked for, by name; `ALL` for all of them.
     """
 
-    siblings: Mapping[str, str] = field(default_factory=dict)
     library: Mapping[str, Method] = field(default_factory=dict)
     companions: frozenset[str] = frozenset()
 
@@ -81,9 +83,9 @@ def apply_method(method: Method, source: str, knobs: KnobValues, around: Around 
             return answer
         made = _Made(start)
         for ways in _parts(method.recipe, values, around):
-            made = _taken(made, ways, method.recipe, around)
+            made = _taken(made, ways)
         ops.check_names(start, made.changes)
-        _check_after(method, start, made.source, values, around)
+        _check_after(method, start, made.source, around)
     except Mismatch as mismatch:
         return mismatch.refused
     except Unparsable as error:
@@ -120,6 +122,15 @@ def detect(method: Method, source: str, knobs: KnobValues | None = None, around:
     return Presence.ABSENT
 
 
+def detect_each(methods: Sequence[Method], source: str) -> list[Presence]:
+    """Return how far a text already holds each of some methods; it is parsed once."""
+    try:
+        held = syntax.read(source)
+    except Unparsable:
+        held = None
+    return [Presence.ABSENT if held is None else detect(each, source) for each in methods]
+
+
 def offered(method: Method, source: str, knobs: KnobValues, around: Around = NOTHING) -> list[tuple[Companion, str]]:
     """Return the companions that would change a text further, one of each name, each with what it would change."""
     found: dict[str, tuple[Companion, str]] = {}
@@ -129,7 +140,7 @@ def offered(method: Method, source: str, knobs: KnobValues, around: Around = NOT
             continue
         try:
             way = replace(_way(companion, check_knobs(method.knobs, knobs), around), why="")
-            made = _carried_out(_Made(syntax.read(source)), way, recipe, around)
+            made = _carried_out(_Made(syntax.read(source)), way)
         except (Mismatch, Unparsable, RecursionError, MemoryError):
             continue
         if made.changes:
@@ -140,8 +151,30 @@ def offered(method: Method, source: str, knobs: KnobValues, around: Around = NOT
 def unified_diff(old: str, new: str, path: str) -> str:
     """Return the unified diff of two texts, with a/ and b/ before the path; as in git, only a newline ends a line."""
     before, after = (re.findall(r"[^\n]*\n|[^\n]+", text) for text in (old, new))
-    lines = difflib.unified_diff(before, after, f"a/{path}", f"b/{path}", n=3)
+    lines = _unified(before, after, path)
     return "".join(line if line.endswith("\n") else line + "\n\\ No newline at end of file\n" for line in lines)
+
+
+def _unified(before: list[str], after: list[str], path: str) -> Iterator[str]:
+    """Yield a diff's lines; where too much differs to be compared in a moment, all of that is replaced."""
+    head = max(0, _alike(before, after) - _CONTEXT_LINES)
+    old, new = before[head:], after[head:]
+    apart = min(len(old), len(new)) - _CONTEXT_LINES  # a line at the head is none at the tail
+    tail = max(0, min(_alike(old[::-1], new[::-1]), apart) - _CONTEXT_LINES)
+    old, new = old[: len(old) - tail], new[: len(new) - tail]
+    if len(old) * len(new) > _MOST_COMPARED:
+        yield from (f"--- a/{path}\n", f"+++ b/{path}\n")
+        yield f"@@ -{head + 1},{len(old)} +{head + 1},{len(new)} @@\n"
+        yield from (f"-{line}" for line in old)
+        yield from (f"+{line}" for line in new)
+        return
+    for line in difflib.unified_diff(old, new, f"a/{path}", f"b/{path}", n=_CONTEXT_LINES):
+        yield _HUNK.sub(lambda found: f"{found[1]}{int(found[2]) + head}", line) if line.startswith("@@ ") else line
+
+
+def _alike(one: Sequence[str], other: Sequence[str]) -> int:
+    """Return how many lines two texts share from the first on."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
 # ------------------------------------------------------------------------------------------------- parts
@@ -171,12 +204,12 @@ def _way(companion: Companion, values: KnobValues, around: Around) -> _Way:
     return _Way(other.recipe.ops, check_knobs(other.knobs, dict(companion.knobs)), companion.needs, companion.why)
 
 
-def _taken(made: _Made, ways: Sequence[_Way], recipe: Recipe, around: Around) -> _Made:
+def _taken(made: _Made, ways: Sequence[_Way]) -> _Made:
     """Make a part of an edit in the first way that is made already, that is half made, or that fits at all."""
     fitting, missed = list[tuple[bool, _Made]](), list[Mismatch]()
     for way in ways:
         try:
-            after = _carried_out(made, way, recipe, around)
+            after = _carried_out(made, way)
             if len(ways) > 1:
                 ops.check_names(made.source, after.changes[len(made.changes) :])
         except Mismatch as mismatch:
@@ -184,7 +217,7 @@ def _taken(made: _Made, ways: Sequence[_Way], recipe: Recipe, around: Around) ->
             continue
         if after.source is made.source:
             return made
-        fresh = len(ways) > 1 and not _satisfied(made.source, way, recipe, around, exact=False)
+        fresh = len(ways) > 1 and not _satisfied(made.source, way, exact=False)
         fitting.append((fresh, after))
     if fitting:
         return min(fitting, key=lambda pair: pair[0])[1]
@@ -195,17 +228,16 @@ def _taken(made: _Made, ways: Sequence[_Way], recipe: Recipe, around: Around) ->
     raise Mismatch(replace(misses[0], reason=f"{misses[0].reason}; or {told}: none of its {len(misses)} forms fits"))
 
 
-def _carried_out(made: _Made, way: _Way, recipe: Recipe, around: Around) -> _Made:
+def _carried_out(made: _Made, way: _Way) -> _Made:
     for mark in way.needs:
         if (miss := marks.missing(made.source, mark)) is not None:
             raise Mismatch(miss)
     source, changes = made.source, list(made.changes)
     for op in way.ops:
-        op_now, values = computing.with_computed(op, recipe.computed, way.knobs, source, siblings(around))
         try:
-            change = ops.change_of(source, op_now, values)
+            change = ops.change_of(source, op, way.knobs)
         except Mismatch as mismatch:
-            late = partial(_as_of, made.source, source, op_now, values, mismatch)
+            late = partial(_as_of, made.source, source, op, way.knobs, mismatch)
             raise Mismatch(late) from mismatch
         if change is not None:
             source = ops.carried_out(source, change)
@@ -225,13 +257,12 @@ def _as_of(start: Source, now: Source, op: RecipeOp, knobs: KnobValues, mismatch
     return replace(refused, reason=f"{refused.reason}, once the recipe's other steps are made", nearest=())
 
 
-def _satisfied(source: Source, way: _Way, recipe: Recipe, around: Around, *, exact: bool) -> int:
+def _satisfied(source: Source, way: _Way, *, exact: bool) -> int:
     """Return how many of a way's ops a text holds already, with any knob values or with these."""
     satisfied = 0
     for op in way.ops:
         try:
-            op_now, values = computing.with_computed(op, recipe.computed, way.knobs, source, siblings(around))
-            change = ops.change_of(source, op_now, values)
+            change = ops.change_of(source, op, way.knobs)
         except Mismatch:
             continue
         satisfied += change is None or (not exact and change.rewrites)
@@ -243,7 +274,7 @@ def _own_presence(recipe: Recipe, source: Source, values: KnobValues, around: Ar
     held, wanted = 0, 0
     for ways in _parts(recipe, values, replace(around, companions=frozenset())):
         able = [way for way in ways if all(marks.stands(source, mark) for mark in way.needs)] or ways
-        counts = [(_satisfied(source, way, recipe, around, exact=exact), len(way.ops)) for way in able]
+        counts = [(_satisfied(source, way, exact=exact), len(way.ops)) for way in able]
         best = max(counts, key=lambda count: (count[0] == count[1], count[0] / max(1, count[1])))
         held, wanted = held + best[0], wanted + best[1]
     if not held:
@@ -259,12 +290,6 @@ def _forestalled(method: Method, source: Source, around: Around) -> EditResult |
     recipe = method.recipe
     if recipe is None:
         return None
-    for needed in recipe.requires:
-        other = around.library.get(needed)
-        if other is not None and detect(other, source.bom + source.text) is not Presence.PRESENT:
-            return Refused(
-                f"{needed} in the file", f"{method.id} builds on it; ask for both in one edit, or for it first"
-            )
     signs = [sign for sign in recipe.detect if marks.stands(source, sign.mark)]
     if signs:
         values = check_knobs(method.knobs, {})
@@ -282,30 +307,15 @@ def _forestalled(method: Method, source: Source, around: Around) -> EditResult |
     return None
 
 
-def _check_after(method: Method, before: Source, after: Source, values: KnobValues, around: Around) -> None:
-    """Refuse an edit that would leave two methods in conflict side by side, or numbers that do not fit together."""
+def _check_after(method: Method, before: Source, after: Source, around: Around) -> None:
+    """Refuse an edit that would leave two methods in conflict side by side."""
     recipe = method.recipe or Recipe(())
-    for rule in recipe.rules:
-        if (told := computing.broken(rule.that, values, after, siblings(around))) is not None:
-            raise Mismatch(Refused(f"`{rule.that}` to hold afterwards", f"{rule.why}; {told}"))
     for each in recipe.conflicts:
         other = around.library.get(each)
         texts = [source.bom + source.text for source in (before, after)]
         if other is not None and all(detect(other, text) is Presence.PRESENT for text in texts):
             reason = f"{method.id} cannot stand beside it; take it out first (revert)"
             raise Mismatch(Refused(f"a file without {each}", reason))
-
-
-def siblings(around: Around) -> dict[str, Source]:
-    """Return the workspace's other modules, parsed; one that Python cannot parse tells nothing."""
-    return {name: parsed for name, text in around.siblings.items() if (parsed := _sibling(text)) is not None}
-
-
-def _sibling(text: str) -> Source | None:
-    try:
-        return syntax.read(text)
-    except (Unparsable, RecursionError, MemoryError):
-        return None
 
 
 # ------------------------------------------------------------------------------------------------- knobs

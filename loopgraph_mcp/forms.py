@@ -1,16 +1,16 @@
 """Reads a document from whichever form of it can be read: its text with its state, and why where there is none."""
 
+import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from loopgraph_mcp.documents.chunking import chunk
-from loopgraph_mcp.documents.model import Document, Format
+from loopgraph_mcp.documents.model import Format
 from loopgraph_mcp.errors import SourceError
 from loopgraph_mcp.models import DocumentState
 from loopgraph_mcp.quoting import plain_line, plain_text
 from loopgraph_mcp.sources import arxiv
-from loopgraph_mcp.sources.parsing import parse
+from loopgraph_mcp.sources.parsing import Parsed, Reader
 from loopgraph_mcp.store.chunks import Chunk
 
 OnStep = Callable[[float, str], Awaitable[None]]
@@ -22,14 +22,14 @@ class Reading:
     """What could be read of a document, from which form of it."""
 
     state: DocumentState
-    document: Document | None = None
+    document: Parsed | None = None
     form: str = ""
     url: str = ""
     content_hash: str = ""
     notes: tuple[str, ...] = ()
 
 
-async def read_paper(site: arxiv.Arxiv, meta: arxiv.Metadata, tell: OnStep) -> Reading:
+async def read_paper(reader: Reader, site: arxiv.Arxiv, meta: arxiv.Metadata, tell: OnStep) -> Reading:
     """Read a paper from its source, or else from arXiv's HTML, or else from its PDF."""
     ref, notes = meta.ref, list[str]()
     await tell(0.15, f"fetching the source of {ref}")
@@ -42,7 +42,7 @@ async def read_paper(site: arxiv.Arxiv, meta: arxiv.Metadata, tell: OnStep) -> R
     state = DocumentState.READ
     if source is not None and source.tex:
         notes += [f"left out of its source: {plain_line(each)}" for each in source.skipped[:5]]
-        reading = await read_form("latex", source.tex, source.url)
+        reading = await read_form(reader, "latex", source.tex, source.url)
         if reading.document is not None:
             return _with(reading, state, [*notes, *reading.notes])
         notes += [f"its LaTeX: {each}" for each in reading.notes]
@@ -54,7 +54,7 @@ async def read_paper(site: arxiv.Arxiv, meta: arxiv.Metadata, tell: OnStep) -> R
     await tell(0.4, f"fetching {ref} as HTML")
     page = await site.html(ref)
     if page is not None:
-        reading = await read_form("html", page.body, page.url)
+        reading = await read_form(reader, "html", page.body, page.url)
         if reading.document is not None:
             return _with(reading, state, [*notes, *reading.notes])
         notes += [f"its HTML: {each}" for each in reading.notes]
@@ -65,35 +65,46 @@ async def read_paper(site: arxiv.Arxiv, meta: arxiv.Metadata, tell: OnStep) -> R
         pdf, url = fetched.body, fetched.url
     if not pdf:
         return Reading(DocumentState.BROKEN, notes=(*notes, "arXiv has no PDF of it either"))
-    reading = await read_form("pdf", pdf, url)
+    reading = await read_form(reader, "pdf", pdf, url)
     return _with(reading, state if reading.document is not None else reading.state, [*notes, *reading.notes])
 
 
 async def read_form(
-    form: Format, data: bytes | Mapping[str, bytes], url: str, *, path: str = "", least: int = _LEAST_WORDS
+    reader: Reader,
+    form: Format,
+    data: bytes | Mapping[str, bytes],
+    url: str,
+    *,
+    path: str = "",
+    least: int = _LEAST_WORDS,
 ) -> Reading:
     """Parse a document; what cannot be read is a state with its reason."""
-    content_hash = hash_of(data if isinstance(data, Mapping) else {"": data})
+    content_hash = await asyncio.to_thread(hash_of, data if isinstance(data, Mapping) else {"": data})
     try:
-        document = await parse(form, data, path=path)
+        document = await reader.parse(form, data, path=path)
     except SourceError as error:
         return Reading(DocumentState.BROKEN, None, form, url, content_hash, (plain_line(str(error)),))
     notes = tuple(plain_line(each) for each in document.warnings)
     if document.state != "read":
         return Reading(DocumentState(document.state), None, form, url, content_hash, notes)
-    count = sum(len(each.text.split()) for each in document.blocks)
-    if count < least:
+    if document.words < least:
         state = DocumentState.SCANNED if form == "pdf" else DocumentState.BROKEN
-        return Reading(state, None, form, url, content_hash, (*notes, f"only {count} words of text were found"))
+        return Reading(
+            state, None, form, url, content_hash, (*notes, f"only {document.words} words of text were found")
+        )
     return Reading(DocumentState.READ, document, form, url, content_hash, notes)
 
 
-def chunks_of(
-    document: Document | None, source_kind: str, paper_id: str, licence: str, *, path: str = ""
+async def chunks_of(
+    document: Parsed | None, source_kind: str, paper_id: str, licence: str, *, path: str = ""
 ) -> list[Chunk]:
     """Return a document's passages, made plain; none where it could not be read."""
+    return await asyncio.to_thread(_chunks, document, source_kind, paper_id, licence, path)
+
+
+def _chunks(document: Parsed | None, source_kind: str, paper_id: str, licence: str, path: str) -> list[Chunk]:
     made = []
-    for each in chunk(document) if document is not None else []:
+    for each in document.passages if document is not None else ():
         place = plain_line(each.place)
         place = f"{path}: {place}" if path and place and not place.startswith(path) else place or path
         if text := plain_text(each.text):

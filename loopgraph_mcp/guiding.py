@@ -3,9 +3,10 @@
 It is never a diff: what the change is, the agent decides from the sources.
 """
 
+import asyncio
 from collections.abc import Iterator, Sequence
 
-from loopgraph_mcp import codemap, edits, fitting, wording
+from loopgraph_mcp import codemap, edits, fitting
 from loopgraph_mcp.answers import Guidance, MappedEntry, Passage
 from loopgraph_mcp.codemap import CodeMap, Entry, Kind
 from loopgraph_mcp.models import Method, Presence, RecipeOp
@@ -23,14 +24,14 @@ _PLACES = frozenset({Kind.KNOB, Kind.FIELD, Kind.FLAG, Kind.LOCAL, Kind.CLASS, K
 
 async def guide(db: Database, method: Method, program: str, *, learned: Sequence[str] = ()) -> Guidance:
     """Return what helps to put a method into a program by hand; `learned` says why learned recipes do not fit."""
-    made = codemap.map_text(program)
+    made = await asyncio.to_thread(codemap.map_text, program)
     others = [each for each in await methods.all_methods(db) if each.id != method.id and each.recipe is not None]
     near = _nearest(method, others)
     places = _places(made, method, near)
     passages = await chunks.passages_of(db, method.id, limit=_MAX_PASSAGES)
     return Guidance(
         name=method.name,
-        description=wording.one_line(method.description, limit=_DESCRIPTION_CHARS),
+        description=plain_line(method.description, limit=_DESCRIPTION_CHARS),
         sources=[f"{each.kind}:{each.ref} {each.title}" for each in method.sources],
         passages=[
             Passage(each.place, plain_line(each.text, limit=_PASSAGE_CHARS), each.paper_id or each.source_kind)
@@ -39,7 +40,7 @@ async def guide(db: Database, method: Method, program: str, *, learned: Sequence
         reported=[plain_line(each) for each in await papers.figures_of(db, method.id, limit=_MAX_REPORTED)],
         places=[MappedEntry(each.kind.value, each.name, each.line, each.end_line, each.text) for each in places],
         nearest_recipe="" if near is None else near.id,
-        nearest_recipe_note="" if near is None else _told(near, edits.detect(near, program)),
+        nearest_recipe_note="" if near is None else _told(near, await asyncio.to_thread(edits.detect, near, program)),
         learned=list(learned),
     )
 

@@ -3,7 +3,7 @@
 import asyncio
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
@@ -18,6 +18,7 @@ from loopgraph_mcp.sources import archives, arxiv, github, local, pack_archives
 from loopgraph_mcp.sources.cache import Cache
 from loopgraph_mcp.sources.http import Web
 from loopgraph_mcp.sources.packs import read_pack
+from loopgraph_mcp.sources.parsing import Reader
 from loopgraph_mcp.store import methods, papers
 from loopgraph_mcp.store.chunks import Chunk
 from loopgraph_mcp.store.database import Database
@@ -52,9 +53,14 @@ class Ingest:
     asked: Asked
     now: float
     tell: forms.OnStep
+    reader: Reader = field(default_factory=Reader)
 
     async def run(self, source: str) -> IngestAnswer:
         """Ingest whatever a source names."""
+        async with self.reader:
+            return await self._run(source)
+
+    async def _run(self, source: str) -> IngestAnswer:
         path = own_path(source, self.settings)
         if path is not None and pack_archives.looks_like_one(path):
             checked = pack_archives.Checked(await asyncio.to_thread(read_pack, path), path)
@@ -104,7 +110,7 @@ class Ingest:
             warnings.append(f"a pack cites it as {plain_line(cited)!r}")
         if await self._is_read(document_id):
             return await self._answer(source, "paper", document_id, added=0, warnings=warnings)
-        reading = await forms.read_paper(site, meta, self.tell)
+        reading = await forms.read_paper(self.reader, site, meta, self.tell)
         document = NewDocument(
             kind="arxiv",
             ref=meta.ref.id,
@@ -121,7 +127,7 @@ class Ingest:
             abstract=plain_text(meta.abstract),
             published_on=meta.published_on,
         )
-        chunks = forms.chunks_of(reading.document, "paper", document.paper_id, document.licence)
+        chunks = await forms.chunks_of(reading.document, "paper", document.paper_id, document.licence)
         if document.abstract and not any("abstract" in each.place.casefold() for each in chunks):
             chunks.insert(0, Chunk("paper", document.abstract, "Abstract", document.paper_id, document.licence))
         added = await self._store(document, chunks)
@@ -134,7 +140,7 @@ class Ingest:
         snapshot = await hub.read(ref)
         document_id = f"github:{snapshot.repository}@{snapshot.commit}"
         document_id += f":{snapshot.path}" if snapshot.path else ""
-        content_hash = forms.hash_of(snapshot.files)
+        content_hash = await asyncio.to_thread(forms.hash_of, snapshot.files)
         known = await papers.find_document(self.db, document_id)
         if known is not None and known.content_hash == content_hash:
             return await self._answer(source, "repository", document_id, added=0, warnings=[])
@@ -143,10 +149,10 @@ class Ingest:
         for count, (path, data) in enumerate(snapshot.files.items()):
             await self.tell(0.3 + 0.6 * count / len(snapshot.files), f"reading {path}")
             kind = local.KINDS.get(PurePosixPath(path).suffix.lower(), "markdown")
-            reading = await forms.read_form(kind, data, snapshot.url, path=path, least=1)
+            reading = await forms.read_form(self.reader, kind, data, snapshot.url, path=path, least=1)
             notes += [f"{path}: {each}" for each in reading.notes]
             of = "code" if kind == "code" else "document"
-            chunks += forms.chunks_of(reading.document, of, paper_id, snapshot.licence, path=path)
+            chunks += await forms.chunks_of(reading.document, of, paper_id, snapshot.licence, path=path)
         document = NewDocument(
             kind="github",
             ref=snapshot.repository,
@@ -170,9 +176,10 @@ class Ingest:
         found = await asyncio.to_thread(local.find, path)
         notes, ids, added = [plain_line(each) for each in found.skipped], list[str](), 0
         for count, piece in enumerate(found.pieces):
-            await self.tell(0.9 * count / len(found.pieces), f"reading {piece.place}")
+            share = 0.9 * count / len(found.pieces)
+            await self.tell(share, f"reading {piece.place} ({count + 1} of {len(found.pieces)})")
             try:
-                document_id, new, told = await self._file(piece)
+                document_id, new, told = await self._file(piece, share)
             except SourceError as error:
                 if len(found.pieces) == 1:
                     raise
@@ -185,14 +192,14 @@ class Ingest:
             return await self._answer(source, "files", ids[0], added=added, warnings=notes)
         return await self._answer(source, "files", *ids, added=added, warnings=notes, title=str(path))
 
-    async def _file(self, piece: local.Piece) -> tuple[str, int, list[str]]:
+    async def _file(self, piece: local.Piece, share: float) -> tuple[str, int, list[str]]:
         data = await asyncio.to_thread(piece.load)
-        content_hash = forms.hash_of(data if isinstance(data, Mapping) else {"": data})
+        content_hash = await asyncio.to_thread(forms.hash_of, data if isinstance(data, Mapping) else {"": data})
         at = piece.root / piece.place
         document_id = f"local:{at}@{content_hash[:12]}"
         if await self._is_read(document_id):
             return document_id, 0, []
-        reading = await forms.read_form(piece.kind, data, str(at), path=piece.place, least=1)
+        reading = await forms.read_form(self.reader, piece.kind, data, str(at), path=piece.place, least=1)
         title = reading.document.title if reading.document is not None else ""
         document = NewDocument(
             kind="local",
@@ -207,7 +214,8 @@ class Ingest:
             note="; ".join(reading.notes),
         )
         of = {"code": "code", "markdown": "document", "html": "document"}.get(piece.kind, "paper")
-        added = await self._store(document, forms.chunks_of(reading.document, of, document.paper_id, ""))
+        chunks = await forms.chunks_of(reading.document, of, document.paper_id, "")
+        added = await self._store(document, chunks, share)
         return document_id, added, [f"{piece.place}: {each}" for each in reading.notes]
 
     # ------------------------------------------------------------------------------------------- packs
@@ -233,9 +241,9 @@ class Ingest:
         known = await papers.find_document(self.db, document_id)
         return known is not None and known.state in {DocumentState.READ, DocumentState.SOURCELESS}
 
-    async def _store(self, document: NewDocument, chunks: Sequence[Chunk]) -> int:
+    async def _store(self, document: NewDocument, chunks: Sequence[Chunk], share: float = 0.9) -> int:
         """Store a document with its passages and the methods they tell of; return how many passages are new."""
-        await self.tell(0.9, f"storing {len(chunks)} passages of {document.id}")
+        await self.tell(share, f"storing {len(chunks)} passages of {document.id}")
         known = await methods.all_methods(self.db)
         mentions = await asyncio.to_thread(find_mentions, chunks, known)
         return await papers.add_document(self.db, document, chunks, mentions, now=self.now)
@@ -282,8 +290,8 @@ def own_path(source: str, settings: Settings) -> Path | None:
         return None
     try:
         path = settings.workspace / Path(source).expanduser()
-        return path if path.exists() else None
-    except (OSError, RuntimeError):  # too long a name, or no such user's home
+        return path.resolve() if path.exists() else None
+    except (OSError, RuntimeError, ValueError):  # too long a name, no such user's home, or a link to itself
         return None
 
 

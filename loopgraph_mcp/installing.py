@@ -1,6 +1,7 @@
 """Installs packs from elsewhere: pinned by hash, one content to a version, no method taken from another pack."""
 
 import asyncio
+from contextlib import ExitStack
 from pathlib import PurePosixPath
 from urllib.parse import urlsplit
 
@@ -23,7 +24,9 @@ async def install_archive(
         PackError: It holds none, or one that is refused.
         SourceError: The archive is damaged, over a limit, or holds a path that leads out of it.
     """
-    with pack_archives.opened(data, name=PurePosixPath(urlsplit(source).path).name or "pack") as checked:
+    opened = pack_archives.opened(data, name=PurePosixPath(urlsplit(source).path).name or "pack")
+    with ExitStack() as stack:
+        checked = await asyncio.to_thread(stack.enter_context, opened)
         return await install_pack(db, settings, source, checked, sha256=sha256, now=now)
 
 

@@ -1,28 +1,31 @@
 """Turns an edit, a patch or the present file into one exact program, queues it, and starts its supervisor."""
 
-import ast
 import asyncio
 import dataclasses
+import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from loopgraph_mcp import duplicates, edits, lookups, patches
+from loopgraph_mcp import duplicates, edits, environments, lookups, patches, programs
 from loopgraph_mcp.config import Settings
 from loopgraph_mcp.errors import NotFoundError, RunError, WorkspaceError
 from loopgraph_mcp.models import Applied, Context, Outcome, OutcomeKind, Present
 from loopgraph_mcp.runner import processes
+from loopgraph_mcp.runner.locks import hold_lock
 from loopgraph_mcp.runner.run_copy import make_copy
-from loopgraph_mcp.runs import SUPERVISOR_LOG_NAME, prepare_outcome
+from loopgraph_mcp.runs import SUPERVISOR_LOG_NAME, forget_lock, prepare_outcome
 from loopgraph_mcp.store import edits as edit_store
 from loopgraph_mcp.store import experiments
-from loopgraph_mcp.store.database import Database, text_hash
+from loopgraph_mcp.store.database import Database, new_id, text_hash
 from loopgraph_mcp.store.experiments import ExperimentRow
 from loopgraph_mcp.surroundings import Inputs, inputs_of
 from loopgraph_mcp.workspace import MAX_BUDGET_S, Workspace, reads_variable
 
 DEFAULT_SEED = 42
+MAX_SEED = 2**31 - 1
 _RETRIED_AMONG = 50  # newest experiments among which a patch that the file holds is looked for
 
 
@@ -69,7 +72,7 @@ async def make_plan(
         plan = await plan_patch(db, workspace, context_id, inputs, patch)
     else:
         plan = await plan_present(db, workspace, context_id, inputs)
-    check_parses(workspace.editable, plan.text)
+    await asyncio.to_thread(check_parses, workspace.editable, plan.text)
     if replicate:  # of a program that the file holds, or held once
         plan = dataclasses.replace(plan, held="")
     if method_id is None:
@@ -89,7 +92,7 @@ async def as_edit(db: Database, where: Workspace, plan: Plan, *, workspace: str,
         base_hash=await keep_program(db, plan.base_text, where.editable),
         new_hash=await keep_program(db, plan.text, where.editable),
         knobs={},
-        diff=edits.unified_diff(plan.base_text, plan.text, where.editable),
+        diff=await asyncio.to_thread(edits.unified_diff, plan.base_text, plan.text, where.editable),
         now=now,
     )
     return dataclasses.replace(plan, edit_id=edit_id)
@@ -108,7 +111,7 @@ async def plan_edit(db: Database, workspace: Workspace, workspace_id: str, edit_
     if edit.workspace_id != workspace_id:
         raise RunError(f"{edit_id} was made in another workspace than {workspace.path}; make it here: get_code_edit")
     held = ""
-    if workspace.read_program() not in {edit.base_text, edit.new_text}:
+    if await asyncio.to_thread(workspace.read_program) not in {edit.base_text, edit.new_text}:
         again = f"call get_code_edit for {edit.method_id} again" if edit.method_id else "make the patch again"
         held = f"{workspace.editable} changed since {edit_id} was made; {again}"
     return Plan(edit.new_text, edit.base_text, edit.id, edit.method_ids, held=held)
@@ -122,9 +125,9 @@ async def plan_patch(db: Database, workspace: Workspace, context_id: str, inputs
     Raises:
         RunError: The patch does not fit.
     """
-    present = workspace.read_program()
-    made = patches.apply_patch(present, patch)
-    taken_out = patches.take_out(present, patch)
+    present = await asyncio.to_thread(workspace.read_program)
+    made = await asyncio.to_thread(patches.apply_patch, present, patch)
+    taken_out = await asyncio.to_thread(patches.take_out, present, patch)
     if isinstance(made, Present):
         held = f"{made.reason}; call run_experiment without patch to run {workspace.editable} as it is"
         return dataclasses.replace(await plan_present(db, workspace, context_id, inputs), held=held)
@@ -157,7 +160,8 @@ async def _runs_of_patch(db: Database, context_id: str, patch: str) -> list[Expe
     for run in await experiments.list_experiments(db, workspace_id, limit=_RETRIED_AMONG):
         if run.base_hash is None or run.program_hash is None:
             continue
-        made = patches.apply_patch(await edit_store.program_text(db, run.base_hash), patch)
+        base = await edit_store.program_text(db, run.base_hash)
+        made = await asyncio.to_thread(patches.apply_patch, base, patch)
         if isinstance(made, Applied) and text_hash(made.text) == run.program_hash:
             found.append(run)
     return found
@@ -181,11 +185,12 @@ def check_held(plan: Plan, earlier: Sequence[ExperimentRow]) -> None:
 
 async def plan_present(db: Database, workspace: Workspace, context_id: str, inputs: Inputs) -> Plan:
     """Return the workspace as it is; it is compared with the incumbent, or as the incumbent was if it is that."""
-    present = workspace.read_program()
+    present = await asyncio.to_thread(workspace.read_program)
     incumbent = await experiments.last_kept(db, context_id)
     if incumbent is None or incumbent.program_hash is None:
         return Plan(present, None, None)
-    if inputs.identify(present, workspace.editable).run_key != incumbent.run_key:
+    ran = await asyncio.to_thread(inputs.identify, present, workspace.editable)
+    if ran.run_key != incumbent.run_key:
         kept = await edit_store.program_text(db, incumbent.program_hash)
         return Plan(present, kept, None, base_group_key=incumbent.group_key)
     base = None if incumbent.base_hash is None else await edit_store.program_text(db, incumbent.base_hash)
@@ -208,11 +213,13 @@ def check_parses(name: str, text: str) -> None:
     if not name.endswith(".py"):
         return
     try:
-        ast.parse(text)
+        programs.parse(text)
     except SyntaxError as error:
         raise RunError(
             f"{name}, line {error.lineno}: {error.msg}: {(error.text or '').strip()!r}; mend it first"
         ) from error
+    except programs.TooLargeError as error:
+        raise RunError(f"{name}: {error}") from error
     except (ValueError, RecursionError, MemoryError) as error:
         raise RunError(f"{name}: Python cannot parse it ({error})") from error
 
@@ -245,6 +252,8 @@ def choose_seed(workspace: Workspace, wanted: int | None, used: set[int]) -> int
         raise RunError(
             f"the trainer in {workspace.path} does not read LOOPGRAPH_SEED and has a seed of its own; leave seed out"
         )
+    if wanted is not None and not 0 <= wanted <= MAX_SEED:
+        raise RunError(f"seed is {str(wanted)[:40]}; give a whole number from 0 to {MAX_SEED:,}")
     seed = DEFAULT_SEED if wanted is None else wanted
     while wanted is None and told and seed in used:
         seed += 1
@@ -275,9 +284,39 @@ async def keep_program(db: Database, text: str, name: str) -> str:
         RunError: It is no text that can be stored.
     """
     try:
-        return await edit_store.add_program(db, text, duplicates.group_hash(text, name))
+        group = await asyncio.to_thread(duplicates.group_hash, text, name)
+        return await edit_store.add_program(db, text, group)
     except UnicodeEncodeError as error:
         raise RunError(f"the program holds a lone surrogate at character {error.start}; it cannot be stored") from error
+
+
+@contextmanager
+def looked_after(settings: Settings) -> Iterator[tuple[str, int]]:
+    """Make the id of an experiment and hold its lock for the body; give both, the lock as a file descriptor.
+
+    It is held before the experiment is queued, and its supervisor goes on to hold it: from its first moment on, an
+    experiment whose lock is free has nobody who looks after it.
+
+    Raises:
+        RunError: The lock cannot be taken.
+    """
+    experiment_id = new_id("exp")
+    try:
+        with ExitStack() as held:
+            file = held.enter_context(hold_lock(settings.locks_dir, experiment_id))
+            assert file is not None  # noqa: S101 - nobody else knows the id
+            opened = held.pop_all()
+    except OSError as error:
+        raise RunError(
+            f"{settings.locks_dir}: the folder of locks cannot be written ({error.strerror}); "
+            "give this user the folder, or free the disk"
+        ) from error
+    with opened:
+        try:
+            yield experiment_id, file.fileno()
+        except Exception:
+            forget_lock(settings, experiment_id)
+            raise
 
 
 async def prepare(settings: Settings, experiment_id: str, plan: Plan, inputs: Inputs) -> tuple[Path, Inputs]:
@@ -296,20 +335,26 @@ async def prepare(settings: Settings, experiment_id: str, plan: Plan, inputs: In
         return inputs_of(made)
 
     try:
+        settings.runs_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         return run_dir, await asyncio.to_thread(make)
     except (OSError, shutil.Error, WorkspaceError) as error:
         await asyncio.to_thread(shutil.rmtree, run_dir, ignore_errors=True)
         raise RunError(f"the experiment could not be started: {error}; nothing was queued") from error
 
 
-async def start(db: Database, settings: Settings, experiment_id: str, run_dir: Path, now: float) -> None:
-    """Start the supervisor of a queued experiment.
+async def start(
+    db: Database, settings: Settings, workspace: Workspace, experiment_id: str, lock: int, now: float
+) -> None:
+    """Start the supervisor of a queued experiment, which goes on to hold its lock.
 
     Raises:
         RunError: The process cannot be started; the experiment is marked interrupted.
     """
+    environment = environments.for_supervisor(os.environ, declared=workspace.context_env, named=workspace.pass_env)
+    environment |= {"LOOPGRAPH_DB": str(settings.db_path), "LOOPGRAPH_HOME": str(settings.home)}
+    log = settings.runs_dir / experiment_id / SUPERVISOR_LOG_NAME
     try:
-        processes.start_supervisor(experiment_id, settings.db_path, settings.home, run_dir / SUPERVISOR_LOG_NAME)
+        processes.start_supervisor(experiment_id, lock, environment, log)  # not on a thread: a cancel would part them
     except OSError as error:
         outcome = Outcome(OutcomeKind.INTERRUPTED, None, f"could not be started: {error}", {})
         await experiments.finish(db, experiment_id, outcome, now=now)

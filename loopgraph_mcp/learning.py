@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from loopgraph_mcp import edits, syntax
+from loopgraph_mcp import edits, programs, syntax
 from loopgraph_mcp.duplicates import number, parsed, written
 from loopgraph_mcp.models import (
     AddMethod,
@@ -70,7 +70,7 @@ def generalise(parent: str, child: str) -> Learned | NotLearned:
     if parsed(child) is None or parsed(parent) is None:
         return NotLearned("one of the two programs does not parse")
     try:
-        return _generalised(parent, ast.parse(child.removeprefix("\ufeff")))
+        return _generalised(parent, programs.parse(child.removeprefix("\ufeff")))
     except RecursionError:
         return NotLearned("the programs are nested too deeply")
 
@@ -85,7 +85,7 @@ def fits(learned: Learned, programs: Sequence[str]) -> Fits:
 def _generalised(parent: str, target: ast.Module) -> Learned | NotLearned:
     text, ops, knobs, attempts = parent, list[RecipeOp](), list[Knob](), 0
     wanted = _shape(target)
-    while _shape(tree := ast.parse(text.removeprefix("\ufeff"))) != wanted:
+    while _shape(tree := programs.parse(text.removeprefix("\ufeff"))) != wanted:
         for op, new_knobs in _Difference(tree, target, knobs).steps():
             attempts += 1
             made = edits.apply_method(_method((op,), new_knobs), text, {})
@@ -103,7 +103,7 @@ def _generalised(parent: str, target: ast.Module) -> Learned | NotLearned:
         return NotLearned("the two are one program")
     recipe = _method(tuple(ops), knobs)
     made = edits.apply_method(recipe, parent, {})
-    if not isinstance(made, Applied) or _shape(ast.parse(made.text.removeprefix("\ufeff"))) != wanted:
+    if not isinstance(made, Applied) or _shape(programs.parse(made.text.removeprefix("\ufeff"))) != wanted:
         return NotLearned("the ops do not make the same program together")
     if not isinstance(edits.apply_method(recipe, made.text, {}), Present):
         return NotLearned("asked for again, the recipe would change it again")

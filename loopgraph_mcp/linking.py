@@ -1,9 +1,10 @@
 """Recognises known methods in passages: which tell of which, in what words, and the figures that they report."""
 
+import asyncio
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from loopgraph_mcp.mentions import methods_described
+from loopgraph_mcp.mentions import methods_described, with_names
 from loopgraph_mcp.models import Method
 from loopgraph_mcp.reported import read_figures
 from loopgraph_mcp.store import methods, papers
@@ -22,13 +23,13 @@ def find_mentions(chunks: Iterable[Chunk], known: Sequence[Method]) -> list[Ment
     Code names too much in passing to tell of anything. A figure belongs to a method only where the passage tells of no
     other.
     """
-    found = list[Mention]()
+    found, names = list[Mention](), with_names(known)
     for chunk in dict.fromkeys(chunks):
         if chunk.source_kind not in _TOLD_IN:
             continue
-        told = methods_described(chunk.text, known, place=chunk.place)
+        told = methods_described(chunk.text, names, place=chunk.place)
         figures = tuple(read_figures(chunk.text)) if len(told) == 1 else ()
-        titled = methods_described(chunk.place, known)
+        titled = methods_described(chunk.place, names)
         found += [Mention(each, chunk.id, words, figures, titled=each in titled) for each, words in told.items()]
     found.sort(key=lambda each: (not each.titled, not each.figures))
     kept, seen = list[Mention](), Counter[str]()
@@ -43,5 +44,6 @@ async def link_earlier(db: Database, method: Method) -> None:
     """Link what was read before a method was known."""
     known = await methods.all_methods(db)
     for chunks in (await papers.chunks_saying(db, method, limit=_MOST_CHUNKS)).values():
-        mentions = [each for each in find_mentions(chunks, known) if each.method_id == method.id]
+        found = await asyncio.to_thread(find_mentions, chunks, known)
+        mentions = [each for each in found if each.method_id == method.id]
         await papers.add_mentions(db, mentions)

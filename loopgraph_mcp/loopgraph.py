@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from loopgraph_mcp import (
     launch,
     lookups,
     mapping,
+    permissions,
     precedents,
     recipes,
     recording,
@@ -25,6 +27,7 @@ from loopgraph_mcp import (
     searching,
     sharing,
     tracing,
+    trust,
     views,
     wording,
 )
@@ -44,6 +47,7 @@ from loopgraph_mcp.answers import (
 )
 from loopgraph_mcp.bests import Bests, best_result
 from loopgraph_mcp.config import Settings, read_settings
+from loopgraph_mcp.duplicates import group_hash
 from loopgraph_mcp.editing import Asked, make_edit
 from loopgraph_mcp.errors import LoopGraphError, RunError, UnwritableError, WorkspaceError
 from loopgraph_mcp.foresight import Foresight, Lesson
@@ -58,6 +62,7 @@ from loopgraph_mcp.models import (
     Standing,
     State,
 )
+from loopgraph_mcp.quoting import plain_line
 from loopgraph_mcp.sources.day_one import read_day_one
 from loopgraph_mcp.sources.pack_texts import content_hash
 from loopgraph_mcp.store import edits as edit_store
@@ -75,6 +80,7 @@ from loopgraph_mcp.workspace import default_timeout_s, resolved
 
 MAX_WAIT_S = 50.0  # most clients give up on a call after 60 s
 _CANDIDATES = 50
+_LARGE_PROGRAM = 2**15  # characters; a smaller one is parsed in some 20 ms
 _PATIENCE_S = 1.0
 _POLL_S = 0.25
 _LOOK_S = 2.0  # between looks for runs whose supervisor was killed
@@ -155,6 +161,7 @@ class LoopGraph:
     ) -> AsyncIterator["LoopGraph"]:
         """Open the store, load the method packs, and mark runs whose supervisor is gone as interrupted."""
         settings = settings or read_settings(os.environ, Path.cwd())
+        await asyncio.to_thread(permissions.tighten, settings)
         async with Database.open(settings.db_path) as db:
             if not await methods.holds_pack(db, await asyncio.to_thread(content_hash, settings.packs)):
                 from loopgraph_mcp.sources import packs  # noqa: PLC0415 - what reads packs is slow to import
@@ -197,6 +204,7 @@ class LoopGraph:
             standing: Show methods of this standing alone.
             caller: The agent that asks; None for a person at a terminal.
         """
+        await self._here.look(workspace)
         shown, newest, sight, relevance = await self.db.search(
             lambda conn: (
                 self._fatigue.shown(conn),
@@ -213,7 +221,8 @@ class LoopGraph:
         else:
             found = [(method, 1.0) for method in look.known.values()]
         running = sharing.running_now(look.under_way, caller)
-        hits, note = searching.choose(
+        choose = partial(
+            searching.choose,
             [pair for pair in found if family in {None, pair[0].family}],
             look.memory,
             await self._foresight(look.context, newest),
@@ -225,6 +234,10 @@ class LoopGraph:
             standing=standing,
             in_flight={each for run in running for each in run.method_ids},
         )
+        large = len(look.program or "") > _LARGE_PROGRAM
+        hits, note = await asyncio.to_thread(choose) if large else choose()
+        if large and look.context is not None:  # what asks for the best program takes it from there
+            await asyncio.to_thread(group_hash, look.program, look.context.editable)
         hits = [dataclasses.replace(hit, has_edit=True) if hit.method_id in look.learned else hit for hit in hits]
         retrieval_id = await retrievals.add_retrieval(
             self.db,
@@ -393,6 +406,8 @@ class LoopGraph:
             if known is not None:
                 return await self.get_experiment(known, wait_s=wait_s, on_progress=on_progress)
         where = await self._here.workspace(workspace)
+        if caller is not None:
+            await asyncio.to_thread(trust.check, self.settings, where, by_agent=workspace is not None)
         launch.check_budget(where, budget_s)
         budget = budget_s or where.budget_s
         context = await self._here.context(where, budget)
@@ -401,7 +416,7 @@ class LoopGraph:
         plan = await launch.make_plan(
             self.db, where, context, inputs, edit_id=edit_id, patch=patch, method_id=method_id, replicate=replicate
         )
-        ran = inputs.identify(plan.text, where.editable)
+        ran = await asyncio.to_thread(inputs.identify, plan.text, where.editable)
         earlier = await experiments.runs_of(self.db, context_id, ran.run_key)
         if not replicate and (repeat := launch.worth_returning(plan, earlier, seed=seed)) is not None:
             if repeat.state is not State.DONE:
@@ -425,34 +440,37 @@ class LoopGraph:
             description=description,
             foresight=await self._foresight(context),
         )
-        own_id = new_id("exp")
-        run_dir, made = await launch.prepare(self.settings, own_id, plan, inputs)
-        experiment_id, new = await self._queue(
-            made,
-            NewExperiment(
-                id=own_id,
-                run_dir=str(run_dir),
-                context_id=context_id,
-                device_slot=(await self._here.device(where)).slot,
-                description=wording.description(description, plan.method_ids, plan.base_text),
-                seed=chosen_seed,
-                timeout_s=max(where.timeout_s, default_timeout_s(budget)) if budget_s else where.timeout_s,
-                silence_s=where.silence_s,
-                edit_id=plan.edit_id,
-                base_hash=launch.base_hash(plan),
-                program_hash=program_hash,
-                method_ids=plan.method_ids,
-                idempotency_key=idempotency_key,
-                priority=priority,
-                caller=caller,
-                ran=made.identify(plan.text, where.editable),
-                base_group_key=launch.base_group_key(plan, made, where.editable),
-                inputs_hash=made.hash,
-                shared="any_seed" if seed is None and not replicate else "same_seed",
-            ),
-        )
-        if new:
-            await launch.start(self.db, self.settings, experiment_id, run_dir, self._now())
+        slot = (await self._here.device(where)).slot
+        with launch.looked_after(self.settings) as (own_id, lock):
+            run_dir, made = await launch.prepare(self.settings, own_id, plan, inputs)
+            experiment_id, new = await self._queue(
+                made,
+                NewExperiment(
+                    id=own_id,
+                    run_dir=str(run_dir),
+                    context_id=context_id,
+                    device_slot=slot,
+                    description=wording.description(description, plan.method_ids, plan.base_text),
+                    seed=chosen_seed,
+                    timeout_s=max(where.timeout_s, default_timeout_s(budget)) if budget_s else where.timeout_s,
+                    silence_s=where.silence_s,
+                    edit_id=plan.edit_id,
+                    base_hash=launch.base_hash(plan),
+                    program_hash=program_hash,
+                    method_ids=plan.method_ids,
+                    idempotency_key=idempotency_key,
+                    priority=priority,
+                    caller=caller,
+                    ran=made.identify(plan.text, where.editable),
+                    base_group_key=launch.base_group_key(plan, made, where.editable),
+                    inputs_hash=made.hash,
+                    shared="any_seed" if seed is None and not replicate else "same_seed",
+                ),
+            )
+            if new:
+                await launch.start(self.db, self.settings, where, experiment_id, lock, self._now())
+        if not new:
+            runs.forget_lock(self.settings, own_id)
         answer = await self.get_experiment(experiment_id, wait_s=wait_s, on_progress=on_progress)
         return dataclasses.replace(answer, earlier=[] if replicate else list(bearing.earlier), repeated=not new)
 
@@ -475,7 +493,7 @@ class LoopGraph:
         Raises:
             NotFoundError: No such experiment.
         """
-        deadline = time.monotonic() + min(max(wait_s, 0.0), MAX_WAIT_S)
+        deadline = time.monotonic() + min(max(0.0, wait_s), MAX_WAIT_S)
         told, can_recover = None, not self.db.read_only
         while True:
             row = await lookups.the_experiment(self.db, experiment_id)
@@ -558,6 +576,7 @@ class LoopGraph:
                 another.
         """
         now = self._now()
+        recording.check_cost(tokens, cost_usd)
         if experiment_id is None:
             report = recording.Report(method_id, metric_value, status, description, log, commit, measured)
             row = await recording.record_report(self.db, self._here, report, workspace=workspace, now=now)
@@ -573,7 +592,7 @@ class LoopGraph:
         judged = row.origin is not Origin.REPORTED and (row.outcome is None or row.outcome.kind.says_something)
         verdict = await self._ledger.judge(row, newest) if judged else None
         decided = decision or row.decision or (None if verdict is None else verdict.decision)
-        note = wording.one_line(description, limit=500)
+        note = plain_line(description, limit=500)
         made_by = "loopgraph" if decision is None else "agent"
         if decided is not None:
             await experiments.add_decision(

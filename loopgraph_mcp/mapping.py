@@ -10,12 +10,14 @@ from loopgraph_mcp.answers import CodeMapAnswer, MappedEntry
 from loopgraph_mcp.codemap import CodeMap
 from loopgraph_mcp.errors import WorkspaceError
 from loopgraph_mcp.models import Method, Presence
+from loopgraph_mcp.plain_files import read_plain
 from loopgraph_mcp.tokens import estimate_tokens
 
 DEFAULT_BUDGET = 800
 _MAX_FILES = 400
 _TOUCHED = 8  # symbols closest to a question, whose files' imports are shown
-_MAX_BYTES = 16 * 2**20  # of a whole folder
+_MAX_BYTES = 4 * 2**20  # of a whole folder
+_MAX_FILE_BYTES = 2**20
 _SKIPPED = frozenset({"__pycache__", "node_modules", "build", "dist", "venv", "site-packages"})
 
 
@@ -66,7 +68,8 @@ def _next_step(left_out: object, budget_tokens: int, *, single: bool) -> str:
 
 def _present(methods: Sequence[Method], text: str) -> list[str]:
     """Return which known methods a text holds, as far as their recipes can tell."""
-    found = {each.id: edits.detect(each, text) for each in methods if each.recipe is not None}
+    able = [each for each in methods if each.recipe is not None]
+    found = {each.id: how for each, how in zip(able, edits.detect_each(able, text), strict=True)}
     told = []
     for presence, words in ((Presence.PRESENT, "methods present"), (Presence.PARTIAL, "methods present in part")):
         if ids := [each for each, how in found.items() if how is presence]:
@@ -93,19 +96,18 @@ def _texts(path: Path) -> tuple[dict[str, str], str]:
         WorkspaceError: There is nothing there that can be read.
     """
     try:
-        if path.is_file() and path.suffix == ".py":
-            with path.open("rb") as file:
-                return {path.name: file.read(4 * codemap.MAX_CHARS).decode("utf-8", "replace")}, ""
+        if path.suffix == ".py" and path.exists() and not path.is_dir():  # a pipe is refused by name
+            return {path.name: read_plain(path, _MAX_FILE_BYTES).decode("utf-8", "replace")}, ""
         if not path.is_dir():
             raise WorkspaceError(f"{path}: no Python file and no folder; name a file that ends in .py, or a folder")
         texts, left, skipped = dict[str, str](), _MAX_BYTES, 0
         for file_path in _python_files(path):
             size = file_path.stat().st_size
-            if len(texts) >= _MAX_FILES or size > min(left, 4 * codemap.MAX_CHARS):
+            if len(texts) >= _MAX_FILES or size > min(left, _MAX_FILE_BYTES):
                 skipped += 1
                 continue
             left -= size
-            texts[str(file_path.relative_to(path))] = file_path.read_bytes().decode("utf-8", "replace")
+            texts[str(file_path.relative_to(path))] = read_plain(file_path, _MAX_FILE_BYTES).decode("utf-8", "replace")
     except OSError as error:
         raise WorkspaceError(f"{path}: cannot be read ({error})") from error
     if not texts:

@@ -2,7 +2,7 @@
 
 import ast
 
-from loopgraph_mcp import ops, syntax
+from loopgraph_mcp import ops, programs, syntax
 from loopgraph_mcp.models import Mark, Refused
 from loopgraph_mcp.syntax import HOLE, Scope, Source
 
@@ -52,11 +52,11 @@ def _lines(scope: Scope, code: str) -> list[int]:
     """Return the lines in which code stands, an expression anywhere, statements among statements."""
     pattern = ops.filled(code, {name: HOLE + name for name in ops.NAME_HOLE.findall(code)})
     try:
-        return [node.lineno for node in syntax.standing(scope, ast.parse(pattern.strip(), mode="eval").body)]
+        return [node.lineno for node in syntax.standing(scope, programs.parse(pattern.strip(), "eval").body)]
     except SyntaxError:
         pass
     try:
-        wanted = ast.parse(pattern).body
+        wanted = programs.parse(pattern).body
     except SyntaxError:
         return []
     inner = [node for node in ast.walk(scope) if isinstance(node, Scope)]

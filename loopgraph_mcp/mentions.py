@@ -1,7 +1,7 @@
 """Tells which known methods a description tries, or a passage describes, where its words leave no doubt."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -107,9 +107,34 @@ _SET_AGAINST = re.compile(
 _LOOK_BACK = 60
 _SHORT = 6  # letters of an acronym at most, and of a word that is a name only beside others of its method
 _WORD = re.compile(r"[a-z]{5,}")
+_PLAIN_WORD = re.compile(r"[^\W_]+")
 
 
-def methods_described(text: str, methods: Sequence[Method], *, place: str = "") -> dict[str, str]:
+@dataclass(frozen=True, slots=True)
+class Named:
+    """A method with what finds its names, made once for many passages.
+
+    Args:
+        firsts: The words that its names begin with: a passage that has none of them is not searched.
+        pattern: What finds a name.
+    """
+
+    method: Method
+    firsts: frozenset[str]
+    pattern: re.Pattern[str]
+
+
+def with_names(methods: Iterable[Method]) -> list[Named]:
+    """Return methods with what finds their names."""
+    return [Named(each, _firsts(each), _name_pattern(each)) for each in methods]
+
+
+def _firsts(method: Method) -> frozenset[str]:
+    words = [_PLAIN_WORD.search(name.casefold()) for name in (method.name, method.id, *method.aliases)]
+    return frozenset(each for word in words if word for each in (word.group(), f"{word.group()}s"))
+
+
+def methods_described(text: str, methods: Sequence[Named], *, place: str = "") -> dict[str, str]:
     """Return the methods that a passage tells of, each with the words that name it.
 
     Of names inside one another the longest counts. Acronyms are read in capitals alone; a short everyday word is a name
@@ -118,12 +143,14 @@ def methods_described(text: str, methods: Sequence[Method], *, place: str = "") 
     """
     if _BESIDE.search(place):
         return {}
-    seen = set(_WORD.findall(text.casefold()))
+    folded = text.casefold()
+    seen, words_in_it = set(_WORD.findall(folded)), set(_PLAIN_WORD.findall(folded))
     spans = [
-        (*match.span(), method, match.group())
-        for method in methods
-        for match in _name_pattern(method).finditer(text)
-        if _is_sure(match.group(), method, seen)
+        (*match.span(), each.method, match.group())
+        for each in methods
+        if not words_in_it.isdisjoint(each.firsts)
+        for match in each.pattern.finditer(text)
+        if _is_sure(match.group(), each.method, seen)
     ]
     told: dict[str, str] = {}
     for start, end, method, words in sorted(spans, key=lambda span: span[:2]):

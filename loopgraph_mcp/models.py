@@ -164,23 +164,6 @@ class Sign:
 
 
 @dataclass(frozen=True, slots=True)
-class Computed:
-    """A value worked out from the file's own numbers; `otherwise` is the code to write where it cannot be told."""
-
-    name: str
-    value: str
-    otherwise: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """What must hold of a file's numbers after an edit."""
-
-    that: str
-    why: str
-
-
-@dataclass(frozen=True, slots=True)
 class Variant:
     """One way to make a part of an edit, for files that meet its needs; the first of a part that fits is taken."""
 
@@ -212,11 +195,8 @@ class Recipe:
 
     ops: tuple[RecipeOp, ...]
     conflicts: tuple[str, ...] = ()
-    requires: tuple[str, ...] = ()
     needs: tuple[Mark, ...] = ()
     detect: tuple[Sign, ...] = ()
-    computed: tuple[Computed, ...] = ()
-    rules: tuple[Rule, ...] = ()
     variants: tuple[Variant, ...] = ()
     companions: tuple[Companion, ...] = ()
 

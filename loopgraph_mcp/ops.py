@@ -5,10 +5,9 @@ import contextlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import pairwise
 
-from loopgraph_mcp import duplicates, models, syntax
+from loopgraph_mcp import duplicates, models, programs, syntax
 from loopgraph_mcp.models import KnobValue, RecipeOp, Refused
 from loopgraph_mcp.syntax import CURRENT, HOLE, Run, Scope, Source, Span, Swaps, Unparsable
 
@@ -85,7 +84,10 @@ def change_of(source: Source, op: RecipeOp, knobs: Mapping[str, KnobValue]) -> C
     """Return what an op changes, or None where it is satisfied already."""
     match op:
         case models.SetConst(name=name, value=value):
-            return _set_value(source, _constant(source, name), f"{name} = ", value, knobs)
+            change = _set_value(source, _constant(source, name), f"{name} = ", value, knobs)
+            if change is not None:
+                _check_order(source, name, change)
+            return change
         case models.SetLocal(scope=scope, name=name, value=value):
             return _set_value(source, _one_assignment(source, scope, name), f"{scope}: {name} = ", value, knobs)
         case models.SetDefault(scope=scope, name=name, value=value):
@@ -142,6 +144,18 @@ def _set_value(
     was = " ".join(source.slice(source.span(place)).split())
     summary = f"{label}{' '.join(value.split())} (was {was})"
     return Change(source.span(place), value, {id(place): tree}, summary, base is not place)
+
+
+def _check_order(source: Source, name: str, change: Change) -> None:
+    """Refuse a module's constant that reads what the module sets only below it: that would fail when it is run."""
+    for place in syntax.assignments(source.tree, name):
+        new = change.swaps.get(id(place))
+        nodes = [node for node in ast.walk(new) if isinstance(node, ast.Name)] if isinstance(new, ast.expr) else []
+        own = {node.id for node in nodes if isinstance(node.ctx, ast.Store)}
+        for read in dict.fromkeys(node.id for node in nodes if node.id not in own):
+            lines = syntax.bindings(source.tree, read)
+            if lines and lines[0] > place.lineno and not syntax.is_builtin(read):
+                raise _mismatch(source, change.summary, f"it reads `{read}`; line {lines[0]} sets it only below", read)
 
 
 def _operand(source: Source, node: ast.expr, *, alone: bool) -> str:
@@ -341,10 +355,10 @@ def literal(value: KnobValue) -> str:
     return f'"{text[1:-1]}"' if isinstance(value, str) and not {'"', "\\"} & set(text) else text
 
 
-@lru_cache(maxsize=512)
+@programs.remembered(2**17)
 def _statements(code: str) -> list[ast.stmt]:
     try:
-        body = ast.parse(code).body
+        body = programs.parse(code).body
     except (SyntaxError, ValueError) as error:
         raise Mismatch(Refused(f"code: `{_first_line(code)}`", f"it does not parse ({error})")) from error
     if not body:
@@ -352,10 +366,10 @@ def _statements(code: str) -> list[ast.stmt]:
     return body
 
 
-@lru_cache(maxsize=512)
+@programs.remembered(2**17)
 def _expression(code: str) -> ast.expr:
     try:
-        return ast.parse(code, mode="eval").body
+        return programs.parse(code, "eval").body
     except (SyntaxError, ValueError) as error:
         raise Mismatch(Refused(f"a value: `{_first_line(code)}`", f"it is no expression ({error})")) from error
 

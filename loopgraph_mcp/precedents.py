@@ -212,5 +212,5 @@ async def _since(db: Database, run: TriedChange, base_hash: str) -> str:
     if run.base_hash is None or run.base_hash == base_hash:
         return ""
     texts = [await edits.program_text(db, each) for each in (run.base_hash, base_hash)]
-    differs = change_between(*texts)
+    differs = await asyncio.to_thread(change_between, *texts)
     return "" if differs is None else str(differs)

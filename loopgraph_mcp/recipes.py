@@ -69,7 +69,7 @@ async def offers(db: Database, ledger: Ledger, method: Method, program: str, kno
     """Return what the learned recipes of a method make of a program: those that fit first, then the newest."""
     found = []
     for recipe in await learned.recipes_of(db, method.id):
-        made = edits.apply_method(as_method(method, recipe), program, knobs)
+        made = await asyncio.to_thread(edits.apply_method, as_method(method, recipe), program, knobs)
         found.append(Offer(recipe, made, await record_of(db, ledger, recipe)))
     return sorted(found, key=lambda offer: isinstance(offer.made, Refused))
 

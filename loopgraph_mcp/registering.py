@@ -1,5 +1,6 @@
 """Methods that agents read in passages: registered with what they cite, amended, linked and retired."""
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -50,7 +51,7 @@ async def add_method(
             "take another id"
         )
     titles = await papers.titles(db, [each.paper_id for each in cited.values() if each.paper_id])
-    method = _read(method_id, definition, cited, titles)
+    method = await asyncio.to_thread(_read, method_id, definition, cited, titles)
     _check_names(method, await methods.all_methods(db))
     await methods.put_local(db, method, list(cited), added_by=added_by, now=now)
     await linking.link_earlier(db, method)
@@ -166,7 +167,8 @@ async def _try(here: Surroundings, method: Method, workspace: str | None) -> tup
         return "no recipe", []
     try:
         where = await here.workspace(workspace)
-        made = edits.apply_method(method, where.read_program(), {})
+        program = await asyncio.to_thread(where.read_program)
+        made = await asyncio.to_thread(edits.apply_method, method, program, {})
     except LoopGraphError as error:
         return "untried", [f"its recipe was tried on no file: {error}"]
     match made:

@@ -3,9 +3,8 @@
 import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from functools import lru_cache
 
-from loopgraph_mcp import edits, ranking, wording
+from loopgraph_mcp import edits, programs, ranking, wording
 from loopgraph_mcp.answers import MethodHit, Trials
 from loopgraph_mcp.evidence import Count, Memory
 from loopgraph_mcp.foresight import Elsewhere, Foresight
@@ -53,15 +52,17 @@ def choose(
     bound = ranking.TOLD_BOUND if asked else math.inf
     stale = memory.plateau_families(PLATEAU_RUNS)
     ranked = ranking.rank(list(candidates.values()), told_bound=bound)
+    best = _diverse(ranked, methods, stale, in_flight, limit)
+    present = {} if program is None else _presences([methods[each] for each in best], program)
     hits = [
         _hit(
             methods[each],
             ranking.explain(candidates[each], told_bound=bound),
             memory,
-            program,
+            present.get(each),
             foresight.foreseen(methods[each].moves, past).elsewhere,
         )
-        for each in _diverse(ranked, methods, stale, in_flight, limit)
+        for each in best
     ]
     return hits, wording.plateau(PLATEAU_RUNS, stale)
 
@@ -97,13 +98,10 @@ def _hit(
     method: Method,
     score: ranking.Score,
     memory: Memory,
-    program: str | None,
+    presence: Presence | None,
     elsewhere: Elsewhere | None,
 ) -> MethodHit:
     record = memory.record(method.id)
-    presence: Presence | None = None
-    if program is not None and method.recipe is not None:
-        presence = _presence(method, program)
     return MethodHit(
         method_id=method.id,
         name=method.name,
@@ -130,7 +128,15 @@ def _trials(count: Count) -> Trials:
     return Trials(count.tries, count.wins, count.crashes, count.mean_gain)
 
 
-@lru_cache(maxsize=1024)
-def _presence(method: Method, program: str) -> Presence:
-    """Look for a method in a program once: the file changes far less often than it is asked about."""
-    return edits.detect(method, program)
+def _presences(wanted: Sequence[Method], program: str) -> dict[str, Presence]:
+    """Look for methods in a program, each once: the file changes far less often than it is asked about."""
+    known = _known(program)
+    new = [each for each in wanted if each.recipe is not None and known.get(each.id, (None,))[0] is not each]
+    known.update((method.id, (method, how)) for method, how in zip(new, edits.detect_each(new, program), strict=True))
+    return {each.id: known[each.id][1] for each in wanted if each.recipe is not None}
+
+
+@programs.remembered(2**19)
+def _known(program: str) -> dict[str, tuple[Method, Presence]]:  # noqa: ARG001 - the result is kept by it
+    """Return what is known of a program, to be filled."""
+    return {}

@@ -1,6 +1,7 @@
 """Where a question is asked: the workspace, its device, and the context that its outcomes can be compared in."""
 
 import asyncio
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -8,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from loopgraph_mcp import duplicates
+from loopgraph_mcp import duplicates, environments
 from loopgraph_mcp.config import Settings
 from loopgraph_mcp.errors import WorkspaceError
 from loopgraph_mcp.models import Context, WhatRan
@@ -41,6 +42,10 @@ class _Seen:
     stamps: tuple[tuple[int, int, int] | None, ...]
     declared: tuple[str, ...]
     found: tuple[Workspace, Device, str, str]
+
+    def is_stale(self) -> bool:
+        """Return whether one of the files looks different by now."""
+        return self.stamps != _stamps(self.files) or self.declared != declared_stamps(self.found[0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +110,15 @@ def _reading(where: Workspace) -> str:
 
 def _environment(where: Workspace) -> str:
     """Return the values of the variables that the workspace declares to matter; empty where it declares none."""
-    values = {name: os.environ.get(name, "")[:_MAX_VALUE] for name in sorted(set(where.context_env))}
+    values = {name: _as_stored(name, os.environ.get(name, "")) for name in sorted(set(where.context_env))}
     return json.dumps(values) if values else ""
+
+
+def _as_stored(name: str, value: str) -> str:
+    """Return what tells a variable's values apart: the value, or of a secret its hash."""
+    if environments.is_secret(name, value):
+        return f"sha256:{hashlib.sha256(value.encode('utf-8', 'surrogateescape')).hexdigest()[:16]}"
+    return value[:_MAX_VALUE]
 
 
 def _stamps(files: Iterable[Path]) -> tuple[tuple[int, int, int] | None, ...]:
@@ -153,7 +165,7 @@ class Surroundings:
     def _look_again(self, folder: Path) -> tuple[Workspace, Device, str, str]:
         """Return a folder's workspace, device and hashes; its files are read again only where one of them changed."""
         known = self._seen.get(folder)
-        if known is None or known.stamps != _stamps(known.files) or known.declared != declared_stamps(known.found[0]):
+        if known is None or known.is_stale():
             declaring = tuple(folder / name for name in DECLARING)
             stamps = _stamps(declaring)
             where = load_workspace(folder)
@@ -161,6 +173,16 @@ class Surroundings:
             known = _Seen(declaring, stamps, declared, (where, *self._look(where)))
             self._seen[folder] = known
         return known.found
+
+    async def look(self, path: str | None) -> None:
+        """Read a workspace on a thread where `sight` would have to: all search on that one, and hashes take long.
+
+        What is wrong with it is left for `sight` to say.
+        """
+        known = self._seen.get(self._settings.workspace if path is None else Path(path))
+        if known is None or known.is_stale():
+            with suppress(WorkspaceError):
+                await asyncio.to_thread(lambda: self._look_again(self._folder(path)))
 
     def sight(self, path: str | None) -> Sight | None:
         """Return the workspace asked for as it is now, read on the calling thread; None where none is asked for or is.

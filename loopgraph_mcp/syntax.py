@@ -6,11 +6,13 @@ import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from weakref import WeakKeyDictionary, WeakValueDictionary
+
+from loopgraph_mcp import programs
 
 _NEWLINE = re.compile(rb"\r\n|\r|\n")
 _BOM = "\ufeff"
-_MAX_CHARS = 2**20
+_KEPT_CHARS = 2**17  # of recent texts, whose trees have some 15 MB together
 Scope = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 _BUILTINS = frozenset(dir(builtins))
 _SCOPES = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
@@ -39,11 +41,9 @@ class Source:
         """
         self.bom = _BOM if text.startswith(_BOM) else ""
         self.text = text.removeprefix(_BOM)
-        if len(self.text) > _MAX_CHARS:
-            raise Unparsable(f"it has {len(self.text):,} characters, more than a program that people edit")
         try:
             self.data = self.text.encode("utf-8")
-            self.tree = ast.parse(self.text)
+            self.tree = programs.parse(self.text)
         except SyntaxError as error:
             where = f"line {error.lineno}: " if error.lineno else ""
             raise Unparsable(f"{where}{error.msg}") from error
@@ -117,7 +117,7 @@ class Source:
         """
         inside = {
             line
-            for node in ast.walk(ast.parse(code))
+            for node in ast.walk(programs.parse(code))
             if isinstance(node, ast.Constant | ast.JoinedStr)
             for line in range(node.lineno + 1, (node.end_lineno or node.lineno) + 1)
         }
@@ -156,14 +156,25 @@ class Source:
         return tuple(numbered[line] for line in close)
 
 
-@lru_cache(maxsize=16)
 def read(text: str) -> Source:
     """Parse a text once: a search looks for every method it shows in the same file.
+
+    What parses a large text holds on to its `Source` while it asks again; only small ones are kept here.
 
     Raises:
         Unparsable: Python cannot parse it.
     """
-    return Source(text)
+    return _in_use.get(text) or _recent(text)
+
+
+_in_use: WeakValueDictionary[str, Source] = WeakValueDictionary()
+
+
+@programs.remembered(_KEPT_CHARS)
+def _recent(text: str) -> Source:
+    source = Source(text)
+    _in_use[text] = source
+    return source
 
 
 def scopes(tree: ast.Module, dotted: str) -> list[Scope]:
@@ -215,10 +226,14 @@ def assignments(scope: Scope, name: str) -> list[ast.expr]:
 
 def bindings(scope: Scope, name: str) -> list[int]:
     """Return the lines in which a scope gives a name a value in any way: `=`, `+=`, `for`, `with`, `import`, `def`."""
-    return list(_bound(scope).get(name, ()))
+    if (bound := _bindings.get(scope)) is None:
+        bound = _bindings[scope] = _bound(scope)
+    return list(bound.get(name, ()))
 
 
-@lru_cache(maxsize=32)
+_bindings: WeakKeyDictionary[Scope, dict[str, list[int]]] = WeakKeyDictionary()
+
+
 def _bound(scope: Scope) -> dict[str, list[int]]:
     found: dict[str, list[int]] = {}
     for arg in _parameters(scope):
@@ -317,9 +332,14 @@ def unknown_names(tree: ast.Module, code: Iterable[ast.AST]) -> list[str]:
     return list(wanted)
 
 
-@lru_cache(maxsize=8)
-def _nodes(tree: ast.Module) -> tuple[ast.AST, ...]:
-    return tuple(_walk(tree))
+def _nodes(tree: ast.Module) -> Sequence[ast.AST]:
+    """Return all that is inside a module; kept as long as the module is, which it must not hold itself."""
+    if (inside := _inside.get(tree)) is None:
+        inside = _inside[tree] = tuple(_walk(tree))[1:]
+    return inside
+
+
+_inside: WeakKeyDictionary[ast.Module, tuple[ast.AST, ...]] = WeakKeyDictionary()
 
 
 def _walk(tree: ast.AST) -> Iterator[ast.AST]:
@@ -333,6 +353,11 @@ def _walk(tree: ast.AST) -> Iterator[ast.AST]:
                 pending.append(value)
             elif isinstance(value, list):
                 pending += [item for item in value if isinstance(item, ast.AST)]
+
+
+def is_builtin(name: str) -> bool:
+    """Return whether Python itself gives a name its value."""
+    return name in _BUILTINS
 
 
 def _names_in(node: ast.AST) -> Iterator[str]:

@@ -190,16 +190,21 @@ async def _verified(
     except OSError as error:
         reason = f"it could not be verified ({error}); correct that, then run it again"
         return _without_value(outcome, OutcomeKind.INTERRUPTED, reason)
+    started = processes.start_mark(child.pid)
+    descendants = processes.Descendants(
+        processes.Training(experiment.id, Path(experiment.run_dir or ""), log, child.pid, started)
+    )
     deadline = began + experiment.timeout_s
     cancelled = False
     try:
         while child.poll() is None and time.monotonic() < deadline and not cancelled:
             await asyncio.sleep(_POLL_S)
+            descendants.look()
             row = await experiments.get_experiment(db, experiment.id)
             cancelled = row is None or row.cancel_requested
     finally:
         late = child.poll() is None
-        await asyncio.to_thread(processes.end_group, child.pid, grace_s=_GRACE_S)
+        await asyncio.to_thread(descendants.end, grace_s=_GRACE_S)
         child.wait()
     if cancelled:
         return _without_value(outcome, OutcomeKind.CANCELLED, "cancelled while it was verified")

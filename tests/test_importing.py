@@ -567,10 +567,10 @@ async def test_files_that_are_no_histories_are_refused_with_the_next_step(settin
     prose.write_text("# Notes\n\nWe tried things.\n")
     for path, words in (
         (tmp_path / "absent", "name a results.tsv"),
-        (tmp_path, "no regular file"),
+        (tmp_path, "it is a folder; put a plain file"),
         (binary, "binary file"),
-        (huge, "split it"),
-        (pipe, "no regular file"),
+        (huge, "over the 50 MiB that are read; make it smaller"),
+        (pipe, "it is a pipe; put a plain file"),
         (prose, "no experiments found"),
     ):
         with pytest.raises(HistoryError, match=words):

@@ -138,12 +138,9 @@ def test_a_pack_is_read_as_it_was_written(tmp_path: Path) -> None:
         ('name = "LR"', 'name = "L R"', "recipe.ops[1].name"),
         ('op = "set_const"', 'op = "run"', "recipe.ops[1]"),
         (f"[[recipe.ops]]\n{SET_CONST}", "ops = []", "recipe.ops"),
-        ("[recipe]", '[recipe]\nrequires = ["luck"]', "recipe.requires: no method 'luck'"),
-        ("[recipe]", "[recipe.computed.rate]\nvalue = '1'\n[recipe]", "recipe.computed.rate: a knob has this name"),
-        ("[recipe]", "[recipe.computed.x]\nvalue = '1'\n[recipe]", "recipe.computed.x: no op uses it"),
+        ("[recipe]", "[recipe.computed.x]\nvalue = '1'\n[recipe]", "recipe.computed: Extra inputs are not permitted"),
         ("[recipe]", "[[recipe.needs]]\nwhy = 'x'\n[recipe]", "recipe.needs[1]: a mark has a scope"),
         ("[recipe]", "[[recipe.needs]]\nhas = ['x (']\n[recipe]", "recipe.needs[1]: the code does not parse"),
-        ("[recipe]", "[[recipe.rules]]\nthat = '{x} > 1'\nwhy = 'x'\n[recipe]", "recipe.rules[1].that: {x} is no"),
         ("[recipe]", "[[recipe.variants]]\npart = 'x'\n[recipe]", "recipe.variants[1]: a variant without ops"),
         ("[recipe]", "[[recipe.companions]]\nname = 'x'\nwhy = 'x'\n[recipe]", "companions[1]: a companion has ops"),
         (SET_CONST, OPS["replace_stmt"].replace("x = {", "{_x} = {"), "{_x} stands in no `old` or `anchor`"),
@@ -248,7 +245,7 @@ def test_files_that_are_not_plain_are_refused(tmp_path: Path) -> None:
 
 def test_a_large_file_and_one_that_is_not_utf_8_are_refused(tmp_path: Path) -> None:
     large = write_pack(tmp_path / "large", rate=METHOD + "# " + "x" * 2**20)
-    assert error_of(large) == "rate.toml: over 1 MiB"
+    assert re.fullmatch(r"rate\.toml: [0-9,]+ bytes, over the 1 MiB that are read; make it smaller", error_of(large))
     latin = write_pack(tmp_path / "latin")
     (latin / "rate.toml").write_bytes(METHOD.replace("Rate", "Räte").encode("latin-1"))
     assert error_of(latin).startswith("rate.toml: not UTF-8")

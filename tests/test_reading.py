@@ -14,7 +14,7 @@ from loopgraph_mcp.config import Settings, bundled
 from loopgraph_mcp.errors import NotFoundError, PackError
 from loopgraph_mcp.linking import MOST_PASSAGES
 from loopgraph_mcp.loopgraph import LoopGraph
-from loopgraph_mcp.mentions import methods_described
+from loopgraph_mcp.mentions import methods_described, with_names
 from loopgraph_mcp.reported import numbers, read_figures
 from loopgraph_mcp.sources.packs import read_pack
 from tests.test_loop import run
@@ -66,7 +66,7 @@ async def passage_on(graph: LoopGraph, source: Path, query: str) -> str:
 
 
 def test_sentences_are_read_as_people_read_them() -> None:
-    found = [(set(methods_described(text, METHODS)), set(told)) for text, told, _ in SENTENCES]
+    found = [(set(methods_described(text, with_names(METHODS))), set(told)) for text, told, _ in SENTENCES]
     right = sum(len(got & told) for got, told in found)
     assert len(SENTENCES) >= 60
     assert right >= 0.95 * sum(len(got) for got, _ in found)
@@ -79,7 +79,7 @@ def test_sentences_are_read_as_people_read_them() -> None:
 
 @given(st.text(max_size=300))
 def test_any_text_is_read(text: str) -> None:
-    assert all(words in text for words in methods_described(text, METHODS).values())
+    assert all(words in text for words in methods_described(text, with_names(METHODS)).values())
     assert all(figure.claim for figure in read_figures(text))
     assert all(number >= 0 for number in numbers(text))
 

@@ -11,6 +11,8 @@ LEAST_WORDS = 80
 ENOUGH_WORDS = 160  # a passage that has these ends with its paragraph
 MOST_WORDS = 250
 _MOST_WORDS_OF_A_BOX = 800  # a table longer than that is cut between rows
+_CHARS_OF_A_WORD = 40  # a longer one counts as several: what holds no spaces is cut as well
+_LONGEST_WORD = 1_000
 _WHOLE = frozenset({"equation", "table", "algorithm", "caption", "code", "list"})
 _LED_TO = frozenset({"equation", "list", "code"})  # the sentence before one of these leads to it
 _BOXES = frozenset({"table", "algorithm", "caption", "code"})
@@ -44,14 +46,20 @@ class _Piece:
 
     @property
     def words(self) -> int:
-        return len(self.text.split())
+        return _words(self.text)
+
+
+def _words(text: str) -> int:
+    """Return how long a text is, in words; what has few spaces counts by its characters."""
+    return max(len(text.split()), len(text) // _CHARS_OF_A_WORD)
 
 
 def chunk(document: Document) -> list[Passage]:
     """Return the passages of a document, in reading order.
 
     A section is cut without regard to the others, so that an edit in one leaves the passages of the rest as they are.
-    A passage has 80 to 250 words, fewer where its section has fewer, more where a box or a sentence has more.
+    A passage has 80 to 250 words, fewer where its section has fewer, more where a box has more. None has more than
+    some 40,000 characters, whatever the document is.
     """
     found = list[Passage]()
     for section, blocks in itertools.groupby(document.blocks, key=lambda block: block.section):
@@ -85,7 +93,7 @@ def _pieces(blocks: Sequence[Block]) -> Iterator[_Piece]:
                     or (block.kind == "caption" and last in _BOXES)
                     or (block.kind in _BOXES and last == "text" and pieces[-1].text.endswith(":"))
                 )
-                if beside and pieces[-1].words + len(part.split()) <= _most(block.kind):
+                if beside and pieces[-1].words + _words(part) <= _most(block.kind):
                     pieces[-1] = _Piece(
                         f"{pieces[-1].text}\n\n{part}", pieces[-1].page, ends_paragraph=True, before=pieces[-1].before
                     )
@@ -113,20 +121,20 @@ def _most(kind: Kind) -> int:
 
 def _parts(text: str) -> Iterator[str]:
     """Yield a box whole, or cut between its lines where it is longer than any reader wants."""
-    if len(text.split()) <= _MOST_WORDS_OF_A_BOX:
+    if _words(text) <= _MOST_WORDS_OF_A_BOX:
         yield text
         return
     part, count = list[str](), 0
     for line in text.split("\n"):
-        words = line.split()
-        if part and count + len(words) > MOST_WORDS:
+        words = _words(line)
+        if part and count + words > MOST_WORDS:
             yield "\n".join(part)
             part, count = [], 0
-        if len(words) > _MOST_WORDS_OF_A_BOX:
+        if words > _MOST_WORDS_OF_A_BOX:
             yield from _cut(line)
             continue
         part.append(line)
-        count += len(words)
+        count += max(words, 1)  # a passage of nothing but empty lines ends as well
     if part:
         yield "\n".join(part)
 
@@ -141,11 +149,21 @@ def _sentences(text: str) -> Iterator[str]:
     yield from _cut(text[start:])
 
 
-def _cut(sentence: str) -> Iterable[str]:
-    words = sentence.split()
-    if len(words) <= MOST_WORDS:
-        return [sentence.strip()] if words else []
-    return [" ".join(words[at : at + MOST_WORDS]) for at in range(0, len(words), MOST_WORDS)]
+def _cut(sentence: str) -> Iterator[str]:
+    stripped = sentence.strip()
+    if _words(stripped) <= MOST_WORDS:
+        if stripped:
+            yield stripped
+        return
+    part, chars = list[str](), 0
+    cut = (word[at : at + _LONGEST_WORD] for word in stripped.split() for at in range(0, len(word), _LONGEST_WORD))
+    for word in cut:
+        if part and (len(part) == MOST_WORDS or chars + len(word) > MOST_WORDS * _CHARS_OF_A_WORD):
+            yield " ".join(part)
+            part, chars = [], 0
+        part.append(word)
+        chars += len(word) + 1
+    yield " ".join(part)
 
 
 def _packed(pieces: Iterable[_Piece]) -> list[list[_Piece]]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import PurePosixPath
 
+from loopgraph_mcp import programs
 from loopgraph_mcp.documents.model import Block, Document
 
 _SYMBOL = re.compile(r"([ \t]*)(?:async[ \t]+)?(?:def|class)[ \t]+(\w+)")
@@ -28,7 +29,7 @@ def read(text: str, path: str) -> Document:
     module = _module(path)
     try:
         with warnings.catch_warnings(action="ignore"):
-            tree = ast.parse("\n".join(lines))
+            tree = programs.parse("\n".join(lines))
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         where = f"line {error.lineno}: {error.msg}" if isinstance(error, SyntaxError) else str(error)[:100]
         blocks = tuple(_by_indent(lines, module))

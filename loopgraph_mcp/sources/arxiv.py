@@ -1,5 +1,6 @@
 """Papers of arXiv: what names one, its metadata, and its text as source, HTML or PDF."""
 
+import asyncio
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping
@@ -142,7 +143,7 @@ class Arxiv:
             if error.status != 400:  # what it answers to an id that it cannot read
                 raise
             return []
-        return [] if fetched is None else read_feed(fetched.body)
+        return [] if fetched is None else await asyncio.to_thread(read_feed, fetched.body)
 
     async def source(self, ref: Ref) -> Source | None:
         """Return the source of a paper's version, or None where arXiv has none."""
@@ -154,7 +155,7 @@ class Arxiv:
                 return None
             raise
         try:
-            return None if fetched is None else _open_source(fetched, ref)
+            return None if fetched is None else await asyncio.to_thread(_open_source, fetched, ref)
         except SourceError as error:
             return Source(fetched.url if fetched else url, {}, refused=str(error))
 

@@ -2,13 +2,14 @@
 
 import codecs
 import re
-import stat
 from collections.abc import Sequence
 from pathlib import Path
 
 from loopgraph_mcp.errors import HistoryError
+from loopgraph_mcp.plain_files import NotPlainError, read_plain
 
 MAX_BYTES = 50 * 2**20
+MAX_JSON_BYTES = 8 * 2**20  # of one value, which is parsed in one go: a tenth of a second
 _HEAD = 1024
 _ONE_SIDED = 0.7  # share of zeros
 _MARKS = (
@@ -27,18 +28,27 @@ def read_file(path: Path) -> str:
         HistoryError: It cannot be read, is no text, or is too large.
     """
     try:
-        found = path.stat()
-        if not stat.S_ISREG(found.st_mode):  # reading a pipe or a device may never end
-            raise HistoryError(f"{path}: no regular file; name a results.tsv or another history")
-        if found.st_size > MAX_BYTES:
-            raise HistoryError(f"{path}: larger than {MAX_BYTES // 2**20} MiB; split it")
-        content = path.read_bytes()
+        content = read_plain(path, MAX_BYTES)
+    except NotPlainError as error:
+        raise HistoryError(f"{path}: {error}, or name another results.tsv or history") from error
     except OSError as error:
         raise HistoryError(f"{path}: {error.strerror}; name a results.tsv or another history") from error
+    if len(content) > MAX_JSON_BYTES and _is_one_value(content):
+        raise HistoryError(
+            f"{path}: one JSON value of {len(content):,} bytes, over the {MAX_JSON_BYTES >> 20} MiB that are read; "
+            "write one run a line (JSONL), or split it"
+        )
     encoding = _encoding(content)
     if encoding is None:
         raise HistoryError(f"{path}: a binary file; name a results.tsv or another table of experiments")
     return content.decode(encoding, "replace")
+
+
+def _is_one_value(content: bytes) -> bool:
+    """Return whether a text is one JSON value and not one a line, as far as its beginning tells."""
+    head = content[:MAX_JSON_BYTES].removeprefix(codecs.BOM_UTF8).lstrip()
+    line, ended, _ = head.partition(b"\n")
+    return head[:1] in {b"[", b"{"} and not (ended and line.startswith(b"{") and line.rstrip().endswith((b"}", b"},")))
 
 
 def _encoding(content: bytes) -> str | None:
@@ -62,8 +72,11 @@ def _encoding(content: bytes) -> str | None:
 
 def expand(paths: Sequence[Path]) -> list[Path]:
     """Return files as they are, and of folders the histories in them, in the order of their names."""
-    endings = {".tsv", ".csv"}
-    found = [
-        [path] if not path.is_dir() else sorted(p for p in path.iterdir() if p.suffix in endings) for path in paths
-    ]
-    return [path for each in found for path in each]
+    return [file for path in paths for file in _files_of(path)]
+
+
+def _files_of(path: Path) -> list[Path]:
+    try:
+        return sorted(p for p in path.iterdir() if p.suffix in {".tsv", ".csv"}) if path.is_dir() else [path]
+    except OSError:  # too long a name: whoever reads it says so
+        return [path]

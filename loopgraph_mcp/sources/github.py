@@ -1,5 +1,6 @@
 """GitHub: what names a repository, folder, file or pull request, and their text at one commit."""
 
+import asyncio
 import json
 import re
 import time
@@ -168,7 +169,7 @@ class GitHub:
             if file is not None and file.content_type != "application/json":  # which lists a folder
                 return replace(snapshot, files={path: file.body})
         archive = await self._get(ref, f"/repos/{ref.repository}/tarball/{commit}", fixed=True)
-        return _opened(snapshot, archive.body)
+        return await asyncio.to_thread(_opened, snapshot, archive.body)
 
     async def _resolve(self, ref: Ref, repository: _Repository) -> tuple[str, str]:
         """Return the commit and the path: a branch's name may hold slashes, so each cut is tried in turn."""

@@ -2,7 +2,9 @@
 
 import asyncio
 import email.utils
+import functools
 import random
+import ssl
 import time
 import zlib
 from collections.abc import AsyncIterator, Collection, Mapping
@@ -33,6 +35,12 @@ class StatusError(SourceError):
         super().__init__(message)
         self.status = status
         self.headers = headers
+
+
+@functools.cache
+def _certificates() -> ssl.SSLContext:
+    """Read the authorities once: each reading takes half a megabyte, which a refused request holds for long."""
+    return httpx.create_ssl_context(trust_env=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +116,7 @@ class Web:
         """
         limits = limits or Limits()
         async with httpx.AsyncClient(
+            verify=await asyncio.to_thread(_certificates),
             trust_env=False,
             follow_redirects=False,
             timeout=limits.silence_s,
@@ -140,7 +149,7 @@ class Web:
         key = f"{url}\n{headers.get('Accept', '')}"
         known = await asyncio.to_thread(self.cache.find, key)
         if known is not None and (fixed or self.offline):
-            return self._fetched(*known)
+            return await asyncio.to_thread(self._fetched, *known)
         if self.offline:
             raise SourceError(f"{url}: not in the cache; leave out --offline to fetch it")
         try:
@@ -175,7 +184,7 @@ class Web:
             else:
                 if isinstance(answer, _Kept):
                     assert known is not None  # noqa: S101 - we told the server what we have
-                    return self._fetched(*known)
+                    return await asyncio.to_thread(self._fetched, *known)
                 return answer
             await asyncio.sleep(wait_s)
         raise AssertionError("attempts is at least 1")
@@ -206,7 +215,7 @@ class Web:
             body = await asyncio.to_thread(part.read)
             entry = await asyncio.to_thread(self.cache.keep, key, url, body, answer.headers)
             self.cache.forget_part(key)
-        return self._fetched(entry, body)
+        return await asyncio.to_thread(self._fetched, entry, body)
 
     async def _request(
         self,

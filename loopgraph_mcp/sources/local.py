@@ -1,13 +1,13 @@
 """The user's own files: which of a folder are worth reading, as which kind, and which are left with the reason."""
 
 import os
-import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath, PurePosixPath
 
 from loopgraph_mcp.documents.model import Format
 from loopgraph_mcp.errors import SourceError
+from loopgraph_mcp.plain_files import NotPlainError, read_plain
 from loopgraph_mcp.sources import archives
 
 KINDS: dict[str, Format] = {
@@ -111,15 +111,11 @@ def read_bytes(path: Path, most: int) -> bytes:
         SourceError: It is none, is too large, or cannot be read.
     """
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # to open a pipe would wait for its other end
-            raise SourceError(f"{path}: no plain file; give a PDF, TeX, Markdown, HTML or Python file")
-        with path.open("rb") as file:
-            data = file.read(most + 1)
+        return read_plain(path, most)
+    except NotPlainError as error:
+        raise SourceError(f"{path}: {error}") from error
     except OSError as error:
         raise SourceError(f"{path}: {error.strerror}") from error
-    if len(data) > most:
-        raise SourceError(f"{path}: over {most >> 20} MiB; refused")
-    return data
 
 
 def _find_in(folder: Path) -> Found:

@@ -66,11 +66,8 @@ def _recipe(recipe: Recipe) -> dict[str, Any]:
 
     return {
         "conflicts": list(recipe.conflicts),
-        "requires": list(recipe.requires),
-        "computed": {each.name: {"value": each.value, "otherwise": each.otherwise} for each in recipe.computed},
         "needs": [marked(each) for each in recipe.needs],
         "detect": [{"state": each.state, **marked(each.mark)} for each in recipe.detect],
-        "rules": [asdict(each) for each in recipe.rules],
         "ops": ops(recipe.ops),
         "variants": [
             {"part": each.part, "needs": [marked(mark) for mark in each.needs], "ops": ops(each.ops)}

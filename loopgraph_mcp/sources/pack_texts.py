@@ -4,6 +4,7 @@ import hashlib
 from pathlib import Path
 
 from loopgraph_mcp.errors import PackError
+from loopgraph_mcp.plain_files import read_plain
 
 MANIFEST = "pack.toml"
 _MAX_FILE_BYTES = 2**20
@@ -59,10 +60,6 @@ def read_file(file: Path) -> bytes:
     if not file.is_file():  # to open a pipe would wait for its other end
         raise PackError(f"{file}: not a plain file")
     try:
-        with file.open("rb") as opened:
-            data = opened.read(_MAX_FILE_BYTES + 1)
+        return read_plain(file, _MAX_FILE_BYTES)
     except OSError as error:
         raise PackError(f"{file}: {error}") from error
-    if len(data) > _MAX_FILE_BYTES:
-        raise PackError(f"{file}: over {_MAX_FILE_BYTES >> 20} MiB")
-    return data

@@ -9,12 +9,11 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from loopgraph_mcp import ops
+from loopgraph_mcp import ops, programs
 from loopgraph_mcp.errors import PackError
 from loopgraph_mcp.models import (
     AddMethod,
     Companion,
-    Computed,
     InsertAfter,
     Knob,
     Mark,
@@ -24,7 +23,6 @@ from loopgraph_mcp.models import (
     Recipe,
     RecipeOp,
     ReplaceStmt,
-    Rule,
     SetConst,
     SetDefault,
     SetKwarg,
@@ -247,16 +245,6 @@ class _Sign(_Mark):
     state: Literal["present", "conflicting"] = "present"
 
 
-class _Computed(_Table):
-    value: Line
-    otherwise: Line | Literal[""] = ""
-
-
-class _Rule(_Table):
-    that: Line
-    why: Line
-
-
 class _Variant(_Table):
     part: Line | Literal[""] = ""
     needs: list[_Mark] = Field(default_factory=list)
@@ -286,11 +274,8 @@ class _Companion(_Variant):
 
 class _Recipe(_Table):
     conflicts: list[str] = Field(default_factory=list)
-    requires: list[str] = Field(default_factory=list)
     needs: list[_Mark] = Field(default_factory=list)
     detect: list[_Sign] = Field(default_factory=list)
-    computed: dict[KnobName, _Computed] = Field(default_factory=dict)
-    rules: list[_Rule] = Field(default_factory=list)
     ops: _Ops = Field(default_factory=list)
     variants: Annotated[list[_Variant], Field(max_length=50)] = Field(default_factory=list)
     companions: Annotated[list[_Companion], Field(max_length=50)] = Field(default_factory=list)
@@ -320,11 +305,8 @@ class _Recipe(_Table):
         return Recipe(
             ops=tuple(op.made() for op in self.ops),
             conflicts=tuple(self.conflicts),
-            requires=tuple(self.requires),
             needs=tuple(each.mark() for each in self.needs),
             detect=tuple(Sign(each.state, each.mark()) for each in self.detect),
-            computed=tuple(Computed(name, each.value, each.otherwise) for name, each in self.computed.items()),
-            rules=tuple(Rule(each.that, each.why) for each in self.rules),
             variants=tuple(
                 Variant(tuple(op.made() for op in each.ops), tuple(mark.mark() for mark in each.needs), each.part)
                 for each in self.variants
@@ -373,13 +355,7 @@ class _Method(_Table):
             if self.knobs:
                 raise ValueError(f"knobs.{min(self.knobs)}: no op uses it")
             return self
-        if clash := sorted(set(self.recipe.computed) & {*self.knobs, CURRENT}):
-            raise ValueError(f"recipe.computed.{clash[0]}: a knob has this name")
         used = {name for place, op in self.recipe.all_ops() for name in self._check_op(place, op)}
-        if unused := sorted(set(self.recipe.computed) - used):
-            raise ValueError(f"recipe.computed.{unused[0]}: no op uses it")
-        for place, expression in self._expressions():
-            used |= self._check_expression(place, expression)
         for place, mark in self.recipe.marks():
             for code in (*mark.has, *mark.lacks):
                 _check_parses(place, ops.NAME_HOLE.sub(r"\1", code))
@@ -398,30 +374,13 @@ class _Method(_Table):
             raise ValueError(f"{place}.code: it must be one function")
         return used
 
-    def _expressions(self) -> Iterator[tuple[str, str]]:
-        recipe = self.recipe
-        assert recipe is not None  # noqa: S101 - the caller has looked
-        for name, each in recipe.computed.items():
-            yield f"recipe.computed.{name}.value", each.value
-            if each.otherwise:
-                yield f"recipe.computed.{name}.otherwise", each.otherwise
-        yield from ((f"recipe.rules[{n}].that", each.that) for n, each in enumerate(recipe.rules, start=1))
-
-    def _check_expression(self, place: str, code: str) -> set[str]:
-        names = set(ops.PLACEHOLDER.findall(code))
-        if unknown := sorted(names - {*self.knobs, *([CURRENT] if place.endswith(".otherwise") else [])}):
-            raise ValueError(f"{place}: {{{unknown[0]}}} is no declared knob")
-        _check_parses(place, f"({ops.PLACEHOLDER.sub(r'1', code)})")
-        return names
-
     def _check_code(self, place: str, code: str, holes: set[str] | None) -> set[str]:
         """Check that an op's code parses with its placeholders filled; return the knobs it uses.
 
         `holes` are the `{_x}` that the code may hold; None where it makes its own.
         """
         is_value = place.endswith(".value")
-        made = self.recipe.computed if self.recipe else {}
-        known = {*self.knobs, *made, *([CURRENT] if is_value else [])}
+        known = {*self.knobs, *([CURRENT] if is_value else [])}
         found = set() if is_value else set(ops.NAME_HOLE.findall(code))
         if (loose := sorted(found - (found if holes is None else holes))) and not re.search(r"\bf[\"']", code):
             raise ValueError(f"{place}: {{{loose[0]}}} stands in no `old` or `anchor` of its op")
@@ -463,9 +422,9 @@ class _Method(_Table):
 def _check_parses(place: str, code: str, *, is_value: bool = False) -> list[ast.stmt]:
     try:
         if is_value:
-            ast.parse(code, mode="eval")
-            ast.parse(f"({code})", mode="eval")  # a comment would swallow what follows it on its line
-        body = ast.parse(code).body
+            programs.parse(code, "eval")
+            programs.parse(f"({code})", "eval")  # a comment would swallow what follows it on its line
+        body = programs.parse(code).body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise ValueError(f"{place}: the code does not parse ({error})") from error
     if not body:
@@ -474,7 +433,7 @@ def _check_parses(place: str, code: str, *, is_value: bool = False) -> list[ast.
 
 
 def _is_function(code: str) -> bool:
-    body = ast.parse(ops.PLACEHOLDER.sub(r"\1", code)).body
+    body = programs.parse(ops.PLACEHOLDER.sub(r"\1", code)).body
     return len(body) == 1 and isinstance(body[0], ast.FunctionDef | ast.AsyncFunctionDef)
 
 
@@ -559,7 +518,6 @@ def _check_together(folder: Path, methods: Iterable[Method]) -> None:
     for method in methods:
         recipe = method.recipe
         named = [("conflicts", each) for each in recipe.conflicts] if recipe else []
-        named += [("requires", each) for each in recipe.requires] if recipe else []
         named += [("companions", each.method) for each in recipe.companions if each.method] if recipe else []
         for key, other in named:
             if other not in ids:

@@ -11,7 +11,6 @@ from typing import Any
 from loopgraph_mcp.models import (
     AddMethod,
     Companion,
-    Computed,
     InsertAfter,
     Knob,
     Mark,
@@ -22,7 +21,6 @@ from loopgraph_mcp.models import (
     Recipe,
     RecipeOp,
     ReplaceStmt,
-    Rule,
     SetConst,
     SetDefault,
     SetKwarg,
@@ -305,11 +303,8 @@ def _decode_recipe(recipe: dict[str, Any]) -> Recipe:
     return Recipe(
         ops=_decode_ops(recipe["ops"]),
         conflicts=tuple(recipe["conflicts"]),
-        requires=tuple(recipe.get("requires", ())),
         needs=_decode_marks(recipe.get("needs", ())),
         detect=tuple(Sign(sign["state"], *_decode_marks([sign["mark"]])) for sign in recipe.get("detect", ())),
-        computed=tuple(Computed(**each) for each in recipe.get("computed", ())),
-        rules=tuple(Rule(**each) for each in recipe.get("rules", ())),
         variants=tuple(
             Variant(_decode_ops(each["ops"]), _decode_marks(each["needs"]), each["part"])
             for each in recipe.get("variants", ())

@@ -6,11 +6,14 @@ import sqlite3
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from loopgraph_mcp.models import DocumentState, Method
 from loopgraph_mcp.reported import Figure
 from loopgraph_mcp.store.chunks import Chunk, insert_chunks
 from loopgraph_mcp.store.database import Database
+
+_CHUNKS_AT_ONCE = 100  # some 50 ms of writing
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +93,10 @@ class Mention:
 async def add_document(
     db: Database, document: NewDocument, chunks: Sequence[Chunk], mentions: Sequence[Mention] = (), *, now: float
 ) -> int:
-    """Store a document with its passages and what they tell of, all or nothing; return how many passages are new.
+    """Store a document with its passages and what they tell of; return how many passages are new.
 
-    One that is there is read anew only where its content or state differs.
+    The passages come first, in transactions so short that others can write between them, and the document last: where
+    that is missing, nothing says that it was read. One that is there is replaced where its content or state differs.
     """
     values = {
         "paper": document.paper_id,
@@ -113,13 +117,15 @@ async def add_document(
         "now": now,
     }
 
-    def write(conn: sqlite3.Connection) -> int:
+    def write_paper(conn: sqlite3.Connection) -> None:
         conn.execute(
             "INSERT INTO paper (id, kind, ref, title, authors, abstract, published_on) "
             "VALUES (:paper, :kind, :ref, :title, :authors, :abstract, :published) ON CONFLICT (id) DO UPDATE SET "
             "title = :title, authors = :authors, abstract = :abstract, published_on = :published",
             values,
         )
+
+    def write(conn: sqlite3.Connection) -> None:
         conn.execute(
             "INSERT INTO document (id, paper_id, version, state, form, licence, fetched_from, content_hash, note, "
             "ingested_at) VALUES (:id, :paper, :version, :state, :form, :licence, :url, :hash, :note, :now) "
@@ -127,7 +133,6 @@ async def add_document(
             "content_hash = :hash, note = :note, ingested_at = :now",
             values,
         )
-        new = insert_chunks(conn, chunks)
         conn.execute("DELETE FROM document_chunk WHERE document_id = :id", values)
         conn.executemany(
             "INSERT INTO document_chunk (document_id, place, chunk_id) VALUES (:document, :place, :chunk)",
@@ -137,9 +142,13 @@ async def add_document(
             ],
         )
         _insert_mentions(conn, mentions)
-        return new
 
-    return await db.write(write)
+    await db.write(write_paper)
+    new = 0
+    for at in range(0, len(chunks), _CHUNKS_AT_ONCE):
+        new += await db.write(partial(insert_chunks, chunks=chunks[at : at + _CHUNKS_AT_ONCE]))
+    await db.write(write)
+    return new
 
 
 async def add_mentions(db: Database, mentions: Sequence[Mention]) -> None:
