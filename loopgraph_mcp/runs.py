@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from loopgraph_mcp import environments, trainlog
+from loopgraph_mcp import environments, trainlog, verifying
 from loopgraph_mcp.config import Settings
 from loopgraph_mcp.errors import WorkspaceError
 from loopgraph_mcp.lookalikes import quoted
@@ -19,7 +19,7 @@ from loopgraph_mcp.runner.locks import hold_lock, is_held
 from loopgraph_mcp.store import agents, experiments
 from loopgraph_mcp.store.database import Database
 from loopgraph_mcp.store.experiments import ExperimentRow
-from loopgraph_mcp.workspace import load_workspace, protected_hashes
+from loopgraph_mcp.workspace import Workspace, load_workspace, protected_hashes
 
 LOG_NAME = "run.log"
 SUPERVISOR_LOG_NAME = "supervisor.log"
@@ -151,7 +151,7 @@ async def recover(db: Database, settings: Settings) -> None:
     for experiment in abandoned:
         outcome = experiment.outcome
         if outcome is None:
-            outcome = await asyncio.to_thread(_outcome_left, experiment)
+            outcome = await asyncio.to_thread(kept_outcome, experiment) or await _outcome_left(db, experiment)
         if outcome.kind.says_something:
             await experiments.add_outcome(db, experiment.id, outcome, now=time.time())
             await _settle(db, settings, experiment)
@@ -188,11 +188,16 @@ def _why_abandoned(experiment: ExperimentRow) -> str:
     return f"its supervisor ended before the run began{why}; run it again"
 
 
-def _outcome_left(experiment: ExperimentRow) -> Outcome:
-    """Return the outcome that a run left in its folder, or that it was interrupted."""
-    kept = kept_outcome(experiment) or _outcome_of_summary(experiment)
-    if kept is not None:
-        return kept
+async def _outcome_left(db: Database, experiment: ExperimentRow) -> Outcome:
+    """Return the outcome that a run's log states, as far as it can be believed, or that it was interrupted."""
+    found = await asyncio.to_thread(_outcome_of_summary, experiment)
+    if found is None:
+        return await asyncio.to_thread(_interrupted, experiment)
+    workspace, outcome = found
+    return await verifying.doubted(db, experiment, workspace, outcome, None)
+
+
+def _interrupted(experiment: ExperimentRow) -> Outcome:
     reason = _why_abandoned(experiment)
     made = inputs.read_made(Path(experiment.run_dir or ""))
     if experiment.child is not None and made is not None:
@@ -201,8 +206,8 @@ def _outcome_left(experiment: ExperimentRow) -> Outcome:
     return Outcome(OutcomeKind.INTERRUPTED, None, reason, {}, _last_words(experiment))
 
 
-def _outcome_of_summary(experiment: ExperimentRow) -> Outcome | None:
-    """Return the outcome of a run whose log ends with a summary: such a program had come to its end.
+def _outcome_of_summary(experiment: ExperimentRow) -> tuple[Workspace, Outcome] | None:
+    """Return workspace and outcome of a run whose log ends with a summary: such a program had come to its end.
 
     A metric that is printed on the way is none: nobody saw how that run ended. Nor is one whose protected or linked
     files differ by now.
@@ -227,7 +232,7 @@ def _outcome_of_summary(experiment: ExperimentRow) -> Outcome | None:
         return None
     numbers = {name: number for name, number in summary.items() if trainlog.is_finite(number)}
     reason = f"{where.metric} {value:.6f} (from its log: its supervisor was killed)"
-    return Outcome(OutcomeKind.FINISHED, value, reason, numbers, _last_words(experiment))
+    return where, Outcome(OutcomeKind.FINISHED, value, reason, numbers, _last_words(experiment))
 
 
 async def _settle(db: Database, settings: Settings, experiment: ExperimentRow) -> None:

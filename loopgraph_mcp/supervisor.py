@@ -16,7 +16,7 @@ from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from loopgraph_mcp import concluding, environments, faults, runs, trainlog, turns
+from loopgraph_mcp import concluding, environments, faults, runs, trainlog, turns, verifying
 from loopgraph_mcp.config import Settings, read_settings
 from loopgraph_mcp.errors import StoreError, WorkspaceError
 from loopgraph_mcp.models import Outcome, OutcomeKind
@@ -209,6 +209,7 @@ async def _train(db: Database, experiment: ExperimentRow, workspace: Workspace, 
         "LOOPGRAPH_SEED": str(experiment.seed),
         processes.MARKER: experiment.id,
         **device.environment(),
+        **verifying.state_dir(workspace, run_dir),
     }
     protected = protected_hashes(workspace, code)
     command = run_command(workspace)
@@ -240,15 +241,16 @@ async def _train(db: Database, experiment: ExperimentRow, workspace: Workspace, 
     if failed and _NOT_IN_COPY not in outcome.reason:
         missing = inputs.missing_for_it(tail, workspace.path, code)
         outcome = dataclasses.replace(outcome, reason="; ".join(filter(None, [outcome.reason, missing])))
+    others = load.read() if outcome.kind is OutcomeKind.FINISHED else None
+    outcome = await verifying.doubted(db, experiment, workspace, outcome, verifying.place_of(code, environment, made))
     if made is not None:
         await asyncio.to_thread(inputs.drop_copies, run_dir, made)
-    others = load.read() if outcome.kind is OutcomeKind.FINISHED else None
     return Outcome(
         outcome.kind,
         outcome.metric_value,
         outcome.reason,
         {**outcome.summary, **({} if others is None else {"other_load": round(others, 3)})},
-        trainlog.tail_lines(tail, count=TAIL_LINES),
+        outcome.log_tail or trainlog.tail_lines(tail, count=TAIL_LINES),
     )
 
 

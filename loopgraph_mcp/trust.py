@@ -78,7 +78,8 @@ def accept(settings: Settings, where: Workspace) -> None:
 
 def command(where: Workspace) -> str:
     """Return what a run would start, as one line."""
-    return plain_line(" ".join(where.command), limit=200)
+    verify = f"; and to verify a run: {' '.join(where.verify)}" if where.verify else ""
+    return plain_line(" ".join(where.command) + verify, limit=200)
 
 
 def _path(where: Workspace) -> str:

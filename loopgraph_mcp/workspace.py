@@ -53,7 +53,7 @@ _ONLY_READS = {"GIT_OPTIONAL_LOCKS": "0"}
 MAX_BUDGET_S = 7 * 86_400
 _MAX_SHOWN_PATH = 80
 _MAX_CELL = 1_000
-_TRAINER_FILES = ("train.py", "harness.py", "prepare.py", "climbmix.py", "program.md", CONFIG_NAME)
+_TRAINER_FILES = ("train.py", "harness.py", "prepare.py", "verify.py", "climbmix.py", "program.md", CONFIG_NAME)
 
 
 class _Declared(BaseModel):
@@ -80,6 +80,8 @@ class _Declared(BaseModel):
     on_win: Literal["apply", "commit", "leave"] = "apply"
     apply_tentative: bool | None = None
     trust_reports: bool = False
+    verify: list[str] = Field(default_factory=list)
+    suspicious_factor: float | None = Field(default=None, gt=1)
 
 
 class _Config(BaseModel):
@@ -113,6 +115,8 @@ class Workspace:
         devices_per_run: GPUs that one run gets; None for all that CUDA_VISIBLE_DEVICES lists, else for one.
         apply_tentative: Whether a gain within the noise is written to the editable file too.
         trust_reports: Whether a metric that an agent reports without its log counts as evidence.
+        verify: What measures a run again before it is kept, from the state that it left; empty for nothing.
+        suspicious_factor: How many times better than the best so far a value may be; None for the metric's default.
     """
 
     path: Path
@@ -135,6 +139,8 @@ class Workspace:
     devices_per_run: int | None = None
     apply_tentative: bool = True
     trust_reports: bool = False
+    verify: tuple[str, ...] = ()
+    suspicious_factor: float | None = None
 
     @property
     def editable_path(self) -> Path:
@@ -206,6 +212,8 @@ def load_workspace(path: Path) -> Workspace:
         devices_per_run=declared.devices_per_run,
         apply_tentative=declared.on_win == "apply" if declared.apply_tentative is None else declared.apply_tentative,
         trust_reports=declared.trust_reports,
+        verify=tuple(declared.verify),
+        suspicious_factor=declared.suspicious_factor,
     )
 
 
@@ -402,8 +410,17 @@ def python_of(workspace: Path) -> str:
 
 def run_command(workspace: Workspace) -> list[str]:
     """Return the command line with `{python}` filled in."""
+    return _filled_in(workspace, workspace.command)
+
+
+def verify_command(workspace: Workspace) -> list[str]:
+    """Return the command line that measures a run again, likewise; empty where none is declared."""
+    return _filled_in(workspace, workspace.verify)
+
+
+def _filled_in(workspace: Workspace, command: Sequence[str]) -> list[str]:
     python = python_of(workspace.path)
-    return [part.replace("{python}", python) for part in workspace.command]
+    return [part.replace("{python}", python) for part in command]
 
 
 # ------------------------------------------------------------------------------------------- hashes

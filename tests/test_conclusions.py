@@ -202,16 +202,18 @@ async def test_a_log_that_ends_with_its_summary_is_an_outcome(settings: Settings
     async with LoopGraph.open(settings) as graph:
         first = await run(graph)
         row = await experiments.get_experiment(graph.db, first.experiment_id)
-    assert row is not None
-    folder = Path(first.run_dir or "")
-    (folder / runs.OUTCOME_NAME).write_text(" " * 100)
-    assert runs._outcome_left(row).metric_value == 1.75
-    log = (folder / "run.log").read_text()
-    (folder / "run.log").write_text(log.replace("---", "val_bpb: 1.9"))  # printed on the way
-    assert runs._outcome_left(row).kind is OutcomeKind.INTERRUPTED
-    (folder / "run.log").write_text(log)
-    (folder / "code" / "prepare.py").write_text("# another\n")
-    assert runs._outcome_left(row).kind is OutcomeKind.INTERRUPTED
+        assert row is not None
+        folder = Path(first.run_dir or "")
+        (folder / runs.OUTCOME_NAME).write_text(" " * 100)
+        assert (await runs._outcome_left(graph.db, row)).metric_value == 1.75
+        log = (folder / "run.log").read_text()
+        (folder / "run.log").write_text(log.replace("---", "val_bpb: 1.9"))  # printed on the way
+        assert (await runs._outcome_left(graph.db, row)).kind is OutcomeKind.INTERRUPTED
+        (folder / "run.log").write_text(log.replace("val_bpb:          1.75", "val_bpb:          -1.75"))
+        assert (await runs._outcome_left(graph.db, row)).kind is OutcomeKind.NO_METRIC
+        (folder / "run.log").write_text(log)
+        (folder / "code" / "prepare.py").write_text("# another\n")
+        assert (await runs._outcome_left(graph.db, row)).kind is OutcomeKind.INTERRUPTED
 
 
 def test_an_outcome_is_kept_in_the_room_that_was_made_for_it(tmp_path: Path) -> None:

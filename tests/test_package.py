@@ -23,7 +23,7 @@ def test_trainer_packs_and_migrations_travel_in_the_wheel(tmp_path: Path) -> Non
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     bundled = {f"loopgraph_mcp/_bundled/{path.relative_to(ROOT)}" for path in (ROOT / "methodpacks").glob("*.toml")}
-    for name in ("train.py", "harness.py", "prepare.py", "climbmix.py", "program.md", "loopgraph.toml"):
+    for name in ("train.py", "harness.py", "prepare.py", "verify.py", "climbmix.py", "program.md", "loopgraph.toml"):
         bundled.add(f"loopgraph_mcp/_bundled/trainer/{name}")
     migrations = {str(path.relative_to(ROOT)) for path in (ROOT / "loopgraph_mcp").rglob("*.sql")}
     assert migrations

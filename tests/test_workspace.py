@@ -278,7 +278,7 @@ def test_a_new_workspace_holds_the_bundled_trainer(tmp_path: Path) -> None:
     assert where.budget_s == 30
     assert "prepare.py" in where.protected
     names = {path.name for path in where.path.iterdir()}
-    trainer = {"train.py", "harness.py", "prepare.py", "climbmix.py", "program.md", "loopgraph.toml"}
+    trainer = {"train.py", "harness.py", "prepare.py", "verify.py", "climbmix.py", "program.md", "loopgraph.toml"}
     assert trainer | {".gitignore"} == names
     again, new = create_workspace(where.path, bundled("trainer"), budget_s=None)
     assert not new

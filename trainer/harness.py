@@ -45,7 +45,9 @@ if sys.platform == "linux":  # glibc would give large tensors back at every step
         mallopt(-2, 2**26)  # M_TOP_PAD
 
 METRICS = Path("metrics.jsonl")
-STATE = Path("state.pt")  # what was trained, until it is evaluated
+# What was trained, until it is evaluated; in a folder from outside it stays, to be evaluated again by verify.py.
+STATE_DIR = os.environ.get("LOOPGRAPH_STATE_DIR", "")
+STATE = Path(STATE_DIR, "state.pt")
 FIGURES = {  # the summary, after val_bpb
     "training_seconds": ".1f",
     "total_seconds": ".1f",
@@ -380,12 +382,20 @@ def main(build, train, *, autocast, compiled, rows, eval_rows, tokens_per_step):
     parser = argparse.ArgumentParser(description="Train for the budget, evaluate, print the summary.")
     parser.add_argument("--dry-run", action="store_true", help="print the plan, and train nothing")
     parser.add_argument("--evaluate", action="store_true", help=f"evaluate the {STATE} that an earlier run left")
+    parser.add_argument("--answer", metavar="FILES", help=argparse.SUPPRESS)  # how verify.py starts train.py
     parser.add_argument("--sample", type=int, metavar="N", default=0, help="print N tokens that the model writes")
     options = parser.parse_args()
     try:
         if options.dry_run:
             parts = {"autocast": autocast, "compiled": compiled, "tokens_per_step": tokens_per_step}
             print_plan(build, train, rows=rows, **parts)
+            return
+        if options.answer:
+            import verify  # noqa: PLC0415 - for this alone
+
+            model = build()
+            load_state(model)
+            verify.answer(model.to(DEVICE), eval_rows, autocast, options.answer)
             return
         run = Run()
         open_corpus()
@@ -408,7 +418,8 @@ def main(build, train, *, autocast, compiled, rows, eval_rows, tokens_per_step):
         run.end("evaluation")
         total = figures["training_seconds"] + sum(took for phase, took in run.seconds.items() if phase != "training")
         print_summary(val_bpb, figures | {"total_seconds": total}, run.seconds)
-        STATE.unlink(missing_ok=True)
+        if not STATE_DIR:
+            STATE.unlink(missing_ok=True)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise

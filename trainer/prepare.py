@@ -490,9 +490,16 @@ def write_corpus(files, source, digest, folder):
             stop(f"{found} tokens for {split} do not fill a window of {MAX_SEQ_LEN}; take a larger corpus")
     (folder / "tokenizer.json").write_text(tokenizer.bpe.to_str(), encoding="utf-8")
     np.save(folder / "token_bytes.npy", tokenizer.token_bytes())
+    manifest["held_out"] = held_out_hash(folder)
     (folder / "corpus.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     print(f"Corpus: ready after {time.perf_counter() - started:.1f} s", flush=True)
     return manifest
+
+
+def held_out_hash(folder):
+    """What the held-out tokens and the bytes that they stand for are known by."""
+    files = ("val.bin", "token_bytes.npy")
+    return hashlib.sha256(b"".join((folder / name).read_bytes() for name in files)).hexdigest()
 
 
 def prepared(source, digest):

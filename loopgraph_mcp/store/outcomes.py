@@ -90,6 +90,30 @@ async def own_searches(db: Database, *, besides: str | None) -> list[Search]:
     ]
 
 
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One metric value of a context that counts as evidence; `other_load` as in `Run`."""
+
+    group: str
+    value: float
+    other_load: float | None
+
+
+async def measured_in(db: Database, context_id: str) -> list[Measured]:
+    """Return what was measured in a context, oldest first."""
+    rows = await db.reader.execute_fetchall(
+        """
+        SELECT coalesce(experiment.group_key, experiment.id) AS "group", outcome.metric_value AS value,
+               iif(json_valid(summary), json_extract(summary, '$.other_load'), NULL) AS other_load
+        FROM experiment CROSS JOIN outcome ON outcome.experiment_id = experiment.id
+        WHERE experiment.context_id = :context AND outcome.metric_value IS NOT NULL AND outcome.origin <> 'reported'
+        ORDER BY outcome.rowid
+        """,
+        {"context": context_id},
+    )
+    return [Measured(row["group"], row["value"], row["other_load"]) for row in rows]
+
+
 async def runs_between(db: Database, row: int, newest: int) -> list[Run]:
     """Return the outcomes behind a place, up to another, that say something of an idea, oldest first."""
     found = await db.reader.execute_fetchall(

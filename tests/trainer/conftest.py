@@ -22,7 +22,7 @@ def make_workspace(tmp_path_factory):
 
     def make():
         folder = tmp_path_factory.mktemp("workspace")
-        for name in ("climbmix.py", "prepare.py", "harness.py", "train.py"):
+        for name in ("climbmix.py", "prepare.py", "harness.py", "verify.py", "train.py"):
             shutil.copy(TRAINER / name, folder)
         return folder
 
