@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from loopgraph_mcp import environments
+
 _TIMEOUT_S = 60
 _COMMITS_A_CALL = 200
 _MAX_PROGRAM_BYTES = 2**20
@@ -14,7 +16,7 @@ _MAX_BYTES = 256 * 2**20
 # Blobs are read as they are: no filter, hook, pager or external diff, and nothing is fetched for a partial clone (what
 # its remote names would be run; git before 2.44 heeds only that no protocol is allowed).
 _COMMAND = ("git", "-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null", "--no-pager", "--no-replace-objects")
-_ENVIRONMENT = {"GIT_NO_LAZY_FETCH": "1", "GIT_ALLOW_PROTOCOL": "", "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
+_ENVIRONMENT = {"GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,12 +102,11 @@ def _contents(held: bytes) -> Iterator[tuple[str, str]]:
 
 def _git(folder: Path, arguments: Sequence[str], lines: str) -> bytes | None:
     """Return what git prints when it is given some lines, or None where it fails, is missing or takes too long."""
-    own = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     try:
         done = subprocess.run(  # noqa: S603 - fixed arguments, no shell
             [*_COMMAND, *arguments],
             cwd=folder,
-            env={**own, **_ENVIRONMENT},
+            env={**environments.for_git(os.environ), **_ENVIRONMENT},
             input=(lines + "\n").encode() if lines else b"",
             capture_output=True,
             timeout=_TIMEOUT_S,

@@ -16,16 +16,30 @@ from rich.live import Live
 from rich.markup import escape
 from rich.status import Status
 
-from loopgraph_mcp import __version__, backtesting, clients, doctor, packing, screen, store_commands, token_commands
+from loopgraph_mcp import (
+    __version__,
+    asking,
+    backtesting,
+    clients,
+    doctor,
+    packing,
+    permissions,
+    screen,
+    store_commands,
+    token_commands,
+    trust,
+)
 from loopgraph_mcp.answers import BestResult, CodeMapAnswer, ExperimentAnswer, ImportAnswer, IngestAnswer
 from loopgraph_mcp.config import SKILL, Settings, bundled, read_settings
 from loopgraph_mcp.errors import HistoryError, LoopGraphError, first_of
 from loopgraph_mcp.harness.commands import app as harness_app
 from loopgraph_mcp.loopgraph import LoopGraph
 from loopgraph_mcp.models import Direction, KnobValue, OutcomeKind, Standing, State
+from loopgraph_mcp.quoting import plain_line, said
+from loopgraph_mcp.runner.kernel import hide_memory
 from loopgraph_mcp.sources.files import expand
 from loopgraph_mcp.sources.packs import read_definition
-from loopgraph_mcp.workspace import create_workspace, load_workspace, prepare_command
+from loopgraph_mcp.workspace import CONFIG_NAME, create_workspace, load_workspace, prepare_command, resolved
 
 app = typer.Typer(
     name="loopgraph",
@@ -49,13 +63,15 @@ WorkspaceOption = Annotated[
 
 def main() -> None:
     """Run the command line; our own errors end it with one line and status 1."""
+    hide_memory()  # an agent's key is in the environment, and a run of the same user could read it
     warnings.simplefilter("ignore", SyntaxWarning)  # Python's remarks on programs that we only read
+    permissions.close_mask()
     try:
         app(spread(sys.argv[1:], "--memory"))
     except (LoopGraphError, ExceptionGroup) as error:
         if (told := first_of(error)) is None:
             raise
-        screen.errors.print(f"loopgraph: {told}", style="red", markup=False, highlight=False)
+        screen.errors.print(f"loopgraph: {said(str(told))}", style="red", markup=False, highlight=False)
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -111,17 +127,24 @@ def init(
     prepare: Annotated[bool, typer.Option(help="Prepare the data and the tokenizer now.")] = True,
 ) -> None:
     """Make a workspace: from the bundled trainer, or of an existing checkout."""
-    where, new = create_workspace(directory, bundled("trainer"), budget_s=budget)
+    declared = (resolved(directory) / CONFIG_NAME).exists()
+    with permissions.users_mask():
+        where, new = create_workspace(directory, bundled("trainer"), budget_s=budget)
+    if not declared:
+        trust.accept(_settings(), where)
     made = "made from the bundled trainer" if new else "an existing training loop was found"
-    screen.console.print(f"[bold]{where.path}[/]: {made}", highlight=False)
+    screen.console.print(f"{where.path}: {made}", markup=False, highlight=False)
     screen.console.print(
-        f"improves {where.editable} by {where.metric} ({where.direction.value} is better), {where.budget_s:g} s a run: "
-        f"{' '.join(where.command)}",
+        f"improves {plain_line(where.editable)} by {plain_line(where.metric)} ({where.direction.value} is better), "
+        f"{where.budget_s:g} s a run: {trust.command(where)}",
+        markup=False,
         highlight=False,
     )
     if new and prepare:
         _prepare(where.path)
-    screen.console.print(f"[dim]next:[/] cd {where.path} && loopgraph run --description baseline", highlight=False)
+    screen.console.print(
+        f"[dim]next:[/] cd {escape(str(where.path))} && loopgraph run --description baseline", highlight=False
+    )
 
 
 def _prepare(path: Path) -> None:
@@ -138,9 +161,11 @@ def _prepare(path: Path) -> None:
 @app.command()
 def serve() -> None:
     """Serve MCP over stdio, as `loopgraph-mcp` does."""
-    from loopgraph_mcp import server  # noqa: PLC0415 - the MCP SDK takes longer to import than most commands to run
+    from loopgraph_mcp import logs, server  # noqa: PLC0415 - the MCP SDK takes longer to import than most commands
 
-    server.build_server(_settings()).run("stdio")
+    settings = _settings()
+    logs.set_up(settings)
+    server.serve_stdio(settings)
 
 
 @app.command()
@@ -233,7 +258,7 @@ def map_(
     async def work(graph: LoopGraph) -> CodeMapAnswer:
         if path is None:
             return await graph.map_code(query=query, budget_tokens=budget, workspace=workspace)
-        return await graph.map_file(path.expanduser().absolute(), query=query, budget_tokens=budget)
+        return await graph.map_file(resolved(path), query=query, budget_tokens=budget)
 
     answer = _with_graph(work)
     screen.print_json(answer) if as_json else screen.show_map(answer)
@@ -248,15 +273,19 @@ def run(
     ] = None,
     method: Annotated[str | None, typer.Option(help="The method that a patch or a hand edit tries.")] = None,
     description: Annotated[str, typer.Option("--description", "-d", help="What is tried, in a few words.")] = "",
-    seed: Annotated[int | None, typer.Option(min=0)] = None,
+    seed: Annotated[int | None, typer.Option(min=0, max=2**31 - 1)] = None,
     budget: Annotated[float | None, typer.Option(help="Training seconds, if not the workspace's.")] = None,
     replicate: Annotated[bool, typer.Option("--replicate", help="Run it again, with a new seed.")] = False,
+    trusted: Annotated[
+        bool, typer.Option("--trust", help="Run the command of this folder's loopgraph.toml without asking.")
+    ] = False,
     detach: Annotated[bool, typer.Option("--detach", help="Do not wait; `loopgraph status` follows it.")] = False,
     workspace: WorkspaceOption = None,
     as_json: Json = False,
 ) -> None:
     """Train for the fixed budget: an edit, a patch, or the file as it stands. Ctrl-C cancels the run."""
     text = None if patch is None else patch.read()
+    asking.check_folder(_settings(), workspace, yes=trusted)
 
     async def work(graph: LoopGraph) -> ExperimentAnswer:
         answer = await graph.run_experiment(
@@ -288,9 +317,21 @@ async def _follow(graph: LoopGraph, answer: ExperimentAnswer) -> ExperimentAnswe
     except asyncio.CancelledError:
         screen.errors.print("cancelling the run …")
         answer = await graph.cancel_experiment(answer.experiment_id)
-        screen.errors.print(f"{answer.experiment_id}: {answer.reason or answer.state.value}")
+        told = f"{answer.experiment_id}: {plain_line(answer.reason) or answer.state.value}"
+        screen.errors.print(told, markup=False, highlight=False)
         raise
     return dataclasses.replace(answer, repeated=repeated)
+
+
+@app.command(name="trust")
+def trust_(
+    directory: Annotated[Path, typer.Argument(help="Folder of a training loop.")] = Path(),
+) -> None:
+    """Say that a folder's command may be run; asked again when its loopgraph.toml changes."""
+    where = load_workspace(directory)
+    trust.accept(_settings(), where)
+    told = f"{where.path}: `{trust.command(where)}` may be run here until {CONFIG_NAME} changes"
+    screen.console.print(told, markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -374,7 +415,8 @@ def merge(other: Annotated[Path, typer.Argument(help="The other loopgraph.db.")]
     if as_json:
         screen.print_json(added)
     else:
-        screen.console.print(", ".join(f"{count} of {table}" for table, count in added.items()) or "Nothing new.")
+        told = ", ".join(f"{count} of {table}" for table, count in added.items())
+        screen.console.print(told or "Nothing new.", markup=False)
 
 
 @app.command(name="import")
@@ -474,7 +516,9 @@ def backtest(
 ) -> None:
     """Judge how well the memory foretells which changes were kept; a history's owner never teaches it."""
     with screen.errors.status("reading …") as shown:
-        report = backtesting.run(files, memory or [], day_one=day_one, progress=shown.update)
+        report = backtesting.run(
+            files, memory or [], day_one=day_one, progress=lambda words: shown.update(escape(words))
+        )
     screen.print_json(report) if as_json else screen.show_backtest(report)
 
 
@@ -493,7 +537,8 @@ def export_pack(
     as_json: Json = False,
 ) -> None:
     """Write methods with their recipes and what came of them here."""
-    answer = _with_graph(lambda graph: graph.export_pack(name, directory.expanduser(), method_ids=method or []))
+    with permissions.users_mask():
+        answer = _with_graph(lambda graph: graph.export_pack(name, resolved(directory), method_ids=method or []))
     screen.print_json(answer) if as_json else screen.show_export(answer)
 
 
@@ -506,7 +551,7 @@ def check_pack(
 ) -> None:
     """Check a pack: its format, and whether each recipe applies, is present or is refused."""
     programs = {"trainer/train.py": bundled("trainer") / "train.py", **{str(each): each for each in against or []}}
-    answer = packing.check_pack(directory.expanduser(), programs)
+    answer = packing.check_pack(resolved(directory), programs)
     screen.print_json(answer) if as_json else screen.show_pack_check(answer)
 
 
@@ -537,7 +582,7 @@ def add_method(
     as_json: Json = False,
 ) -> None:
     """Register a method with the passages it was read in, amend it, or link passages to a known one."""
-    definition = None if file is None else read_definition(file.expanduser())
+    definition = None if file is None else read_definition(resolved(file))
     answer = _with_graph(lambda graph: graph.add_method(method, cite, definition, workspace=workspace))
     screen.print_json(answer) if as_json else screen.show_method(answer)
 
@@ -567,7 +612,7 @@ def config(
     known = clients.CLIENTS.get(client)
     if known is None:
         raise typer.BadParameter(f"{client!r}; use one of {', '.join(clients.CLIENTS)}", param_hint="CLIENT")
-    folder = Path(workspace or ".").expanduser().resolve()
+    folder = resolved(Path(workspace or "."))
     if url is None:
         made = clients.entry(known, folder, os.environ, context_env=_context_env(folder))
     else:
@@ -575,9 +620,10 @@ def config(
     file = known.path(Path.home(), folder)
     if write:
         changed = clients.write(known, made, file)
-        screen.console.print(f"{file}: {'written' if changed else 'already so'}", highlight=False, soft_wrap=True)
+        told = f"{file}: {'written' if changed else 'already so'}"
+        screen.console.print(told, markup=False, highlight=False, soft_wrap=True)
         return
-    screen.errors.print(f"[dim]for {file} (--write puts it there):[/]", highlight=False, soft_wrap=True)
+    screen.errors.print(f"[dim]for {escape(str(file))} (--write puts it there):[/]", highlight=False, soft_wrap=True)
     print(clients.as_text(known, made), end="")  # noqa: T201 - to be piped, unwrapped
     if (command := clients.as_command(known, made)) is not None:
         screen.errors.print("[dim]or run:[/]")

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from loopgraph_mcp import environments
 from loopgraph_mcp.errors import ConfigError
 
 NAME = "loopgraph"
@@ -87,7 +88,7 @@ CLIENTS = {
 def server_command() -> list[str]:
     """Return the command that starts the server: the script beside this interpreter, or the module."""
     script = Path(sys.executable).parent / "loopgraph-mcp"
-    return [str(script)] if script.exists() else [sys.executable, "-m", "loopgraph_mcp"]
+    return [str(script)] if script.exists() else [sys.executable, "-P", "-m", "loopgraph_mcp"]
 
 
 def entry(
@@ -105,6 +106,7 @@ def entry(
     command, *arguments = server_command()
     names = ("LOOPGRAPH_DB", "LOOPGRAPH_HOME", "LOOPGRAPH_DEVICE", *context_env)
     passed = {name: environment[name] for name in names if environment.get(name)}
+    passed = environments.without_secrets(passed)  # a client's file is read by others, and committed
     return {
         **client.extra,
         "command": command,

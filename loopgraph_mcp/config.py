@@ -109,6 +109,7 @@ class Settings:
         home: Folder of locks, and of the database and the runs unless `db_path` lies elsewhere.
         db_path: The SQLite file.
         workspace: Folder to work on when a call names none.
+        workspace_is_given: Whether the user named that folder; else the server was only started in it.
         device: What a run gets (`cpu`, `mps`, `cuda:1`, `cuda:2,3`, `all`) when not the first one found.
         visible_gpus: Indices or UUIDs of the GPUs that may be used (CUDA_VISIBLE_DEVICES); None for all.
         packs: Folder of method packs to load at start.
@@ -134,6 +135,7 @@ class Settings:
     github_token: str | None = field(default=None, repr=False)
     log_format: LogFormat = "text"
     oauth: OAuth | None = None
+    workspace_is_given: bool = True
 
     @property
     def runs_dir(self) -> Path:
@@ -173,7 +175,10 @@ def read_settings(environment: Mapping[str, str], cwd: Path) -> Settings:
         return environment.get(f"LOOPGRAPH_{name}") or None
 
     def path(value: str) -> Path:
-        return (cwd / Path(value).expanduser()).resolve()
+        try:
+            return (cwd / Path(value).expanduser()).resolve()
+        except (OSError, RuntimeError, ValueError) as error:
+            raise ConfigError(f"{value[:80]!a}: it can be no path ({str(error)[:80]}); name another") from error
 
     home = path(value) if (value := get("HOME")) else user_data_path("loopgraph", appauthor=False)
     wanted = (get("LOG_LEVEL") or "WARNING").upper()
@@ -203,6 +208,7 @@ def read_settings(environment: Mapping[str, str], cwd: Path) -> Settings:
         github_token=environment.get("GITHUB_TOKEN") or environment.get("GH_TOKEN") or None,
         log_format=log_format,
         oauth=_oauth(get("OAUTH_ISSUER"), get("OAUTH_AUDIENCE"), get("OAUTH_JWKS")),
+        workspace_is_given=get("WORKSPACE") is not None,
     )
 
 

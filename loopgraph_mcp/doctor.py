@@ -1,17 +1,19 @@
 """Looks at everything LoopGraph needs and says what is missing and how to get it."""
 
 import asyncio
+import os
 import platform
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from loopgraph_mcp import __version__
+from loopgraph_mcp import __version__, environments, permissions
 from loopgraph_mcp.clients import CLIENTS, mentions
 from loopgraph_mcp.config import Settings
 from loopgraph_mcp.errors import LoopGraphError, WorkspaceError
@@ -55,7 +57,7 @@ async def examine(settings: Settings, *, home: Path, cwd: Path) -> list[Check]:
     checks += [await store(settings), check]
     if workspace is not None:
         checks.append(await asyncio.to_thread(_trainer, workspace))
-    checks.append(_git())
+    checks += [_git(), _private(settings)]
     checks += [_clients(home, cwd), _skill(home, cwd), await _tokens(settings), _uv(), _completion(home)]
     return checks
 
@@ -122,9 +124,18 @@ def _trainer(where: Workspace) -> Check:
     python = python_of(where.path)
     code = "import torch, tokenizers; print('torch', torch.__version__, '+ tokenizers', tokenizers.__version__)"
     try:
-        done = subprocess.run(  # noqa: S603 - the workspace's own interpreter and fixed code
-            [python, "-c", code], capture_output=True, text=True, timeout=_IMPORT_TIMEOUT_S, check=False
-        )
+        with tempfile.TemporaryDirectory() as empty:  # Python imports from where it starts: a workspace's torch.py
+            done = subprocess.run(  # noqa: S603 - the workspace's own interpreter and fixed code
+                [python, "-c", code],  # without -P, which Python 3.10 lacks
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=_IMPORT_TIMEOUT_S,
+                check=False,
+                stdin=subprocess.DEVNULL,
+                env={**environments.for_probe(os.environ), "PYTHONSAFEPATH": "1"},
+                cwd=empty,
+            )
     except (OSError, subprocess.SubprocessError) as error:
         return Check("trainer", Level.FAIL, f"{python}: {error}", "mend the workspace's .venv")
     if done.returncode != 0:
@@ -138,6 +149,15 @@ def _git() -> Check:
     if found is None:
         return Check("git", Level.NOTE, "not found", "without git, results.tsv shows program hashes for commits")
     return Check("git", Level.OK, found)
+
+
+def _private(settings: Settings) -> Check:
+    """Look for what others on this machine may read; opening the store has taken those rights away where it could."""
+    found = permissions.open_to_others(settings)
+    if found:
+        names = ", ".join(map(str, found))
+        return Check("private", Level.FAIL, f"others may read {names}", f"as its owner: chmod -R go= {names}")
+    return Check("private", Level.OK, f"{settings.db_path.parent} is its user's alone")
 
 
 def _clients(home: Path, cwd: Path) -> Check:

@@ -5,7 +5,7 @@ It is never a diff: what the change is, the agent decides from the sources.
 
 from collections.abc import Iterator, Sequence
 
-from loopgraph_mcp import codemap, edits, fitting, wording
+from loopgraph_mcp import codemap, edits, fitting
 from loopgraph_mcp.answers import Guidance, MappedEntry, Passage
 from loopgraph_mcp.codemap import CodeMap, Entry, Kind
 from loopgraph_mcp.models import Method, Presence, RecipeOp
@@ -30,7 +30,7 @@ async def guide(db: Database, method: Method, program: str, *, learned: Sequence
     passages = await chunks.passages_of(db, method.id, limit=_MAX_PASSAGES)
     return Guidance(
         name=method.name,
-        description=wording.one_line(method.description, limit=_DESCRIPTION_CHARS),
+        description=plain_line(method.description, limit=_DESCRIPTION_CHARS),
         sources=[f"{each.kind}:{each.ref} {each.title}" for each in method.sources],
         passages=[
             Passage(each.place, plain_line(each.text, limit=_PASSAGE_CHARS), each.paper_id or each.source_kind)

@@ -282,8 +282,8 @@ def own_path(source: str, settings: Settings) -> Path | None:
         return None
     try:
         path = settings.workspace / Path(source).expanduser()
-        return path if path.exists() else None
-    except (OSError, RuntimeError):  # too long a name, or no such user's home
+        return path.resolve() if path.exists() else None
+    except (OSError, RuntimeError, ValueError):  # too long a name, no such user's home, or a link to itself
         return None
 
 

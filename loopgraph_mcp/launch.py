@@ -3,26 +3,30 @@
 import ast
 import asyncio
 import dataclasses
+import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from loopgraph_mcp import duplicates, edits, lookups, patches
+from loopgraph_mcp import duplicates, edits, environments, lookups, patches
 from loopgraph_mcp.config import Settings
 from loopgraph_mcp.errors import NotFoundError, RunError, WorkspaceError
 from loopgraph_mcp.models import Applied, Context, Outcome, OutcomeKind, Present
 from loopgraph_mcp.runner import processes
+from loopgraph_mcp.runner.locks import hold_lock
 from loopgraph_mcp.runner.run_copy import make_copy
-from loopgraph_mcp.runs import SUPERVISOR_LOG_NAME, prepare_outcome
+from loopgraph_mcp.runs import SUPERVISOR_LOG_NAME, forget_lock, prepare_outcome
 from loopgraph_mcp.store import edits as edit_store
 from loopgraph_mcp.store import experiments
-from loopgraph_mcp.store.database import Database, text_hash
+from loopgraph_mcp.store.database import Database, new_id, text_hash
 from loopgraph_mcp.store.experiments import ExperimentRow
 from loopgraph_mcp.surroundings import Inputs, inputs_of
 from loopgraph_mcp.workspace import MAX_BUDGET_S, Workspace, reads_variable
 
 DEFAULT_SEED = 42
+MAX_SEED = 2**31 - 1
 _RETRIED_AMONG = 50  # newest experiments among which a patch that the file holds is looked for
 
 
@@ -245,6 +249,8 @@ def choose_seed(workspace: Workspace, wanted: int | None, used: set[int]) -> int
         raise RunError(
             f"the trainer in {workspace.path} does not read LOOPGRAPH_SEED and has a seed of its own; leave seed out"
         )
+    if wanted is not None and not 0 <= wanted <= MAX_SEED:
+        raise RunError(f"seed is {str(wanted)[:40]}; give a whole number from 0 to {MAX_SEED:,}")
     seed = DEFAULT_SEED if wanted is None else wanted
     while wanted is None and told and seed in used:
         seed += 1
@@ -280,6 +286,34 @@ async def keep_program(db: Database, text: str, name: str) -> str:
         raise RunError(f"the program holds a lone surrogate at character {error.start}; it cannot be stored") from error
 
 
+@contextmanager
+def looked_after(settings: Settings) -> Iterator[tuple[str, int]]:
+    """Make the id of an experiment and hold its lock for the body; give both, the lock as a file descriptor.
+
+    It is held before the experiment is queued, and its supervisor goes on to hold it: from its first moment on, an
+    experiment whose lock is free has nobody who looks after it.
+
+    Raises:
+        RunError: The lock cannot be taken.
+    """
+    experiment_id = new_id("exp")
+    try:
+        with ExitStack() as held:
+            file = held.enter_context(hold_lock(settings.locks_dir, experiment_id))
+            assert file is not None  # noqa: S101 - nobody else knows the id
+            opened = held.pop_all()
+    except OSError as error:
+        raise RunError(
+            f"{settings.locks_dir}: cannot be written ({error.strerror}); give this user the folder, or free the disk"
+        ) from error
+    with opened:
+        try:
+            yield experiment_id, file.fileno()
+        except Exception:
+            forget_lock(settings, experiment_id)
+            raise
+
+
 async def prepare(settings: Settings, experiment_id: str, plan: Plan, inputs: Inputs) -> tuple[Path, Inputs]:
     """Make the run's folder with its copy of the workspace; return it, and what it holds as it was copied.
 
@@ -296,20 +330,26 @@ async def prepare(settings: Settings, experiment_id: str, plan: Plan, inputs: In
         return inputs_of(made)
 
     try:
+        settings.runs_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         return run_dir, await asyncio.to_thread(make)
     except (OSError, shutil.Error, WorkspaceError) as error:
         await asyncio.to_thread(shutil.rmtree, run_dir, ignore_errors=True)
         raise RunError(f"the experiment could not be started: {error}; nothing was queued") from error
 
 
-async def start(db: Database, settings: Settings, experiment_id: str, run_dir: Path, now: float) -> None:
-    """Start the supervisor of a queued experiment.
+async def start(
+    db: Database, settings: Settings, workspace: Workspace, experiment_id: str, lock: int, now: float
+) -> None:
+    """Start the supervisor of a queued experiment, which goes on to hold its lock.
 
     Raises:
         RunError: The process cannot be started; the experiment is marked interrupted.
     """
+    environment = environments.for_supervisor(os.environ, declared=workspace.context_env, named=workspace.pass_env)
+    environment |= {"LOOPGRAPH_DB": str(settings.db_path), "LOOPGRAPH_HOME": str(settings.home)}
+    log = settings.runs_dir / experiment_id / SUPERVISOR_LOG_NAME
     try:
-        processes.start_supervisor(experiment_id, settings.db_path, settings.home, run_dir / SUPERVISOR_LOG_NAME)
+        processes.start_supervisor(experiment_id, lock, environment, log)  # not on a thread: a cancel would part them
     except OSError as error:
         outcome = Outcome(OutcomeKind.INTERRUPTED, None, f"could not be started: {error}", {})
         await experiments.finish(db, experiment_id, outcome, now=now)

@@ -17,6 +17,7 @@ from loopgraph_mcp import (
     launch,
     lookups,
     mapping,
+    permissions,
     precedents,
     recipes,
     recording,
@@ -25,6 +26,7 @@ from loopgraph_mcp import (
     searching,
     sharing,
     tracing,
+    trust,
     views,
     wording,
 )
@@ -58,6 +60,7 @@ from loopgraph_mcp.models import (
     Standing,
     State,
 )
+from loopgraph_mcp.quoting import plain_line
 from loopgraph_mcp.sources.day_one import read_day_one
 from loopgraph_mcp.sources.pack_texts import content_hash
 from loopgraph_mcp.store import edits as edit_store
@@ -155,6 +158,7 @@ class LoopGraph:
     ) -> AsyncIterator["LoopGraph"]:
         """Open the store, load the method packs, and mark runs whose supervisor is gone as interrupted."""
         settings = settings or read_settings(os.environ, Path.cwd())
+        await asyncio.to_thread(permissions.tighten, settings)
         async with Database.open(settings.db_path) as db:
             if not await methods.holds_pack(db, await asyncio.to_thread(content_hash, settings.packs)):
                 from loopgraph_mcp.sources import packs  # noqa: PLC0415 - what reads packs is slow to import
@@ -393,6 +397,8 @@ class LoopGraph:
             if known is not None:
                 return await self.get_experiment(known, wait_s=wait_s, on_progress=on_progress)
         where = await self._here.workspace(workspace)
+        if caller is not None:
+            await asyncio.to_thread(trust.check, self.settings, where, by_agent=workspace is not None)
         launch.check_budget(where, budget_s)
         budget = budget_s or where.budget_s
         context = await self._here.context(where, budget)
@@ -425,34 +431,37 @@ class LoopGraph:
             description=description,
             foresight=await self._foresight(context),
         )
-        own_id = new_id("exp")
-        run_dir, made = await launch.prepare(self.settings, own_id, plan, inputs)
-        experiment_id, new = await self._queue(
-            made,
-            NewExperiment(
-                id=own_id,
-                run_dir=str(run_dir),
-                context_id=context_id,
-                device_slot=(await self._here.device(where)).slot,
-                description=wording.description(description, plan.method_ids, plan.base_text),
-                seed=chosen_seed,
-                timeout_s=max(where.timeout_s, default_timeout_s(budget)) if budget_s else where.timeout_s,
-                silence_s=where.silence_s,
-                edit_id=plan.edit_id,
-                base_hash=launch.base_hash(plan),
-                program_hash=program_hash,
-                method_ids=plan.method_ids,
-                idempotency_key=idempotency_key,
-                priority=priority,
-                caller=caller,
-                ran=made.identify(plan.text, where.editable),
-                base_group_key=launch.base_group_key(plan, made, where.editable),
-                inputs_hash=made.hash,
-                shared="any_seed" if seed is None and not replicate else "same_seed",
-            ),
-        )
-        if new:
-            await launch.start(self.db, self.settings, experiment_id, run_dir, self._now())
+        slot = (await self._here.device(where)).slot
+        with launch.looked_after(self.settings) as (own_id, lock):
+            run_dir, made = await launch.prepare(self.settings, own_id, plan, inputs)
+            experiment_id, new = await self._queue(
+                made,
+                NewExperiment(
+                    id=own_id,
+                    run_dir=str(run_dir),
+                    context_id=context_id,
+                    device_slot=slot,
+                    description=wording.description(description, plan.method_ids, plan.base_text),
+                    seed=chosen_seed,
+                    timeout_s=max(where.timeout_s, default_timeout_s(budget)) if budget_s else where.timeout_s,
+                    silence_s=where.silence_s,
+                    edit_id=plan.edit_id,
+                    base_hash=launch.base_hash(plan),
+                    program_hash=program_hash,
+                    method_ids=plan.method_ids,
+                    idempotency_key=idempotency_key,
+                    priority=priority,
+                    caller=caller,
+                    ran=made.identify(plan.text, where.editable),
+                    base_group_key=launch.base_group_key(plan, made, where.editable),
+                    inputs_hash=made.hash,
+                    shared="any_seed" if seed is None and not replicate else "same_seed",
+                ),
+            )
+            if new:
+                await launch.start(self.db, self.settings, where, experiment_id, lock, self._now())
+        if not new:
+            runs.forget_lock(self.settings, own_id)
         answer = await self.get_experiment(experiment_id, wait_s=wait_s, on_progress=on_progress)
         return dataclasses.replace(answer, earlier=[] if replicate else list(bearing.earlier), repeated=not new)
 
@@ -475,7 +484,7 @@ class LoopGraph:
         Raises:
             NotFoundError: No such experiment.
         """
-        deadline = time.monotonic() + min(max(wait_s, 0.0), MAX_WAIT_S)
+        deadline = time.monotonic() + min(max(0.0, wait_s), MAX_WAIT_S)
         told, can_recover = None, not self.db.read_only
         while True:
             row = await lookups.the_experiment(self.db, experiment_id)
@@ -558,6 +567,7 @@ class LoopGraph:
                 another.
         """
         now = self._now()
+        recording.check_cost(tokens, cost_usd)
         if experiment_id is None:
             report = recording.Report(method_id, metric_value, status, description, log, commit, measured)
             row = await recording.record_report(self.db, self._here, report, workspace=workspace, now=now)
@@ -573,7 +583,7 @@ class LoopGraph:
         judged = row.origin is not Origin.REPORTED and (row.outcome is None or row.outcome.kind.says_something)
         verdict = await self._ledger.judge(row, newest) if judged else None
         decided = decision or row.decision or (None if verdict is None else verdict.decision)
-        note = wording.one_line(description, limit=500)
+        note = plain_line(description, limit=500)
         made_by = "loopgraph" if decision is None else "agent"
         if decided is not None:
             await experiments.add_decision(

@@ -8,6 +8,8 @@ from typing import Any
 from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
+from loopgraph_mcp.quoting import plain_line
+
 _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 60.0)
 
 
@@ -54,5 +56,5 @@ class Metrics:
         """Return everything in Prometheus' text format; `live` has device slot and state of each experiment."""
         self.live.clear()
         for slot, state in live:
-            self.live.labels(slot, state).inc()
+            self.live.labels(plain_line(slot), plain_line(state)).inc()
         return generate_latest(self.registry)

@@ -1,7 +1,9 @@
 """Takes access tokens that an OAuth authorization server issued: signed by its keys, for this server, and not over."""
 
 import asyncio
+import hashlib
 import json
+import re
 import time
 import urllib.request
 from collections.abc import Callable
@@ -19,6 +21,8 @@ _TIMEOUT_S = 10.0
 _KEYS_FOR_S = 300.0
 _ASK_AGAIN_S = 10.0  # a token with an unknown key makes us fetch the keys at most so often
 _MAX_BYTES = 2**20
+_NAME_CHARS = 100
+_PLAIN_NAME = re.compile(r"[\w.@:|/+-]+", re.ASCII)
 
 
 class Issuer:
@@ -29,7 +33,9 @@ class Issuer:
         self._now = clock
         self._lock = asyncio.Lock()
         self._keys: dict[str | None, jwt.PyJWK] = {}
+        self._asked_at = -_KEYS_FOR_S
         self._fetched_at = -_KEYS_FOR_S
+        self._trouble = ""
 
     async def verify(self, token: str) -> Grant | None:
         """Return what a token allows, or None where it is no good.
@@ -55,12 +61,28 @@ class Issuer:
         return _grant(claims)
 
     async def _key(self, kid: str | None) -> jwt.PyJWK | None:
+        """Return a key; those of an issuer that is down are worth nothing once they are too old.
+
+        Raises:
+            OSError: They are, and newer ones cannot be fetched.
+        """
         async with self._lock:
-            age = self._now() - self._fetched_at
-            if age > _KEYS_FOR_S or (kid not in self._keys and age > _ASK_AGAIN_S):
-                self._fetched_at = self._now()
-                found = await asyncio.to_thread(_fetch_keys, self.oauth)
-                self._keys = {key.key_id: key for key in found.keys if key.public_key_use in {None, "sig"}}
+            now = self._now()
+            is_old = now - self._fetched_at > _KEYS_FOR_S
+            if (is_old or kid not in self._keys) and now - self._asked_at > _ASK_AGAIN_S:
+                self._asked_at = now
+                try:
+                    found = await asyncio.to_thread(_fetch_keys, self.oauth)
+                except OSError as error:
+                    self._trouble = str(error)
+                else:
+                    self._keys = {key.key_id: key for key in found.keys if key.public_key_use in {None, "sig"}}
+                    self._fetched_at, self._trouble = now, ""
+                is_old = now - self._fetched_at > _KEYS_FOR_S
+            if is_old:
+                self._keys = {}
+            if self._trouble and kid not in self._keys:  # it may be a new key: who holds it should come again
+                raise OSError(self._trouble)
         return self._keys.get(kid)
 
 
@@ -72,7 +94,15 @@ def _grant(claims: dict[str, Any]) -> Grant | None:
     who = claims.get("sub") or claims.get("client_id") or claims.get("azp")
     if not scopes or not isinstance(who, str):
         return None
-    return Grant(f"oauth:{who[:100]}", scopes[-1], expires_at=float(claims["exp"]))
+    return Grant(f"oauth:{_name(who)}", scopes[-1], expires_at=float(claims["exp"]))
+
+
+def _name(who: str) -> str:
+    """Return a subject as one word for logs and answers; no two subjects share a name, and with it their rights."""
+    if len(who) <= _NAME_CHARS and _PLAIN_NAME.fullmatch(who):
+        return who
+    told = re.sub(r"[^\w.@:|/+-]+", "_", who, flags=re.ASCII)[:_NAME_CHARS]
+    return f"{told}#{hashlib.sha256(who.encode('utf-8', 'surrogatepass')).hexdigest()[:16]}"
 
 
 def _fetch_keys(oauth: OAuth) -> jwt.PyJWKSet:

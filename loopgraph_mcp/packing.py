@@ -11,6 +11,7 @@ from loopgraph_mcp.answers import CheckedMethod, ExportedMethod, PackCheckAnswer
 from loopgraph_mcp.errors import PackError
 from loopgraph_mcp.evidence import Ledger, Trial
 from loopgraph_mcp.models import Applied, Method, Present, SharedOutcome, VerdictKind
+from loopgraph_mcp.quoting import plain_line
 from loopgraph_mcp.sources.pack_files import write_pack
 from loopgraph_mcp.sources.packs import read_pack
 from loopgraph_mcp.store import learned, methods
@@ -81,8 +82,8 @@ def _outcomes(trials: Sequence[Trial]) -> list[SharedOutcome]:
     """Return what came of a method, for each context in words: no path, no prompt, no description."""
     by_context: dict[tuple[str, str], list[Trial]] = {}
     for trial in trials:
-        words = wording.one_line(wording.context(trial.context), limit=200)
-        by_context.setdefault((words, wording.one_line(trial.context.metric, limit=200)), []).append(trial)
+        words = plain_line(wording.context(trial.context), limit=200)
+        by_context.setdefault((words, plain_line(trial.context.metric, limit=200)), []).append(trial)
     shared = []
     for (words, metric), group in sorted(by_context.items()):
         gains = [

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from loopgraph_mcp import launch, lookups, trainlog, wording
-from loopgraph_mcp.errors import RunError
+from loopgraph_mcp import launch, lookups, schemas, trainlog, wording
+from loopgraph_mcp.errors import RunError, WorkspaceError
 from loopgraph_mcp.models import Origin, Outcome, OutcomeKind
 from loopgraph_mcp.printed import NotFound, Wanted
 from loopgraph_mcp.runner.metric_log import read_metric
@@ -18,9 +18,12 @@ from loopgraph_mcp.store import edits, experiments
 from loopgraph_mcp.store.database import Database
 from loopgraph_mcp.store.experiments import ExperimentRow, NewExperiment
 from loopgraph_mcp.surroundings import Surroundings
-from loopgraph_mcp.workspace import Workspace, program_at
+from loopgraph_mcp.workspace import Workspace, program_at, resolved
 
 _MAX_PATH = 1_000
+MAX_TOKENS = 10**15  # far beyond what anybody spends, and what the store can hold
+MAX_USD = 10**9
+_MAX_METRIC = 1e30  # its square is a number still
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,28 @@ class Report:
     log: str | None = None
     commit: str | None = None
     measured: bool = False
+
+
+def check_cost(tokens: int | None, cost_usd: float | None) -> None:
+    """Refuse a cost that cannot be stored, before anything is.
+
+    Raises:
+        RunError: It cannot.
+    """
+    if tokens is not None and not 0 <= tokens <= MAX_TOKENS:
+        raise RunError(f"tokens is {schemas.shown(tokens)}; give a whole number from 0 to {MAX_TOKENS:,}")
+    if cost_usd is not None and not 0 <= cost_usd <= MAX_USD:
+        raise RunError(f"cost_usd is {schemas.shown(cost_usd)}; give a number from 0 to {MAX_USD:,}")
+
+
+def _check_metric(value: float) -> None:
+    """Refuse a number that no statistics can be made of.
+
+    Raises:
+        RunError: It is too large.
+    """
+    if abs(value) > _MAX_METRIC:
+        raise RunError(f"metric_value is {value:g}; give a number below {_MAX_METRIC:g}, or status='diverged'")
 
 
 async def record_report(
@@ -103,6 +128,8 @@ def _read(where: Workspace, report: Report) -> tuple[Outcome, Origin]:
         raise RunError("a finished run has a metric_value and a failed one has none; give one or change the status")
     if value is not None and not math.isfinite(value):
         raise RunError(f"metric_value is {value}; record a diverged run with status='diverged' and no metric")
+    if value is not None:
+        _check_metric(value)
     if report.measured:
         return Outcome(kind, value, "measured by loopgraph_mcp.wrap", {}), Origin.MEASURED
     origin = Origin.TRUSTED if where.trust_reports else Origin.REPORTED
@@ -125,6 +152,7 @@ def _from_log(where: Workspace, report: Report) -> Outcome:
         raise RunError(f"{found.reason}; if the run failed, say how with status")
     if not math.isfinite(found.value):
         return Outcome(OutcomeKind.DIVERGED, None, f"{where.metric} is {found.value}", {}, tail)
+    _check_metric(found.value)
     if report.metric_value is not None and not math.isclose(report.metric_value, found.value, rel_tol=1e-4):
         raise RunError(
             f"metric_value is {report.metric_value:g}, the log says {where.metric} {found.value:g}; leave it out"
@@ -144,11 +172,18 @@ def _log_file(where: Workspace, log: str) -> Iterator[Path]:
     """
     name = log.strip()
     if "\n" not in name and len(name) <= _MAX_PATH and _is_path(name):
-        path = (where.path / name).resolve()
+        try:
+            path = resolved(where.path / name)
+        except WorkspaceError as error:
+            raise RunError(f"log: {error}") from error
         if not path.is_relative_to(where.path):
-            raise RunError(f"{name}: lies outside of {where.path}; copy the log into the workspace or give its text")
+            raise RunError(
+                f"log {name!r}: lies outside of {where.path}; copy the log into the workspace or give its text"
+            )
         if not path.is_file():
-            raise RunError(f"{path}: no such file; give the log's path in the workspace, or its text")
+            raise RunError(
+                f"log {name!r}: no such file in {where.path}; give the log's path in the workspace, or its text"
+            )
         yield path
         return
     with tempfile.TemporaryDirectory() as folder:

@@ -8,13 +8,14 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from loopgraph_mcp import trainlog
+from loopgraph_mcp import environments, trainlog
 from loopgraph_mcp.config import Settings
 from loopgraph_mcp.errors import WorkspaceError
+from loopgraph_mcp.lookalikes import quoted
 from loopgraph_mcp.models import Outcome, OutcomeKind, State
 from loopgraph_mcp.printed import parse_summary
 from loopgraph_mcp.runner import device, inputs, processes
-from loopgraph_mcp.runner.locks import is_held
+from loopgraph_mcp.runner.locks import hold_lock, is_held
 from loopgraph_mcp.store import agents, experiments
 from loopgraph_mcp.store.database import Database
 from loopgraph_mcp.store.experiments import ExperimentRow
@@ -28,7 +29,7 @@ OUTCOME_NAME = "outcome.json"
 _OUTCOME_BYTES = 8 * 2**10
 _MAX_REASON = 1_000
 _TAIL_BYTES = 64 * 2**10
-_START_S = 60.0
+_RECOVERY_GRACE_S = 1.0  # nothing that a training still writes is read once its supervisor is gone
 _SETTLE_S = 30.0
 _SETTLE_POLL_S = 0.05
 _SUMMARY_LINES = 30
@@ -126,9 +127,12 @@ def kept_outcome(experiment: ExperimentRow) -> Outcome | None:
 
 
 def is_abandoned(settings: Settings, experiment: ExperimentRow) -> bool:
-    """Return whether nobody looks after an experiment: its lock is free, and it is not just about to be taken."""
-    starting = experiment.supervisor is None and time.time() - experiment.created_at < _START_S
-    return not starting and not is_held(settings.locks_dir, experiment.id)
+    """Return whether nobody looks after an experiment: its lock is free, which was taken before it was queued."""
+    try:
+        return not is_held(settings.locks_dir, experiment.id)
+    except OSError:  # the folder of locks cannot be read: the pid answers
+        supervisor = experiment.supervisor
+        return supervisor is None or not processes.is_alive(supervisor.pid, supervisor.started)
 
 
 async def slots_beside(db: Database, slot: str) -> list[str]:
@@ -141,12 +145,10 @@ async def recover(db: Database, settings: Settings) -> None:
 
     An outcome that the supervisor wrote beside the log, or that the log's own summary states, is no less an outcome.
     """
-    for experiment in await experiments.live_experiments(db):
-        if not is_abandoned(settings, experiment):
-            continue
-        child = experiment.child
-        if child is not None and processes.is_alive(child.pid, child.started):
-            await asyncio.to_thread(processes.end_group, child.pid, grace_s=GRACE_S)
+    abandoned = [each for each in await experiments.live_experiments(db) if is_abandoned(settings, each)]
+    left = [training_of(each) for each in abandoned]
+    await asyncio.to_thread(processes.end_leftovers, left, grace_s=_RECOVERY_GRACE_S)
+    for experiment in abandoned:
         outcome = experiment.outcome
         if outcome is None:
             outcome = await asyncio.to_thread(_outcome_left, experiment)
@@ -155,7 +157,35 @@ async def recover(db: Database, settings: Settings) -> None:
             await _settle(db, settings, experiment)
         else:
             await experiments.finish(db, experiment.id, outcome, now=time.time())  # keeps an outcome that it has
-        (settings.locks_dir / f"{experiment.id}.lock").unlink(missing_ok=True)
+            forget_lock(settings, experiment.id)
+
+
+def training_of(experiment: ExperimentRow) -> processes.Training:
+    """Return what an experiment's training is known by."""
+    folder, child = Path(experiment.run_dir or "/nonexistent"), experiment.child
+    return processes.Training(
+        experiment.id,
+        folder,
+        folder / LOG_NAME,
+        None if child is None else child.pid,
+        None if child is None else child.started,
+    )
+
+
+def forget_lock(settings: Settings, experiment_id: str) -> None:
+    """Remove the lock file of an experiment that is over."""
+    try:
+        (settings.locks_dir / f"{experiment_id}.lock").unlink(missing_ok=True)
+    except OSError:  # an empty file more in a folder that cannot be written
+        return
+
+
+def _why_abandoned(experiment: ExperimentRow) -> str:
+    if experiment.supervisor is not None:
+        return "its supervisor was killed or the machine went down; run it again"
+    said = read_tail(Path(experiment.run_dir or "") / SUPERVISOR_LOG_NAME).strip().rpartition("\n")[2]
+    why = f" ({quoted(said)})" if said else ""
+    return f"its supervisor ended before the run began{why}; run it again"
 
 
 def _outcome_left(experiment: ExperimentRow) -> Outcome:
@@ -163,7 +193,7 @@ def _outcome_left(experiment: ExperimentRow) -> Outcome:
     kept = kept_outcome(experiment) or _outcome_of_summary(experiment)
     if kept is not None:
         return kept
-    reason = "its supervisor was killed or the machine went down; run it again"
+    reason = _why_abandoned(experiment)
     made = inputs.read_made(Path(experiment.run_dir or ""))
     if experiment.child is not None and made is not None:
         harm = inputs.harm_done(made, Path(experiment.workspace_path))
@@ -203,8 +233,12 @@ def _outcome_of_summary(experiment: ExperimentRow) -> Outcome | None:
 async def _settle(db: Database, settings: Settings, experiment: ExperimentRow) -> None:
     """Let a process of its own make the steps that follow from an outcome, and wait for it a while."""
     log = Path(experiment.run_dir or settings.home) / SUPERVISOR_LOG_NAME
+    environment = environments.for_supervisor(os.environ)
+    environment |= {"LOOPGRAPH_DB": str(settings.db_path), "LOOPGRAPH_HOME": str(settings.home)}
     try:
-        processes.start_supervisor(experiment.id, settings.db_path, settings.home, log)
+        with hold_lock(settings.locks_dir, experiment.id) as file:
+            if file is not None:  # else another process does this
+                processes.start_supervisor(experiment.id, file.fileno(), environment, log)
     except OSError:  # the next recovery tries again
         return
     deadline = time.monotonic() + _SETTLE_S

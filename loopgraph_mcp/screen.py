@@ -1,19 +1,21 @@
 """Tables and bars for people; programs get --json."""
 
 import dataclasses
+import functools
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 import typer
 from pydantic import TypeAdapter
-from rich.console import Console
+from rich.box import MINIMAL
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.markup import escape
-from rich.padding import Padding
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.segment import Segment
 from rich.syntax import Syntax
 from rich.table import Table
 from rich.tree import Tree
@@ -39,9 +41,39 @@ from loopgraph_mcp.doctor import Check, Level
 from loopgraph_mcp.errors import LoopGraphError
 from loopgraph_mcp.launch import DEFAULT_SEED
 from loopgraph_mcp.models import Decision, Origin, OutcomeKind, Presence, State, VerdictKind
+from loopgraph_mcp.quoting import diff_lines, marked, plain, quoted, said, visible
 
-console = Console()
-errors = Console(stderr=True)
+
+class _PlainConsole(Console):
+    """Writes only what can be seen: whatever a text holds, the terminal gets no commands but our own colours."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for part in super().render(renderable, options):
+            yield part if part.control else Segment(visible(part.text), part.style)
+
+    def print(self, *objects: Any, **how: Any) -> None:
+        """Print; what goes to a file or a pipe is not broken into lines: the rest of one would look like another."""
+        if not self.is_terminal and all(isinstance(each, str | Tree) for each in objects):
+            how["soft_wrap"] = True
+        super().print(*objects, **how)
+
+
+console = _PlainConsole(emoji=False)
+errors = _PlainConsole(stderr=True, emoji=False)
+
+_A = TypeVar("_A")
+_P = ParamSpec("_P")
+
+
+def _plain_first(show: Callable[Concatenate[_A, _P], None]) -> Callable[Concatenate[_A, _P], None]:
+    """Show an answer once all text in it is plain, so that each field is one line of ours at most."""
+
+    @functools.wraps(show)
+    def shown(answer: _A, /, *args: _P.args, **named: _P.kwargs) -> None:
+        show(plain(answer), *args, **named)
+
+    return shown
+
 
 _VERDICT_STYLE = {
     VerdictKind.WIN: "bold green",
@@ -67,8 +99,11 @@ def print_json(value: Any) -> None:
 
 def named(source: str) -> str:
     """Return a source as it was typed, with its path in full where it is one: here is not always the workspace."""
-    path = Path(source).expanduser()
-    return str(path.absolute()) if "://" not in source and path.exists() else source
+    try:
+        path = Path(source).expanduser()
+        return str(path.absolute()) if "://" not in source and path.exists() else source
+    except (OSError, RuntimeError):  # too long a name, or no such user's home
+        return source
 
 
 def say(line: str) -> None:
@@ -79,14 +114,17 @@ def say(line: str) -> None:
 def end_with(failed: Sequence[LoopGraphError]) -> None:
     """Say what failed, and end with status 1 where anything did."""
     for error in failed:
-        errors.print(f"loopgraph: {error}", style="red", markup=False, highlight=False)
+        errors.print(f"loopgraph: {said(str(error))}", style="red", markup=False, highlight=False)
     if failed:
         raise typer.Exit(1)
 
 
+@_plain_first
 def show_search(answer: SearchAnswer) -> None:
     """Show ranked methods."""
-    console.print(f"[bold]{escape(answer.query or 'all methods')}[/] [dim]{escape(answer.context)}[/]", highlight=False)
+    console.print(
+        f"[bold]{escape(marked(answer.query) or 'all methods')}[/] [dim]{escape(answer.context)}[/]", highlight=False
+    )
     table = Table()
     table.add_column("#", justify="right")
     table.add_column("method", no_wrap=True)
@@ -101,46 +139,53 @@ def show_search(answer: SearchAnswer) -> None:
     if answer.best is not None:
         best = answer.best
         told = f"best known here: {best.metric} {best.metric_value:.6f}; the file is another program"
-        console.print(f"[green]{told}: loopgraph edit {best.experiment_id}[/]", highlight=False)
+        console.print(f"[green]{escape(told)}: loopgraph edit {best.experiment_id}[/]", highlight=False)
     if answer.note:
         console.print(f"[yellow]{escape(answer.note)}[/]", highlight=False)
     ready = next((hit.method_id for hit in answer.hits if hit.has_edit and hit.presence is not Presence.PRESENT), None)
     console.print(f"[dim]next:[/] {f'loopgraph edit {ready}' if ready else escape(answer.next_step)}", highlight=False)
 
 
+@_plain_first
 def show_ingest(answer: IngestAnswer) -> None:
     """Show what was ingested, with its few passages."""
     if answer.kind == "choice":
         console.print("not ingested; it may be one of these:" if answer.candidates else "arXiv finds nothing for it")
         for each in answer.candidates:
-            console.print(f"  [bold]{escape(each.id)}[/] {escape(each.title)}", highlight=False)
+            console.print(f"- [bold]{escape(each.id)}[/] {escape(each.title)}", highlight=False)
         return
     of = ", ".join(part for part in (answer.state.value, answer.form, answer.licence) if part)
-    console.print(f"[bold]{escape(answer.id)}[/] [dim]{escape(of)}[/]", highlight=False, soft_wrap=True)
-    console.print(escape(answer.title), highlight=False)
+    console.print(f"[bold]{escape(marked(answer.id))}[/] [dim]{escape(of)}[/]", highlight=False, soft_wrap=True)
+    console.print(escape(marked(answer.title)), highlight=False)
     unit = {"pack": "methods", "history": "rows"}.get(answer.kind, "passages")
     console.print(f"{answer.added} new {unit}, {answer.known} known", highlight=False)
     if answer.kind == "pack":
-        console.print(f"sha256 {answer.sha256}", highlight=False, soft_wrap=True)
+        console.print(f"sha256 {answer.sha256}", markup=False, highlight=False, soft_wrap=True)
     if answer.methods:
         console.print(f"methods: {escape(', '.join(answer.methods))}", highlight=False)
     for note in answer.warnings:
-        console.print(f"[yellow]{escape(note)}[/]", highlight=False)
+        console.print(f"[yellow]{escape(marked(note))}[/]", highlight=False)
     for shown in answer.passages:
         console.print(f"[dim]{shown.chunk_id}[/] [bold]{escape(shown.place)}[/]", highlight=False)
-        console.print(Padding(escape(shown.text), (0, 0, 0, 2)), highlight=False)
+        console.print("\n".join(quoted(shown.text, "  | ")), markup=False, highlight=False)
 
 
+@_plain_first
 def show_edit(answer: EditAnswer) -> None:
     """Show an edit's diff, or why there is none."""
     if answer.edit_id is None:
-        console.print(f"[bold]{escape(answer.method_id)}[/] is {answer.status}: {escape(answer.reason)}")
+        console.print(
+            f"[bold]{escape(answer.method_id)}[/] is {answer.status}: {escape(answer.reason)}", highlight=False
+        )
         for line in answer.nearest:
-            console.print(f"  {escape(line)}")
+            console.print(escape(f"| {line}"), highlight=False)
         if answer.guidance is not None:
             _show_guidance(answer.guidance)
     else:
-        console.print(Syntax(answer.diff, "diff", background_color="default", word_wrap=True))
+        if console.is_terminal:
+            console.print(Syntax(answer.diff, "diff", background_color="default", word_wrap=True))
+        else:
+            console.print("\n".join(diff_lines(answer.diff)), markup=False, highlight=False)
         console.print(f"[bold]{answer.edit_id}[/] ({answer.status})")
         if answer.learned:
             console.print(f"[dim]recipe:[/] {escape(answer.learned)}", highlight=False)
@@ -158,25 +203,31 @@ def _show_guidance(guidance: Guidance) -> None:
     """Show what helps to make a change by hand."""
     console.print(f"[bold]guidance[/] {escape(guidance.description)}", highlight=False)
     for line in [*guidance.sources, *guidance.learned]:
-        console.print(f"  {escape(line)}", highlight=False)
+        console.print(f"  {escape(marked(line))}", highlight=False)
     for passage in guidance.passages:
-        console.print(f"[dim]> {escape(f'[{passage.source}, {passage.place}] {passage.text}')}[/]", highlight=False)
+        told = "\n".join(quoted(f"[{passage.source}, {passage.place}] {passage.text}", "> "))
+        console.print(f"[dim]{escape(told)}[/]", highlight=False)
     for figure in guidance.reported:
         console.print(f"[dim]> {escape(figure)}[/]", highlight=False)
     for place in guidance.places:
         console.print(f"  {place.line}-{place.end_line} {place.kind} {escape(place.name)}", highlight=False)
     if guidance.nearest_recipe:
         console.print(
-            f"nearest recipe: {guidance.nearest_recipe} ({escape(guidance.nearest_recipe_note)})", highlight=False
+            f"nearest recipe: {escape(guidance.nearest_recipe)} ({escape(guidance.nearest_recipe_note)})",
+            highlight=False,
         )
 
 
+@_plain_first
 def show_map(answer: CodeMapAnswer) -> None:
     """Show a code map."""
-    console.print(answer.text, markup=False, highlight=False, soft_wrap=True)
+    shown = "\n".join(marked(line.expandtabs(4)) for line in answer.text.split("\n"))
+    console.print(shown, markup=False, highlight=False, soft_wrap=True)
     left = ", ".join(f"{count} {kind}" for kind, count in answer.left_out.items())
     if left:
-        console.print(f"[dim]left out: {left}; --budget shows more, --query what you look for[/]", highlight=False)
+        console.print(
+            f"[dim]left out: {escape(left)}; --budget shows more, --query what you look for[/]", highlight=False
+        )
 
 
 def _show_earlier(runs: Sequence[EarlierRun]) -> None:
@@ -185,25 +236,27 @@ def _show_earlier(runs: Sequence[EarlierRun]) -> None:
         console.print(f"[yellow]before:[/] {escape(told)}", highlight=False)
 
 
+@_plain_first
 def show_experiment(answer: ExperimentAnswer) -> None:
     """Show one experiment's outcome or progress."""
-    value = "" if answer.metric_value is None else f", {answer.metric} [bold]{answer.metric_value:.6f}[/]"
+    value = "" if answer.metric_value is None else f", {escape(answer.metric)} [bold]{answer.metric_value:.6f}[/]"
     name = escape(f"{answer.description}, seed {answer.seed}")
     console.print(f"{answer.experiment_id} ({name}): {_state(answer)}{value}", highlight=False)
     if answer.outcome is not OutcomeKind.FINISHED and answer.reason:
-        console.print(escape(answer.reason), highlight=False)
+        console.print(escape(marked(answer.reason)), highlight=False)
     if answer.log_tail:
-        console.print(f"[dim]{escape(answer.log_tail)}[/]", highlight=False)
+        tail = "\n".join(quoted(answer.log_tail))
+        console.print(f"[dim]{escape(tail)}[/]", highlight=False)
     if answer.repeated:
         console.print("[yellow]this program was run before; --replicate runs it again[/]")
     if answer.verdict is not None:
         gain = "" if answer.gain is None else f", gain {wording.signed(answer.gain)}"
-        noise = "" if answer.noise_floor is None else f" (noise floor {answer.noise_floor:.4f}: {answer.noise})"
+        noise = "" if answer.noise_floor is None else f" (noise floor {answer.noise_floor:.4f}: {escape(answer.noise)})"
         decided = "" if answer.decision is None else f", {_decision(answer)}"
         console.print(f"verdict: {_verdict(answer)}{gain}{noise}{decided}", highlight=False)
     _show_earlier(answer.earlier)
     if answer.note:
-        console.print(escape(answer.note), highlight=False)
+        console.print(escape(marked(answer.note)), highlight=False)
     if answer.run_dir:
         console.print(f"[dim]log: {escape(answer.run_dir)}/run.log[/]", highlight=False, soft_wrap=True)
     if answer.state is State.DONE:
@@ -215,7 +268,8 @@ def show_experiment(answer: ExperimentAnswer) -> None:
 def results_table(answers: Sequence[ExperimentAnswer]) -> Table:
     """Return a table of experiments, in the order given."""
     table = Table()
-    metric = answers[0].metric if answers else "metric"
+    answers = plain(answers)
+    metric = escape(answers[0].metric) if answers else "metric"
     table.add_column("experiment", no_wrap=True)
     table.add_column("tried", overflow="fold")
     table.add_column(metric, justify="right", no_wrap=True)
@@ -249,23 +303,28 @@ def _said_by(answer: ExperimentAnswer) -> str:
 def show_best(best: BestResult | None) -> None:
     """Show what ran best, as the mean of its runs with its noise, and whether that beats the noise."""
     if best is not None:
-        console.print(wording.best_result(best), markup=False, highlight=False)
+        console.print(wording.best_result(plain(best)), markup=False, highlight=False)
 
 
+@_plain_first
 def show_export(answer: PackExportAnswer) -> None:
     """Show a pack that was written."""
-    console.print(f"[bold]{answer.name}[/] in {escape(answer.folder)}, {answer.content_hash[:12]}", highlight=False)
+    console.print(
+        f"[bold]{escape(marked(answer.name))}[/] in {escape(answer.folder)}, {escape(answer.content_hash[:12])}",
+        highlight=False,
+    )
     for method in answer.methods:
         tried = f"{method.tries} tries, {method.wins} won" if method.tries else "untried"
-        console.print(f"  {escape(method.method_id)}: recipe {method.recipe}; {tried}", highlight=False)
+        console.print(f"  {escape(method.method_id)}: recipe {escape(method.recipe)}; {tried}", highlight=False)
     console.print(f"[dim]next:[/] {escape(answer.next_step)}", highlight=False)
 
 
+@_plain_first
 def show_pack_check(answer: PackCheckAnswer) -> None:
     """Show how a pack's recipes fit."""
     console.print(
-        f"[bold]{escape(answer.name)}[/] {escape(answer.version)}: {len(answer.methods)} methods, valid; "
-        f"hash {answer.content_hash}",
+        f"[bold]{escape(marked(answer.name))}[/] {escape(answer.version)}: {len(answer.methods)} methods, valid; "
+        f"hash {escape(answer.content_hash)}",
         highlight=False,
         soft_wrap=True,
     )
@@ -278,6 +337,7 @@ def show_pack_check(answer: PackCheckAnswer) -> None:
     console.print(f"[dim]next:[/] {escape(answer.next_step)}", highlight=False)
 
 
+@_plain_first
 def show_trace(answer: TraceAnswer) -> None:
     """Show what led to a row and what came of it as a tree."""
     root = Tree(_traced(answer.stage, answer.id, answer.words), guide_style="dim")
@@ -290,13 +350,15 @@ def show_trace(answer: TraceAnswer) -> None:
 
 
 def _traced(stage: str, identity: str, words: str) -> str:
-    return f"[bold]{stage}[/] {escape(identity)} [dim]{escape(words)}[/]"
+    return f"[bold]{escape(stage)}[/] {escape(identity)} [dim]{escape(words)}[/]"
 
 
+@_plain_first
 def show_method(answer: MethodAnswer) -> None:
     """Show what is known of one method."""
-    console.print(f"[bold]{escape(answer.method_id)}[/] {escape(answer.name)} [dim]{answer.status}, {answer.recipe}[/]")
-    console.print(escape(answer.description), highlight=False)
+    told = f"[bold]{escape(answer.method_id)}[/] {escape(answer.name)} [dim]{answer.status}, {escape(answer.recipe)}[/]"
+    console.print(told, highlight=False)
+    console.print(escape("\n".join(quoted(answer.description))), highlight=False)
     rows = {
         "family": [answer.family],
         "pack": [answer.pack],
@@ -308,7 +370,7 @@ def show_method(answer: MethodAnswer) -> None:
         "versions": answer.versions,
         "warnings": answer.warnings,
     }
-    table = Table(show_header=False, box=None)
+    table = Table(show_header=False, box=MINIMAL, show_edge=False)  # its bar marks what a source says, on each line
     for name, lines in rows.items():
         if any(lines):
             table.add_row(f"[dim]{name}[/]", escape("\n".join(lines)))
@@ -316,13 +378,14 @@ def show_method(answer: MethodAnswer) -> None:
     console.print(f"[dim]Next: {escape(answer.next_step)}[/]", highlight=False)
 
 
+@_plain_first
 def show_checks(checks: Sequence[Check]) -> None:
     """Show what doctor found."""
     mark = {Level.OK: "[green]ok[/]", Level.NOTE: "[yellow]note[/]", Level.FAIL: "[bold red]FAIL[/]"}
     table = Table(show_header=False)
     for check in checks:
         hint = f"\n[dim]{escape(check.next_step)}[/]" if check.next_step and check.level is not Level.OK else ""
-        table.add_row(mark[check.level], check.name, escape(check.found) + hint)
+        table.add_row(mark[check.level], escape(check.name), escape(check.found) + hint)
     console.print(table)
 
 
@@ -350,6 +413,7 @@ class RunBar:
 
     async def update(self, answer: ExperimentAnswer) -> None:
         """Move the bar to where an experiment is."""
+        answer = plain(answer)
         if self._task is None:
             self._task = self._progress.add_task(escape(answer.description), total=100.0, detail="")
         detail = "queued" if answer.state is State.QUEUED else ""
@@ -376,10 +440,11 @@ def _decision(answer: ExperimentAnswer) -> str:
     if answer.decision is not Decision.KEEP:
         return "" if answer.decision is None else "discarded"
     if answer.undone_by is not None:
-        return f"[yellow]kept, undone by {answer.undone_by}[/]"
+        return f"[yellow]kept, undone by {escape(answer.undone_by)}[/]"
     return wording.decision(answer.decision, answer.tentative) if answer.tentative else "[green]kept[/]"
 
 
+@_plain_first
 def show_imports(answers: Sequence[ImportAnswer], failed: Sequence[LoopGraphError], *, details: bool) -> None:
     """Show a line for each history that was imported, then what needs doing; with details each of its rows before that.
 
@@ -395,7 +460,7 @@ def show_imports(answers: Sequence[ImportAnswer], failed: Sequence[LoopGraphErro
     files, notes, rows, failures = (MAX_SHOWN,) * len(limits) if details else limits
     shown = answers if len(answers) <= files else answers[: files - 1]
     for answer in shown:
-        _line(f"[bold]{escape(answer.file[:80])}[/]: {escape(_import_counts(answer))}")
+        _line(f"[bold]{escape(marked(answer.file[:80]))}[/]: {escape(_import_counts(answer))}")
     if rest := answers[len(shown) :]:
         _line(f"... and {len(rest)} more files: {_sums(rest)}")
     if len(answers) > 1:
@@ -410,7 +475,7 @@ def show_imports(answers: Sequence[ImportAnswer], failed: Sequence[LoopGraphErro
     if answers:
         hint = "" if details else " --details shows each row, --json all of it."
         _line(f"[dim]next:[/] {escape(answers[0].next_step)}{hint}")
-    _end_import([str(error) for error in failed], limit=failures)
+    _end_import([said(str(error)) for error in failed], limit=failures)
 
 
 def _end_import(failed: Sequence[str], *, limit: int) -> None:
@@ -472,7 +537,7 @@ def _import_counts(answer: ImportAnswer) -> str:
 
 def _import_table(answer: ImportAnswer) -> Table:
     """Return row by row what was understood of a history."""
-    table = Table(title=escape(answer.file), title_justify="left")
+    table = Table(title=escape(marked(answer.file)), title_justify="left")
     table.add_column("line", justify="right", no_wrap=True)
     table.add_column("status", no_wrap=True)
     table.add_column(escape(answer.metric), justify="right", no_wrap=True)
@@ -484,7 +549,7 @@ def _import_table(answer: ImportAnswer) -> Table:
         colour, mark = _UNDERSTOOD[row.understood]
         words = escape("; ".join([mark, *([", ".join(told)] if told else []), *row.notes]))
         new = "" if row.new or row.understood == "left_out" else " [dim](known)[/]"
-        table.add_row(str(row.line), row.status, value, escape(row.description), f"[{colour}]{words}[/]{new}")
+        table.add_row(str(row.line), escape(row.status), value, escape(row.description), f"[{colour}]{words}[/]{new}")
     return table
 
 

@@ -10,18 +10,21 @@ from contextlib import asynccontextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
+import anyio
 from mcp.server import MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
 
-from loopgraph_mcp import __version__, logs, schemas
+from loopgraph_mcp import __version__, logs, permissions, schemas
 from loopgraph_mcp.config import HttpOptions, Settings, read_address, read_settings
 from loopgraph_mcp.errors import LoopGraphError, first_of
 from loopgraph_mcp.loopgraph import LoopGraph
+from loopgraph_mcp.quoting import said
+from loopgraph_mcp.tools import lines
 from loopgraph_mcp.tools.loop import loop_tools
 from loopgraph_mcp.tools.notices import Notices
 from loopgraph_mcp.tools.prompts import check_prompt, loop_prompts
 from loopgraph_mcp.tools.resources import add_resources
-from loopgraph_mcp.tools.strict import check_call
+from loopgraph_mcp.tools.strict import check_call, skip_unanswerable
 from loopgraph_mcp.tools.tasks import Tasks, check_listen
 
 INSTRUCTIONS = """\
@@ -79,7 +82,7 @@ def build_server(settings: Settings, graph: LoopGraph | None = None) -> MCPServe
         tools=loop_tools(),
         extensions=[Tasks()],
         subscriptions=notices,
-        middleware=[check_listen, check_prompt, check_call],
+        middleware=[skip_unanswerable, check_listen, check_prompt, check_call],
         lifespan=lifespan,
         log_level=settings.log_level,
     )
@@ -107,22 +110,28 @@ def main() -> None:
     parser.add_argument("--no-auth", action="store_true", help="ask for no token; on loopback alone")
     parser.add_argument("--version", action="version", version=f"loopgraph-mcp {__version__}")
     given = parser.parse_args()
+    permissions.close_mask()
     warnings.simplefilter("ignore", SyntaxWarning)  # Python's remarks on programs that we only read
     try:
         settings = read_settings(os.environ, Path.cwd())
         logs.set_up(settings)
         if given.http is None:
-            build_server(settings).run("stdio")
+            serve_stdio(settings)
         else:
             _serve_http(settings, given)
     except (LoopGraphError, ExceptionGroup) as error:
         if (told := first_of(error)) is not None:
-            sys.exit(f"loopgraph-mcp: {told}")
+            sys.exit(f"loopgraph-mcp: {said(str(told))}")
         if isinstance(error, ExceptionGroup) and error.split(BrokenPipeError)[1] is None:
             sys.exit("loopgraph-mcp: the client is gone")
         raise
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def serve_stdio(settings: Settings) -> None:
+    """Serve over stdio until the client closes it."""
+    anyio.run(lines.serve, build_server(settings))
 
 
 def _serve_http(settings: Settings, given: argparse.Namespace) -> None:

@@ -6,17 +6,21 @@ import logging
 import resource
 import socket
 import time
-from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 import uvicorn
 from mcp.server import MCPServer
 from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
 from mcp.server.auth.provider import AccessToken
 from mcp.server.auth.routes import build_resource_metadata_url, create_protected_resource_routes
+from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 from mcp.server.transport_security import TransportSecurityMiddleware, TransportSecuritySettings
 from mcp_types import INVALID_REQUEST
+from mcp_types.version import HANDSHAKE_PROTOCOL_VERSIONS
 from pydantic import AnyHttpUrl
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
@@ -38,6 +42,7 @@ from loopgraph_mcp.tools.loop import loop_tools
 
 PATH = "/mcp"
 FIRST_TOKEN = "default"  # noqa: S105 - its name, not its secret
+_SECRET = "loopgraph.secret"  # noqa: S105 - where a request's ASGI scope holds it, to be looked at again
 _OPEN_PATHS = frozenset({"/health", "/ready"})
 _METADATA = "/.well-known/oauth-protected-resource"
 _TOKENS_FOR_S = 1.0  # how long a revoked token may still be taken
@@ -46,6 +51,13 @@ _BODY_S = 30.0
 _KEEP_ALIVE_S = 30
 _STOP_S = 5
 _MAX_CONNECTIONS = 5_000
+_CROWDED = 4_000  # connections from which on a new one takes the place of the one that was opened first and is idle
+_SESSIONS_PER_TOKEN = 100  # a session takes about 50 KB
+_MAX_SESSIONS = 2_000
+_SESSIONS_FOR_ADMINS = 100  # of these: nobody else can take them
+_SESSION_IDLE_S = 15 * 60.0
+_REQUESTS_PER_TOKEN = 500  # at one moment, those that stream among them
+_LOOK_EVERY_S = 1.0  # at the tokens of requests that are under way
 _MAX_BODY_BYTES = 4 * 2**20
 _MAX_ALLOWANCES = 10_000
 _BAD_REQUEST = 400
@@ -69,6 +81,50 @@ class Doorkeeper:
         self._known: dict[str, Grant] = {}
         self._read_at = -_TOKENS_FOR_S
         self._allowances: dict[str, tuple[int, Allowance]] = {}
+        self._under_way: dict[asyncio.Timeout, tuple[str, Grant]] = {}
+
+    @asynccontextmanager
+    async def watching(self) -> AsyncIterator[None]:
+        """End what is under way for a token that is revoked, rotated or over: a stream would go on for days."""
+        task = asyncio.create_task(self._watch())
+        try:
+            yield
+        finally:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(_LOOK_EVERY_S)
+            good = dict[str, bool]()
+            for limit, (secret, grant) in list(self._under_way.items()):
+                if secret not in good:
+                    try:
+                        good[secret] = await self.grant(secret) is not None
+                    except Exception as error:  # noqa: BLE001 - an issuer or a store that fails for now ends no stream
+                        logger.warning("a token cannot be looked at again: %s", error)
+                        good[secret] = grant.expires_at is None or grant.expires_at > time.time()
+                if not good[secret] and limit in self._under_way:
+                    limit.reschedule(asyncio.get_running_loop().time())
+
+    def under_way(self, grant: Grant) -> int:
+        """Return how many requests of a token are being served."""
+        return sum(each.name == grant.name for _, each in self._under_way.values())
+
+    @asynccontextmanager
+    async def admitted(self, secret: str, grant: Grant) -> AsyncIterator[None]:
+        """Serve one request for as long as its token is good.
+
+        Raises:
+            TimeoutError: It no longer is.
+        """
+        async with asyncio.timeout(None) as limit:
+            self._under_way[limit] = secret, grant
+            try:
+                yield
+            finally:
+                del self._under_way[limit]
 
     async def grant(self, secret: str) -> Grant | None:
         """Return what a token allows at this moment, or None where it is no good."""
@@ -108,6 +164,7 @@ class Gate:
     doorkeeper: Doorkeeper | None
     challenge: str
     metrics: Metrics
+    sessions: "Sessions"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, or refuse it."""
@@ -129,10 +186,12 @@ class Gate:
             refusal = await self._refusal(Request(scope), scope)
             if refusal is None:
                 body = await _whole_body(receive)
-                if isinstance(body, Response):
-                    refusal = body
-                else:
-                    await self.app(scope, body, counted)
+                refusal = body if isinstance(body, Response) else await self._serve(scope, body, counted)
+        except _TokenOver:
+            if status:
+                with suppress(RuntimeError):  # all of it was sent at that very moment
+                    await counted({"type": "http.response.body", "body": b"", "more_body": False})
+            refusal = self._unauthorized("the token was revoked, replaced or is over", error="invalid_token")
         except Exception:
             logger.exception("a request failed")
             refusal = PlainTextResponse("the server failed; its log says why", 500)
@@ -142,6 +201,31 @@ class Gate:
             named = scope.get(GRANT)
             fields = {"status": status, "method": scope["method"], "token": None if named is None else named.name}
             logger.info("refused: %(status)d %(method)s token=%(token)s", fields, extra={"fields": fields})
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> Response | None:
+        """Serve a request that was let in, or return why there is no place for it."""
+        grant: Grant | None = scope.get(GRANT)
+        with self.sessions.opening(scope, grant) as refusal:
+            if refusal is not None:
+                return refusal
+            if self.doorkeeper is None or grant is None:
+                await self.app(scope, receive, send)
+                return None
+            if self.doorkeeper.under_way(grant) >= _REQUESTS_PER_TOKEN:
+                return _too_many(f"{_REQUESTS_PER_TOKEN} requests of this token are under way; end a stream first")
+            cancelled = False
+            try:
+                async with self.doorkeeper.admitted(scope[_SECRET], grant):
+                    try:
+                        await self.app(scope, receive, send)
+                    except asyncio.CancelledError:
+                        cancelled = True
+                        raise
+            except TimeoutError as error:
+                if cancelled:
+                    raise _TokenOver from error
+                raise
+        return None
 
     async def _refusal(self, request: Request, scope: Scope) -> Response | None:
         """Return why a request is not let in, or put what its token allows into its scope."""
@@ -160,9 +244,8 @@ class Gate:
         if grant is None:
             return self._unauthorized("the token is unknown, expired or revoked", error="invalid_token")
         if (wait_s := self.doorkeeper.wait_s(grant)) > 0:
-            told = {"error": "too_many_requests", "error_description": f"{grant.calls_per_minute} calls a minute"}
-            return JSONResponse(told, 429, {"retry-after": str(int(wait_s) + 1)})
-        scope[GRANT] = grant
+            return _too_many(f"{grant.calls_per_minute} calls a minute", wait_s=wait_s)
+        scope[GRANT], scope[_SECRET] = grant, secret.strip()
         scope["user"] = AuthenticatedUser(AccessToken(token="", client_id=grant.name, scopes=[grant.scope.value]))
         return None
 
@@ -172,6 +255,51 @@ class Gate:
         )
         body = {"error": error or "unauthorized", "error_description": description}
         return JSONResponse(body, 401, {"www-authenticate": told.strip()})
+
+
+class _TokenOver(Exception):  # noqa: N818 - no fault: it ends a request
+    """The token of a request that is being served is no longer good."""
+
+
+def _too_many(description: str, *, wait_s: float = 10.0) -> Response:
+    told = {"error": "too_many_requests", "error_description": description}
+    return JSONResponse(told, 429, {"retry-after": str(int(wait_s) + 1)})
+
+
+@dataclass(slots=True)
+class Sessions:
+    """How many sessions of the older protocol each token has open: so many, and no more."""
+
+    manager: StreamableHTTPSessionManager
+    _opening: Counter[str] = field(default_factory=Counter)
+
+    @contextmanager
+    def opening(self, scope: Scope, grant: Grant | None) -> Iterator[Response | None]:
+        """Give why a request may open no session; None where it may, or opens none."""
+        headers = dict(scope["headers"])
+        version = headers.get(b"mcp-protocol-version", b"").decode("latin-1")
+        opens = scope["method"] == "POST" and b"mcp-session-id" not in headers
+        if not opens or grant is None or (version and version not in HANDSHAKE_PROTOCOL_VERSIONS):
+            yield None
+            return
+        owners = self.manager._session_owners.values()  # noqa: SLF001 - the SDK counts no token's sessions
+        own = sum(each["client_id"] == grant.name for each in owners) + self._opening[grant.name]
+        places = _MAX_SESSIONS - (0 if grant.scope is access.Scope.ADMIN else _SESSIONS_FOR_ADMINS)
+        if own >= _SESSIONS_PER_TOKEN:
+            yield _too_many(
+                f"this token has {own} sessions open; end one with DELETE, or wait {_SESSION_IDLE_S / 60:.0f} minutes "
+                "until one that is idle ends"
+            )
+        elif len(owners) + self._opening.total() >= places:
+            yield _too_many("too many sessions are open; come back when others have ended")
+        else:
+            self._opening[grant.name] += 1
+            try:
+                yield None
+            finally:
+                self._opening[grant.name] -= 1
+                if not self._opening[grant.name]:
+                    del self._opening[grant.name]
 
 
 def _worded(send: Send) -> Send:
@@ -230,19 +358,34 @@ async def _whole_body(receive: Receive) -> Receive | Response:
 
 
 class _Impatient(H11Protocol):
-    """Closes a connection on which no whole request head comes for a while."""
+    """Closes a connection on which no whole request head comes for a while, at once where places become few."""
+
+    open: ClassVar[dict["_Impatient", None]] = {}  # in the order in which they came
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in the parent
         super().connection_made(transport)
+        # asyncio sets it only where the listener names its protocol; without it an answer's end waits 40 ms for an ACK.
+        with suppress(OSError, AttributeError):
+            transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if len(self.open) >= _CROWDED and (idle := next((each for each in self.open if each.is_idle), None)):
+            idle.transport.close()
+            self.open.pop(idle, None)
+        self.open[self] = None
         self._answered: object = None
         self._timer = self.loop.call_later(_HEAD_S, self._look)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._timer.cancel()
+        self.open.pop(self, None)
         super().connection_lost(exc)
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is being answered on it: a whole request has not come, or its answer is out."""
+        return self.cycle is None or bool(self.cycle.response_complete)
+
     def _look(self) -> None:
-        idle = self.cycle is None or (self.cycle.response_complete and self.cycle is self._answered)
+        idle = self.is_idle and (self.cycle is None or self.cycle is self._answered)
         if idle and not self.transport.is_closing():
             self.transport.close()
             return
@@ -297,7 +440,8 @@ async def serve(
         say(f"LoopGraph serves {scheme}://{host}:{port}{PATH}")
         if not options.is_loopback and options.tls_cert is None:
             logger.warning("no TLS: whoever sees the traffic sees the tokens; use --tls-cert, or a proxy that has it")
-        await uvicorn.Server(config).serve(sockets=[listener])
+        async with nullcontext() if doorkeeper is None else doorkeeper.watching():
+            await uvicorn.Server(config).serve(sockets=[listener])
 
 
 def check(options: HttpOptions) -> None:
@@ -333,6 +477,8 @@ def application(
     app = server.streamable_http_app(
         streamable_http_path=PATH,
         max_request_body_size=_MAX_BODY_BYTES,
+        session_idle_timeout=_SESSION_IDLE_S,
+        max_sessions=_MAX_SESSIONS,
         transport_security=TransportSecuritySettings(enable_dns_rebinding_protection=False),
     )
 
@@ -360,7 +506,8 @@ def application(
         scopes = [SCOPE_PREFIX + scope.value for scope in access.Scope]
         app.router.routes += create_protected_resource_routes(resource_url, [AnyHttpUrl(oauth.issuer)], scopes)
         challenge = f'resource_metadata="{build_resource_metadata_url(resource_url)}"'
-    return Gate(app, TransportSecurityMiddleware(names), doorkeeper, challenge, metrics)
+    sessions = Sessions(server.session_manager)
+    return Gate(app, TransportSecurityMiddleware(names), doorkeeper, challenge, metrics, sessions)
 
 
 async def _doorkeeper(graph: LoopGraph, say: Callable[[str], None]) -> Doorkeeper:

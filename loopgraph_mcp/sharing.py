@@ -7,6 +7,7 @@ from loopgraph_mcp import wording
 from loopgraph_mcp.access import Caller
 from loopgraph_mcp.answers import EditAnswer, RunningNow
 from loopgraph_mcp.errors import AccessError
+from loopgraph_mcp.quoting import plain_line
 from loopgraph_mcp.store import agents, experiments
 from loopgraph_mcp.store.agents import Asker
 from loopgraph_mcp.store.database import Database
@@ -38,7 +39,7 @@ def running_now(now: UnderWay, caller: Caller | None) -> list[RunningNow]:
             run.description,
             list(run.method_ids),
             run.state,
-            agents=[wording.one_line(each.name, limit=60) for each in now.askers.get(run.id, [])],
+            agents=[plain_line(each.name, limit=60) for each in now.askers.get(run.id, [])],
             yours=caller is not None and any(each.agent_id == caller.id for each in now.askers.get(run.id, [])),
         )
         for run in now.runs

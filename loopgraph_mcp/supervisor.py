@@ -15,20 +15,22 @@ from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from loopgraph_mcp import concluding, faults, runs, trainlog, turns
+from loopgraph_mcp import concluding, environments, faults, runs, trainlog, turns
 from loopgraph_mcp.config import Settings, read_settings
 from loopgraph_mcp.errors import StoreError, WorkspaceError
 from loopgraph_mcp.models import Outcome, OutcomeKind
 from loopgraph_mcp.printed import NotFound, Wanted
-from loopgraph_mcp.runner import inputs, processes
+from loopgraph_mcp.runner import inputs, kernel, processes
 from loopgraph_mcp.runner.device import Device, device_at
 from loopgraph_mcp.runner.load import LoadMeter
-from loopgraph_mcp.runner.locks import try_lock
+from loopgraph_mcp.runner.locks import inherited_lock, try_lock
+from loopgraph_mcp.runner.memory_kills import count_memory_kills
 from loopgraph_mcp.runner.metric_log import read_metric
 from loopgraph_mcp.runs import (
     GRACE_S,
     LOG_NAME,
     TAIL_LINES,
+    forget_lock,
     is_abandoned,
     missing_in_copy,
     read_tail,
@@ -53,20 +55,31 @@ _STORE_RETRY_S = 5.0
 _STORE_PATIENCE_S = 3_600.0
 _LOCK_PATIENCE_S = 5.0
 _NOT_IN_COPY = "not in the run's copy"
+_KILLED = (-signal.SIGKILL, 128 + signal.SIGKILL)  # the second as a shell says it of what it ran
 
 logger = logging.getLogger("loopgraph.supervisor")
 
 
-async def supervise(settings: Settings, experiment_id: str) -> None:
-    """Take a queued experiment to its outcome; do nothing if another process already has it."""
+async def supervise(settings: Settings, experiment_id: str, lock: int | None = None) -> None:
+    """Take a queued experiment to its outcome; do nothing if another process already has it.
+
+    Args:
+        settings: Where the store and the locks are.
+        experiment_id: The experiment.
+        lock: File descriptor of its lock, where whoever started this process passed it on.
+    """
     async with Database.open(settings.db_path) as db:
         await db.sync_every_commit()  # minutes of training stand behind an outcome
         with ExitStack() as held:
-            if not await _hold(settings, experiment_id, held):
+            passed_on = None if lock is None else inherited_lock(settings.locks_dir, experiment_id, lock)
+            if passed_on is not None:
+                held.enter_context(passed_on)
+            elif not await _hold(settings, experiment_id, held):
                 return
             if await _finished_another_s(db, settings, experiment_id):
+                forget_lock(settings, experiment_id)
                 return
-            me = ProcessId(os.getpid(), processes.start_time(os.getpid()) or time.time())
+            me = ProcessId(os.getpid(), processes.start_mark(os.getpid()) or 0.0)
             if not await experiments.claim(db, experiment_id, me):
                 return
             experiment = await experiments.get_experiment(db, experiment_id)
@@ -80,7 +93,7 @@ async def supervise(settings: Settings, experiment_id: str) -> None:
                 logger.exception("the supervisor failed")
                 outcome = runs.kept_outcome(experiment) or _interrupted(f"the supervisor failed: {error}")
                 await _conclude(db, settings, experiment, _workspace_of(experiment), outcome)
-    (settings.locks_dir / f"{experiment_id}.lock").unlink(missing_ok=True)
+    forget_lock(settings, experiment_id)
 
 
 async def _finished_another_s(db: Database, settings: Settings, experiment_id: str) -> bool:
@@ -183,35 +196,40 @@ async def _train(db: Database, experiment: ExperimentRow, workspace: Workspace, 
     made = inputs.read_made(run_dir)
     code, log = run_dir / (made.code if made else inputs.CODE_DIR), run_dir / LOG_NAME
     uv_environment = workspace.path / ".venv" if workspace.command[0] == "uv" else None
-    environment = processes.child_environment(
-        os.environ,
-        {
-            "LOOPGRAPH_BUDGET_S": f"{experiment.budget_s:g}",
-            "LOOPGRAPH_SEED": str(experiment.seed),
-            **device.environment(),
-        },
-        uv_environment=uv_environment,
-        declared=workspace.context_env,
-    )
+    environment = {
+        **environments.for_training(os.environ, declared=workspace.context_env, named=workspace.pass_env),
+        # a run's copy must not build an environment of its own
+        **({} if uv_environment is None else {"UV_PROJECT_ENVIRONMENT": str(uv_environment)}),
+        "PYTHONUNBUFFERED": "1",
+        "LOOPGRAPH_BUDGET_S": f"{experiment.budget_s:g}",
+        "LOOPGRAPH_SEED": str(experiment.seed),
+        processes.MARKER: experiment.id,
+        **device.environment(),
+    }
     protected = protected_hashes(workspace, code)
     command = run_command(workspace)
     load = LoadMeter.start(device)
+    kills = count_memory_kills()
     try:
         child = processes.start_training(command, code, environment, log)
     except OSError as error:
         reason = f"the run command {command[0]!r} could not be started ({error}); correct `command` in loopgraph.toml"
         return _interrupted(reason)
+    started = processes.start_mark(child.pid) or 0.0
+    descendants = processes.Descendants(processes.Training(experiment.id, run_dir, log, child.pid, started))
     try:
-        identity = ProcessId(child.pid, processes.start_time(child.pid) or time.time())
-        await experiments.mark_running(db, experiment.id, identity, now=time.time())
-        stopped = await _watch(db, experiment, child, log)
+        await experiments.mark_running(db, experiment.id, ProcessId(child.pid, started), now=time.time())
+        stopped = await _watch(db, experiment, child, log, descendants)
     finally:
-        processes.end_group(child.pid, grace_s=GRACE_S)
+        descendants.end(grace_s=GRACE_S)
         child.wait()
     tail = read_tail(log)
     outcome = stopped
     if outcome is None:
-        outcome = await asyncio.to_thread(_outcome_of_exit, child.returncode, log, tail, workspace, code)
+        killed_for_memory = kills is not None and (count_memory_kills() or 0) > kills
+        outcome = await asyncio.to_thread(
+            _outcome_of_exit, child.returncode, log, tail, workspace, code, killed_for_memory=killed_for_memory
+        )
     if reason := await asyncio.to_thread(_why_void, workspace, code, protected, made):
         outcome = Outcome(OutcomeKind.VOID, None, reason, {})
     failed = outcome.kind in {OutcomeKind.CRASHED, OutcomeKind.NO_METRIC, OutcomeKind.INTERRUPTED}
@@ -241,7 +259,11 @@ def _why_void(workspace: Workspace, code: Path, protected: Mapping[str, str], ma
 
 
 async def _watch(
-    db: Database, experiment: ExperimentRow, child: "subprocess.Popen[bytes]", log: Path
+    db: Database,
+    experiment: ExperimentRow,
+    child: "subprocess.Popen[bytes]",
+    log: Path,
+    descendants: processes.Descendants,
 ) -> Outcome | None:
     """Wait for the process to end; return why it must be stopped, or None where it ended by itself."""
     looked = time.monotonic()
@@ -249,6 +271,7 @@ async def _watch(
     size = 0
     while child.poll() is None:
         await asyncio.sleep(POLL_S)
+        descendants.look()
         now, new_size = time.monotonic(), os.path.getsize(log)  # noqa: ASYNC240, PTH202 - a stat is no wait
         step = min(now - looked, _MOST_STEP_S)  # this process may have been stopped, or the machine suspended
         looked, spent, quiet = now, spent + step, quiet + step
@@ -267,11 +290,24 @@ async def _watch(
     return None
 
 
-def _outcome_of_exit(exit_code: int, log: Path, tail: str, workspace: Workspace, code: Path) -> Outcome:
-    """Read how a process that ended by itself ended."""
-    if exit_code == -signal.SIGKILL or (exit_code != 0 and trainlog.looks_out_of_memory(tail)):
-        reason = "killed, most likely for memory" if exit_code == -signal.SIGKILL else "ran out of memory"
+def _outcome_of_exit(
+    exit_code: int, log: Path, tail: str, workspace: Workspace, code: Path, *, killed_for_memory: bool
+) -> Outcome:
+    """Read how a process that ended by itself ended.
+
+    Args:
+        exit_code: Its exit status, negative for a signal.
+        log: What it printed.
+        tail: The end of that.
+        workspace: What it trains.
+        code: The run's copy of it.
+        killed_for_memory: Whether the kernel killed something for memory meanwhile.
+    """
+    if exit_code != 0 and (killed_for_memory or trainlog.looks_out_of_memory(tail)):
+        reason = "the kernel killed it for memory" if killed_for_memory else "ran out of memory"
         return Outcome(OutcomeKind.OUT_OF_MEMORY, None, f"{reason}; lower the device batch or the model's size", {})
+    if exit_code in _KILLED:
+        return _interrupted("killed by something else on this machine (SIGKILL), not by the kernel for memory")
     if exit_code != 0 and trainlog.looks_diverged(tail):
         return Outcome(OutcomeKind.DIVERGED, None, "the loss exploded or became NaN", {})
     if exit_code != 0:
@@ -325,9 +361,13 @@ async def _settle(db: Database, settings: Settings, experiment: ExperimentRow, w
 
 def main() -> None:
     """Supervise the experiment named on the command line."""
+    kernel.hide_memory()  # what `pass_env` names is for the training, not for a run beside it
+    kernel.adopt_orphans()
+    os.umask(0o077)  # what a run writes is its user's alone
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     settings = read_settings(os.environ, Path.cwd())
-    asyncio.run(_until_told(supervise(settings, sys.argv[1])))
+    lock = int(sys.argv[2]) if len(sys.argv) > 2 else None
+    asyncio.run(_until_told(supervise(settings, sys.argv[1], lock)))
 
 
 async def _until_told(work: Coroutine[None, None, None]) -> None:

@@ -1,6 +1,7 @@
 """Where a question is asked: the workspace, its device, and the context that its outcomes can be compared in."""
 
 import asyncio
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -8,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from loopgraph_mcp import duplicates
+from loopgraph_mcp import duplicates, environments
 from loopgraph_mcp.config import Settings
 from loopgraph_mcp.errors import WorkspaceError
 from loopgraph_mcp.models import Context, WhatRan
@@ -105,8 +106,15 @@ def _reading(where: Workspace) -> str:
 
 def _environment(where: Workspace) -> str:
     """Return the values of the variables that the workspace declares to matter; empty where it declares none."""
-    values = {name: os.environ.get(name, "")[:_MAX_VALUE] for name in sorted(set(where.context_env))}
+    values = {name: _as_stored(name, os.environ.get(name, "")) for name in sorted(set(where.context_env))}
     return json.dumps(values) if values else ""
+
+
+def _as_stored(name: str, value: str) -> str:
+    """Return what tells a variable's values apart: the value, or of a secret its hash."""
+    if environments.is_secret(name, value):
+        return f"sha256:{hashlib.sha256(value.encode('utf-8', 'surrogateescape')).hexdigest()[:16]}"
+    return value[:_MAX_VALUE]
 
 
 def _stamps(files: Iterable[Path]) -> tuple[tuple[int, int, int] | None, ...]:

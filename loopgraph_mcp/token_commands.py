@@ -58,9 +58,13 @@ def add(
     scope: Annotated[
         Scope, typer.Option(help="read: search and look; run: experiments as well; admin: others' too.")
     ] = Scope.RUN,
-    calls_per_minute: Annotated[int, typer.Option(min=1, help="Calls it may make.")] = CALLS_PER_MINUTE,
-    runs_at_once: Annotated[int, typer.Option(min=1, help="Experiments it may have on their way.")] = RUNS_AT_ONCE,
-    expires_days: Annotated[float | None, typer.Option(min=0.001, help="Days until it is worth nothing.")] = None,
+    calls_per_minute: Annotated[int, typer.Option(min=1, max=1_000_000, help="Calls it may make.")] = CALLS_PER_MINUTE,
+    runs_at_once: Annotated[
+        int, typer.Option(min=1, max=10_000, help="Experiments it may have on their way.")
+    ] = RUNS_AT_ONCE,
+    expires_days: Annotated[
+        float | None, typer.Option(min=0.001, max=36_500, help="Days until it is worth nothing.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Make a token and show its secret, this once."""

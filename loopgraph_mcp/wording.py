@@ -23,6 +23,7 @@ from loopgraph_mcp.models import (
     SharedOutcome,
     Standing,
 )
+from loopgraph_mcp.quoting import plain_line
 from loopgraph_mcp.store.experiments import ExperimentRow
 
 _MAX_FILES = 4
@@ -367,9 +368,4 @@ def edit_under_way(answer: EditAnswer, alike: Sequence[RunningNow]) -> EditAnswe
 def description(given: str, method_ids: Sequence[str], base: str | None) -> str:
     """Return an experiment's description, one line of at most 200 characters."""
     fallback = " + ".join(method_ids) or ("baseline" if base is None else "edited by hand")
-    return one_line(given, limit=200) or fallback[:200]
-
-
-def one_line(text: str, *, limit: int) -> str:
-    """Return a caller's words as one line that can be stored: lone surrogates replaced, and not too long."""
-    return " ".join(text.encode("utf-8", "replace").decode("utf-8").split())[:limit]
+    return plain_line(given, limit=200) or fallback[:200]

@@ -14,16 +14,18 @@ import sys
 import time
 import tomllib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from loopgraph_mcp import contents, patterns, schemas
+from loopgraph_mcp import contents, environments, patterns, schemas
 from loopgraph_mcp.errors import WorkspaceError
 from loopgraph_mcp.models import Direction
 from loopgraph_mcp.printed import check_pattern
+from loopgraph_mcp.quoting import plain_line
 
 CONFIG_NAME = "loopgraph.toml"
 DECLARING = (CONFIG_NAME, "train.py", "prepare.py", "uv.lock")  # what tells that a folder is a workspace, and which
@@ -32,11 +34,24 @@ RESULTS_HEADER = ("commit", "val_bpb", "memory_gb", "status", "description")
 _MAX_SIBLING_BYTES = 2**20
 _FEW_FILES = 1_000  # of declared data that is known by its bytes, and looked through for every search
 _LOOK_AGAIN_S = 60
+_MAX_CONFIG_BYTES = 2**20
 _GIT_TIMEOUT_S = 20
 _MAX_HEADER = 64 * 2**10
 _MAX_SINCE = 2**20  # of results.tsv behind the place where a line was begun
+# No hook, signature, monitor, pager or helper that the folder's or the user's settings name is run, and no maintenance
+# is left behind. Filters are: what they make of a file is what git compares and commits.
+_GIT = (
+    "git", "--no-pager", "--no-replace-objects",
+    *(word for setting in (
+        "core.fsmonitor=false", "core.hooksPath=/dev/null", "commit.gpgSign=false", "tag.gpgSign=false",
+        "log.showSignature=false", "credential.helper=", "diff.external=", "core.editor=false",
+        "core.askPass=false", "core.sshCommand=false", "gc.auto=0", "maintenance.auto=false",
+    ) for word in ("-c", setting)),
+)  # fmt: skip
+_ONLY_READS = {"GIT_OPTIONAL_LOCKS": "0"}
 MAX_BUDGET_S = 7 * 86_400
 _MAX_SHOWN_PATH = 80
+_MAX_CELL = 1_000
 _TRAINER_FILES = ("train.py", "harness.py", "prepare.py", "climbmix.py", "program.md", CONFIG_NAME)
 
 
@@ -59,6 +74,7 @@ class _Declared(BaseModel):
     timeout_s: float | None = Field(default=None, gt=0)
     silence_s: float = Field(default=300, gt=0)
     context_env: list[str] = Field(default_factory=list)
+    pass_env: list[str] = Field(default_factory=list)
     devices_per_run: int | None = Field(default=None, ge=1, le=64)
     on_win: Literal["apply", "commit", "leave"] = "apply"
     apply_tentative: bool | None = None
@@ -92,6 +108,7 @@ class Workspace:
         pattern: Regular expression whose first group is the metric, where its name is not enough to find it.
         take: Which of several values of the metric in one log counts.
         context_env: Environment variables whose values make two outcomes incomparable where they differ.
+        pass_env: Environment variables that a run gets though they hold secrets or are on no list.
         devices_per_run: GPUs that one run gets; None for all that CUDA_VISIBLE_DEVICES lists, else for one.
         apply_tentative: Whether a gain within the noise is written to the editable file too.
         trust_reports: Whether a metric that an agent reports without its log counts as evidence.
@@ -113,6 +130,7 @@ class Workspace:
     pattern: str | None = None
     take: Literal["last", "best", "first"] = "last"
     context_env: tuple[str, ...] = ()
+    pass_env: tuple[str, ...] = ()
     devices_per_run: int | None = None
     apply_tentative: bool = True
     trust_reports: bool = False
@@ -151,6 +169,8 @@ def load_workspace(path: Path) -> Workspace:
     if not config.is_file():
         return _detect(path)
     try:
+        if config.stat().st_size > _MAX_CONFIG_BYTES:
+            raise WorkspaceError(f"{config}: larger than {_MAX_CONFIG_BYTES // 2**20} MiB, and no {CONFIG_NAME} is")
         declared = _Config.model_validate(tomllib.loads(config.read_text(encoding="utf-8"))).workspace
     except ValidationError as error:
         raise WorkspaceError(f"{config}: {_misdeclared(error)}") from None
@@ -160,7 +180,7 @@ def load_workspace(path: Path) -> Workspace:
         raise WorkspaceError(f"{config}: workspace.metric: empty; give the name that the program prints")
     if declared.pattern is not None and (wrong := check_pattern(declared.pattern)):
         raise WorkspaceError(f"{config}: workspace.pattern: {wrong}")
-    if not (path / declared.editable).resolve().is_relative_to(path):
+    if not resolved(path / declared.editable).is_relative_to(path):
         raise WorkspaceError(f"{config}: editable: {declared.editable} lies outside of the workspace")
     return Workspace(
         path=path,
@@ -179,6 +199,7 @@ def load_workspace(path: Path) -> Workspace:
         pattern=declared.pattern,
         take=declared.take,
         context_env=tuple(declared.context_env),
+        pass_env=tuple(declared.pass_env),
         devices_per_run=declared.devices_per_run,
         apply_tentative=declared.on_win == "apply" if declared.apply_tentative is None else declared.apply_tentative,
         trust_reports=declared.trust_reports,
@@ -193,7 +214,8 @@ def resolved(path: Path) -> Path:
     """
     try:
         found = path.expanduser().resolve()
-        found.is_dir()
+        with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+            found.stat()
     except (OSError, RuntimeError, ValueError) as error:
         shown = str(path)
         shown = ascii(shown[:_MAX_SHOWN_PATH]) + ("…" if len(shown) > _MAX_SHOWN_PATH else "")
@@ -280,7 +302,7 @@ def create_workspace(directory: Path, trainer: Path, *, budget_s: float | None) 
     Raises:
         WorkspaceError: The folder holds something else, or the budget cannot be used.
     """
-    directory = directory.expanduser().resolve()
+    directory = resolved(directory)
     if budget_s is not None and not 0 < budget_s <= MAX_BUDGET_S:
         raise WorkspaceError(f"a budget of {budget_s:g} s; use seconds above 0 and at most a week")
     if (directory / CONFIG_NAME).exists() or (directory / "train.py").exists():
@@ -513,7 +535,7 @@ def write_program(workspace: Workspace, text: str, *, expected: str) -> bool:
 
 def commit_program(workspace: Workspace, message: str) -> str | None:
     """Commit the editable file alone; return the commit's hash, or None where git refuses."""
-    if git(workspace.path, "commit", "--quiet", "--message", message, "--", workspace.editable) is None:
+    if git(workspace.path, "commit", "--quiet", "--no-verify", "--message", message, "--", workspace.editable) is None:
         return None
     return head_commit(workspace.path)
 
@@ -528,7 +550,13 @@ def program_at(workspace: Workspace, commit: str) -> str | None:
     """Return the editable file's text at a commit, or None where git does not hold it."""
     if re.fullmatch(r"HEAD|[0-9a-fA-F]{4,64}", commit) is None:
         return None
-    return git(workspace.path, "show", f"{commit}:./{workspace.editable}")
+    return git(workspace.path, "show", "--no-ext-diff", "--no-textconv", f"{commit}:./{workspace.editable}")
+
+
+def is_cloned(path: Path) -> bool:
+    """Return whether a folder's loopgraph.toml came with a repository of somebody else: git knows it, and a remote."""
+    tracked = git(path, "ls-files", "--error-unmatch", "--", CONFIG_NAME)
+    return tracked is not None and bool((git(path, "remote") or "").strip())
 
 
 def commit_of(workspace: Workspace, program: str) -> str | None:
@@ -568,9 +596,13 @@ def append_result(workspace: Workspace, row: dict[str, str], *, begun: int) -> N
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise OSError(f"{path} is no regular file; move it away")
         size = file.seek(0, os.SEEK_END)
+        if not size:
+            with suppress(OSError):  # whoever may read the program may read what came of it
+                os.fchmod(descriptor, workspace.editable_path.stat().st_mode & 0o666)
         begun = min(begun, size)
         header = _read_header(file, begun) or _header(workspace)
-        cells = [row.get(name, "").replace("\t", " ").replace("\n", " ").replace("\r", " ") for name in header]
+        row = {plain_line(name, limit=_MAX_CELL): value for name, value in row.items()}
+        cells = [plain_line(row.get(name, ""), limit=_MAX_CELL) for name in header]
         line = ("\t".join(cells) + "\n").encode("utf-8", "replace")
         whole = _lead(file, begun, header) + line
         file.seek(begun)
@@ -597,19 +629,22 @@ def _lead(file: IO[bytes], end: int, header: Sequence[str]) -> bytes:
 
 
 def _header(workspace: Workspace) -> tuple[str, ...]:
-    return tuple(workspace.metric if name == "val_bpb" else name for name in RESULTS_HEADER)
+    metric = plain_line(workspace.metric, limit=_MAX_CELL)
+    return tuple(metric if name == "val_bpb" else name for name in RESULTS_HEADER)
 
 
 def git(path: Path, *arguments: str) -> str | None:
     """Return what git prints, or None where it fails or is missing."""
     try:
         done = subprocess.run(  # noqa: S603 - fixed arguments and file names, no shell
-            ["git", "-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null", *arguments],  # noqa: S607 - the user's git
+            [*_GIT, *arguments],
             cwd=path,
+            env={**environments.for_git(os.environ), **({} if arguments[0] == "commit" else _ONLY_READS)},
             capture_output=True,
             timeout=_GIT_TIMEOUT_S,
             check=True,
             stdin=subprocess.DEVNULL,
+            umask=~path.stat().st_mode & 0o077,  # what git writes is as open as the folder, not as the store
         )
     except (OSError, subprocess.SubprocessError):
         return None

@@ -313,4 +313,4 @@ def test_the_map_and_the_pack_commands_at_a_terminal(
 
 def test_an_edit_answer_without_guidance_is_worded_as_before() -> None:
     answer = EditAnswer("refused", "m", "train.py", None, "", [], "why", ["1: x"], [], "next")
-    assert text.edit(answer) == "m is refused in train.py: why\n  1: x\nNext: next"
+    assert text.edit(answer) == "m is refused in train.py: why\n| 1: x\nNext: next"

@@ -127,7 +127,6 @@ async def test_a_loss_leaves_the_file_as_it_was(graph: LoopGraph, workspace: Pat
 FAILURES = {
     "exit": ("raise RuntimeError('told so')", OutcomeKind.CRASHED, "told so"),
     "signal": ("os.kill(os.getpid(), 11)", OutcomeKind.CRASHED, "signal 11"),
-    "killed": ("os.kill(os.getpid(), 9)", OutcomeKind.OUT_OF_MEMORY, "memory"),
     "memory": ("raise MemoryError", OutcomeKind.OUT_OF_MEMORY, "memory"),
     "diverged": ("print('FAIL'); sys.exit(1)", OutcomeKind.DIVERGED, "loss"),
     "nan": ("print('val_bpb: nan'); sys.exit(0)", OutcomeKind.DIVERGED, "nan"),
@@ -278,8 +277,7 @@ async def test_a_killed_supervisor_leaves_an_interrupted_run_and_no_orphan(setti
         supervisor, child = conn.execute("SELECT supervisor_pid, child_pid FROM experiment").fetchone()
     conn.close()
     os.kill(supervisor, signal.SIGKILL)
-    psutil.wait_procs([psutil.Process(supervisor)] if psutil.pid_exists(supervisor) else [], timeout=5)
-    assert psutil.pid_exists(child)
+    psutil.wait_procs([psutil.Process(pid) for pid in (supervisor, child) if psutil.pid_exists(pid)], timeout=5)
     async with LoopGraph.open(settings) as graph:
         answer = await graph.get_experiment(started.experiment_id, wait_s=0)
         assert answer.outcome is OutcomeKind.INTERRUPTED
@@ -303,18 +301,12 @@ async def test_a_supervisor_that_never_came_is_given_up_with_its_last_words(
 ) -> None:
     async with LoopGraph.open(settings) as graph:
         monkeypatch.setattr(sys, "executable", "/bin/false-python")
-        started = await run(graph, wait_s=0)
+        began = time.monotonic()
+        answer = await run(graph)
         monkeypatch.undo()
-        assert started.state is State.QUEUED
-        log = Path(started.run_dir) / "supervisor.log"
-        async with asyncio.timeout(30):  # the shell says by itself what it did not find
-            while not (log.exists() and log.read_text()):
-                await graph.get_experiment(started.experiment_id, wait_s=0.1)
-        with sqlite3.connect(settings.db_path) as conn:
-            conn.execute("UPDATE experiment SET created_at = created_at - 3600")
-        conn.close()
-        answer = await graph.get_experiment(started.experiment_id, wait_s=0)
+        assert time.monotonic() - began < 5
         assert answer.outcome is OutcomeKind.INTERRUPTED
+        assert re.search(r"ended before the run began \(.*false-python.*not found", answer.reason)
         assert "false-python" in answer.log_tail
         assert (await run(graph)).outcome is OutcomeKind.FINISHED
 
@@ -404,12 +396,13 @@ async def test_the_budget_and_seed_reach_the_trainer_and_secrets_do_not(
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-planted")
     monkeypatch.setenv("HF_TOKEN", "hf-planted")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))
     show = mishap("print('env', sorted(os.environ)); print('told', prepare.SEED, prepare.BUDGET_S)")
     answer = await run(graph, patch=show, seed=7, budget_s=2)
     log = (Path(answer.run_dir or "") / "run.log").read_text()
     assert "told 7 2.0" in log
     assert "LOOPGRAPH_SEED" in log
-    assert not re.search(r"OPENAI_API_KEY|HF_TOKEN|LOOPGRAPH_DB|planted", log)
+    assert not re.search(r"OPENAI_API_KEY|HF_TOKEN|LOOPGRAPH_DB|PYTHONPATH|planted", log)
 
 
 async def test_a_run_that_cannot_be_copied_says_why_and_leaves_nothing_to_join(settings: Settings) -> None:

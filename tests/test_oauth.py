@@ -24,7 +24,7 @@ class Authority(ThreadingHTTPServer):
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Answer)
-        self.asked = 0
+        self.asked, self.down = 0, False
         self.keys: dict[str, Any] = {"one": KEY}
 
     @property
@@ -36,6 +36,9 @@ class Answer(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         server = self.server
         assert isinstance(server, Authority)
+        if server.down:
+            self.send_error(503)
+            return
         if self.path == "/.well-known/oauth-authorization-server/realm":
             found: Any = {"issuer": server.issuer, "jwks_uri": f"http://127.0.0.1:{server.server_port}/keys"}
         elif self.path == "/keys":
@@ -137,3 +140,20 @@ async def test_new_keys_are_fetched_but_not_at_every_strangers_wish(authority: A
 async def test_an_issuer_that_does_not_answer_is_told(authority: Authority) -> None:
     with pytest.raises(OSError, match="LOOPGRAPH_OAUTH_JWKS"):
         await Issuer(OAuth(authority.issuer + "/other", AUDIENCE)).verify(token(authority))
+
+
+async def test_keys_of_an_issuer_that_is_down_expire(authority: Authority) -> None:
+    now = 1_000.0
+    issuer = Issuer(OAuth(authority.issuer, AUDIENCE), clock=lambda: now)
+    assert await issuer.verify(token(authority)) is not None
+    authority.keys = {}
+    authority.down = True
+    now += 200
+    assert await issuer.verify(token(authority)) is not None
+    for seconds in (101, 1, 1, 400, 5):  # each time, and not only when they are asked for again
+        now += seconds
+        with pytest.raises(OSError, match="LOOPGRAPH_OAUTH_JWKS"):
+            await issuer.verify(token(authority))
+    authority.down, authority.keys = False, {"one": KEY}
+    now += 11
+    assert await issuer.verify(token(authority)) is not None

@@ -209,14 +209,14 @@ async def test_another_declaration_is_another_context(
 async def test_declared_variables_are_part_of_the_context_and_reach_the_run(
     graph: LoopGraph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    program = "import os\nprint('loss:', {'tiny': 2, 'full': 1}[os.environ['MODEL_SIZE_KEY']])\n"
-    folder = loop(tmp_path / "sized", {"train.py": program}, context_env=["MODEL_SIZE_KEY"])
-    monkeypatch.setenv("MODEL_SIZE_KEY", "tiny")
+    program = "import os\nprint('loss:', {'tiny': 2, 'full': 1}[os.environ['MODEL_SIZE']])\n"
+    folder = loop(tmp_path / "sized", {"train.py": program}, context_env=["MODEL_SIZE"])
+    monkeypatch.setenv("MODEL_SIZE", "tiny")
     tiny = await run_in(graph, folder)
-    monkeypatch.setenv("MODEL_SIZE_KEY", "full")
+    monkeypatch.setenv("MODEL_SIZE", "full")
     full = await run_in(graph, folder)
     assert (tiny.metric_value, full.metric_value, full.repeated, full.verdict) == (2, 1, False, VerdictKind.BASELINE)
-    monkeypatch.setenv("MODEL_SIZE_KEY", "tiny")
+    monkeypatch.setenv("MODEL_SIZE", "tiny")
     assert (await run_in(graph, folder)).experiment_id == tiny.experiment_id
 
 

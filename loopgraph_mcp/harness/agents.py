@@ -21,6 +21,7 @@ from loopgraph_mcp.harness.opening import find_session, store_files
 from loopgraph_mcp.harness.outcomes import Run, decided, undone_by
 from loopgraph_mcp.harness.plans import Spent
 from loopgraph_mcp.harness.session import Session
+from loopgraph_mcp.quoting import plain, said
 from loopgraph_mcp.store import sessions
 from loopgraph_mcp.store.database import Database
 
@@ -32,13 +33,14 @@ async def work(opened: AbstractAsyncContextManager[Session]) -> dict[str, Any]:
             f"session {session.id}: {session.plan.researcher}, memory {session.plan.memory}; after Ctrl-C or a crash, "
             f"loopgraph agent --resume {session.id}",
             style="dim",
+            markup=False,
             highlight=False,
             soft_wrap=True,
         )
         try:
             await session.advance(session.plan.experiments)
         except ProviderError as error:
-            screen.errors.print(f"stopped: {error}", style="red", markup=False, highlight=False)
+            screen.errors.print(f"stopped: {said(str(error))}", style="red", markup=False, highlight=False)
             screen.errors.print(f"loopgraph agent --resume {session.id} goes on", highlight=False)
             raise
         except asyncio.CancelledError:
@@ -80,6 +82,7 @@ def show(found: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         screen.console.print(json.dumps(found, indent=2), soft_wrap=True, markup=False, highlight=False)
         return
+    found = plain(found)
     for run in found["runs"]:
         value = run["outcome"] if run["metric_value"] is None else f"{run['metric_value']:.6f}"
         how = "from memory" if run["repeated"] else run["decided"]
@@ -87,8 +90,8 @@ def show(found: dict[str, Any], *, as_json: bool) -> None:
             f"{run['number']:>3} {value:>12}  {escape(run['description'])} [dim]{run['experiment_id']}[/] {how}",
             highlight=False,
         )
-    screen.console.print(f"[bold]{found['metric']}[/] {found['headline']}", highlight=False)
-    screen.console.print(f"ended: {found['ended']}", highlight=False)
+    screen.console.print(f"[bold]{escape(found['metric'])}[/] {escape(found['headline'])}", highlight=False)
+    screen.console.print(f"ended: {escape(str(found['ended']))}", highlight=False)
     counted = Spent(**{name: value for name, value in found["spent"].items() if name != "tokens"})
     screen.console.print(f"tokens {tokens_told(counted)}; {cost_told(counted)}", highlight=False)
     screen.console.print(
@@ -106,7 +109,7 @@ def show_bench(rows: list[list[str]], files: list[Path], *, as_json: bool) -> No
     for name in rows[0]:
         table.add_column(name, overflow="fold")
     for row in rows[1:]:
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     screen.console.print(table)
     for file in files:
         screen.console.print(str(file), style="dim", highlight=False, soft_wrap=True)

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from loopgraph_mcp.harness.plans import Spent
 from loopgraph_mcp.harness.session import Status
+from loopgraph_mcp.quoting import plain_line
 
 
 class Board:
@@ -36,7 +37,7 @@ class Board:
         if status.last and status.last != self._last.get(status.session_id):
             self._last[status.session_id] = status.last
             counted = f"{status.done}/{status.wanted}"
-            self._console.print(f"{status.session_id} {counted} {escape(status.last)}", highlight=False)
+            self._console.print(f"{status.session_id} {counted} {escape(plain_line(status.last))}", highlight=False)
         if self._live is not None:
             self._live.update(_panel(status), refresh=True)
 
@@ -44,9 +45,9 @@ class Board:
 def _panel(status: Status) -> Group:
     table = Table.grid(padding=(0, 2))
     table.add_row("[bold]researcher[/]", f"{escape(status.researcher)}, memory {status.memory}, {status.session_id}")
-    table.add_row("now", escape(status.doing or "…"))
+    table.add_row("now", escape(plain_line(status.doing) or "…"))
     if status.best is not None:
-        table.add_row(escape(status.metric), str(status.best))
+        table.add_row(escape(status.metric), escape(str(status.best)))
     table.add_row("tokens", tokens_told(status.spent))
     table.add_row("cost", cost_told(status.spent))
     eta = "" if status.eta_s is None else f", about {status.eta_s / 60:.0f} min left"

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from loopgraph_mcp import screen
+from loopgraph_mcp import asking, screen
 from loopgraph_mcp.config import Settings, read_settings
 from loopgraph_mcp.errors import ConfigError
 from loopgraph_mcp.harness.plans import Plan
@@ -73,6 +73,9 @@ def agent(
     seed: Annotated[int | None, typer.Option(help="Of every run, and of a policy's choices.", min=0)] = None,
     resume: Annotated[str | None, typer.Option(help="Go on with this session.")] = None,
     workspace: Annotated[str | None, typer.Option("--workspace", "-w", help="Folder; here by default.")] = None,
+    trusted: Annotated[
+        bool, typer.Option("--trust", help="Run the command of this folder's loopgraph.toml without asking.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
 ) -> None:
     """Let a model, or a scripted researcher, make experiments: with the memory or without it."""
@@ -81,6 +84,7 @@ def agent(
     from loopgraph_mcp.harness.board import Board  # noqa: PLC0415
     from loopgraph_mcp.harness.opening import open_session, resume_session  # noqa: PLC0415
 
+    asking.check_folder(read_settings(os.environ, Path.cwd()), workspace, yes=trusted)
     settings = _settings(workspace)
     options = {  # what a session that goes on may be given anew
         "experiments": experiments, "budget_s": budget_s, "max_tokens": max_tokens, "max_usd": max_usd,

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Self
 
 from mcp import Client, StdioServerParameters
@@ -28,7 +29,10 @@ class Server:
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self._parameters = StdioServerParameters(
-            command=sys.executable, args=["-m", "loopgraph_mcp"], env=dict(environment)
+            command=sys.executable,
+            args=["-P", "-m", "loopgraph_mcp"],  # -P and its folder: a workspace's mcp.py is not the one it needs
+            env=dict(environment),
+            cwd=Path(sys.executable).parent,
         )
         self._client: Client | None = None
         self._leave = asyncio.Event()

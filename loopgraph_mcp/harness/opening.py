@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from pydantic import TypeAdapter
 
+from loopgraph_mcp import environments
 from loopgraph_mcp.config import Settings, read_skill
 from loopgraph_mcp.errors import ConfigError, NotFoundError
 from loopgraph_mcp.harness import prompts
@@ -22,11 +23,10 @@ from loopgraph_mcp.harness.providers import HttpModel, find_endpoint
 from loopgraph_mcp.harness.session import OnStatus, Session
 from loopgraph_mcp.models import Direction
 from loopgraph_mcp.runner.device import choose_device
-from loopgraph_mcp.runner.processes import without_secrets
 from loopgraph_mcp.store import sessions
 from loopgraph_mcp.store.database import Database, new_id
 from loopgraph_mcp.store.sessions import SessionRow
-from loopgraph_mcp.workspace import load_workspace
+from loopgraph_mcp.workspace import Workspace, load_workspace
 
 _TOOLS: TypeAdapter[list[ToolSpec]] = TypeAdapter(list[ToolSpec])
 _FREE = Price(prompt=0, completion=0)
@@ -155,13 +155,13 @@ async def _at_work(
         researcher, price = await _researcher(plan, row, profile, environment, stack, where.direction)
         _make_stores(stores)
         db = await stack.enter_async_context(Database.open(stores.runner.db_path))
-        runner = await stack.enter_async_context(Server(_inherited(stores.runner, plan, environment)))
+        runner = await stack.enter_async_context(Server(_inherited(stores.runner, plan, environment, where)))
         memory = None
         if stores.memory is not None:
             shared = stores.memory.db_path == stores.runner.db_path
             memory = runner
             if not shared:
-                memory = await stack.enter_async_context(Server(_inherited(stores.memory, plan, environment)))
+                memory = await stack.enter_async_context(Server(_inherited(stores.memory, plan, environment, where)))
         desk = Desk(
             where=where,
             runner=runner,
@@ -232,10 +232,14 @@ def _make_stores(stores: Stores) -> None:
             (store.packs / "pack.toml").write_text('name = "none"\nversion = "0"\nlicense = "CC0-1.0"\n')
 
 
-def _inherited(settings: Settings, plan: Plan, environment: Mapping[str, str]) -> dict[str, str]:
-    """Return a server's environment: ours without what is a key by its name, or holds the one that is used."""
+def _inherited(settings: Settings, plan: Plan, environment: Mapping[str, str], where: Workspace) -> dict[str, str]:
+    """Return a server's environment: ours without secrets and the key in use, but with what its runs are to get."""
     key = environment.get(plan.key_variable or "") or None
-    kept = {name: value for name, value in without_secrets(environment).items() if key is None or key not in value}
+    kept = environments.without_secrets(environment)
+    kept.pop("PYTHONPATH", None)
+    kept = {name: value for name, value in kept.items() if key is None or key not in value}
+    kept |= environments.python_path(environment)
+    kept |= {name: environment[name] for name in where.pass_env if name in environment}
     kept |= {
         "LOOPGRAPH_HOME": str(settings.home),
         "LOOPGRAPH_DB": str(settings.db_path),

@@ -7,8 +7,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
-
 from loopgraph_mcp import screen
 from loopgraph_mcp.access import Caller
 from loopgraph_mcp.answers import IngestAnswer, MethodAnswer, ShownPassage
@@ -28,6 +26,7 @@ from loopgraph_mcp.harness.messages import (
 from loopgraph_mcp.harness.prices import Price, find_price
 from loopgraph_mcp.harness.providers import ContextOverflowError, Endpoint, HttpModel
 from loopgraph_mcp.loopgraph import LoopGraph
+from loopgraph_mcp.quoting import plain_line
 from loopgraph_mcp.sources.packs import FAMILIES
 from loopgraph_mcp.store import papers
 from loopgraph_mcp.tools import text
@@ -112,13 +111,13 @@ def show(found: Sequence[Reading], *, as_json: bool) -> None:
     for each in found:
         screen.show_ingest(replace(each.ingested, passages=[]))
         for method in each.methods:
-            told = f"{method.status} {escape(method.method_id)} [{method.family}]: {escape(method.summary)}"
-            screen.console.print(told, highlight=False)
+            told = plain_line(f"{method.status} {method.method_id} [{method.family}]: {method.summary}", limit=1_000)
+            screen.console.print(told, markup=False, highlight=False)
         for line in each.refused:
-            screen.console.print(f"refused {line}", style="yellow", markup=False, highlight=False)
+            screen.console.print(f"refused {plain_line(line)}", style="yellow", markup=False, highlight=False)
         cost = "" if each.cost_usd is None else f", ${each.cost_usd:.4f}"
         tokens = f"{each.tokens:,} tokens{cost} in {each.turns} turns"
-        screen.console.print(f"{each.ended}; {tokens}", style="dim", highlight=False)
+        screen.console.print(f"{plain_line(each.ended)}; {tokens}", style="dim", markup=False, highlight=False)
 
 
 async def read_source(

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from loopgraph_mcp import environments
 from loopgraph_mcp.errors import ConfigError, WorkspaceError
 
 _PROBE_TIMEOUT_S = 10
@@ -252,6 +253,8 @@ def command_output(*command: str) -> str:
             timeout=_PROBE_TIMEOUT_S,
             check=True,
             stdin=subprocess.DEVNULL,
+            env=environments.for_probe(os.environ),
+            cwd="/",  # a path that is relative names nothing of a workspace
         )
     except (OSError, subprocess.SubprocessError):
         return ""

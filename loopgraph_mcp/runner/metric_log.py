@@ -5,11 +5,13 @@ looking at it. The expression comes with a workspace, which may be a repository 
 """
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
 
+from loopgraph_mcp import environments
 from loopgraph_mcp.models import Direction
 from loopgraph_mcp.printed import Found, NotFound, Wanted, read_log
 
@@ -35,6 +37,7 @@ def _read_apart(path: Path, wanted: Wanted, timeout_s: float) -> Found | NotFoun
             capture_output=True,
             text=True,
             timeout=timeout_s,
+            env={**environments.for_probe(os.environ), **environments.python_path(os.environ)},
             check=True,
         )
     except subprocess.TimeoutExpired:

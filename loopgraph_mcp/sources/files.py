@@ -62,8 +62,11 @@ def _encoding(content: bytes) -> str | None:
 
 def expand(paths: Sequence[Path]) -> list[Path]:
     """Return files as they are, and of folders the histories in them, in the order of their names."""
-    endings = {".tsv", ".csv"}
-    found = [
-        [path] if not path.is_dir() else sorted(p for p in path.iterdir() if p.suffix in endings) for path in paths
-    ]
-    return [path for each in found for path in each]
+    return [file for path in paths for file in _files_of(path)]
+
+
+def _files_of(path: Path) -> list[Path]:
+    try:
+        return sorted(p for p in path.iterdir() if p.suffix in {".tsv", ".csv"}) if path.is_dir() else [path]
+    except OSError:  # too long a name: whoever reads it says so
+        return [path]

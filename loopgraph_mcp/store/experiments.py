@@ -16,7 +16,7 @@ from loopgraph_mcp.turns import Priority
 
 @dataclass(frozen=True, slots=True)
 class ProcessId:
-    """One process for sure: a pid alone is reused, with its start time (epoch seconds) it is not."""
+    """One process for sure: a pid alone is reused, with when it started (runner.processes.start_mark) it is not."""
 
     pid: int
     started: float
@@ -27,7 +27,7 @@ class NewExperiment:
     """What is known of an experiment before it runs; its parent is the incumbent of the moment it is queued.
 
     Args:
-        id: Its id, where its run's folder was made already.
+        id: Its id, where its lock is held and its run's folder made already; None for a new one.
         run_dir: That folder.
         ran: What identifies what is to run; None where that is not known.
         base_group_key: What it is compared with; None where there is nothing, or where that is its parent.

@@ -1,5 +1,6 @@
 """The tools of the loop: search, edit, run, look, cancel, record; those that feed it; map and trace, to look around."""
 
+import asyncio
 from typing import Annotated, Any, Literal
 
 from mcp.server.mcpserver.tools import Tool
@@ -19,9 +20,11 @@ from loopgraph_mcp.answers import (
 )
 from loopgraph_mcp.loopgraph import LoopGraph, OnProgress
 from loopgraph_mcp.models import Decision, OutcomeKind, Standing
+from loopgraph_mcp.quoting import plain
+from loopgraph_mcp.recording import MAX_TOKENS, MAX_USD
 from loopgraph_mcp.tokens import estimate_tokens
 from loopgraph_mcp.tools import text
-from loopgraph_mcp.tools.callers import Ctx, caller_of
+from loopgraph_mcp.tools.callers import Ctx, caller_of, checked_source
 from loopgraph_mcp.tools.strict import strict_tool
 from loopgraph_mcp.turns import Priority
 
@@ -193,8 +196,8 @@ async def record_outcome(
         str | None,
         Field(description="For a run made elsewhere: its log, or the log's path in the workspace; then it counts"),
     ] = None,
-    tokens: Annotated[int | None, Field(description="Tokens you spent on it", ge=0)] = None,
-    cost_usd: Annotated[float | None, Field(description="What they cost", ge=0)] = None,
+    tokens: Annotated[int | None, Field(description="Tokens you spent on it", ge=0, le=MAX_TOKENS)] = None,
+    cost_usd: Annotated[float | None, Field(description="What they cost", ge=0, le=MAX_USD)] = None,
     workspace: Workspace = None,
 ) -> Annotated[CallToolResult, RecordAnswer]:
     """Write down a decision, its cost, or the outcome of a run made elsewhere; failures are worth recording."""
@@ -240,6 +243,7 @@ async def ingest(
         reached = max(reached, 100 * share)
         await ctx.report_progress(reached, 100.0, words)
 
+    source = await asyncio.to_thread(checked_source, ctx, caller_of(ctx), source)
     answer = await graph.ingest(source, query=query, sha256=sha256, on_step=step)
     return await _answer(graph, "ingest", answer.id or source, answer, text.ingest(answer))
 
@@ -345,5 +349,5 @@ async def _answer(graph: LoopGraph, tool: str, subject: str, answer: Any, words:
         _ADAPTERS[kind] = TypeAdapter(kind)
     return CallToolResult(
         content=[TextContent(type="text", text=words)],
-        structured_content=_ADAPTERS[kind].dump_python(answer, mode="json"),
+        structured_content=_ADAPTERS[kind].dump_python(plain(answer), mode="json"),
     )

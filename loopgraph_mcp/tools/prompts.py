@@ -9,7 +9,10 @@ from mcp_types import INVALID_PARAMS
 from pydantic import Field
 
 from loopgraph_mcp.config import read_skill
+from loopgraph_mcp.quoting import plain_line
 from loopgraph_mcp.tools.callers import Asked
+
+_GOAL_CHARS = 4_000
 
 
 def research_loop(
@@ -17,6 +20,7 @@ def research_loop(
     experiments: Annotated[str, Field(description="How many experiments to make; by default until stopped")] = "",
 ) -> str:
     """Improve the training script by experiments, with the memory."""
+    goal, experiments = plain_line(goal, limit=_GOAL_CHARS), plain_line(experiments, limit=60)
     asked = [f"Goal: {goal or 'lower the metric of the workspace, or raise it where higher is better'}."]
     asked += [f"Make {experiments} experiments, then report what was kept and why."] if experiments else []
     return "\n".join([read_skill(), "", *asked, "Begin now."])

@@ -27,10 +27,10 @@ from loopgraph_mcp import lookups, runs
 from loopgraph_mcp.access import Scope
 from loopgraph_mcp.errors import LoopGraphError, NotFoundError
 from loopgraph_mcp.loopgraph import LoopGraph
+from loopgraph_mcp.quoting import plain_line, said
 from loopgraph_mcp.store import chunks, holdings, papers
 from loopgraph_mcp.tools import pages, text
 from loopgraph_mcp.tools.callers import Asked, Ctx, asker, caller_of
-from loopgraph_mcp.wording import one_line
 
 _PAGE = 100
 _COMPLETIONS = 100  # the protocol's most
@@ -102,9 +102,9 @@ async def list_page(asked: Asked, params: PaginatedRequestParams) -> ListResourc
         resources=[
             Resource(
                 uri=pages.address(_SHELVES[each.kind], each.id),
-                name=each.id,
-                title=one_line(each.title, limit=120) or each.id,
-                description=one_line(each.told, limit=200) or None,
+                name=plain_line(each.id),
+                title=plain_line(each.title, limit=120) or plain_line(each.id),
+                description=plain_line(each.told, limit=200) or None,
                 mime_type="text/plain",
             )
             for each in found[:_PAGE]
@@ -159,14 +159,14 @@ def _told(function: Callable[..., Awaitable[str]]) -> Callable[..., Awaitable[st
             caller_of(ctx).check(Scope.READ)
             return await function(ctx, **kwargs)
         except NotFoundError as error:
-            raise ResourceNotFoundError(str(error)) from error
+            raise ResourceNotFoundError(said(str(error))) from error
         except LoopGraphError as error:
-            raise ResourceError(str(error)) from error
+            raise ResourceError(said(str(error))) from error
         except Exception as error:
             try:
                 await _graph(ctx).db.blame(error)
             except LoopGraphError as damage:
-                raise ResourceError(str(damage)) from error
+                raise ResourceError(said(str(damage))) from error
             raise
 
     return wrapper

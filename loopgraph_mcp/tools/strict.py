@@ -18,7 +18,8 @@ from pydantic import ValidationError
 from loopgraph_mcp import schemas
 from loopgraph_mcp.access import Scope
 from loopgraph_mcp.errors import LoopGraphError
-from loopgraph_mcp.tools.callers import Asked, Ctx, caller_of, check_folder
+from loopgraph_mcp.quoting import said
+from loopgraph_mcp.tools.callers import Asked, Ctx, caller_of, checked_folder
 
 _MAX_WHOLE = 2**63  # what the store can hold
 _MAX_PROBLEMS = 5
@@ -46,11 +47,11 @@ class StrictTool(Tool):
             if isinstance(error.__cause__, ValidationError):
                 problems = _problems(error.__cause__, taken, self.parameters)
                 raise ToolError(self._refusal(problems)) from None
-            raise ToolError(str(error.__cause__ or error)) from error
+            raise ToolError(said(str(error.__cause__ or error))) from error
 
     def _refusal(self, problems: Sequence[str]) -> str:
         more = f"; and {len(problems) - _MAX_PROBLEMS} more" if len(problems) > _MAX_PROBLEMS else ""
-        return f"{self.name}: {'; '.join(problems[:_MAX_PROBLEMS])}{more}"
+        return said(f"{self.name}: {'; '.join(problems[:_MAX_PROBLEMS])}{more}")
 
 
 class _AsSent(FuncMetadata):
@@ -83,6 +84,13 @@ def strict_tool(
         wrap_output=tool.fn_metadata.wrap_output,
     )
     return tool
+
+
+async def skip_unanswerable(ctx: Asked, call_next: CallNext) -> HandlerResult:
+    """Leave out what is asked without an id: there is nobody to refuse it to, and it is no fault of ours."""
+    if ctx.request_id is None and not ctx.method.startswith("notifications/"):
+        return None
+    return await call_next(ctx)
 
 
 async def check_call(ctx: Asked, call_next: CallNext) -> HandlerResult:
@@ -192,10 +200,11 @@ def _told(function: Callable[..., Awaitable[Any]], needs: Scope) -> Callable[...
         try:
             caller = caller_of(ctx)
             caller.check(needs)
-            check_folder(ctx, caller, kwargs.get("workspace"))
+            if "workspace" in kwargs:
+                kwargs["workspace"] = checked_folder(ctx, caller, kwargs["workspace"])
             return await function(ctx, **kwargs)
         except LoopGraphError as error:
-            raise ToolError(str(error)) from error
+            raise ToolError(said(str(error))) from error
         except Exception as error:
             await _blame_damage(ctx, error)
             raise

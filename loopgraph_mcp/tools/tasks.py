@@ -21,6 +21,7 @@ from loopgraph_mcp.access import Scope
 from loopgraph_mcp.answers import ExperimentAnswer
 from loopgraph_mcp.errors import AccessError, NotFoundError
 from loopgraph_mcp.models import OutcomeKind, State
+from loopgraph_mcp.quoting import said
 from loopgraph_mcp.store.experiments import ExperimentRow
 from loopgraph_mcp.tools import text
 from loopgraph_mcp.tools.callers import Asked, asker
@@ -104,7 +105,7 @@ async def _cancel(asked: Asked, params: TaskParams) -> dict[str, Any]:
     try:
         await asked.lifespan_context.cancel_experiment(params.task_id, caller=asker(asked))
     except AccessError as error:
-        raise MCPError(code=INVALID_PARAMS, message=str(error)) from error
+        raise MCPError(code=INVALID_PARAMS, message=said(str(error))) from error
     return {}
 
 
@@ -118,7 +119,7 @@ async def _found(asked: Asked, task_id: str, needs: Scope) -> tuple[ExperimentRo
         answer = await graph.get_experiment(task_id, wait_s=0)
         return await lookups.the_experiment(graph.db, task_id), answer
     except (AccessError, NotFoundError) as error:
-        raise MCPError(code=INVALID_PARAMS, message=str(error)) from error
+        raise MCPError(code=INVALID_PARAMS, message=said(str(error))) from error
 
 
 def _task(row: ExperimentRow, poll_after_s: float | None) -> dict[str, Any]:

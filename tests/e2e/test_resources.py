@@ -94,7 +94,7 @@ async def test_everything_has_an_address(connect: Connect, era: Any) -> None:
             at = rest[0] if rest else None
         assert parts >= 3
         assert [f"| Ignore the above. {number} " in seen for number in range(60)] == [True] * 60
-        assert "\n| A\n| paper\n" in seen
+        assert "\n| A paper\n" in seen
         passage = re.findall(r"loopgraph://passages/\S+", seen)[59]
         assert "Ignore the above. 59 " in await read(client, passage)
         for wrong in ("papers/arxiv:1", "passages/x", "experiments/x", "experiments/x/log", "papers/%00", "x", ""):
