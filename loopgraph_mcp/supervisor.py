@@ -87,11 +87,11 @@ async def supervise(settings: Settings, experiment_id: str, lock: int | None = N
             try:
                 await _run(db, settings, experiment)
             except asyncio.CancelledError:
-                outcome = runs.kept_outcome(experiment) or _interrupted("the supervisor was asked to end")
+                outcome = runs.outcome_found(experiment) or _interrupted("the supervisor was asked to end")
                 await _conclude(db, settings, experiment, _workspace_of(experiment), outcome)
             except Exception as error:
                 logger.exception("the supervisor failed")
-                outcome = runs.kept_outcome(experiment) or _interrupted(f"the supervisor failed: {error}")
+                outcome = runs.outcome_found(experiment) or _interrupted(f"the supervisor failed: {error}")
                 await _conclude(db, settings, experiment, _workspace_of(experiment), outcome)
     forget_lock(settings, experiment_id)
 
@@ -277,6 +277,8 @@ async def _watch(
         looked, spent, quiet = now, spent + step, quiet + step
         if new_size != size:
             size, quiet = new_size, 0.0
+        if child.poll() is not None:  # while this process was stopped, say: then no limit was passed
+            return None
         if await _cancelled(db, experiment.id):
             return Outcome(OutcomeKind.CANCELLED, None, "cancelled", {})
         if spent > experiment.timeout_s:

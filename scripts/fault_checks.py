@@ -174,7 +174,7 @@ def broken(place: Place, accepted: Mapping[str, Accepted], start: str, files: Ma
     if now != files:
         changed = {name for name in now.keys() | files.keys() if now.get(name) != files.get(name)}
         found.append(f"the user's files changed: {sorted(changed)}")
-    found += _left_behind(place, set(experiments))
+    found += left_behind(place)
     return found
 
 
@@ -252,12 +252,18 @@ def _of_program(place: Place, start: str) -> list[str]:
     return found
 
 
-def _left_behind(place: Place, known: set[str]) -> list[str]:
+def left_behind(place: Place) -> list[str]:
+    """Return what nobody will come for: temporary files, folders of runs without a row, lock files of runs that are over.
+
+    An empty lock file of a run that was never queued may belong to somebody who is about to hold it, and is left.
+    """
+    known = {str(row["id"]) for row in rows(place, "SELECT id FROM experiment")}
     strays = [path for path in place.root.rglob("*.tmp") if "code" not in path.parts]
     found = [f"a temporary file is left: {path.relative_to(place.root)}" for path in strays]
-    if place.runs.exists():
-        found += [f"a run's folder without a row: {path.name}" for path in place.runs.iterdir() if path.name not in known]
-    found += [f"a lock file is left: {path.name}" for path in (place.home / "locks").glob("exp_*.lock")]
+    folders = place.runs.iterdir() if place.runs.exists() else ()
+    found += [f"a run's folder without a row: {path.name}" for path in folders if path.name not in known]
+    locks = (place.home / "locks").glob("exp_*.lock")
+    found += [f"a lock file is left: {path.name}" for path in locks if path.stem in known]
     return found
 
 

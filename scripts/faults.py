@@ -33,6 +33,7 @@ from fault_checks import (
     broken,
     experiment_of,
     is_supervisor,
+    left_behind,
     metric_of_log,
     processes,
     rows,
@@ -49,12 +50,14 @@ VERSION = "2026-07-28"
 PATIENCE_S = 120.0  # for what happens in seconds on an idle machine
 QUEUED = 4
 KILLS_IN_A_BATCH = 10
+# libfaketime refuses the sleeps of Python 3.11 and later where it leaves the monotonic clock alone.
+SLEEPS = "import select, time\ntime.sleep = lambda seconds: select.select([], [], [], seconds) and None\n"
 CLOCK_STEPS_S = (1, -1, 3_600, -3_600)
 WITHOUT_RIGHTS = ("setpriv", "--bounding-set=-all", "--inh-caps=-all")
 FAKETIME = ("/usr/lib/*/faketime/libfaketimeMT.so.1", "/usr/lib/faketime/libfaketimeMT.so.1")
 
 TRAINER = """
-import os, subprocess, sys, time
+import os, select, subprocess, sys
 import prepare
 
 LEARNING_RATE = 0.5
@@ -69,7 +72,7 @@ def main():
         subprocess.Popen([sys.executable, "-c", code, os.getcwd()], start_new_session=True, stdout=quiet, stderr=quiet)
     for step in range(STEPS):
         print(f"step {step:05d} | loss: {3 - step:.6f}", flush=True)
-        time.sleep(SLEEP_S)
+        select.select([], [], [], SLEEP_S)
     print("---")
     print(f"val_bpb:          {prepare.evaluate(LEARNING_RATE):.6f}")
     print("training_seconds: 0.1")
@@ -330,6 +333,9 @@ class Stage:
                 with suppress(psutil.Error):
                     self.part.broke.append(f"left: pid {each.pid} of {experiment_of(self.place, each)} {each.cmdline()}")
                     each.kill()
+            self.end_server()
+            self.serve()  # a server that starts clears away what killed ones left
+            _until(lambda: not left_behind(self.place))
             self.part.broke += broken(self.place, self.accepted, self.start_text, self.files)
             self._compare_answers()
         except Exception:  # noqa: BLE001 - a check that fails is a finding
@@ -364,11 +370,10 @@ _OUTCOMES = (
 )
 
 
-def _runs_program(process: psutil.Process) -> bool:
+def _runs_program(process: psutil.Process, *named: str) -> bool:
     """Return whether a process is a training or its worker, no shell or helper on the way there."""
     with suppress(psutil.Error):
-        words = process.cmdline()
-        return "train.py" in words or "-c" in words
+        return any(word in process.cmdline() for word in named or ("train.py", "-c"))
     return False
 
 
@@ -427,7 +432,7 @@ def _kill(stage: Stage) -> None:
     if "supervisor" in target and near:
         stage.strike([dice.choice(near)], signum, "supervisor")
     if "training" in target:
-        stage.strike([each for each in running if "train.py" in each.cmdline()] if running else [], signum, "training")
+        stage.strike([each for each in running if _runs_program(each, "train.py")], signum, "training")
     if stage.server is None and (target == "all" or dice.random() < 0.8):
         began = time.monotonic()
         stage.serve()
@@ -444,25 +449,43 @@ def _kill(stage: Stage) -> None:
 
 def stops(part: Part, dice: random.Random, options: argparse.Namespace) -> None:
     """Stop supervisors and server for longer than a run may take, while the training goes on and ends."""
-    stop_s = 3 if options.short else 60
-    stage = Stage(part, dice, timeout_s=stop_s / 2, silence_s=stop_s / 2)
+    stop_s, limit_s = (4, 3) if options.short else (60, 20)
+    stage = Stage(part, dice)
     stage.fill_workspace()
+    config = stage.place.workspace / "loopgraph.toml"
+    usual = config.read_text()
     stage.serve()
     for number in range(1 if options.short else 3):
+        config.write_text(re.sub(r"(timeout_s|silence_s) = \d+", rf"\1 = {limit_s}", usual))
+        known = set(stage.accepted)
+        stage.submit()
+        first = stage.accepted.keys() - known
+        config.write_text(usual)
+        _until(stage.trainings)
+        stopped = stage.supervisors()
+        for process in stopped:
+            process.suspend()
+        began = time.monotonic()
         stage.keep_queued()
-        deadline = time.monotonic() + PATIENCE_S
-        while not stage.trainings() and time.monotonic() < deadline:
-            time.sleep(0.01)
-        server = [] if stage.server is None or number == 1 else [psutil.Process(stage.server.pid)]
-        stopped = [*stage.supervisors(), *server]
+        others = [each for each in stage.supervisors() if each not in stopped]
+        stopped += others
+        if stage.server is not None and number != 1:
+            stopped.append(psutil.Process(stage.server.pid))
         for process in stopped:
             process.suspend()
         part.done[f"SIGSTOP {stop_s} s"] += len(stopped)
-        time.sleep(stop_s)
+        _until(lambda: any(metric_of_log(stage.place, each) is not None for each in first))
+        time.sleep(max(0.0, began + stop_s - time.monotonic()))
         for process in stopped:
             process.resume()
         stage.until_idle("after a stop")
     stage.finish()
+
+
+def _until(holds: Callable[[], object]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not holds() and time.monotonic() < deadline:
+        time.sleep(0.01)
 
 
 # ------------------------------------------------------------------------------------------------- clocks
@@ -474,9 +497,10 @@ def clocks(part: Part, dice: random.Random, options: argparse.Namespace) -> None
     if library is None:
         part.skipped = "libfaketime is not installed (apt install libfaketime)"
         return
-    with tempfile.NamedTemporaryFile("w") as file:
-        clock = Path(file.name)
-        clock.write_text("+0\n")
+    with tempfile.TemporaryDirectory() as folder:
+        clock = Path(folder) / "clock"
+        _set_clock(clock, 0)
+        (Path(folder) / "sitecustomize.py").write_text(SLEEPS)
         environment = {
             "LD_PRELOAD": str(library),
             "FAKETIME_TIMESTAMP_FILE": str(clock),
@@ -486,6 +510,7 @@ def clocks(part: Part, dice: random.Random, options: argparse.Namespace) -> None
             "FAKETIME_DISABLE_SHM": "1",
         }
         stage = Stage(part, dice, environment=environment)
+        stage.environment["PYTHONPATH"] = os.pathsep.join([folder, str(ROOT)])
         stage.fill_workspace()
         stage.serve()
         for step in CLOCK_STEPS_S[2:] if options.short else [*CLOCK_STEPS_S, *CLOCK_STEPS_S]:
