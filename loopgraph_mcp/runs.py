@@ -215,7 +215,8 @@ def _outcome_of_summary(experiment: ExperimentRow) -> Outcome | None:
     files differ by now.
     """
     folder = Path(experiment.run_dir or "")
-    lines = trainlog.lines_of(read_tail(folder / LOG_NAME))
+    log = read_tail(folder / LOG_NAME)
+    lines = trainlog.lines_of(log[: log.rfind("\n") + 1])  # a last line without its end may be cut within a number
     made = inputs.read_made(folder)
     if "---" not in lines[-_SUMMARY_LINES:] or made is None:
         return None

@@ -342,9 +342,10 @@ class Stage:
             self.part.broke.append(traceback.format_exc())
         self.end_server()
         if len(self.part.broke) > known:
-            self.part.broke.append(f"see {self.place.root}")
-        else:
-            shutil.rmtree(self.place.root, ignore_errors=True)
+            kept = self.place.root.with_name(f"{self.place.root.name}-kept")
+            shutil.copytree(self.place.root, kept, symlinks=True)  # what is mounted there goes with this process
+            self.part.broke.append(f"see {kept}")
+        shutil.rmtree(self.place.root, ignore_errors=True)
 
     def _is_server(self, process: psutil.Process) -> bool:
         return self.server is not None and process.pid == self.server.pid
@@ -570,7 +571,7 @@ def disk(part: Part, dice: random.Random, options: argparse.Namespace) -> None:
         stage.end_server()
         for folder in (stage.place.runs, stage.place.store, stage.place.workspace):
             subprocess.run(["umount", "--lazy", str(folder)], check=False, capture_output=True)  # noqa: S603, S607
-        if stage.place.root.exists() and not part.broke:
+        if stage.place.root.exists():
             shutil.rmtree(stage.place.root, ignore_errors=True)
 
 

@@ -211,7 +211,11 @@ async def test_a_log_that_ends_with_its_summary_is_an_outcome(settings: Settings
     log = (folder / "run.log").read_text()
     (folder / "run.log").write_text(log.replace("---", "val_bpb: 1.9"))  # printed on the way
     assert runs._outcome_left(row).kind is OutcomeKind.INTERRUPTED
-    (folder / "run.log").write_text(log)
+    head, _, rest = log.partition("1.750000")
+    (folder / "run.log").write_text(f"{head}1.7")  # cut within the number
+    assert runs._outcome_left(row).kind is OutcomeKind.INTERRUPTED
+    (folder / "run.log").write_text(f"{head}1.750000{rest}")
+    assert runs._outcome_left(row).kind is OutcomeKind.FINISHED
     (folder / "code" / "prepare.py").write_text("# another\n")
     assert runs._outcome_left(row).kind is OutcomeKind.INTERRUPTED
 
