@@ -5,6 +5,7 @@ import json
 import os
 import re
 import sqlite3
+import subprocess
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import closing, suppress
@@ -219,9 +220,11 @@ def _of_results(place: Place, experiments: Mapping[str, sqlite3.Row]) -> list[st
     if torn := [line for line in cells if len(line) != 5]:
         found.append(f"results.tsv: torn lines {torn[:3]}")
     named = Counter(line[-1].split(" (")[0] for line in cells)
-    for name in wanted.keys() | named.keys():
-        if named[name] != (name in wanted):
-            found.append(f"results.tsv: {named[name]} rows of {name!r}, which {'ran' if name in wanted else 'did not'}")
+    found += [
+        f"results.tsv: {named[name]} rows of {name!r}, which {'ran' if name in wanted else 'did not'}"
+        for name in wanted.keys() | named.keys()
+        if named[name] != (name in wanted)
+    ]
     for line in cells:
         row = wanted.get(line[-1].split(" (")[0])
         if row is not None and row["kind"] == "finished" and line[1] != f"{row['metric_value']:.6f}":
@@ -249,11 +252,23 @@ def _of_program(place: Place, start: str) -> list[str]:
         found.append(f"{len(left)} edits are said to be applied and cannot have been: {[row['id'] for row in left]}")
     if text != present:
         found.append("train.py is neither what it was nor what the kept edits make of it")
+    if (place.workspace / ".git").exists():
+        committed = [row for row in applied if row["commit_hash"] is not None]
+        count = int(_git(place, "rev-list", "--count", "HEAD")) - 1
+        if count != len(committed):
+            found.append(f"{count} commits were made, {len(committed)} are known")
+        if committed and _git(place, "show", "HEAD:./train.py") != present:
+            found.append("what is committed is not what train.py holds")
     return found
 
 
+def _git(place: Place, *arguments: str) -> str:
+    command = ["git", "-C", str(place.workspace), *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout  # noqa: S603
+
+
 def left_behind(place: Place) -> list[str]:
-    """Return what nobody will come for: temporary files, folders of runs without a row, lock files of runs that are over.
+    """Return what nobody will come for: temporary files, folders without a row, lock files of runs that are over.
 
     An empty lock file of a run that was never queued may belong to somebody who is about to hold it, and is left.
     """

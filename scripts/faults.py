@@ -19,7 +19,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -109,6 +109,7 @@ class Part:
     kind: str
     done: Counter[str] = field(default_factory=Counter)
     outcomes: Counter[str] = field(default_factory=Counter)
+    refusals: Counter[str] = field(default_factory=Counter)
     recovery_s: list[float] = field(default_factory=list)
     leftovers_s: list[float] = field(default_factory=list)
     broke: list[str] = field(default_factory=list)
@@ -129,8 +130,10 @@ class Stage:
         silence_s: float = 30,
         environment: dict[str, str] | None = None,
         before: Sequence[str] = (),
+        queued: int = QUEUED,
     ) -> None:
         self.part, self.dice, self._before = part, dice, tuple(before)
+        self.queued = queued
         self.place = Place(Path(tempfile.mkdtemp(prefix=f"loopgraph-faults-{part.kind}-")).resolve())
         for folder in (self.place.workspace, self.place.store, self.place.home):
             folder.mkdir()
@@ -255,17 +258,22 @@ class Stage:
             f"@@ @@\n-{rate[0]}\n+LEARNING_RATE = {value}\n SLEEP_S = 0.1\n STEPS = 3\n"
             f"-{worker[0]}\n+WORKER = {self.dice.randint(0, 1)}  # {self._number}\n"
         )
-        asked = {
-            "patch": patch,
-            "description": f"try {self._number}",
-            "idempotency_key": f"key {self._number}",
-            "wait_s": 0,
-        }
+        self._ask({"patch": patch}, touched)
+
+    def baseline(self) -> None:
+        """Run the file as it is and wait for that: what comes later is compared with it."""
+        self._ask({}, "")
+        self.until_idle("the baseline")
+
+    def _ask(self, what: dict[str, str], touched: str) -> None:
+        name = f"try {self._number}"
+        asked = {**what, "description": name, "idempotency_key": name, "wait_s": 0}
         for attempt in range(2):
             try:
                 answer = self.call("run_experiment", asked)
             except Refused as refused:
                 self.part.done["refused"] += 1
+                self.part.refusals[_words(str(refused))] += 1
                 if "Traceback" in str(refused):
                     self.part.broke.append(f"refused with a traceback: {refused}")
                 return
@@ -273,14 +281,14 @@ class Stage:
                 if attempt or self.server is None or self.server.poll() is not None:
                     return
                 continue
-            run = Accepted(answer["experiment_id"], asked["description"], touched or ("asked again" if attempt else ""))
+            run = Accepted(answer["experiment_id"], name, touched or ("asked again" if attempt else ""))
             self.accepted.setdefault(run.id, run)
             self.part.done["accepted"] += 1
             return
 
     def keep_queued(self, *, touched: str = "") -> None:
         """Ask for runs until several are on their way."""
-        for _ in range(QUEUED - len(unfinished(self.place) if self.place.db.exists() else [])):
+        for _ in range(self.queued - len(unfinished(self.place) if self.place.db.exists() else [])):
             self.submit(touched=touched)
 
     def touch(self, experiment_id: str, why: str, *, child: bool = False) -> None:
@@ -313,7 +321,9 @@ class Stage:
         began = time.monotonic()
         while left := unfinished(self.place):
             if time.monotonic() - began > PATIENCE_S:
-                self.part.broke.append(f"{what}: after {PATIENCE_S:g} s {len(left)} runs are still on their way: {left}")
+                self.part.broke.append(
+                    f"{what}: after {PATIENCE_S:g} s {len(left)} runs are still on their way: {left}"
+                )
                 break
             time.sleep(0.05)
         return time.monotonic() - began
@@ -331,7 +341,9 @@ class Stage:
             self.part.leftovers_s.append(time.monotonic() - began)
             for each in left:
                 with suppress(psutil.Error):
-                    self.part.broke.append(f"left: pid {each.pid} of {experiment_of(self.place, each)} {each.cmdline()}")
+                    self.part.broke.append(
+                        f"left: pid {each.pid} of {experiment_of(self.place, each)} {each.cmdline()}"
+                    )
                     each.kill()
             self.end_server()
             self.serve()  # a server that starts clears away what killed ones left
@@ -351,24 +363,34 @@ class Stage:
         return self.server is not None and process.pid == self.server.pid
 
     def _compare_answers(self) -> None:
+        for row in rows(self.place, "SELECT note FROM conclusion WHERE step = 'apply'"):
+            self.part.outcomes["edits in the file" if "changed meanwhile" not in row["note"] else "edits too late"] += 1
         told = {each["id"]: each for each in rows(self.place, _OUTCOMES)}
         for run in self.accepted.values():
-            row = told.get(run.id)
-            if row is None:
+            if run.id not in told:
                 continue
+            row = told[run.id]
             self.part.outcomes[row["kind"]] += 1
             try:
                 answer = self.call("get_experiment", {"experiment_id": run.id, "wait_s": 0})
             except (Gone, Refused) as error:
                 self.part.broke.append(f"get_experiment({run.id}): {error}")
                 continue
-            if differs := answers_differ(row, answer):
+            self.part.outcomes["of them from the log"] += "from its log" in row["reason"]
+            if differs := answers_differ(dict(row), answer):
                 self.part.broke.append(differs)
 
 
 _OUTCOMES = (
-    "SELECT experiment.id, kind, metric_value FROM experiment JOIN outcome ON outcome.experiment_id = experiment.id"
+    "SELECT experiment.id, kind, metric_value, reason FROM experiment "
+    "JOIN outcome ON outcome.experiment_id = experiment.id"
 )
+
+
+def _words(refusal: str) -> str:
+    """Return the words of a refusal, without what differs each time."""
+    found = re.search(r'"text":\s*"((?:[^"\\]|\\.)*)"', refusal)
+    return re.sub(r"exp_\w+|/\S*loopgraph-faults-[^/\s]+", "…", found[1] if found else refusal)[:200]
 
 
 def _runs_program(process: psutil.Process, *named: str) -> bool:
@@ -386,9 +408,10 @@ def kills(part: Part, dice: random.Random, options: argparse.Namespace) -> None:
     left = options.kills
     while left > 0:
         batch = min(left, KILLS_IN_A_BATCH)
-        stage = Stage(part, dice, on_win=dice.choice(("apply", "commit")))
+        stage = Stage(part, dice, on_win=dice.choice(("apply", "commit")), queued=options.queued)
         stage.fill_workspace()
         stage.serve()
+        stage.baseline()
         for _ in range(batch):
             stage.keep_queued()
             _at_a_moment(stage)
@@ -418,9 +441,9 @@ def _kill(stage: Stage) -> None:
     dice, part = stage.dice, stage.part
     signum = signal.SIGTERM if dice.random() < 0.2 else signal.SIGKILL
     target = dice.choice(("server", "supervisor", "training", "supervisor, training", "server, supervisor", "all"))
-    part.done[f"{signum.name} {target}"] += 1
     if target == "all":
         signum = signal.SIGKILL
+    part.done[f"{signum.name} {target}"] += 1
     if target == "all" or "server" in target:
         stage.end_server(signum)
     running = stage.trainings()
@@ -451,11 +474,12 @@ def _kill(stage: Stage) -> None:
 def stops(part: Part, dice: random.Random, options: argparse.Namespace) -> None:
     """Stop supervisors and server for longer than a run may take, while the training goes on and ends."""
     stop_s, limit_s = (4, 3) if options.short else (60, 20)
-    stage = Stage(part, dice)
+    stage = Stage(part, dice, queued=options.queued)
     stage.fill_workspace()
     config = stage.place.workspace / "loopgraph.toml"
     usual = config.read_text()
     stage.serve()
+    stage.baseline()
     for number in range(1 if options.short else 3):
         config.write_text(re.sub(r"(timeout_s|silence_s) = \d+", rf"\1 = {limit_s}", usual))
         known = set(stage.accepted)
@@ -475,12 +499,16 @@ def stops(part: Part, dice: random.Random, options: argparse.Namespace) -> None:
         for process in stopped:
             process.suspend()
         part.done[f"SIGSTOP {stop_s} s"] += len(stopped)
-        _until(lambda: any(metric_of_log(stage.place, each) is not None for each in first))
+        _until_ended(stage, first)
         time.sleep(max(0.0, began + stop_s - time.monotonic()))
         for process in stopped:
             process.resume()
         stage.until_idle("after a stop")
     stage.finish()
+
+
+def _until_ended(stage: Stage, runs: Iterable[str]) -> None:
+    _until(lambda: any(metric_of_log(stage.place, each) is not None for each in runs))
 
 
 def _until(holds: Callable[[], object]) -> None:
@@ -508,24 +536,28 @@ def clocks(part: Part, dice: random.Random, options: argparse.Namespace) -> None
             "FAKETIME_NO_CACHE": "1",
             "FAKETIME_DONT_FAKE_MONOTONIC": "1",  # a step of the clock moves no monotonic one
             "NO_FAKE_STAT": "1",
-            "FAKETIME_DISABLE_SHM": "1",
         }
-        stage = Stage(part, dice, environment=environment)
+        stage = Stage(part, dice, environment=environment, queued=options.queued)
         stage.environment["PYTHONPATH"] = os.pathsep.join([folder, str(ROOT)])
         stage.fill_workspace()
         stage.serve()
-        for step in CLOCK_STEPS_S[2:] if options.short else [*CLOCK_STEPS_S, *CLOCK_STEPS_S]:
+        stage.baseline()
+        for step in CLOCK_STEPS_S[-1:] if options.short else [*CLOCK_STEPS_S, *CLOCK_STEPS_S]:
             stage.keep_queued()
             time.sleep(dice.uniform(0, 1))
             _set_clock(clock, step)
             part.done[f"clock {step:+d} s"] += 1
-            if dice.random() < 0.5:
+            if options.short or dice.random() < 0.5:
                 _at_a_moment(stage)
                 stage.strike(stage.supervisors()[-1:], signal.SIGKILL, "supervisor")
             stage.keep_queued()
             stage.until_idle("after a step of the clock")
             _set_clock(clock, 0)
         stage.finish()
+    for path in Path("/dev/shm").glob("*faketime_*"):  # noqa: S108 - what libfaketime leaves of killed processes
+        pid = path.name.rpartition("_")[2]
+        if pid.isdigit() and not psutil.pid_exists(int(pid)):
+            path.unlink(missing_ok=True)
 
 
 def _set_clock(file: Path, offset_s: int) -> None:
@@ -542,26 +574,28 @@ def disk(part: Part, dice: random.Random, options: argparse.Namespace) -> None:
     if NAMESPACE not in os.environ:
         part.skipped = "no mount namespace can be had here (unshare -m, unshare -Urm)"
         return
-    stage = Stage(part, dice)
-    stage.place.runs.mkdir()
-    sizes = {stage.place.store: 64, stage.place.runs: 128, stage.place.workspace: 32}
+    stage = Stage(part, dice, queued=options.queued)
+    sizes = {stage.place.workspace: 32, stage.place.store: 64, stage.place.runs: 128}  # the runs are in the store's
     for folder, mib in sizes.items():
         folder.mkdir(exist_ok=True)
         _mount("-t", "tmpfs", "-o", f"size={mib}m", "faults", str(folder))
-    stage.place.runs.mkdir(exist_ok=True)
-    _mount("-t", "tmpfs", "-o", f"size={sizes[stage.place.runs]}m", "faults", str(stage.place.runs))
     try:
         stage.fill_workspace()
         stage.serve()
+        stage.baseline()
         for _ in range(1 if options.short else 5):
-            for name, folder in (("store", stage.place.store), ("runs", stage.place.runs), ("workspace", None)):
-                disk_of = folder or stage.place.workspace
+            for name, disk_of in (
+                ("store", stage.place.store),
+                ("runs", stage.place.runs),
+                ("workspace", stage.place.workspace),
+            ):
                 stage.keep_queued(touched=f"the disk of the {name} was full")
                 time.sleep(dice.uniform(0, 1.5))
                 _fill(disk_of)
                 part.done[f"full: {name}"] += 1
                 stage.submit(touched=f"the disk of the {name} was full")
                 time.sleep(dice.uniform(0.2, 2.0))
+                _perhaps_kill(stage)
                 _mount("-o", f"remount,size={sizes[disk_of]}m", str(disk_of))
                 stage.keep_queued(touched=f"the disk of the {name} was full")
         stage.until_idle("once there is space")
@@ -569,10 +603,21 @@ def disk(part: Part, dice: random.Random, options: argparse.Namespace) -> None:
         stage.finish()
     finally:
         stage.end_server()
-        for folder in (stage.place.runs, stage.place.store, stage.place.workspace):
+        for folder in reversed(sizes):
             subprocess.run(["umount", "--lazy", str(folder)], check=False, capture_output=True)  # noqa: S603, S607
         if stage.place.root.exists():
             shutil.rmtree(stage.place.root, ignore_errors=True)
+
+
+def _perhaps_kill(stage: Stage) -> None:
+    """Kill a supervisor every third time: what it could not write yet must not be lost."""
+    if stage.dice.random() < 1 / 3:
+        stage.part.done["SIGKILL supervisor"] += 1
+        running = {experiment_of(stage.place, each) for each in stage.trainings()}
+        watching = stage.supervisors()
+        near = [each for each in watching if experiment_of(stage.place, each) in running] or watching
+        stage.strike(near[:1], signal.SIGKILL, "supervisor")
+        time.sleep(stage.dice.uniform(0, 1))
 
 
 def _mount(*arguments: str) -> None:
@@ -601,9 +646,10 @@ def readonly(part: Part, dice: random.Random, options: argparse.Namespace) -> No
         if shutil.which("setpriv") is None or not _binds(before):
             part.skipped = "permissions do not bind root here, and setpriv cannot take its rights away"
             return
-    stage = Stage(part, dice, before=before)
+    stage = Stage(part, dice, before=before, queued=options.queued)
     stage.fill_workspace()
     stage.serve()
+    stage.baseline()
     folders = {"workspace": stage.place.workspace, "runs": stage.place.runs, "locks": stage.place.home / "locks"}
     for _ in range(1 if options.short else 5):
         for name, folder in folders.items():
@@ -614,6 +660,7 @@ def readonly(part: Part, dice: random.Random, options: argparse.Namespace) -> No
             part.done[f"read-only: {name}"] += 1
             stage.submit(touched=why)
             time.sleep(dice.uniform(0.2, 2.0))
+            _perhaps_kill(stage)
             for path, mode in locked.items():
                 with suppress(FileNotFoundError):
                     path.chmod(mode)
@@ -684,6 +731,7 @@ def as_json(part: Part) -> dict[str, Any]:
         "kind": part.kind,
         "done": dict(part.done),
         "outcomes": dict(part.outcomes),
+        "refusals": dict(part.refusals),
         "recovery_s": [round(each, 2) for each in part.recovery_s],
         "leftovers_s": [round(each, 2) for each in part.leftovers_s],
         "skipped": part.skipped,
@@ -701,7 +749,7 @@ def show(parts: Sequence[Part]) -> None:
         recovery = part.recovery_s
         table.add_row(
             f"{part.kind}\n{part.took_s:.0f} s",
-            part.skipped and f"skipped: {part.skipped}" or _counted(part.done),
+            (part.skipped and f"skipped: {part.skipped}") or _counted(part.done),
             _counted(part.outcomes),
             f"{statistics.median(recovery):.1f}, {max(recovery):.1f}" if recovery else "",
             f"{max(part.leftovers_s):.1f}" if part.leftovers_s else "",
@@ -709,6 +757,9 @@ def show(parts: Sequence[Part]) -> None:
         )
     console = Console()
     console.print(table)
+    for part in parts:
+        for words, count in part.refusals.most_common():
+            console.print(f"{part.kind}: refused {count} times: {words}", markup=False, highlight=False, soft_wrap=True)
     for part in parts:
         for each in part.broke:
             console.print(f"{part.kind}: {each}", markup=False, highlight=False, soft_wrap=True)
@@ -730,7 +781,8 @@ def main() -> None:
     options = parser.parse_args()
     _enter_namespace()
     if options.short:
-        options.kills = min(options.kills, 6)
+        options.kills = min(options.kills, 4)
+    options.queued = 3 if options.short else QUEUED
     parts = [run_part(kind, options) for kind in options.only or KINDS]
     if options.json:
         print(json.dumps([as_json(part) for part in parts], indent=2))
