@@ -175,10 +175,14 @@ class LoopGraph:
 
     async def watch_runs(self) -> None:
         """Finish runs whose supervisor was killed, for as long as this is awaited: nobody may ask for them."""
+        swept = False
         while True:
             await asyncio.sleep(_LOOK_S)
             try:
                 await runs.recover(self.db, self.settings)
+                if not swept:
+                    await runs.sweep(self.db, self.settings)
+                    swept = True
             except (LoopGraphError, OSError) as error:  # a full disk: the next look tries again
                 _log.warning("runs that were left could not be finished: %s", error)
 

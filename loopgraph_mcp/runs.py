@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import shutil
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -33,6 +34,7 @@ _RECOVERY_GRACE_S = 1.0  # nothing that a training still writes is read once its
 _SETTLE_S = 30.0
 _SETTLE_POLL_S = 0.05
 _SUMMARY_LINES = 30
+_OLD_LOCK_S = 3_600.0
 
 
 def read_tail(path: Path, limit: int = _TAIL_BYTES) -> str:
@@ -151,7 +153,7 @@ async def recover(db: Database, settings: Settings) -> None:
     for experiment in abandoned:
         outcome = experiment.outcome
         if outcome is None:
-            outcome = await asyncio.to_thread(kept_outcome, experiment) or await _outcome_left(db, experiment)
+            outcome = await _outcome_left(db, experiment)
         if outcome.kind.says_something:
             await experiments.add_outcome(db, experiment.id, outcome, now=time.time())
             await _settle(db, settings, experiment)
@@ -189,12 +191,9 @@ def _why_abandoned(experiment: ExperimentRow) -> str:
 
 
 async def _outcome_left(db: Database, experiment: ExperimentRow) -> Outcome:
-    """Return the outcome that a run's log states, as far as it can be believed, or that it was interrupted."""
-    found = await asyncio.to_thread(_outcome_of_summary, experiment)
-    if found is None:
-        return await asyncio.to_thread(_interrupted, experiment)
-    workspace, outcome = found
-    return await verifying.doubted(db, experiment, workspace, outcome, None)
+    """Return the outcome that a run left, as far as it can be believed, or that it was interrupted."""
+    found = await outcome_found(db, experiment)
+    return await asyncio.to_thread(_interrupted, experiment) if found is None else found
 
 
 def _interrupted(experiment: ExperimentRow) -> Outcome:
@@ -206,6 +205,14 @@ def _interrupted(experiment: ExperimentRow) -> Outcome:
     return Outcome(OutcomeKind.INTERRUPTED, None, reason, {}, _last_words(experiment))
 
 
+async def outcome_found(db: Database, experiment: ExperimentRow) -> Outcome | None:
+    """Return the outcome that is in a run's folder: the one its supervisor kept there, or its log's; None for none."""
+    if (kept := await asyncio.to_thread(kept_outcome, experiment)) is not None:
+        return kept
+    found = await asyncio.to_thread(_outcome_of_summary, experiment)
+    return None if found is None else await verifying.doubted(db, experiment, *found, None)
+
+
 def _outcome_of_summary(experiment: ExperimentRow) -> tuple[Workspace, Outcome] | None:
     """Return workspace and outcome of a run whose log ends with a summary: such a program had come to its end.
 
@@ -213,7 +220,8 @@ def _outcome_of_summary(experiment: ExperimentRow) -> tuple[Workspace, Outcome] 
     files differ by now.
     """
     folder = Path(experiment.run_dir or "")
-    lines = trainlog.lines_of(read_tail(folder / LOG_NAME))
+    log = read_tail(folder / LOG_NAME)
+    lines = trainlog.lines_of(log[: log.rfind("\n") + 1])  # a last line without its end may be cut within a number
     made = inputs.read_made(folder)
     if "---" not in lines[-_SUMMARY_LINES:] or made is None:
         return None
@@ -231,8 +239,51 @@ def _outcome_of_summary(experiment: ExperimentRow) -> tuple[Workspace, Outcome] 
     if inputs.harm_done(made, where.path):
         return None
     numbers = {name: number for name, number in summary.items() if trainlog.is_finite(number)}
-    reason = f"{where.metric} {value:.6f} (from its log: its supervisor was killed)"
+    reason = f"{where.metric} {value:.6f} (from its log: its supervisor ended before it was stored)"
     return where, Outcome(OutcomeKind.FINISHED, value, reason, numbers, _last_words(experiment))
+
+
+async def sweep(db: Database, settings: Settings) -> None:
+    """Remove what a process that was killed left behind: lock files of runs that are over, folders never queued.
+
+    A folder is made while its lock is held, until its row is stored: a free lock and then no row mean that nobody will
+    come for it. A folder in which something ran is kept, whoever's it is.
+    """
+    locks, folders = await asyncio.to_thread(_strays, settings)
+    states = await experiments.states_of(db, sorted(locks | folders))
+    over = {name for name in locks if states.get(name) is State.DONE}
+    for name in over | {name for name in locks - states.keys() if _is_old(settings.locks_dir / f"{name}.lock")}:
+        forget_lock(settings, name)
+    for name in folders - states.keys():
+        await asyncio.to_thread(shutil.rmtree, settings.runs_dir / name, ignore_errors=True)
+        forget_lock(settings, name)
+
+
+def _strays(settings: Settings) -> tuple[set[str], set[str]]:
+    """Return the experiments whose lock file is there and free, and those whose folder is and in which nothing ran."""
+    locks = {path.stem for path in settings.locks_dir.glob("exp_*.lock")}
+    folders = {
+        path.name
+        for path in settings.runs_dir.glob("exp_*")
+        if not any((path / name).exists() for name in (SUPERVISOR_LOG_NAME, LOG_NAME))
+    }
+    free = {name for name in locks | folders if not _is_held(settings, name)}
+    return locks & free, folders & free
+
+
+def _is_held(settings: Settings, experiment_id: str) -> bool:
+    try:
+        return is_held(settings.locks_dir, experiment_id)
+    except OSError:
+        return True
+
+
+def _is_old(lock: Path) -> bool:
+    """Return whether a lock file without a row, of this store or another one, is not just about to be held."""
+    try:
+        return abs(time.time() - lock.stat().st_mtime) > _OLD_LOCK_S
+    except OSError:
+        return False
 
 
 async def _settle(db: Database, settings: Settings, experiment: ExperimentRow) -> None:

@@ -27,6 +27,7 @@ from loopgraph_mcp.runner.load import LoadMeter
 from loopgraph_mcp.runner.locks import inherited_lock, try_lock
 from loopgraph_mcp.runner.memory_kills import count_memory_kills
 from loopgraph_mcp.runner.metric_log import read_metric
+from loopgraph_mcp.runner.room import RoomMeter
 from loopgraph_mcp.runs import (
     GRACE_S,
     LOG_NAME,
@@ -91,11 +92,11 @@ async def supervise(settings: Settings, experiment_id: str, lock: int | None = N
             try:
                 await _run(db, settings, experiment)
             except asyncio.CancelledError:
-                outcome = runs.kept_outcome(experiment) or _interrupted("the supervisor was asked to end")
+                outcome = await runs.outcome_found(db, experiment) or _interrupted("the supervisor was asked to end")
                 await _conclude(db, settings, experiment, _workspace_of(experiment), outcome)
             except Exception as error:
                 logger.exception("the supervisor failed")
-                outcome = runs.kept_outcome(experiment) or _interrupted(f"the supervisor failed: {error}")
+                outcome = await runs.outcome_found(db, experiment) or _interrupted(f"the supervisor failed: {error}")
                 await _conclude(db, settings, experiment, _workspace_of(experiment), outcome)
     forget_lock(settings, experiment_id)
 
@@ -213,7 +214,7 @@ async def _train(db: Database, experiment: ExperimentRow, workspace: Workspace, 
     }
     protected = protected_hashes(workspace, code)
     command = run_command(workspace)
-    load = LoadMeter.start(device)
+    load, room = LoadMeter.start(device), RoomMeter(run_dir)
     kills = count_memory_kills()
     try:
         child = processes.start_training(command, code, environment, log)
@@ -224,8 +225,9 @@ async def _train(db: Database, experiment: ExperimentRow, workspace: Workspace, 
     descendants = processes.Descendants(processes.Training(experiment.id, run_dir, log, child.pid, started))
     try:
         await experiments.mark_running(db, experiment.id, ProcessId(child.pid, started), now=time.time())
-        stopped = await _watch(db, experiment, child, log, descendants)
+        stopped = await _watch(db, experiment, child, log, descendants, room)
     finally:
+        room.look()  # before what it started ends and frees what it had written
         descendants.end(grace_s=GRACE_S)
         child.wait()
     tail = read_tail(log)
@@ -235,6 +237,8 @@ async def _train(db: Database, experiment: ExperimentRow, workspace: Workspace, 
         outcome = await asyncio.to_thread(
             _outcome_of_exit, child.returncode, log, tail, workspace, code, killed_for_memory=killed_for_memory
         )
+    if room.was_full and _may_be_cut(outcome, tail):
+        outcome = _interrupted("the disk with the run's folder was full, so its log does not say how it ended")
     if reason := await asyncio.to_thread(_why_void, workspace, code, protected, made):
         outcome = Outcome(OutcomeKind.VOID, None, reason, {})
     failed = outcome.kind in {OutcomeKind.CRASHED, OutcomeKind.NO_METRIC, OutcomeKind.INTERRUPTED}
@@ -254,6 +258,13 @@ async def _train(db: Database, experiment: ExperimentRow, workspace: Workspace, 
     )
 
 
+def _may_be_cut(outcome: Outcome, tail: str) -> bool:
+    """Return whether an outcome rests on what a log that could not be written does not say."""
+    if outcome.kind is OutcomeKind.FINISHED:  # a number may have lost its last digits
+        return not tail.endswith("\n")
+    return outcome.kind in {OutcomeKind.CRASHED, OutcomeKind.SILENT, OutcomeKind.NO_METRIC}
+
+
 def _why_void(workspace: Workspace, code: Path, protected: Mapping[str, str], made: inputs.Made | None) -> str:
     """Return why the number of a run that ended does not count; empty where it does."""
     reasons = list[str]()
@@ -270,6 +281,7 @@ async def _watch(
     child: "subprocess.Popen[bytes]",
     log: Path,
     descendants: processes.Descendants,
+    room: RoomMeter,
 ) -> Outcome | None:
     """Wait for the process to end; return why it must be stopped, or None where it ended by itself."""
     looked = time.monotonic()
@@ -278,11 +290,14 @@ async def _watch(
     while child.poll() is None:
         await asyncio.sleep(POLL_S)
         descendants.look()
+        room.look()
         now, new_size = time.monotonic(), os.path.getsize(log)  # noqa: ASYNC240, PTH202 - a stat is no wait
         step = min(now - looked, _MOST_STEP_S)  # this process may have been stopped, or the machine suspended
         looked, spent, quiet = now, spent + step, quiet + step
         if new_size != size:
             size, quiet = new_size, 0.0
+        if child.poll() is not None:  # while this process was stopped, say: then no limit was passed
+            return None
         if await _cancelled(db, experiment.id):
             return Outcome(OutcomeKind.CANCELLED, None, "cancelled", {})
         if spent > experiment.timeout_s:

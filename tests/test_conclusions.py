@@ -5,6 +5,7 @@ import shutil
 import signal
 import sqlite3
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -17,11 +18,12 @@ from loopgraph_mcp import runs
 from loopgraph_mcp.config import Settings
 from loopgraph_mcp.loopgraph import LoopGraph
 from loopgraph_mcp.models import Decision, Outcome, OutcomeKind, State
-from loopgraph_mcp.runner.locks import alone_in
+from loopgraph_mcp.runner.locks import alone_in, try_lock
 from loopgraph_mcp.store import conclusions, experiments
 from loopgraph_mcp.store.conclusions import Step, StepState
+from loopgraph_mcp.store.experiments import ExperimentRow
 from loopgraph_mcp.workspace import append_result, load_workspace, results_size, write_program
-from tests.test_loop import HIGHER_RATE, run
+from tests.test_loop import HIGHER_RATE, run, set_config
 
 ROW = {"commit": "abc1234", "val_bpb": "1.000000", "memory_gb": "2.0", "status": "keep", "description": "a try"}
 
@@ -211,7 +213,11 @@ async def test_a_log_that_ends_with_its_summary_is_an_outcome(settings: Settings
         assert (await runs._outcome_left(graph.db, row)).kind is OutcomeKind.INTERRUPTED
         (folder / "run.log").write_text(log.replace("val_bpb:          1.75", "val_bpb:          -1.75"))
         assert (await runs._outcome_left(graph.db, row)).kind is OutcomeKind.NO_METRIC
-        (folder / "run.log").write_text(log)
+        head, _, rest = log.partition("1.750000")
+        (folder / "run.log").write_text(f"{head}1.7")  # cut within the number
+        assert (await runs._outcome_left(graph.db, row)).kind is OutcomeKind.INTERRUPTED
+        (folder / "run.log").write_text(f"{head}1.750000{rest}")
+        assert (await runs._outcome_left(graph.db, row)).kind is OutcomeKind.FINISHED
         (folder / "code" / "prepare.py").write_text("# another\n")
         assert (await runs._outcome_left(graph.db, row)).kind is OutcomeKind.INTERRUPTED
 
@@ -227,3 +233,62 @@ def test_an_outcome_is_kept_in_the_room_that_was_made_for_it(tmp_path: Path) -> 
         assert kept is not None
         assert (kept.metric_value, kept.reason) == (1.5, reason[:1_000])
         assert (tmp_path / runs.OUTCOME_NAME).stat().st_size == size
+
+
+async def until_there(graph: LoopGraph, experiment_id: str, text: str) -> ExperimentRow:
+    """Wait until a run's log holds a text; return the run's row."""
+    while True:
+        row = await experiments.get_experiment(graph.db, experiment_id)
+        assert row is not None
+        if text in runs.read_tail(Path(row.run_dir or "") / runs.LOG_NAME) and row.supervisor is not None:
+            return row
+        await graph.get_experiment(experiment_id, wait_s=0.05)
+
+
+async def test_a_run_that_ends_while_its_supervisor_is_stopped_is_not_timed_out(
+    graph: LoopGraph, workspace: Path
+) -> None:
+    set_config(workspace, timeout_s=4, silence_s=4)
+    (workspace / "train.py").write_text((workspace / "train.py").read_text().replace("STEPS = 3", "STEPS = 20"))
+    started = await graph.run_experiment(wait_s=0)
+    row = await until_there(graph, started.experiment_id, "step 00001")
+    assert row.supervisor is not None
+    supervisor = psutil.Process(row.supervisor.pid)
+    supervisor.suspend()
+    stopped_at = time.monotonic()
+    try:
+        await until_there(graph, started.experiment_id, "num_steps:        3\n")
+        while time.monotonic() < stopped_at + 4.5:
+            await graph.get_experiment(started.experiment_id, wait_s=0.2)
+    finally:
+        supervisor.resume()
+    found = await graph.get_experiment(started.experiment_id, wait_s=50)
+    assert (found.outcome, found.metric_value) == (OutcomeKind.FINISHED, 1.75)
+
+
+async def test_a_supervisor_that_is_asked_to_end_reads_the_log_first(graph: LoopGraph, workspace: Path) -> None:
+    with (workspace / "train.py").open("a") as file:
+        file.write("\ntime.sleep(600)\n")
+    started = await graph.run_experiment(wait_s=0)
+    row = await until_there(graph, started.experiment_id, "num_steps:        3\n")
+    assert row.supervisor is not None
+    psutil.Process(row.supervisor.pid).terminate()
+    found = await graph.get_experiment(started.experiment_id, wait_s=50)
+    assert (found.outcome, found.metric_value, found.decision) == (OutcomeKind.FINISHED, 1.75, Decision.KEEP)
+
+
+async def test_what_a_killed_process_left_behind_is_swept_and_what_ran_or_is_held_stays(
+    graph: LoopGraph, settings: Settings
+) -> None:
+    over = (await run(graph)).experiment_id
+    for name in ("exp_queued", "exp_held", "exp_ran"):
+        (settings.runs_dir / name / "code").mkdir(parents=True)
+    (settings.runs_dir / "exp_ran" / runs.LOG_NAME).write_text("of another store\n")
+    locks = {name: settings.locks_dir / f"{name}.lock" for name in (over, "exp_queued", "exp_young", "exp_old")}
+    for lock in locks.values():
+        lock.touch()
+    os.utime(locks["exp_old"], (0, 0))
+    with try_lock(settings.locks_dir, "exp_held"):
+        await runs.sweep(graph.db, settings)
+    assert {path.name for path in settings.runs_dir.iterdir()} == {over, "exp_held", "exp_ran"}
+    assert {path.stem for path in settings.locks_dir.glob("exp_*")} == {"exp_held", "exp_young"}

@@ -1,5 +1,6 @@
 """Stores that cannot be written: a disk that is full for a while, a file or folder that can only be read."""
 
+import os
 import shutil
 import sqlite3
 import subprocess
@@ -220,3 +221,53 @@ async def test_a_file_without_write_permission_is_read(settings: Settings) -> No
         assert (await graph.search_methods("kv heads")).hits
         assert len(await graph.list_experiments()) == 1
     assert (await doctor.store(replace(settings))).level is not doctor.Level.FAIL
+
+
+# A run that fills its own disk and then ends as if nothing more could be said.
+FILLS_ITS_DISK = """
+import asyncio, os, subprocess, sys
+from pathlib import Path
+from loopgraph_mcp.config import read_settings
+from loopgraph_mcp.loopgraph import LoopGraph
+
+FILL = '''
+MISHAP = ""
+
+def fill():
+    with open("state.pt", "wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(4096))
+        except OSError:
+            pass
+'''
+
+async def main():
+    settings = read_settings(os.environ, Path.cwd())
+    settings.runs_dir.mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "runs", str(settings.runs_dir)], check=True)
+    program = settings.workspace / "train.py"
+    text = program.read_text().replace('MISHAP = ""', FILL).replace("exec(MISHAP)", "fill(); sys.exit(1)")
+    program.write_text(text)
+    async with LoopGraph.open(settings) as graph:
+        found = await graph.run_experiment(wait_s=50)
+        print(found.outcome.value, found.reason)
+
+asyncio.run(main())
+"""
+IN_A_NAMESPACE = ("unshare", "-m", "--propagation", "private") if os.geteuid() == 0 else ("unshare", "-U", "-r", "-m")
+
+
+def can_mount(folder: Path) -> bool:
+    if shutil.which("unshare") is None:
+        return False
+    command = [*IN_A_NAMESPACE, "mount", "-t", "tmpfs", "x", str(folder)]
+    return subprocess.run(command, check=False, capture_output=True).returncode == 0
+
+
+def test_a_run_whose_disk_was_full_says_nothing_of_its_idea(environment: dict[str, str], tmp_path: Path) -> None:
+    if not can_mount(tmp_path):
+        pytest.skip("nothing can be mounted here")
+    done = call(FILLS_ITS_DISK, environment, *IN_A_NAMESPACE)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("interrupted the disk with the run's folder was full")

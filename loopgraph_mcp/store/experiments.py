@@ -2,7 +2,7 @@
 
 import json
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -299,6 +299,15 @@ async def live_experiments(db: Database) -> list[ExperimentRow]:
     # By +row, not row: else SQLite goes through all experiments in that order, and not through the few of the index.
     rows = await db.reader.execute_fetchall(f"{_SELECT} WHERE experiment.state <> 'done' ORDER BY +experiment.row")
     return [_row(row) for row in rows]
+
+
+async def states_of(db: Database, experiment_ids: Sequence[str]) -> dict[str, State]:
+    """Return the states of those experiments that there are."""
+    rows = await db.reader.execute_fetchall(
+        "SELECT id, state FROM experiment WHERE id IN (SELECT value FROM json_each(:ids))",
+        {"ids": json.dumps(experiment_ids)},
+    )
+    return {str(row["id"]): State(row["state"]) for row in rows}
 
 
 async def runs_of(db: Database, context_id: str, run_key: str) -> list[ExperimentRow]:
