@@ -6,7 +6,7 @@ import os
 import sys
 import warnings
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, nullcontext, suppress
+from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from mcp.server import MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
 
 from loopgraph_mcp import __version__, logs, permissions, schemas
+from loopgraph_mcp.background import running
 from loopgraph_mcp.config import HttpOptions, Settings, read_address, read_settings
 from loopgraph_mcp.errors import LoopGraphError, first_of
 from loopgraph_mcp.loopgraph import LoopGraph
@@ -49,18 +50,6 @@ class _Server(MCPServer[LoopGraph]):
         return await super().call_tool(name, arguments, context)
 
 
-@asynccontextmanager
-async def _watching(graph: LoopGraph) -> AsyncIterator[None]:
-    """Finish runs whose supervisor was killed, for the body."""
-    task = asyncio.create_task(graph.watch_runs())
-    try:
-        yield
-    finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
-
-
 def build_server(settings: Settings, graph: LoopGraph | None = None) -> MCPServer[LoopGraph]:
     """Return the server of a memory that is open; without one, it is opened to serve and closed at the end."""
     notices = Notices()
@@ -70,7 +59,7 @@ def build_server(settings: Settings, graph: LoopGraph | None = None) -> MCPServe
         async with (
             nullcontext(graph) if graph is not None else LoopGraph.open(settings) as opened,
             notices.watching(opened.db),
-            _watching(opened),
+            running(opened.watch_runs()),
         ):
             yield opened
 

@@ -30,6 +30,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from loopgraph_mcp import access
 from loopgraph_mcp.access import Allowance, Grant
+from loopgraph_mcp.background import running
 from loopgraph_mcp.config import HttpOptions, Settings
 from loopgraph_mcp.errors import ConfigError
 from loopgraph_mcp.loopgraph import LoopGraph
@@ -86,13 +87,8 @@ class Doorkeeper:
     @asynccontextmanager
     async def watching(self) -> AsyncIterator[None]:
         """End what is under way for a token that is revoked, rotated or over: a stream would go on for days."""
-        task = asyncio.create_task(self._watch())
-        try:
+        async with running(self._watch()):
             yield
-        finally:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
 
     async def _watch(self) -> None:
         while True:

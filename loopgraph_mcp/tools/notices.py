@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from mcp.server.subscriptions import (
 )
 
 from loopgraph_mcp import runs
+from loopgraph_mcp.background import running
 from loopgraph_mcp.store import experiments, holdings
 from loopgraph_mcp.store.database import Database
 from loopgraph_mcp.tools import pages
@@ -66,13 +67,8 @@ class Notices:
     @asynccontextmanager
     async def watching(self, db: Database) -> AsyncIterator[None]:
         """Look at a store for the listeners, one look for all."""
-        task = asyncio.create_task(self._watch(db))
-        try:
+        async with running(self._watch(db)):
             yield
-        finally:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
 
     async def _watch(self, db: Database) -> None:
         before: Sight | None = None
