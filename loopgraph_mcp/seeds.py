@@ -2,6 +2,7 @@
 
 import ast
 import re
+from collections.abc import Sequence
 
 # `SEED`, `data_seed`, `random_state`, but not `num_seeds` (how many) or `seed_len`.
 _NAME = re.compile(r"(?!(?:\w*_)?(?:n|num|use|max|min|total)_)(?:\w*_)?(?:seeds?|random_state)", re.IGNORECASE)
@@ -38,6 +39,19 @@ _IN_TEXT = re.compile(
 def hide_in_text(text: str) -> str:
     """Return a text of another language with the values of its seeds left out."""
     return _IN_TEXT.sub(r"\1seed", text)
+
+
+def hide_in_command(command: Sequence[str]) -> list[str]:
+    """Return a command with the values of its seeds left out: `--seed 1`, `--seed=1`, `train.seed=1`, `SEED=1`."""
+    found, before = list[str](), ""
+    for word in command:
+        name, equals, value = word.partition("=")
+        if equals and value.isdigit() and is_seed(name.rpartition(".")[2]):
+            found.append(f"{name}={_HIDDEN}")
+        else:
+            found.append(_HIDDEN if word.isdigit() and before.startswith("-") and is_seed(before) else word)
+        before = word
+    return found
 
 
 def is_seed(name: str) -> bool:

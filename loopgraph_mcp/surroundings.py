@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from loopgraph_mcp import duplicates, environments
+from loopgraph_mcp import duplicates, environments, seeds
 from loopgraph_mcp.config import Settings
 from loopgraph_mcp.errors import WorkspaceError
 from loopgraph_mcp.models import Context, WhatRan
@@ -73,8 +73,11 @@ class Inputs:
 
 
 def inputs_of(plan: CopyPlan) -> Inputs:
-    """Return what identifies the files of a run's copy."""
-    return Inputs(plan, plan.inputs_hash, hash_of({**plan.inputs, **_seedless(plan)}))
+    """Return what identifies the files of a run's copy, and a seed in its command."""
+    command = plan.workspace.command
+    seeded = {} if seeds.hide_in_command(command) == list(command) else {"": json.dumps(command)}
+    exact = hash_of({**plan.inputs, **seeded}) if seeded else plan.inputs_hash
+    return Inputs(plan, exact, hash_of({**plan.inputs, **_seedless(plan)}))
 
 
 def _seedless(plan: CopyPlan) -> dict[str, str]:
@@ -253,7 +256,7 @@ class Surroundings:
             metric=where.metric,
             direction=where.direction,
             editable=where.editable,
-            command=json.dumps(where.command),
+            command=json.dumps(seeds.hide_in_command(where.command)),
             reading=_reading(where),
             environment=_environment(where),
         )

@@ -133,6 +133,22 @@ async def test_programs_that_differ_in_the_seed_alone_are_replicates(graph: Loop
     assert "from 5 replicates" in answer.noise
 
 
+@pytest.mark.parametrize("words", [["--seed", "{}"], ["--seed={}"], ["train.seed={}"]])
+async def test_a_seed_in_the_command_makes_a_replicate(graph: LoopGraph, tmp_path: Path, words: list[str]) -> None:
+    files = {"train.py": "import sys\nprint('loss:', 1 + int(sys.argv[-1].split('=')[-1]) / 1000)\n"}
+    found = []
+    for seed in (1, 2, 3, 1):
+        command = ["{python}", "train.py", *(word.format(seed) for word in words)]
+        folder = loop(tmp_path / "seeded", files, command=command)
+        found.append(await run_in(graph, folder))
+    assert [each.metric_value for each in found] == [1.001, 1.002, 1.003, 1.001]
+    assert [each.verdict for each in found] == [VerdictKind.BASELINE] * 4
+    assert (found[3].repeated, found[3].experiment_id) == (True, found[0].experiment_id)
+    best = await graph.best_result(workspace=str(folder))
+    assert best is not None
+    assert best.runs == 3
+
+
 # ---------------------------------------------------------------------------------------------- where
 
 CATS = "KERNEL = 3\nprint('accuracy: 0.97')\n"
