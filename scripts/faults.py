@@ -590,11 +590,11 @@ def disk(part: Part, dice: random.Random, options: argparse.Namespace) -> None:
                 ("workspace", stage.place.workspace),
             ):
                 stage.keep_queued(touched=f"the disk of the {name} was full")
-                time.sleep(dice.uniform(0, 1.5))
+                time.sleep(dice.uniform(0, 0.8 if options.short else 1.5))
                 _fill(disk_of)
                 part.done[f"full: {name}"] += 1
                 stage.submit(touched=f"the disk of the {name} was full")
-                time.sleep(dice.uniform(0.2, 2.0))
+                time.sleep(dice.uniform(0.2, 0.8 if options.short else 2.0))
                 _perhaps_kill(stage)
                 _mount("-o", f"remount,size={sizes[disk_of]}m", str(disk_of))
                 stage.keep_queued(touched=f"the disk of the {name} was full")
@@ -655,11 +655,11 @@ def readonly(part: Part, dice: random.Random, options: argparse.Namespace) -> No
         for name, folder in folders.items():
             why = f"{name} could not be written"
             stage.keep_queued(touched=why)
-            time.sleep(dice.uniform(0, 1.5))
+            time.sleep(dice.uniform(0, 0.8 if options.short else 1.5))
             locked = _take_right(folder)
             part.done[f"read-only: {name}"] += 1
             stage.submit(touched=why)
-            time.sleep(dice.uniform(0.2, 2.0))
+            time.sleep(dice.uniform(0.2, 0.8 if options.short else 2.0))
             _perhaps_kill(stage)
             for path, mode in locked.items():
                 with suppress(FileNotFoundError):
