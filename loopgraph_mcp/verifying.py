@@ -78,7 +78,7 @@ def implausible(
     if _SHARE.search(metric) and (value > 100 or (earlier and value > 1 >= max(earlier))):
         return f"{metric} is a share, and this is above {100 if value > 100 else 1}"
     if factor is None and direction is Direction.LOWER:
-        factor = _FACTOR_OF_BITS if _BITS.search(metric) else _FACTOR
+        factor = _FACTOR_OF_BITS if _BITS.search(metric) else _FACTOR if _LOSS.search(metric) else None
     if factor is None or not positive:
         return ""
     best = min(earlier) if direction is Direction.LOWER else max(earlier)

@@ -166,10 +166,10 @@ async def test_a_key_never_answers_with_the_run_of_another_change_or_workspace(
     program = "A = 1\nprint('loss:', A)\n"
     one, other = (loop(tmp_path / name, {"train.py": program}) for name in ("one", "other"))
     await run_in(graph, one)
-    first = await run_in(graph, one, patch="@@ @@\n-A = 1\n+A = 0\n", idempotency_key="k")
+    first = await run_in(graph, one, patch="@@ @@\n-A = 1\n+A = 0.5\n", idempotency_key="k")
     assert first.decision is Decision.KEEP  # and is in the file now
-    same = await run_in(graph, one, patch="@@ @@\n-A = 1\n+A = 0\n", idempotency_key="k")
+    same = await run_in(graph, one, patch="@@ @@\n-A = 1\n+A = 0.5\n", idempotency_key="k")
     assert same.experiment_id == first.experiment_id
-    for folder, patch in ((one, "@@ @@\n-A = 0\n+A = -1\n"), (other, "@@ @@\n-A = 1\n+A = 0\n"), (other, None)):
+    for folder, patch in ((one, "@@ @@\n-A = 0.5\n+A = 0.4\n"), (other, "@@ @@\n-A = 1\n+A = 0.5\n"), (other, None)):
         with pytest.raises(RunError, match="idempotency_key was used for"):
             await run_in(graph, folder, patch=patch, idempotency_key="k")
