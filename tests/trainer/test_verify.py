@@ -83,13 +83,14 @@ def test_what_train_py_replaces_in_its_process_changes_nothing(trained, run_scri
 
 def test_held_out_text_that_was_changed_in_the_cache_is_noticed(trained, run_script, cache):
     folder, _, state = trained
-    (text,) = (cache / "corpora").glob("*/val.bin")
-    before = text.read_bytes()
-    text.write_bytes(bytes(len(before)))
+    before = {text: text.read_bytes() for text in (cache / "corpora").glob("*/val.bin")}  # other tests prepare some too
     try:
+        for text, content in before.items():
+            text.write_bytes(bytes(len(content)))
         run = run_script(folder, "verify.py", STATE_DIR=state)
     finally:
-        text.write_bytes(before)
+        for text, content in before.items():
+            text.write_bytes(content)
     assert run.returncode == 1
     assert "not the held-out text that" in run.stdout
 
