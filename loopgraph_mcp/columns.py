@@ -277,8 +277,8 @@ def _holds_objects(cells: Sequence[str]) -> bool:
 def read_object(cell: str) -> Mapping[str, Any]:
     """Return the object that a cell holds, as JSON or as Python prints one; an empty one where it cannot be read."""
     text = cell.strip()[:_MAX_NESTED]
-    if text[-1:] == "}" and "nan" in text:
-        text = _NOT_A_NUMBER.sub("None", text) if "'" in text else text
+    if text.endswith("}") and "'" in text:
+        text = _NOT_A_NUMBER.sub("None", text)
     for read in (json.loads, _literal):
         try:
             value = read(text)

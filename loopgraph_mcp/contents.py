@@ -2,12 +2,13 @@
 
 import errno
 import hashlib
+import json
 import os
 import stat
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import islice
 
@@ -84,6 +85,11 @@ def open_file(path: str) -> int:
         os.close(descriptor)
         raise OSError(errno.EINVAL, "not a regular file", path)
     return descriptor
+
+
+def hash_of(ids: Mapping[str, str]) -> str:
+    """Return the hash of what several files are known by, in whichever order they are."""
+    return hashlib.sha256(json.dumps(ids, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def bytes_hash(path: str) -> str:

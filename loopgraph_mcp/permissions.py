@@ -7,6 +7,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from loopgraph_mcp.config import Settings
+from loopgraph_mcp.store.files import BESIDE, beside
 from loopgraph_mcp.trust import FILE_NAME as TRUSTED
 
 PRIVATE_MASK = 0o077
@@ -44,7 +45,7 @@ def open_to_others(settings: Settings) -> list[Path]:
     """Return what of the store's others may read, write or enter."""
     home, db = settings.home, settings.db_path
     folders = (settings.runs_dir, settings.locks_dir, settings.fetched_dir, settings.packs_dir)
-    files = (db, db.with_name(f"{db.name}-wal"), db.with_name(f"{db.name}-shm"), home / TRUSTED)
+    files = (db, *(beside(db, ending) for ending in BESIDE), home / TRUSTED)
     found = list[Path]()
     for path in (*folders, *files):
         try:

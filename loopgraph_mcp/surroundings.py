@@ -9,13 +9,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from loopgraph_mcp import duplicates, environments, seeds
+from loopgraph_mcp import contents, duplicates, environments, seeds
 from loopgraph_mcp.config import Settings
 from loopgraph_mcp.errors import WorkspaceError
 from loopgraph_mcp.models import Context, WhatRan
 from loopgraph_mcp.runner.device import Device, choose_device
 from loopgraph_mcp.runner.locks import alone_in
-from loopgraph_mcp.runner.run_copy import CopyPlan, hash_of, plan_copy
+from loopgraph_mcp.runner.run_copy import CopyPlan, plan_copy
 from loopgraph_mcp.store import edits
 from loopgraph_mcp.store.database import Database
 from loopgraph_mcp.workspace import (
@@ -76,8 +76,8 @@ def inputs_of(plan: CopyPlan) -> Inputs:
     """Return what identifies the files of a run's copy, and a seed in its command."""
     command = plan.workspace.command
     seeded = {} if seeds.hide_in_command(command) == list(command) else {"": json.dumps(command)}
-    exact = hash_of({**plan.inputs, **seeded}) if seeded else plan.inputs_hash
-    return Inputs(plan, exact, hash_of({**plan.inputs, **_seedless(plan)}))
+    exact = contents.hash_of({**plan.inputs, **seeded}) if seeded else plan.inputs_hash
+    return Inputs(plan, exact, contents.hash_of({**plan.inputs, **_seedless(plan)}))
 
 
 def _seedless(plan: CopyPlan) -> dict[str, str]:

@@ -383,9 +383,12 @@ class Reader:
         """Read the entries of one segment as a table."""
         name = self._metric_of([flat for _, flat, _ in found])
         with_status = {"status", "state", "decision", "info.status"}
-        taken = [each for each in found if name is None or name in each[1] or with_status & set(each[1])]
-        for line, flat, _ in found:
-            if not (name is None or name in flat or with_status & set(flat)):
+        taken = list[tuple[int, Mapping[str, str], list[str]]]()
+        for each in found:
+            line, flat, _ = each
+            if name is None or name in flat or with_status & set(flat):
+                taken.append(each)
+            else:
                 self.leave(line, "names no metric", [str(dict(list(flat.items())[:8]))[:80]])
         if taken:
             self._understand(self._table(taken, segment), name)

@@ -2,7 +2,6 @@
 
 import ast
 import glob
-import hashlib
 import json
 import os
 import posixpath
@@ -515,9 +514,7 @@ def _declared_stamp(root: Path, name: str, *, most: int = contents.MAX_LISTED) -
 
 
 def _hash(hashes: Mapping[str, str]) -> str:
-    if not hashes:
-        return ""
-    return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()[:16]
+    return contents.hash_of(hashes) if hashes else ""
 
 
 # ---------------------------------------------------------------------------------- the user's files

@@ -6,8 +6,6 @@ user's files; what is too large to copy is linked, and compared afterwards (`inp
 
 import errno
 import fcntl
-import hashlib
-import json
 import os
 import posixpath
 import shutil
@@ -63,12 +61,7 @@ class CopyPlan:
     inputs_hash: str = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "inputs_hash", hash_of(self.inputs))
-
-
-def hash_of(inputs: Mapping[str, str]) -> str:
-    """Return the hash of what a run sees."""
-    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
+        object.__setattr__(self, "inputs_hash", contents.hash_of(self.inputs))
 
 
 def plan_copy(workspace: Workspace, *, without: Iterable[Path] = ()) -> CopyPlan:
@@ -237,7 +230,7 @@ def _link_id(rules: Rules, path: str, target: str) -> tuple[str, str]:
     skips = run_inputs.skips(path, target, rules.workspace.ignore, rules.without)
     listed = contents.listing(target, skips)
     if path in rules.workspace.dataset:  # small data is known by its bytes, wherever it is
-        return f"data {hash_of(data_ids(rules.workspace, path))}", listed.stamp
+        return f"data {contents.hash_of(data_ids(rules.workspace, path))}", listed.stamp
     return f"folder {listed.id}", listed.stamp
 
 

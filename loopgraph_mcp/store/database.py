@@ -24,7 +24,7 @@ import aiosqlite
 
 from loopgraph_mcp.errors import LoopGraphError, StoreError, UnwritableError
 from loopgraph_mcp.store.damage import find_damage, find_strays
-from loopgraph_mcp.store.files import PATIENCE_S, READ_ERRORS, uri_to_read
+from loopgraph_mcp.store.files import PATIENCE_S, READ_ERRORS, beside, uri_to_read
 
 MIGRATIONS_DIR = Path(__file__).parent / "migrations"
 T = TypeVar("T")
@@ -478,7 +478,7 @@ def _to_read(path: Path, stack: ExitStack) -> Path | str:
     copy = folder / path.name
     try:
         if uri is None:
-            for name in (path, path.with_name(path.name + "-wal")):
+            for name in (path, beside(path, "-wal")):
                 if name.exists():
                     shutil.copyfile(name, folder / name.name)
         else:

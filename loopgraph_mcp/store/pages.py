@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from loopgraph_mcp.store.files import beside
+
 Value = None | int | float | str | bytes
 
 _USUAL_SIZE = 4096  # SQLite's own default, and so every store's
@@ -53,7 +55,7 @@ class PageFile:
         self.size = self._page_size()
         self._usable = self.size - (_MAC_RESERVED if self._data[20:21] == bytes([_MAC_RESERVED]) else 0)
         self.count = -(-len(self._data) // self.size)
-        self._newer = self._logged(path.with_name(path.name + "-wal"))
+        self._newer = self._logged(beside(path, "-wal"))
         self.count = max([self.count, *self._newer])
 
     def _page_size(self) -> int:
