@@ -51,7 +51,7 @@ def plain_text(text: str) -> str:
 
 def plain_line(text: str, *, limit: int = 300) -> str:
     """Return a source's words as one line."""
-    return " ".join(visible(text).split())[:limit]
+    return " ".join(visible(text).split())[:limit].rstrip()
 
 
 def quoted(text: str, mark: str = "| ") -> list[str]:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import typer
-from hypothesis import HealthCheck, given
+from hypothesis import HealthCheck, example, given
 from hypothesis import settings as limits
 from hypothesis import strategies as st
 
@@ -241,6 +241,7 @@ def test_subjects_that_look_alike_have_names_of_their_own() -> None:
     assert len({each.name for each in grants if each is not None}) == len(subjects)
 
 
+@example(words="word " * 61)  # a space where it is cut
 @given(words=foreign() | st.text())
 def test_plain_text_is_plain_and_stays_so(words: str) -> None:
     for make in (visible, plain_text, plain_line):
