@@ -8,14 +8,14 @@ if sys.platform == "win32":
     raise ImportError("LoopGraph runs on Linux and macOS; on Windows use WSL")
 
 if TYPE_CHECKING:
-    from loopgraph_mcp.loopgraph import LoopGraph as LoopGraph
-    from loopgraph_mcp.wrapping import wrap as wrap
+    from loopgraph_mcp.api.loopgraph import LoopGraph
+    from loopgraph_mcp.api.wrap import wrap
 
 __version__ = "0.1.0"
 __all__ = ["LoopGraph", "__version__", "wrap"]
 
 
-_SDK = {"LoopGraph": "loopgraph_mcp.loopgraph", "wrap": "loopgraph_mcp.wrapping"}
+_SDK = {"LoopGraph": "loopgraph_mcp.api.loopgraph", "wrap": "loopgraph_mcp.api.wrap"}
 
 
 def __getattr__(name: str) -> Any:

@@ -5,14 +5,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loopgraph_mcp.access import Allowance, Caller, Grant, Scope
+from loopgraph_mcp.api.activity import check_cancel, running_now, under_way
+from loopgraph_mcp.api.loopgraph import LoopGraph
+from loopgraph_mcp.auth import Allowance, Caller, Grant, Scope
 from loopgraph_mcp.config import HttpOptions, Settings, read_address, read_settings
 from loopgraph_mcp.errors import AccessError, ConfigError, NotFoundError, RunError
-from loopgraph_mcp.loopgraph import LoopGraph
 from loopgraph_mcp.models import Context, Direction, Outcome, OutcomeKind, WhatRan
-from loopgraph_mcp.serving import check
-from loopgraph_mcp.sharing import check_cancel, running_now, under_way
-from loopgraph_mcp.store import access_tokens, agents, edits, experiments
+from loopgraph_mcp.server.http import check
+from loopgraph_mcp.store import agents, edits, experiments, tokens
 from loopgraph_mcp.store.database import Database, text_hash
 from loopgraph_mcp.store.experiments import NewExperiment
 
@@ -110,21 +110,21 @@ async def db(tmp_path: Path):  # type: ignore[no-untyped-def]
 
 
 async def test_a_secret_is_kept_by_nobody(db: Database) -> None:
-    secret = await access_tokens.add_token(db, ALICE.grant or Grant("x", Scope.RUN), now=1.0)
-    (stored,) = await access_tokens.all_tokens(db)
+    secret = await tokens.add_token(db, ALICE.grant or Grant("x", Scope.RUN), now=1.0)
+    (stored,) = await tokens.all_tokens(db)
     assert stored.hash == text_hash(secret)
     assert stored.grant == ALICE.grant
     await db.reader.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     assert secret.encode() not in db.path.read_bytes()
-    rotated = await access_tokens.rotate_token(db, "alice")
+    rotated = await tokens.rotate_token(db, "alice")
     assert rotated != secret
-    assert (await access_tokens.all_tokens(db))[0].hash == text_hash(rotated)
+    assert (await tokens.all_tokens(db))[0].hash == text_hash(rotated)
     with pytest.raises(AccessError, match="rotate"):
-        await access_tokens.add_token(db, Grant("alice", Scope.ADMIN), now=2.0)
-    await access_tokens.revoke_token(db, "alice", now=3.0)
-    assert (await access_tokens.all_tokens(db))[0].revoked_at == 3.0
+        await tokens.add_token(db, Grant("alice", Scope.ADMIN), now=2.0)
+    await tokens.revoke_token(db, "alice", now=3.0)
+    assert (await tokens.all_tokens(db))[0].revoked_at == 3.0
     with pytest.raises(NotFoundError, match="token list"):
-        await access_tokens.revoke_token(db, "nobody", now=3.0)
+        await tokens.revoke_token(db, "nobody", now=3.0)
 
 
 async def queue_up(db: Database, caller: Caller | None, program: str, **more: object) -> tuple[str, bool]:

@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loopgraph_mcp import backtest, backtesting
-from loopgraph_mcp.backtest import Replay, order_balanced_auc, taught_by
-from loopgraph_mcp.cli import spread
+from loopgraph_mcp.api import backtest as api_backtest
+from loopgraph_mcp.cli.main import spread
 from loopgraph_mcp.errors import HistoryError
+from loopgraph_mcp.ranking import backtest
+from loopgraph_mcp.ranking.backtest import Replay, order_balanced_auc, taught_by
 
 scored = st.lists(st.tuples(st.floats(-5, 5), st.booleans()), min_size=2, max_size=20)
 
@@ -57,7 +58,7 @@ def write_history(path: Path, *, seed: int, good: str = "up", rows: int = 120) -
 
 def replays(folder: Path, count: int, **kwargs: str) -> list[Replay]:
     paths = [write_history(folder / f"owner{index}__x.tsv", seed=index, **kwargs) for index in range(count)]
-    return [backtesting.read_replay(path) for path in paths]
+    return [api_backtest.read_replay(path) for path in paths]
 
 
 def test_what_pays_with_others_is_found_and_what_pays_with_oneself_alone_is_not(tmp_path: Path) -> None:
@@ -101,7 +102,7 @@ def test_shuffling_the_future_leaves_the_scores_of_the_past(tmp_path: Path) -> N
 def test_the_same_histories_give_the_same_report_in_any_process(tmp_path: Path) -> None:
     for index in range(3):
         write_history(tmp_path / f"owner{index}__x.tsv", seed=index)
-    loopgraph = [sys.executable, "-c", "from loopgraph_mcp.cli import main; main()"]
+    loopgraph = [sys.executable, "-c", "from loopgraph_mcp.cli.main import main; main()"]
     command = [*loopgraph, "backtest", str(tmp_path), "--memory", str(tmp_path), "--json"]
     answers = [
         subprocess.run(command, capture_output=True, check=True, env={**os.environ, "PYTHONHASHSEED": seed}).stdout
@@ -115,10 +116,10 @@ def test_the_same_histories_give_the_same_report_in_any_process(tmp_path: Path) 
 
 
 def test_a_published_history_under_another_name_does_not_teach_itself(tmp_path: Path) -> None:
-    published = {each.fingerprint: each.owner for each in backtesting.read_day_one().histories}
-    replay = backtesting.read_replay(write_history(tmp_path / "mine.tsv", seed=1))
+    published = {each.fingerprint: each.owner for each in api_backtest.read_day_one().histories}
+    replay = api_backtest.read_replay(write_history(tmp_path / "mine.tsv", seed=1))
     assert replay.owner == "mine"
-    assert backtesting.fingerprint(replay.tries) not in published
+    assert api_backtest.fingerprint(replay.tries) not in published
 
 
 def test_memory_takes_many_files() -> None:
@@ -133,6 +134,6 @@ def test_a_file_without_experiments_is_refused_with_the_next_step(tmp_path: Path
     path = tmp_path / "x.tsv"
     path.write_bytes(content)
     with pytest.raises(HistoryError, match=r"x\.tsv"):
-        backtesting.read_replay(path)
+        api_backtest.read_replay(path)
     with pytest.raises(HistoryError, match="name a results"):
-        backtesting.read_replay(tmp_path / "absent.tsv")
+        api_backtest.read_replay(tmp_path / "absent.tsv")

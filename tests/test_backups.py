@@ -16,10 +16,10 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as bounds
 from hypothesis import strategies as st
 
-from loopgraph_mcp import doctor
+from loopgraph_mcp.api.loopgraph import LoopGraph
+from loopgraph_mcp.cli import doctor
 from loopgraph_mcp.config import Settings
 from loopgraph_mcp.errors import LoopGraphError, StoreError
-from loopgraph_mcp.loopgraph import LoopGraph
 from loopgraph_mcp.models import Context, Decision, Direction, Outcome, OutcomeKind, WhatRan
 from loopgraph_mcp.store import edits, experiments, retrievals
 from loopgraph_mcp.store.backups import back_up, restore
@@ -370,7 +370,7 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 @pytest.fixture
 def command(environment: dict[str, str]) -> Command:
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        call = [sys.executable, "-c", "from loopgraph_mcp.cli import main; main()", *arguments]
+        call = [sys.executable, "-c", "from loopgraph_mcp.cli.main import main; main()", *arguments]
         return subprocess.run(call, env=environment, capture_output=True, text=True, check=False, timeout=120)
 
     return run

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from loopgraph_mcp.api.loopgraph import LoopGraph
 from loopgraph_mcp.errors import NotFoundError, RunError
-from loopgraph_mcp.loopgraph import LoopGraph
 from loopgraph_mcp.models import Decision, Direction
-from loopgraph_mcp.tools import text
-from loopgraph_mcp.verdicts import cautious
+from loopgraph_mcp.ranking.verdicts import cautious
+from loopgraph_mcp.server import render
 from tests.test_loop import HIGHER_RATE, LOWER_RATE, run
 
 
@@ -28,7 +28,7 @@ async def test_a_file_that_was_put_back_can_be_the_best_program_again(graph: Loo
     found = await graph.search_methods("learning rate")
     assert found.best is not None
     assert (found.best.experiment_id, found.best.metric_value, found.best.runs) == (won.experiment_id, 1.55, 1)
-    assert f'get_code_edit(method_id="{won.experiment_id}")' in text.search(found, "concise")
+    assert f'get_code_edit(method_id="{won.experiment_id}")' in render.search(found, "concise")
     edit = await graph.get_code_edit(won.experiment_id)
     assert (edit.status, "+LEARNING_RATE = 0.9" in edit.diff) == ("ready", True)
     assert "apply=true" in edit.next_step

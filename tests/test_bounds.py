@@ -9,17 +9,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loopgraph_mcp import codemap, duplicates, edits, patches, programs, syntax
-from loopgraph_mcp.documents.chunking import chunk
-from loopgraph_mcp.documents.model import Block, Document, Kind
+from loopgraph_mcp.api.outline import map_path
+from loopgraph_mcp.code import apply, hashes, outline, patch, programs, syntax
 from loopgraph_mcp.errors import HistoryError, PackError, SourceError, WorkspaceError
-from loopgraph_mcp.mapping import map_path
-from loopgraph_mcp.mentions import methods_described, with_names
+from loopgraph_mcp.ingest import files, local, pack_texts
+from loopgraph_mcp.ingest.chunk import chunk
+from loopgraph_mcp.ingest.packs import read_pack
+from loopgraph_mcp.ingest.parsers.model import Block, Document, Kind
 from loopgraph_mcp.models import Applied
-from loopgraph_mcp.plain_files import NotPlainError, read_plain
-from loopgraph_mcp.sources import files, local, pack_texts
-from loopgraph_mcp.sources.packs import read_pack
-from loopgraph_mcp.workspace import load_workspace, reads_variable
+from loopgraph_mcp.ranking.mentions import methods_described, with_names
+from loopgraph_mcp.runner.plain_files import NotPlainError, read_plain
+from loopgraph_mcp.runner.workspace import load_workspace, reads_variable
 
 METHODS = read_pack(Path(__file__).parent.parent / "methodpacks").methods
 
@@ -134,8 +134,8 @@ def test_a_program_that_takes_long_to_parse_is_refused_with_its_size(text: str, 
         programs.parse(text)
     with pytest.raises(syntax.Unparsable, match=why):
         syntax.read(text)
-    (error, *_) = codemap.map_text(text).errors
-    assert error.kind is codemap.Kind.ERROR
+    (error, *_) = outline.map_text(text).errors
+    assert error.kind is outline.Kind.ERROR
 
 
 def test_a_program_of_5_000_lines_is_read() -> None:
@@ -178,9 +178,9 @@ def test_a_number_that_takes_long_is_none(expression: str) -> None:
     except RecursionError:
         return
     try:
-        assert duplicates.number(node) is None
+        assert hashes.number(node) is None
     except RecursionError:
-        assert not duplicates.equal_numbers(node, node)
+        assert not hashes.equal_numbers(node, node)
 
 
 @given(st.text(alphabet="0123456789+-*/<() ", max_size=40))
@@ -190,7 +190,7 @@ def test_any_arithmetic_has_a_bounded_value_or_none(expression: str) -> None:
         node = programs.parse(expression, "eval").body
     except (SyntaxError, ValueError):
         return
-    value = duplicates.number(node)
+    value = hashes.number(node)
     assert value is None or isinstance(value, float) or value.bit_length() <= 5_000
 
 
@@ -206,10 +206,10 @@ def test_a_diff_of_any_two_texts_makes_the_one_of_the_other(
     head: list[str], old: list[str], new: list[str], tail: list[str]
 ) -> None:
     before, after = "".join([*head, *old, *tail]), "".join([*head, *new, *tail])
-    diff = edits.unified_diff(before, after, "train.py")
+    diff = apply.unified_diff(before, after, "train.py")
     assert bool(diff) is (before != after)
     if diff and before and after:
-        made = patches.apply_patch(before, diff)
+        made = patch.apply_patch(before, diff)
         assert isinstance(made, Applied)
         assert made.text == after
 
@@ -217,9 +217,9 @@ def test_a_diff_of_any_two_texts_makes_the_one_of_the_other(
 def test_texts_without_a_line_in_common_are_replaced_whole() -> None:
     before = "same\n" * 5 + "".join(f"a{n % 50}\n" for n in range(5_000)) + "same\n" * 5
     after = "same\n" * 5 + "".join(f"b{n % 50}\n" for n in range(5_000)) + "same\n" * 5
-    diff = edits.unified_diff(before, after, "train.py")
+    diff = apply.unified_diff(before, after, "train.py")
     assert "@@ -3,5006 +3,5006 @@" in diff
-    made = patches.apply_patch(before, diff)
+    made = patch.apply_patch(before, diff)
     assert isinstance(made, Applied)
     assert made.text == after
 

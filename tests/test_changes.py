@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loopgraph_mcp.changes import (
+from loopgraph_mcp.models import Move
+from loopgraph_mcp.ranking.change import (
     Change,
     Kin,
     Kinship,
@@ -18,7 +19,6 @@ from loopgraph_mcp.changes import (
     named,
     told,
 )
-from loopgraph_mcp.models import Move
 
 SOURCE = textwrap.dedent('''
     """Train."""

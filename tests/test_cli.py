@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from loopgraph_mcp import clients
+from loopgraph_mcp.cli import clients
 from loopgraph_mcp.config import bundled, read_settings
 from loopgraph_mcp.errors import ConfigError
-from loopgraph_mcp.sources.packs import read_pack
+from loopgraph_mcp.ingest.packs import read_pack
 
 SLOW = "@@ @@\n-SLEEP_S = 0.05\n-STEPS = 3\n+SLEEP_S = 0.2\n+STEPS = 300\n"
-LOOPGRAPH = [sys.executable, "-c", "from loopgraph_mcp.cli import main; main()"]
+LOOPGRAPH = [sys.executable, "-c", "from loopgraph_mcp.cli.main import main; main()"]
 
 
 def loopgraph(
@@ -229,7 +229,7 @@ def test_an_entry_that_the_client_keeps_itself_is_found(tmp_path: Path, file: st
 def test_the_shell_completes(environment: dict[str, str], typed: str, offered: str) -> None:
     words = f"loopgraph {typed}"
     asked = {"_LOOPGRAPH_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
-    code = "import sys; sys.argv = ['loopgraph']; from loopgraph_mcp.cli import main; main()"
+    code = "import sys; sys.argv = ['loopgraph']; from loopgraph_mcp.cli.main import main; main()"
     done = subprocess.run(
         [sys.executable, "-c", code], env={**environment, **asked}, capture_output=True, text=True, check=False
     )

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from loopgraph_mcp import fitting
-from loopgraph_mcp.codemap import CodeMap, Entry, Kind, import_graph, map_folder, map_text
-from loopgraph_mcp.tokens import estimate_tokens
+from loopgraph_mcp.code import outline_fit
+from loopgraph_mcp.code.outline import CodeMap, Entry, Kind, import_graph, map_folder, map_text
+from loopgraph_mcp.text import estimate_tokens
 
 ROOT = Path(__file__).parent.parent
 TRAINER = (ROOT / "trainer" / "train.py").read_text()
@@ -87,13 +87,13 @@ def test_the_bundled_trainer_is_mapped_within_the_usual_budget() -> None:
     assert found(made, Kind.KNOB)["MATRIX_LR"].text == "0.04"
     assert len(found(made, Kind.GROUP)) == 6
     assert "backward" in "\n".join(TRAINER.splitlines()[found(made, Kind.LOOP)["training loop"].line - 1 :])
-    shown = fitting.fit([made], "", 800)
+    shown = outline_fit.fit([made], "", 800)
     assert 600 < estimate_tokens(shown.text) <= 800
     for budget in range(150, 1_300, 25):
-        assert estimate_tokens(fitting.fit([made], "", budget).text) <= budget - fitting._RESERVE
+        assert estimate_tokens(outline_fit.fit([made], "", budget).text) <= budget - outline_fit._RESERVE
     assert {"MATRIX_LR", "GPT", "GPT.forward"} <= {entry.name for entry in shown.shown}
     assert shown.left_out[Kind.FUNCTION] > 10
-    assert not fitting.fit([made], "", 20_000).left_out
+    assert not outline_fit.fit([made], "", 20_000).left_out
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_a_broken_definition_is_named_and_the_rest_is_mapped(broken: str, told: 
     assert told in made.errors[0].text
     assert {"Model", still} <= {entry.name for entry in made.entries}
     assert "MATRIX_LR" in found(made, Kind.KNOB)
-    assert fitting.fit([made], "", 400).text.startswith("does not parse: forward: line ")
+    assert outline_fit.fit([made], "", 400).text.startswith("does not parse: forward: line ")
 
 
 def test_a_broken_statement_takes_nothing_else_with_it() -> None:
@@ -149,7 +149,7 @@ HOSTILE = {
 def test_a_hostile_text_is_mapped_in_bounded_time(text: str) -> None:
     began = time.monotonic()
     made = map_text(text)
-    assert estimate_tokens(fitting.fit([made], "rate of x", 400).text) <= 400
+    assert estimate_tokens(outline_fit.fit([made], "rate of x", 400).text) <= 400
     assert time.monotonic() - began < 10
 
 
@@ -180,8 +180,8 @@ def test_any_text_is_mapped_truly_within_the_budget_and_always_alike(text: str, 
         if entry.kind in {Kind.FUNCTION, Kind.CLASS, Kind.KNOB}:
             line = unicodedata.normalize("NFKC", made.lines[entry.line - 1])  # as Python does with names
             assert entry.name.rpartition(".")[2][:20] in line
-    shown = fitting.fit([made], query, budget)
-    assert estimate_tokens(shown.text) <= max(budget, fitting.MIN_BUDGET) - fitting._RESERVE
+    shown = outline_fit.fit([made], query, budget)
+    assert estimate_tokens(shown.text) <= max(budget, outline_fit.MIN_BUDGET) - outline_fit._RESERVE
     assert len(shown.shown) + sum(shown.left_out.values()) == len(made.entries)
 
 
@@ -224,7 +224,7 @@ def test_a_question_finds_its_place_among_the_first_three() -> None:
     missed = [
         question
         for question, meant in QUESTIONS.items()
-        if meant not in [entry.name for entry in fitting.relevant([made], question)[:3]]
+        if meant not in [entry.name for entry in outline_fit.relevant([made], question)[:3]]
     ]
     assert not missed
 
@@ -236,10 +236,17 @@ def test_a_folder_is_mapped_with_its_imports() -> None:
         "train.py": {"prepare.py": "SEED", "pkg/inner.py": ""},
         "pkg/__init__.py": {"pkg/inner.py": ""},
     }
-    (seed,) = fitting.relevant(list(maps.values()), "seed")
+    (seed,) = outline_fit.relevant(list(maps.values()), "seed")
     assert (seed.path, seed.name) == ("prepare.py", "SEED")
     assert import_graph(map_folder({"a.py": "from own.b import c", "b.py": ""}), "own") == {"a.py": {"b.py": "c"}}
 
 
 def test_words_are_those_of_names_as_well() -> None:
-    assert fitting.words("GPTConfig val_bpb the learning-rates") == ["gpt", "config", "val", "bpb", "learning", "rate"]
+    assert outline_fit.words("GPTConfig val_bpb the learning-rates") == [
+        "gpt",
+        "config",
+        "val",
+        "bpb",
+        "learning",
+        "rate",
+    ]

@@ -14,15 +14,15 @@ from pathlib import Path
 import psutil
 import pytest
 
-from loopgraph_mcp import runs
+from loopgraph_mcp.api import recovery
+from loopgraph_mcp.api.loopgraph import LoopGraph
 from loopgraph_mcp.config import Settings
-from loopgraph_mcp.loopgraph import LoopGraph
 from loopgraph_mcp.models import Decision, Outcome, OutcomeKind, State
 from loopgraph_mcp.runner.locks import alone_in, try_lock
+from loopgraph_mcp.runner.workspace import append_result, load_workspace, results_size, write_program
 from loopgraph_mcp.store import conclusions, experiments
 from loopgraph_mcp.store.conclusions import Step, StepState
 from loopgraph_mcp.store.experiments import ExperimentRow
-from loopgraph_mcp.workspace import append_result, load_workspace, results_size, write_program
 from tests.test_loop import HIGHER_RATE, run, set_config
 
 ROW = {"commit": "abc1234", "val_bpb": "1.000000", "memory_gb": "2.0", "status": "keep", "description": "a try"}
@@ -191,7 +191,7 @@ async def test_an_outcome_that_the_store_could_not_take_is_not_lost(settings: Se
             running = await experiments.get_experiment(graph.db, started.experiment_id)
         with closing(sqlite3.connect(settings.db_path, isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")  # as a writer that hangs, or a full disk
-            while runs.kept_outcome(row) is None:
+            while recovery.kept_outcome(row) is None:
                 await graph.get_experiment(started.experiment_id, wait_s=0.1)
             supervisor.send_signal(signal.SIGKILL)
             psutil.wait_procs([supervisor], timeout=10)
@@ -206,33 +206,33 @@ async def test_a_log_that_ends_with_its_summary_is_an_outcome(settings: Settings
         row = await experiments.get_experiment(graph.db, first.experiment_id)
         assert row is not None
         folder = Path(first.run_dir or "")
-        (folder / runs.OUTCOME_NAME).write_text(" " * 100)
-        assert (await runs._outcome_left(graph.db, row)).metric_value == 1.75
+        (folder / recovery.OUTCOME_NAME).write_text(" " * 100)
+        assert (await recovery._outcome_left(graph.db, row)).metric_value == 1.75
         log = (folder / "run.log").read_text()
         (folder / "run.log").write_text(log.replace("---", "val_bpb: 1.9"))  # printed on the way
-        assert (await runs._outcome_left(graph.db, row)).kind is OutcomeKind.INTERRUPTED
+        assert (await recovery._outcome_left(graph.db, row)).kind is OutcomeKind.INTERRUPTED
         (folder / "run.log").write_text(log.replace("val_bpb:          1.75", "val_bpb:          -1.75"))
-        assert (await runs._outcome_left(graph.db, row)).kind is OutcomeKind.NO_METRIC
+        assert (await recovery._outcome_left(graph.db, row)).kind is OutcomeKind.NO_METRIC
         head, _, rest = log.partition("1.750000")
         (folder / "run.log").write_text(f"{head}1.7")  # cut within the number
-        assert (await runs._outcome_left(graph.db, row)).kind is OutcomeKind.INTERRUPTED
+        assert (await recovery._outcome_left(graph.db, row)).kind is OutcomeKind.INTERRUPTED
         (folder / "run.log").write_text(f"{head}1.750000{rest}")
-        assert (await runs._outcome_left(graph.db, row)).kind is OutcomeKind.FINISHED
+        assert (await recovery._outcome_left(graph.db, row)).kind is OutcomeKind.FINISHED
         (folder / "code" / "prepare.py").write_text("# another\n")
-        assert (await runs._outcome_left(graph.db, row)).kind is OutcomeKind.INTERRUPTED
+        assert (await recovery._outcome_left(graph.db, row)).kind is OutcomeKind.INTERRUPTED
 
 
 def test_an_outcome_is_kept_in_the_room_that_was_made_for_it(tmp_path: Path) -> None:
-    runs.prepare_outcome(tmp_path)
-    size = (tmp_path / runs.OUTCOME_NAME).stat().st_size
+    recovery.prepare_outcome(tmp_path)
+    size = (tmp_path / recovery.OUTCOME_NAME).stat().st_size
     row = type("Row", (), {"run_dir": str(tmp_path)})()
-    assert runs.kept_outcome(row) is None
+    assert recovery.kept_outcome(row) is None
     for reason in ("short", "long " * 5_000, "short again"):
-        runs.keep_outcome(row, Outcome(OutcomeKind.FINISHED, 1.5, reason, {f"n{i}": 0.1 for i in range(1_000)}))
-        kept = runs.kept_outcome(row)
+        recovery.keep_outcome(row, Outcome(OutcomeKind.FINISHED, 1.5, reason, {f"n{i}": 0.1 for i in range(1_000)}))
+        kept = recovery.kept_outcome(row)
         assert kept is not None
         assert (kept.metric_value, kept.reason) == (1.5, reason[:1_000])
-        assert (tmp_path / runs.OUTCOME_NAME).stat().st_size == size
+        assert (tmp_path / recovery.OUTCOME_NAME).stat().st_size == size
 
 
 async def until_there(graph: LoopGraph, experiment_id: str, text: str) -> ExperimentRow:
@@ -240,7 +240,7 @@ async def until_there(graph: LoopGraph, experiment_id: str, text: str) -> Experi
     while True:
         row = await experiments.get_experiment(graph.db, experiment_id)
         assert row is not None
-        if text in runs.read_tail(Path(row.run_dir or "") / runs.LOG_NAME) and row.supervisor is not None:
+        if text in recovery.read_tail(Path(row.run_dir or "") / recovery.LOG_NAME) and row.supervisor is not None:
             return row
         await graph.get_experiment(experiment_id, wait_s=0.05)
 
@@ -283,12 +283,12 @@ async def test_what_a_killed_process_left_behind_is_swept_and_what_ran_or_is_hel
     over = (await run(graph)).experiment_id
     for name in ("exp_queued", "exp_held", "exp_ran"):
         (settings.runs_dir / name / "code").mkdir(parents=True)
-    (settings.runs_dir / "exp_ran" / runs.LOG_NAME).write_text("of another store\n")
+    (settings.runs_dir / "exp_ran" / recovery.LOG_NAME).write_text("of another store\n")
     locks = {name: settings.locks_dir / f"{name}.lock" for name in (over, "exp_queued", "exp_young", "exp_old")}
     for lock in locks.values():
         lock.touch()
     os.utime(locks["exp_old"], (0, 0))
     with try_lock(settings.locks_dir, "exp_held"):
-        await runs.sweep(graph.db, settings)
+        await recovery.sweep(graph.db, settings)
     assert {path.name for path in settings.runs_dir.iterdir()} == {over, "exp_held", "exp_ran"}
     assert {path.stem for path in settings.locks_dir.glob("exp_*")} == {"exp_held", "exp_young"}

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from loopgraph_mcp import runs
-from loopgraph_mcp.answers import ExperimentAnswer
+from loopgraph_mcp.api import recovery
+from loopgraph_mcp.api.answers import ExperimentAnswer
+from loopgraph_mcp.api.loopgraph import LoopGraph
 from loopgraph_mcp.config import Settings
-from loopgraph_mcp.loopgraph import LoopGraph
 from loopgraph_mcp.models import OutcomeKind, State
 from loopgraph_mcp.runner import device
 from loopgraph_mcp.runner.locks import is_held
@@ -126,4 +126,4 @@ async def test_runs_on_overlapping_gpus_all_come_to_their_end(settings: Settings
 
 
 async def test_slots_that_share_no_card_have_queues_of_their_own(graph: LoopGraph) -> None:
-    assert await runs.slots_beside(graph.db, "cpu-0") == ["cpu-0"]
+    assert await recovery.slots_beside(graph.db, "cpu-0") == ["cpu-0"]

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loopgraph_mcp.documents import code, html, latex, markdown, pdf
-from loopgraph_mcp.documents.chunking import MOST_WORDS, Passage, chunk
-from loopgraph_mcp.documents.model import Block, Document
-from loopgraph_mcp.documents.reading import read
+from loopgraph_mcp.ingest.chunk import MOST_WORDS, Passage, chunk
+from loopgraph_mcp.ingest.parsers import html, latex, markdown, pdf, python
+from loopgraph_mcp.ingest.parsers.model import Block, Document
+from loopgraph_mcp.ingest.parsers.reading import read
 
 DATA = Path(__file__).parent / "data" / "documents"
 PAPER = {path.name: path.read_bytes() for path in (DATA / "paper").iterdir()}
@@ -249,7 +249,7 @@ LAST = 1
 
 @pytest.mark.parametrize("ending", ["", "broken = ("])
 def test_python_is_read_by_symbol_even_where_it_does_not_parse(ending: str) -> None:
-    document = code.read(SOURCE + ending, "src/net/model.py")
+    document = python.read(SOURCE + ending, "src/net/model.py")
     symbols = {block.section: block for block in document.blocks}
     assert list(symbols)[:5] == [
         "net.model",

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from loopgraph_mcp.edits import Around
+from loopgraph_mcp.code.apply import Around
+from loopgraph_mcp.ingest.packs import read_pack
 from loopgraph_mcp.models import Applied, Refused
-from loopgraph_mcp.sources.packs import read_pack
 
 ROOT = Path(__file__).parent.parent
 _SPEC = importlib.util.spec_from_file_location("drift", ROOT / "scripts" / "drift.py")

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loopgraph_mcp.duplicates import group_hash, number, program_hash, tree_hash, what_ran
+from loopgraph_mcp.code.hashes import group_hash, number, program_hash, tree_hash, what_ran
 
 SOURCE = '"""Train."""\n\nLR = 0.8  # fast\n\n\ndef f(x):\n    """Say."""\n    return (x, LR)\n'
 

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loopgraph_mcp.duplicates import program_hash
-from loopgraph_mcp.edits import apply_method, detect, unified_diff
+from loopgraph_mcp.code.apply import apply_method, detect, unified_diff
+from loopgraph_mcp.code.hashes import program_hash
+from loopgraph_mcp.ingest.packs import read_pack
 from loopgraph_mcp.models import (
     AddMethod,
     Applied,
@@ -27,7 +28,6 @@ from loopgraph_mcp.models import (
     SetKwarg,
     SetLocal,
 )
-from loopgraph_mcp.sources.packs import read_pack
 
 SHIPPED = read_pack(Path(__file__).parent.parent / "methodpacks").methods
 FITTING = {  # what can be changed in the file below; tests/test_recipes_train.py tries the others on the trainer

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loopgraph_mcp.faults import fault_of_surroundings
-from loopgraph_mcp.runs import missing_in_copy
+from loopgraph_mcp.api.recovery import missing_in_copy
+from loopgraph_mcp.runner.failures import fault_of_surroundings
 
 
 def fault(log: str, *, exit_code: int = 1, in_folder: tuple[str, ...] = (), own: tuple[str, ...] = ()) -> str:

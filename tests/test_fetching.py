@@ -20,11 +20,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loopgraph_mcp.errors import SourceError
-from loopgraph_mcp.sources import archives
-from loopgraph_mcp.sources.addresses import headers_for, is_public
-from loopgraph_mcp.sources.cache import Cache
-from loopgraph_mcp.sources.http import Limits, StatusError, Web, decode
-from loopgraph_mcp.sources.pace import Pace
+from loopgraph_mcp.ingest import archives
+from loopgraph_mcp.ingest.addresses import headers_for, is_public
+from loopgraph_mcp.ingest.cache import Cache
+from loopgraph_mcp.ingest.fetch import Limits, StatusError, Web, decode
+from loopgraph_mcp.ingest.rate_limit import Pace
 
 BRISK = Limits(body_bytes=10_000, decoded_bytes=20_000, total_s=5, silence_s=2, backoff_s=0.01, wait_s=1)
 
@@ -278,7 +278,7 @@ def test_the_cache_makes_room_by_what_is_oldest(tmp_path: Path) -> None:
 
 def test_requests_of_several_processes_keep_their_distance(tmp_path: Path) -> None:
     code = (
-        "import asyncio, sys, time\nfrom pathlib import Path\nfrom loopgraph_mcp.sources.pace import Pace\n"
+        "import asyncio, sys, time\nfrom pathlib import Path\nfrom loopgraph_mcp.ingest.rate_limit import Pace\n"
         "async def main():\n"
         "    for _ in range(2):\n"
         "        async with Pace(Path(sys.argv[1]), 0.3).turn(): print(time.time(), flush=True)\n"

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loopgraph_mcp.foresight import Elsewhere, Foreseen, Foresight, Lesson, Parts, lessons, windows
+from loopgraph_mcp.ingest.published import PublishedHistory, read_day_one, write_day_one
 from loopgraph_mcp.models import Move
-from loopgraph_mcp.sources.day_one import PublishedHistory, read_day_one, write_day_one
-from loopgraph_mcp.tries import Past, Try
+from loopgraph_mcp.ranking.features import Past, Try
+from loopgraph_mcp.ranking.prior import Elsewhere, Foreseen, Foresight, Lesson, Parts, lessons, windows
 
 knobs = st.sampled_from(["matrix_lr", "embed_lr", "warmdown", "softcap"])
 moves = st.builds(

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from loopgraph_mcp.directions import Origin, named, other
 from loopgraph_mcp.errors import HistoryError
-from loopgraph_mcp.histories import History, HistoryRow, RowStatus, read_history
+from loopgraph_mcp.ingest.histories import History, HistoryRow, RowStatus, read_history
 from loopgraph_mcp.models import Direction, Move
+from loopgraph_mcp.ranking.directions import Origin, named, other
 
 HEADER = "commit\tval_bpb\tmemory_gb\tstatus\tdescription"
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from loopgraph_mcp.answers import ImportAnswer
+from loopgraph_mcp.api.answers import ImportAnswer
+from loopgraph_mcp.api.loopgraph import LoopGraph
 from loopgraph_mcp.config import Settings
 from loopgraph_mcp.errors import HistoryError
-from loopgraph_mcp.loopgraph import LoopGraph
 from loopgraph_mcp.models import Decision, Direction, OutcomeKind, Standing, VerdictKind
 from loopgraph_mcp.store import experiments
 from loopgraph_mcp.store.experiments import ExperimentRow
@@ -600,7 +600,7 @@ async def test_hostile_words_are_stored_and_shown_as_words(settings: Settings, t
 
 def command(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", "from loopgraph_mcp.cli import main; main()", "import", *arguments],
+        [sys.executable, "-c", "from loopgraph_mcp.cli.main import main; main()", "import", *arguments],
         capture_output=True,
         text=True,
         env={**environment, "COLUMNS": "200"},

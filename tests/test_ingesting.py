@@ -19,13 +19,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mcp import Client, StdioServerParameters
 
-from loopgraph_mcp import passages
+from loopgraph_mcp.api.loopgraph import LoopGraph
 from loopgraph_mcp.config import Settings, read_settings
 from loopgraph_mcp.errors import ConfigError, NotFoundError, PackError, SourceError
-from loopgraph_mcp.loopgraph import LoopGraph
+from loopgraph_mcp.ingest import arxiv, github, select
+from loopgraph_mcp.ingest.arxiv import Ref
 from loopgraph_mcp.models import DocumentState
-from loopgraph_mcp.sources import arxiv, github
-from loopgraph_mcp.sources.arxiv import Ref
 
 PAPER = (
     r"""
@@ -599,7 +598,14 @@ def test_the_command_ingests_several_and_says_what_failed(
     environment: dict[str, str], workspace: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "note.md").write_text("A gate [bold]here[/bold] turns the heads.\n")
-    command = [sys.executable, "-c", "from loopgraph_mcp.cli import main; main()", "ingest", "note.md", "./gone.md"]
+    command = [
+        sys.executable,
+        "-c",
+        "from loopgraph_mcp.cli.main import main; main()",
+        "ingest",
+        "note.md",
+        "./gone.md",
+    ]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "1 new passages" in done.stdout
@@ -623,12 +629,12 @@ words = st.text(alphabet="abc .\n", max_size=200)
 
 
 @given(
-    st.lists(st.builds(passages.Told, st.uuids().map(str), st.sampled_from(["Method", "References", "x"]), words)),
+    st.lists(st.builds(select.Told, st.uuids().map(str), st.sampled_from(["Method", "References", "x"]), words)),
     words,
 )
-def test_chosen_passages_are_few_short_and_of_the_document(told: list[passages.Told], query: str) -> None:
+def test_chosen_passages_are_few_short_and_of_the_document(told: list[select.Told], query: str) -> None:
     by_id = {each.id: each for each in told}
-    chosen = passages.choose(told, query, limit=3, words=10)
+    chosen = select.choose(told, query, limit=3, words=10)
     assert len({each.id for each in chosen}) == len(chosen) <= 3
     for each in chosen:
         assert len(each.text.removeprefix("… ").removesuffix(" …").split()) <= 10

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loopgraph_mcp import edits, learning
-from loopgraph_mcp.duplicates import program_hash
-from loopgraph_mcp.learning import Fits, Learned, NotLearned
+from loopgraph_mcp.code import apply, generalize
+from loopgraph_mcp.code.generalize import Fits, Learned, NotLearned
+from loopgraph_mcp.code.hashes import program_hash
+from loopgraph_mcp.ingest.packs import read_pack
 from loopgraph_mcp.models import (
     AddMethod,
     Applied,
@@ -22,14 +23,13 @@ from loopgraph_mcp.models import (
     SetKwarg,
     SetLocal,
 )
-from loopgraph_mcp.sources.packs import read_pack
 
 ROOT = Path(__file__).parent.parent
 TRAINER = (ROOT / "trainer" / "train.py").read_text()
 METHODS = [
     method
     for method in read_pack(ROOT / "methodpacks").methods
-    if isinstance(edits.apply_method(method, TRAINER, {}), Applied)
+    if isinstance(apply.apply_method(method, TRAINER, {}), Applied)
 ]
 PARENT = '''
 import math
@@ -65,7 +65,7 @@ while True:
 
 
 def learn(parent: str, child: str) -> Learned:
-    found = learning.generalise(parent, child)
+    found = generalize.generalise(parent, child)
     assert isinstance(found, Learned), found
     return found
 
@@ -119,7 +119,7 @@ def test_a_keyword_of_a_call_that_stands_in_no_assignment_is_told_by_its_call() 
 def test_an_ambiguous_statement_is_told_by_its_neighbours() -> None:
     found = learn(PARENT, changed("        x = norm(x)\n        x = norm(x)\n", "        x = norm(x)\n"))
     assert len(found.recipe.ops) == 1
-    made = edits.apply_method(as_method(found), PARENT, {})
+    made = apply.apply_method(as_method(found), PARENT, {})
     assert isinstance(made, Applied)
     assert made.text.count("norm(x)") == 1
 
@@ -130,7 +130,7 @@ def test_a_change_in_several_places_is_one_recipe_and_its_helper_may_come_after_
     child = child.replace(
         "    loss.backward()\n", "    loss.backward()\n    clip(loss, math.pi)\n\ndef clip(a, b):\n    pass\n"
     )
-    made = edits.apply_method(as_method(learn(PARENT, child)), PARENT, {})
+    made = apply.apply_method(as_method(learn(PARENT, child)), PARENT, {})
     assert isinstance(made, Applied)
     assert "# the rate" in made.text
     assert {"gate", "clip"} <= {node.name for node in ast.parse(made.text).body if isinstance(node, ast.FunctionDef)}
@@ -139,17 +139,17 @@ def test_a_change_in_several_places_is_one_recipe_and_its_helper_may_come_after_
 def test_what_was_learned_applies_to_a_later_version_with_another_value() -> None:
     found = learn(PARENT, changed("/ 300, 1", "/ 200, 1"))
     later = PARENT.replace("RATE = 0.04", "RATE = 0.5").replace("x = relu(x)", "x = gelu(x)")
-    made = edits.apply_method(as_method(found), later, {"frac": 100})
+    made = apply.apply_method(as_method(found), later, {"frac": 100})
     assert isinstance(made, Applied)
     assert "step / 100, 1" in made.text
-    assert learning.fits(found, [later, changed("/ 300, 1", "/ 200, 1"), "x = 1"]) == Fits(1, 1, 1)
+    assert generalize.fits(found, [later, changed("/ 300, 1", "/ 200, 1"), "x = 1"]) == Fits(1, 1, 1)
 
 
 def test_names_in_braces_are_code_and_no_knobs() -> None:
     child = changed("    loss = model(1)\n", '    loss = model(1)\n    print(f"{loss}", {math})\n')
     found = learn(PARENT, child)
     assert not found.knobs
-    made = edits.apply_method(as_method(found), PARENT, {})
+    made = apply.apply_method(as_method(found), PARENT, {})
     assert isinstance(made, Applied)
     assert program_hash(made.text) == program_hash(child)
 
@@ -171,17 +171,17 @@ def test_names_in_braces_are_code_and_no_knobs() -> None:
     ],
 )
 def test_what_gives_no_recipe_says_why(child: str, reason: str) -> None:
-    found = learning.generalise(PARENT, child)
+    found = generalize.generalise(PARENT, child)
     assert isinstance(found, NotLearned)
     assert any(each in found.reason for each in reason.split("|")), found
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.id)
 def test_what_a_pack_s_recipe_does_to_the_trainer_is_learned_again(method: Method) -> None:
-    made = edits.apply_method(method, TRAINER, {})
+    made = apply.apply_method(method, TRAINER, {})
     assert isinstance(made, Applied)
     found = learn(TRAINER, made.text)
-    again = edits.apply_method(as_method(found), TRAINER, {})
+    again = apply.apply_method(as_method(found), TRAINER, {})
     assert isinstance(again, Applied)
     assert program_hash(again.text) == program_hash(made.text)
     assert len(found.recipe.ops) <= 5
@@ -203,16 +203,16 @@ def test_any_change_is_learned_exactly_or_not_at_all(changes: list[tuple[int, st
     for place, line in changes:
         lines[place] = line
     child = "".join(lines)
-    found = learning.generalise(PARENT, child)
+    found = generalize.generalise(PARENT, child)
     if isinstance(found, Learned):
         method = as_method(found)
-        made = edits.apply_method(method, PARENT, {})
+        made = apply.apply_method(method, PARENT, {})
         assert isinstance(made, Applied)
-        assert isinstance(edits.apply_method(method, made.text, {}), Present)
-        assert learning._shape(ast.parse(made.text)) == learning._shape(ast.parse(child))
+        assert isinstance(apply.apply_method(method, made.text, {}), Present)
+        assert generalize._shape(ast.parse(made.text)) == generalize._shape(ast.parse(child))
 
 
 @given(st.text(max_size=60), st.text(max_size=60))
 @settings(deadline=None, max_examples=50)
 def test_any_two_texts_are_answered(one: str, other: str) -> None:
-    assert isinstance(learning.generalise(one, other), Learned | NotLearned)
+    assert isinstance(generalize.generalise(one, other), Learned | NotLearned)

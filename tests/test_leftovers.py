@@ -18,18 +18,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loopgraph_mcp import launch, runs
-from loopgraph_mcp.answers import ExperimentAnswer
+from loopgraph_mcp.api import recovery, run
+from loopgraph_mcp.api.answers import ExperimentAnswer
+from loopgraph_mcp.api.loopgraph import LoopGraph
 from loopgraph_mcp.config import Settings
 from loopgraph_mcp.errors import RunError
-from loopgraph_mcp.loopgraph import LoopGraph
 from loopgraph_mcp.models import OutcomeKind, State
 from loopgraph_mcp.runner import processes
 from loopgraph_mcp.runner.locks import is_held
 from loopgraph_mcp.runner.memory_kills import count_memory_kills
 from loopgraph_mcp.runner.processes import Process, Training
 
-ROOT = Path(runs.__file__).parent.parent
+ROOT = Path(recovery.__file__).parent.parent
 LINUX = sys.platform == "linux"
 FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
 
@@ -287,7 +287,7 @@ async def test_a_step_of_the_clock_neither_ends_a_run_nor_gives_it_up(
     seen = subprocess.run([sys.executable, "-c", code], env=stepped, check=True, capture_output=True, text=True).stdout
     assert abs(float(seen.split()[0]) - time.time()) > 2
     assert seen.split()[1] == "True"
-    command = [sys.executable, "-c", "from loopgraph_mcp.cli import main; main()", "status", "--once", "--json"]
+    command = [sys.executable, "-c", "from loopgraph_mcp.cli.main import main; main()", "status", "--once", "--json"]
     shown = subprocess.run(command, env=stepped, check=True, capture_output=True, text=True).stdout
     assert {each["state"] for each in json.loads(shown)} == {"running", "queued"}
     (workspace / "go").touch()
@@ -301,7 +301,7 @@ async def test_a_step_of_the_clock_neither_ends_a_run_nor_gives_it_up(
 async def test_an_experiment_is_looked_after_from_before_it_is_queued_until_it_is_done(
     graph: LoopGraph, settings: Settings
 ) -> None:
-    with launch.looked_after(settings) as (experiment_id, _):
+    with run.looked_after(settings) as (experiment_id, _):
         assert is_held(settings.locks_dir, experiment_id)
     assert not is_held(settings.locks_dir, experiment_id)
     started = await graph.run_experiment(wait_s=0)
@@ -409,7 +409,7 @@ def test_a_run_that_the_kernel_kills_for_memory_is_out_of_memory(
     (workspace / "train.py").write_text("held = [bytearray(2**24) for _ in range(100)]\nprint('val_bpb: 1.0')\n")
     enter = f"open({str(small_group / 'cgroup.procs')!r}, 'w').write(str(os.getpid()))"
     done = subprocess.run(
-        [sys.executable, "-c", f"import os\n{enter}\nfrom loopgraph_mcp.cli import main; main()", "run", "--json"],
+        [sys.executable, "-c", f"import os\n{enter}\nfrom loopgraph_mcp.cli.main import main; main()", "run", "--json"],
         env={**environment, "PYTHONPATH": str(ROOT)},
         cwd=workspace,
         capture_output=True,

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loopgraph_mcp import lookups
+from loopgraph_mcp.api import lookups
+from loopgraph_mcp.api.loopgraph import LoopGraph
 from loopgraph_mcp.errors import NotFoundError, PackError
-from loopgraph_mcp.loopgraph import LoopGraph
 from loopgraph_mcp.models import Method
 
 

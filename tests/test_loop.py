@@ -16,10 +16,10 @@ from typing import Any
 import psutil
 import pytest
 
-from loopgraph_mcp.answers import ExperimentAnswer
+from loopgraph_mcp.api.answers import ExperimentAnswer
+from loopgraph_mcp.api.loopgraph import LoopGraph
 from loopgraph_mcp.config import Settings
 from loopgraph_mcp.errors import NotFoundError, RunError, StoreError, WorkspaceError
-from loopgraph_mcp.loopgraph import LoopGraph
 from loopgraph_mcp.models import Context, Decision, Origin, OutcomeKind, Standing, State, VerdictKind
 from loopgraph_mcp.runner.locks import try_lock
 
@@ -461,7 +461,7 @@ async def test_the_same_question_gets_the_same_answer_in_any_process(settings: S
         "import asyncio, dataclasses, json, os\n"
         "from pathlib import Path\n"
         "from loopgraph_mcp.config import read_settings\n"
-        "from loopgraph_mcp.loopgraph import LoopGraph\n"
+        "from loopgraph_mcp.api.loopgraph import LoopGraph\n"
         "from loopgraph_mcp import evidence\n"
         "async def main():\n"
         "    async with LoopGraph.open(read_settings(os.environ, Path.cwd())) as graph:\n"

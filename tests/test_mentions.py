@@ -3,8 +3,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loopgraph_mcp.config import bundled
-from loopgraph_mcp.mentions import methods_tried
-from loopgraph_mcp.sources.packs import read_pack
+from loopgraph_mcp.ingest.packs import read_pack
+from loopgraph_mcp.ranking.mentions import methods_tried
 
 METHODS = read_pack(bundled("methodpacks")).methods
 

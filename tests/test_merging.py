@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from loopgraph_mcp import doctor
+from loopgraph_mcp.api.loopgraph import LoopGraph
+from loopgraph_mcp.cli import doctor
 from loopgraph_mcp.config import Settings
 from loopgraph_mcp.errors import StoreError
-from loopgraph_mcp.loopgraph import LoopGraph
 from loopgraph_mcp.store import experiments
 
 

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from loopgraph_mcp.answers import ExperimentAnswer
+from loopgraph_mcp.api.answers import ExperimentAnswer
+from loopgraph_mcp.api.loopgraph import LoopGraph
 from loopgraph_mcp.config import Settings
 from loopgraph_mcp.errors import WorkspaceError
-from loopgraph_mcp.loopgraph import LoopGraph
 from loopgraph_mcp.models import Direction, OutcomeKind, VerdictKind
-from loopgraph_mcp.printed import NotFound, Wanted
 from loopgraph_mcp.runner.metric_log import read_metric
-from loopgraph_mcp.workspace import load_workspace
+from loopgraph_mcp.runner.printed import NotFound, Wanted
+from loopgraph_mcp.runner.workspace import load_workspace
 
 
 def workspace_of(folder: Path, program: str, **keys: object) -> Path:

@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loopgraph_mcp.knobs import FAMILIES
+from loopgraph_mcp.ingest import packs
 from loopgraph_mcp.models import Move
-from loopgraph_mcp.moves import is_baseline, is_rerun, read_moves, repeats, stripped
-from loopgraph_mcp.sources import packs
+from loopgraph_mcp.ranking.descriptions import is_baseline, is_rerun, read_moves, repeats, stripped
+from loopgraph_mcp.ranking.knobs import FAMILIES
 
 DATA = Path(__file__).parent / "data"
 

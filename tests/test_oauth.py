@@ -11,9 +11,9 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
-from loopgraph_mcp.access import Scope
+from loopgraph_mcp.auth import Scope
 from loopgraph_mcp.config import OAuth
-from loopgraph_mcp.oauth import Issuer
+from loopgraph_mcp.server.oauth import Issuer
 
 AUDIENCE = "https://lab.example/mcp"
 KEY, OTHER_KEY = (rsa.generate_private_key(public_exponent=65537, key_size=2048) for _ in range(2))

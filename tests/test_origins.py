@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from loopgraph_mcp import wrap
+from loopgraph_mcp.api.loopgraph import LoopGraph
 from loopgraph_mcp.config import Settings
 from loopgraph_mcp.errors import RunError
-from loopgraph_mcp.loopgraph import LoopGraph
 from loopgraph_mcp.models import Decision, Origin, OutcomeKind, Standing, VerdictKind
 from loopgraph_mcp.store import experiments, outcomes
 from loopgraph_mcp.store.database import Database, migration_files, split_statements

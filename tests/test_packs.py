@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loopgraph_mcp.edits import apply_method, detect
+from loopgraph_mcp.code.apply import apply_method, detect
 from loopgraph_mcp.errors import PackError
+from loopgraph_mcp.ingest.packs import FAMILIES, read_pack
 from loopgraph_mcp.models import Applied, Presence, Refused
-from loopgraph_mcp.sources.packs import FAMILIES, read_pack
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = ROOT / "methodpacks"

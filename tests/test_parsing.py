@@ -8,10 +8,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from loopgraph_mcp.documents.model import Format
 from loopgraph_mcp.errors import SourceError
-from loopgraph_mcp.sources import parsing
-from loopgraph_mcp.sources.parsing import Reader, parse
+from loopgraph_mcp.ingest import sandbox
+from loopgraph_mcp.ingest.parsers.model import Format
+from loopgraph_mcp.ingest.sandbox import Reader, parse
 
 DATA = Path(__file__).parent / "data" / "documents"
 PDF = (DATA / "twocolumn.pdf").read_bytes()
@@ -50,7 +50,7 @@ async def test_one_reader_reads_many_documents_and_outlives_one_that_ends_its_pr
         with pytest.raises(SourceError, match="100 MiB of memory"):
             await reader.parse("markdown", b"# x\n" * 8_000_000, memory_bytes=100 * 2**20)
         assert (await reader.parse("code", b"x = 1\n", path="a.py")).passages[0].text == "x = 1"
-    assert not [each for each in psutil.Process().children() if "loopgraph_mcp.documents" in each.cmdline()]
+    assert not [each for each in psutil.Process().children() if "loopgraph_mcp.ingest.parsers" in each.cmdline()]
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ async def test_endless_output_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyP
     reader.write_text("#!/bin/sh\nread line\nyes | head -c 20000\n")
     reader.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(reader))
-    monkeypatch.setattr(parsing, "MOST_BYTES_OUT", 1_000)
+    monkeypatch.setattr(sandbox, "MOST_BYTES_OUT", 1_000)
     with pytest.raises(SourceError, match="wrote no document"):
         await parse("html", b"<p>x")
 

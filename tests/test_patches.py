@@ -3,8 +3,8 @@ import difflib
 from hypothesis import given
 from hypothesis import strategies as st
 
+from loopgraph_mcp.code.patch import apply_patch, take_out
 from loopgraph_mcp.models import Applied, Present, Refused
-from loopgraph_mcp.patches import apply_patch, take_out
 
 SOURCE = "import math\n\nLR = 0.5\nDEPTH = 4\n\ndef f(x):\n    return x * LR\n\ndef g(x):\n    return x * LR\n"
 

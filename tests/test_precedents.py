@@ -3,9 +3,9 @@
 import shutil
 from pathlib import Path
 
-from loopgraph_mcp.answers import EarlierRun, ExperimentAnswer
+from loopgraph_mcp.api.answers import EarlierRun, ExperimentAnswer
+from loopgraph_mcp.api.loopgraph import LoopGraph
 from loopgraph_mcp.config import Settings
-from loopgraph_mcp.loopgraph import LoopGraph
 from loopgraph_mcp.models import Decision, OutcomeKind
 
 

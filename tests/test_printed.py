@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loopgraph_mcp.models import Direction
-from loopgraph_mcp.numerals import Comma, read_number
-from loopgraph_mcp.printed import Found, NotFound, Wanted, check_pattern, parse_summary, read_log, read_text
+from loopgraph_mcp.runner.numerals import Comma, read_number
+from loopgraph_mcp.runner.printed import Found, NotFound, Wanted, check_pattern, parse_summary, read_log, read_text
 
 HIGHER = Direction.HIGHER
 SUMMARY = (

@@ -20,18 +20,21 @@ from hypothesis import HealthCheck, example, given
 from hypothesis import settings as limits
 from hypothesis import strategies as st
 
-from loopgraph_mcp import answers, logs, models, screen
+from loopgraph_mcp import logs, models
+from loopgraph_mcp.api import answers
+from loopgraph_mcp.cli import render
+from loopgraph_mcp.cli.doctor import Check
 from loopgraph_mcp.config import Settings
-from loopgraph_mcp.doctor import Check
 from loopgraph_mcp.errors import RunError
-from loopgraph_mcp.metrics import Metrics
-from loopgraph_mcp.oauth import _grant
-from loopgraph_mcp.quoting import plain, plain_line, plain_text, quoted, said, visible
+from loopgraph_mcp.runner.workspace import RESULTS_NAME, append_result, load_workspace, results_size
+from loopgraph_mcp.server import pages
+from loopgraph_mcp.server import render as server_render
+from loopgraph_mcp.server.metrics import Metrics
+from loopgraph_mcp.server.oauth import _grant
+from loopgraph_mcp.server.prompts import research_loop
 from loopgraph_mcp.store.chunks import Chunk
 from loopgraph_mcp.store.papers import StoredChunk, StoredDocument
-from loopgraph_mcp.tools import pages, text
-from loopgraph_mcp.tools.prompts import research_loop
-from loopgraph_mcp.workspace import RESULTS_NAME, append_result, load_workspace, results_size
+from loopgraph_mcp.text import plain, plain_line, plain_text, quoted, said, visible
 
 KEYWORDS = ("Next", "next", "Verdict", "verdict", "Decision", "Note", "Before", "Now", "Recipe", "Source", "Plateau")
 FORGED = re.compile(rf"^\s*(?:{'|'.join(KEYWORDS)}):\s*EVIL", re.MULTILINE)
@@ -107,15 +110,15 @@ def variants(answer: Any) -> list[Any]:
 
 
 WORDED: list[tuple[Any, Callable[[Any], str]]] = [
-    (answers.SearchAnswer, lambda answer: text.search(answer, "detailed")),
-    (answers.EditAnswer, text.edit),
-    (answers.CodeMapAnswer, text.code_map),
-    (answers.ExperimentAnswer, text.experiment),
-    (answers.ExperimentAnswer, text.progress),
-    (answers.RecordAnswer, text.record),
-    (answers.IngestAnswer, text.ingest),
-    (answers.MethodAnswer, text.method),
-    (answers.TraceAnswer, text.trace),
+    (answers.SearchAnswer, lambda answer: server_render.search(answer, "detailed")),
+    (answers.EditAnswer, server_render.edit),
+    (answers.CodeMapAnswer, server_render.code_map),
+    (answers.ExperimentAnswer, server_render.experiment),
+    (answers.ExperimentAnswer, server_render.progress),
+    (answers.RecordAnswer, server_render.record),
+    (answers.IngestAnswer, server_render.ingest),
+    (answers.MethodAnswer, server_render.method),
+    (answers.TraceAnswer, server_render.trace),
 ]
 
 
@@ -144,20 +147,20 @@ def test_no_field_of_a_resource_forges_a_line(words: str) -> None:
 
 
 SHOWN: list[tuple[Any, Callable[[Any], None]]] = [
-    (answers.SearchAnswer, screen.show_search),
-    (answers.EditAnswer, screen.show_edit),
-    (answers.CodeMapAnswer, screen.show_map),
-    (answers.ExperimentAnswer, screen.show_experiment),
-    (answers.ExperimentAnswer, lambda answer: screen.console.print(screen.results_table([answer]))),
-    (answers.BestResult, screen.show_best),
-    (answers.IngestAnswer, screen.show_ingest),
-    (answers.MethodAnswer, screen.show_method),
-    (answers.TraceAnswer, screen.show_trace),
-    (answers.PackExportAnswer, screen.show_export),
-    (answers.PackCheckAnswer, screen.show_pack_check),
-    (Check, lambda check: screen.show_checks([check])),
-    (answers.ImportAnswer, lambda answer: screen.show_imports([answer], [], details=True)),
-    (answers.ImportAnswer, lambda answer: screen.show_imports([answer, answer], [], details=False)),
+    (answers.SearchAnswer, render.show_search),
+    (answers.EditAnswer, render.show_edit),
+    (answers.CodeMapAnswer, render.show_map),
+    (answers.ExperimentAnswer, render.show_experiment),
+    (answers.ExperimentAnswer, lambda answer: render.console.print(render.results_table([answer]))),
+    (answers.BestResult, render.show_best),
+    (answers.IngestAnswer, render.show_ingest),
+    (answers.MethodAnswer, render.show_method),
+    (answers.TraceAnswer, render.show_trace),
+    (answers.PackExportAnswer, render.show_export),
+    (answers.PackCheckAnswer, render.show_pack_check),
+    (Check, lambda check: render.show_checks([check])),
+    (answers.ImportAnswer, lambda answer: render.show_imports([answer], [], details=True)),
+    (answers.ImportAnswer, lambda answer: render.show_imports([answer, answer], [], details=False)),
 ]
 
 
@@ -168,7 +171,7 @@ def test_no_field_of_an_answer_reaches_a_terminal_as_a_command(
     kind: Any, show: Callable[[Any], None], words: str
 ) -> None:
     for answer in variants(made(kind, words)):
-        with screen.console.capture() as captured:
+        with render.console.capture() as captured:
             show(answer)
         is_plain(captured.get(), tabs=kind is answers.EditAnswer)
 
@@ -178,8 +181,8 @@ def test_no_field_of_an_answer_reaches_a_terminal_as_a_command(
 def test_a_refusal_is_its_own_line_and_quotes_the_rest(words: str) -> None:
     for refusal in (words, f"{words}: lies outside", f"the patch does not fit; the nearest lines are\n{words}"):
         is_plain(said(refusal))
-    with screen.errors.capture() as captured, pytest.raises(typer.Exit):
-        screen.end_with([RunError(words)])
+    with render.errors.capture() as captured, pytest.raises(typer.Exit):
+        render.end_with([RunError(words)])
     is_plain(captured.get())
 
 

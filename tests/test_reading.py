@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from loopgraph_mcp.api.linking import MOST_PASSAGES
+from loopgraph_mcp.api.loopgraph import LoopGraph
 from loopgraph_mcp.config import Settings, bundled
 from loopgraph_mcp.errors import NotFoundError, PackError
-from loopgraph_mcp.linking import MOST_PASSAGES
-from loopgraph_mcp.loopgraph import LoopGraph
-from loopgraph_mcp.mentions import methods_described, with_names
-from loopgraph_mcp.reported import numbers, read_figures
-from loopgraph_mcp.sources.packs import read_pack
+from loopgraph_mcp.ingest.packs import read_pack
+from loopgraph_mcp.ranking.mentions import methods_described, with_names
+from loopgraph_mcp.ranking.reported import numbers, read_figures
 from tests.test_loop import run
 
 SENTENCES: list[tuple[str, list[str], bool]] = tomllib.loads(

@@ -5,10 +5,10 @@ from hypothesis import strategies as st
 
 from loopgraph_mcp.config import bundled
 from loopgraph_mcp.errors import HistoryError
-from loopgraph_mcp.histories import read_history
+from loopgraph_mcp.ingest.histories import read_history
+from loopgraph_mcp.ingest.history_rows import doubts, read_rows
+from loopgraph_mcp.ingest.packs import read_pack
 from loopgraph_mcp.models import Decision, OutcomeKind
-from loopgraph_mcp.readings import doubts, read_rows
-from loopgraph_mcp.sources.packs import read_pack
 
 METHODS = read_pack(bundled("methodpacks")).methods
 HEADER = "commit\tval_bpb\tmemory_gb\tstatus\tdescription"

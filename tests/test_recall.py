@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from loopgraph_mcp.api.loopgraph import LoopGraph
 from loopgraph_mcp.config import Settings
-from loopgraph_mcp.loopgraph import LoopGraph
 
 QUESTIONS = tomllib.loads((Path(__file__).parent / "data" / "questions.toml").read_text(encoding="utf-8"))["question"]
 

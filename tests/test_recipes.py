@@ -8,13 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loopgraph_mcp import composing, edits, undoing
-from loopgraph_mcp.answers import EditAnswer
-from loopgraph_mcp.composing import Wish
+from loopgraph_mcp.api.answers import EditAnswer
+from loopgraph_mcp.api.loopgraph import LoopGraph
+from loopgraph_mcp.code import apply, compose, revert
+from loopgraph_mcp.code.apply import Around, apply_method, detect, offered
+from loopgraph_mcp.code.compose import Wish
 from loopgraph_mcp.config import Settings
-from loopgraph_mcp.edits import Around, apply_method, detect, offered
 from loopgraph_mcp.errors import RunError
-from loopgraph_mcp.loopgraph import LoopGraph
+from loopgraph_mcp.ingest.packs import read_pack
 from loopgraph_mcp.models import (
     Applied,
     Companion,
@@ -31,9 +32,8 @@ from loopgraph_mcp.models import (
     Sign,
     Variant,
 )
-from loopgraph_mcp.sources.packs import read_pack
-from loopgraph_mcp.tokens import estimate_tokens
-from loopgraph_mcp.tools import text as wording
+from loopgraph_mcp.server import render as wording
+from loopgraph_mcp.text import estimate_tokens
 
 ROOT = Path(__file__).parent.parent
 METHODS = {method.id: method for method in read_pack(ROOT / "methodpacks").methods}
@@ -46,13 +46,13 @@ def method_of(method_id: str = "made-up", knobs: tuple[Knob, ...] = (), **recipe
     return Method(method_id, "Made up", "schedule", "A test's.", "A test's.", knobs=knobs, recipe=made)
 
 
-def applied(method: Method, source: str, around: Around = edits.NOTHING, **knobs: float | str) -> str:
+def applied(method: Method, source: str, around: Around = apply.NOTHING, **knobs: float | str) -> str:
     made = apply_method(method, source, knobs, around)
     assert isinstance(made, Applied), made
     return made.text
 
 
-def refused(method: Method, source: str, around: Around = edits.NOTHING) -> Refused:
+def refused(method: Method, source: str, around: Around = apply.NOTHING) -> Refused:
     made = apply_method(method, source, {}, around)
     assert isinstance(made, Refused), made
     return made
@@ -219,7 +219,7 @@ def test_a_companion_is_offered_with_its_reason_and_made_when_asked_for() -> Non
     assert "MATRIX_LR = 0.04 " in plain
     ((companion, change),) = offered(batch, plain, {})
     assert (companion.name, change) == ("lower-rate", "MATRIX_LR = 0.04 * 2 ** -0.5 (was 0.04)")
-    for asked in ({"lower-rate"}, {edits.ALL}):
+    for asked in ({"lower-rate"}, {apply.ALL}):
         with_it = applied(batch, SCRIPT, Around(companions=frozenset(asked)))
         assert with_it == plain.replace("MATRIX_LR = 0.04 ", "MATRIX_LR = 0.04 * 2 ** -0.5 ")
         assert offered(batch, with_it, {}) == []
@@ -249,7 +249,7 @@ def test_another_method_can_be_a_companion() -> None:
 def test_methods_that_change_one_place_are_refused_by_pair_and_place() -> None:
     half = method_of("half", ops=(SetConst("X", "{current} // 2"),))
     third = method_of("third", ops=(SetConst("X", "{current} // 3"),))
-    answers = {composing.compose(Wish(order), "X = 12\n") for order in ([half, third], [third, half])}
+    answers = {compose.compose(Wish(order), "X = 12\n") for order in ([half, third], [third, half])}
     (answer,) = answers
     assert isinstance(answer, Refused)
     assert "half and third change the same place" in answer.reason
@@ -257,7 +257,7 @@ def test_methods_that_change_one_place_are_refused_by_pair_and_place() -> None:
 
 
 def test_a_pair_that_its_pack_keeps_apart_is_refused() -> None:
-    answer = composing.compose(Wish([METHODS["mqa"], METHODS["gqa"]]), SCRIPT)
+    answer = compose.compose(Wish([METHODS["mqa"], METHODS["gqa"]]), SCRIPT)
     assert isinstance(answer, Refused)
     assert answer.looked_for == "gqa beside mqa"
 
@@ -265,8 +265,8 @@ def test_a_pair_that_its_pack_keeps_apart_is_refused() -> None:
 def test_a_method_that_another_one_makes_room_for_is_made_after_it() -> None:
     makes = method_of("makes-room", ops=(InsertAfter("", "A = 1", "B = 1"),))
     uses = method_of("a-user", ops=(SetConst("B", "2"),))
-    answer = composing.compose(Wish([uses, makes]), "A = 1\n")
-    assert isinstance(answer, Refused) or answer == composing.compose(Wish([makes, uses]), "A = 1\n")
+    answer = compose.compose(Wish([uses, makes]), "A = 1\n")
+    assert isinstance(answer, Refused) or answer == compose.compose(Wish([makes, uses]), "A = 1\n")
 
 
 # -------------------------------------------------------------------------------------------- the way back
@@ -275,7 +275,7 @@ def test_a_method_that_another_one_makes_room_for_is_made_after_it() -> None:
 def test_an_edit_comes_out_of_a_file_that_moved_on_to_the_byte() -> None:
     made = applied(METHODS["swiglu"], TRAINER)
     other = applied(METHODS["embedding-lr"], made)
-    back = undoing.undo(TRAINER, made, other)
+    back = revert.undo(TRAINER, made, other)
     assert isinstance(back, Applied)
     assert back.text == applied(METHODS["embedding-lr"], TRAINER)
 
@@ -283,7 +283,7 @@ def test_an_edit_comes_out_of_a_file_that_moved_on_to_the_byte() -> None:
 def test_a_place_that_was_changed_since_is_told() -> None:
     made = applied(METHODS["muon-lr"], SCRIPT)
     again = applied(METHODS["muon-lr"], made, rate=0.02)
-    told = undoing.undo(SCRIPT, made, again)
+    told = revert.undo(SCRIPT, made, again)
     assert isinstance(told, Refused)
     assert "MATRIX_LR = 0.03" in told.looked_for
     assert "changed since" in told.reason
@@ -298,12 +298,12 @@ def test_what_comes_out_can_be_put_back_or_nothing_comes_out(
     base: list[str], new: list[str], present: list[str]
 ) -> None:
     one, two, three = ("".join(f"{line}\n" for line in lines) for lines in (base, new, present))
-    back = undoing.undo(one, two, three)
+    back = revert.undo(one, two, three)
     if isinstance(back, Applied) and three != two:
-        again = undoing.undo(two, one, back.text)
+        again = revert.undo(two, one, back.text)
         assert isinstance(again, Applied)
         assert again.text == three
-    same = undoing.undo(one, two, two)
+    same = revert.undo(one, two, two)
     assert isinstance(same, Applied)
     assert same.text == one
 

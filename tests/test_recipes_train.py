@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from loopgraph_mcp.edits import apply_method, detect
+from loopgraph_mcp.code.apply import apply_method, detect
+from loopgraph_mcp.ingest.packs import read_pack
 from loopgraph_mcp.models import Applied, Method, Presence, Present
-from loopgraph_mcp.sources.packs import read_pack
 
 ROOT = Path(__file__).parent.parent
 TRAINER = (ROOT / "trainer" / "train.py").read_text(encoding="utf-8")

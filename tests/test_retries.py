@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from loopgraph_mcp.answers import ExperimentAnswer
-from loopgraph_mcp.edits import unified_diff
+from loopgraph_mcp.api.answers import ExperimentAnswer
+from loopgraph_mcp.api.loopgraph import LoopGraph
+from loopgraph_mcp.code.apply import unified_diff
 from loopgraph_mcp.errors import RunError
-from loopgraph_mcp.loopgraph import LoopGraph
 from loopgraph_mcp.models import Decision, OutcomeKind, VerdictKind
 from tests.test_what_ran import loop, run_in
 

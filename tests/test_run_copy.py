@@ -15,15 +15,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loopgraph_mcp import contents
-from loopgraph_mcp.duplicates import tree_hash
+from loopgraph_mcp.api.loopgraph import LoopGraph
+from loopgraph_mcp.code.hashes import tree_hash
 from loopgraph_mcp.errors import WorkspaceError
-from loopgraph_mcp.loopgraph import LoopGraph
 from loopgraph_mcp.models import OutcomeKind
+from loopgraph_mcp.runner import contents
 from loopgraph_mcp.runner.inputs import changed_links, drop_copies, only_with_the_user, read_made
 from loopgraph_mcp.runner.run_copy import CopyPlan, make_copy, plan_copy, snapshot
+from loopgraph_mcp.runner.workspace import load_workspace
 from loopgraph_mcp.store import experiments
-from loopgraph_mcp.workspace import load_workspace
 
 MIB = 2**20
 TRAIN = "print('loss: 1')\n"

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loopgraph_mcp.schemas import fitted, number, shown, unknown, wanted
+from loopgraph_mcp.runner.schemas import fitted, number, shown, unknown, wanted
 
 WHOLE = {"type": "integer", "minimum": 1, "maximum": 20}
 NUMBER = {"type": "number"}

@@ -6,8 +6,9 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from loopgraph_mcp import screen, wording
-from loopgraph_mcp.answers import ExperimentAnswer
+from loopgraph_mcp.api import explain
+from loopgraph_mcp.api.answers import ExperimentAnswer
+from loopgraph_mcp.cli import render
 from loopgraph_mcp.models import Decision, OutcomeKind, State, VerdictKind
 
 RUN = ExperimentAnswer(
@@ -42,7 +43,7 @@ RUN = ExperimentAnswer(
 def test_a_table_of_results_breaks_no_word_of_a_verdict(run: ExperimentAnswer, words: str, width: int) -> None:
     console = Console(width=width)
     with console.capture() as shown:
-        console.print(screen.results_table([run]))
+        console.print(render.results_table([run]))
     rows = [line.split("│") for line in shown.get().splitlines() if "│" in line]
     assert max(map(len, shown.get().splitlines())) <= width
     assert " ".join(" ".join(row[-2].split()) for row in rows).strip() == words
@@ -54,5 +55,5 @@ def test_a_table_of_results_breaks_no_word_of_a_verdict(run: ExperimentAnswer, w
     [(0.0123, "+0.0123"), (-1.5, "-1.5000"), (0.0, "+0.0000"), (0.00031, "+0.00031"), (-2e-06, "-2e-06")],
 )
 def test_a_small_gain_is_not_shown_as_none(gain: float, words: str) -> None:
-    assert wording.signed(gain) == words
-    assert re.search("[1-9]", wording.signed(gain)) or gain == 0
+    assert explain.signed(gain) == words
+    assert re.search("[1-9]", explain.signed(gain)) or gain == 0

@@ -37,7 +37,7 @@ def test_every_verb_in_the_docs_is_one() -> None:
 
 
 def test_the_package_imports_its_sdk_only_when_asked() -> None:
-    code = "import sys, loopgraph_mcp; assert 'loopgraph_mcp.loopgraph' not in sys.modules; loopgraph_mcp.LoopGraph"
+    code = "import sys, loopgraph_mcp; assert 'loopgraph_mcp.api.loopgraph' not in sys.modules; loopgraph_mcp.LoopGraph"
     subprocess.run([sys.executable, "-c", code], check=True)
     with pytest.raises(AttributeError):
         _ = loopgraph_mcp.nothing  # type: ignore[attr-defined]

@@ -18,9 +18,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from loopgraph_mcp import precedents, verdicts
+from loopgraph_mcp.api import precedents
+from loopgraph_mcp.api.evidence import Ledger
+from loopgraph_mcp.api.precedents import Followed, Tries
 from loopgraph_mcp.config import bundled
-from loopgraph_mcp.evidence import Ledger
+from loopgraph_mcp.ingest.packs import read_pack
 from loopgraph_mcp.models import (
     Context,
     Decision,
@@ -34,16 +36,15 @@ from loopgraph_mcp.models import (
     VerdictKind,
     WhatRan,
 )
-from loopgraph_mcp.precedents import Followed, Tries
-from loopgraph_mcp.ranking import PRIOR_MEAN, Observation, appraise, family_mean
-from loopgraph_mcp.sources.packs import read_pack
+from loopgraph_mcp.ranking import verdicts
+from loopgraph_mcp.ranking.features import Past
+from loopgraph_mcp.ranking.posterior import PRIOR_MEAN, Observation, appraise, family_mean
 from loopgraph_mcp.store import chunks, edits, experiments, methods, retrievals
 from loopgraph_mcp.store.chunks import Chunk, split_names
 from loopgraph_mcp.store.database import Database, migration_files
 from loopgraph_mcp.store.experiments import NewExperiment
+from loopgraph_mcp.store.query import Concept, Limits, plan, read_concepts, read_words, spans
 from loopgraph_mcp.store.search import find_methods
-from loopgraph_mcp.store.words import Concept, Limits, plan, read_concepts, read_words, spans
-from loopgraph_mcp.tries import Past
 
 LABELLED = tomllib.loads((Path(__file__).parent / "data" / "queries.toml").read_text(encoding="utf-8"))
 

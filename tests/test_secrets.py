@@ -12,12 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loopgraph_mcp import clients, environments
+from loopgraph_mcp.agents.client import Server
+from loopgraph_mcp.api.loopgraph import LoopGraph
+from loopgraph_mcp.cli import clients
 from loopgraph_mcp.config import Settings
-from loopgraph_mcp.harness.connection import Server
-from loopgraph_mcp.loopgraph import LoopGraph
 from loopgraph_mcp.models import OutcomeKind
-from loopgraph_mcp.workspace import commit_program, head_commit, load_workspace, write_program
+from loopgraph_mcp.runner.environment import __file__, for_supervisor, for_training, is_secret
+from loopgraph_mcp.runner.workspace import commit_program, head_commit, load_workspace, write_program
 
 PLANTED = "planted-4711"
 SECRETS = {
@@ -64,26 +65,24 @@ PASSED = {
 
 
 def test_a_run_gets_what_it_needs_and_no_secret() -> None:
-    assert environments.for_training({**SECRETS, "PYTHONPATH": "/x", "COVERAGE_FILE": "/x"}) == {}
-    assert environments.for_training({**PASSED, "EDITOR": "vi"}) == PASSED
-    assert environments.for_supervisor({"PYTHONPATH": ":.:/x:here", "LOOPGRAPH_OAUTH_ISSUER": "x"}) == {
-        "PYTHONPATH": "/x"
-    }
+    assert for_training({**SECRETS, "PYTHONPATH": "/x", "COVERAGE_FILE": "/x"}) == {}
+    assert for_training({**PASSED, "EDITOR": "vi"}) == PASSED
+    assert for_supervisor({"PYTHONPATH": ":.:/x:here", "LOOPGRAPH_OAUTH_ISSUER": "x"}) == {"PYTHONPATH": "/x"}
 
 
 def test_what_a_workspace_declares_is_passed_on_and_a_secret_only_where_it_is_named() -> None:
     given = {"MODEL_SIZE": "tiny", "WANDB_API_KEY": "x", "MIRROR": "https://me:x@mirror", "REST": "x"}
     names = ["MODEL_SIZE", "WANDB_API_KEY", "MIRROR", "ABSENT"]
-    assert environments.for_training(given, declared=names) == {"MODEL_SIZE": "tiny"}
-    assert environments.for_training(given, named=names) == {name: given[name] for name in names[:3]}
+    assert for_training(given, declared=names) == {"MODEL_SIZE": "tiny"}
+    assert for_training(given, named=names) == {name: given[name] for name in names[:3]}
 
 
 @given(st.dictionaries(st.sampled_from([*SECRETS, *PASSED, "EDITOR", "A_B"]), st.text(st.characters(codec="ascii"))))
 def test_nothing_passes_that_is_on_no_list_or_holds_a_secret(environment: dict[str, str]) -> None:
-    passed = environments.for_supervisor(environment)
+    passed = for_supervisor(environment)
     assert all(environment[name] == value for name, value in passed.items())
     assert passed.keys() <= PASSED.keys() | {"HTTP_PROXY", "HF_ENDPOINT", "CUDA_CACHE_PATH"}
-    assert not any(environments.is_secret(name, value) for name, value in passed.items())
+    assert not any(is_secret(name, value) for name, value in passed.items())
 
 
 LOOKS_AROUND = """
@@ -110,7 +109,7 @@ main()
 def test_a_run_that_looks_around_finds_no_secret_of_the_server(environment: dict[str, str], workspace: Path) -> None:
     (workspace / "train.py").write_text(LOOKS_AROUND)
     done = subprocess.run(
-        [sys.executable, "-c", "from loopgraph_mcp.cli import main; main()", "run", "--json"],
+        [sys.executable, "-c", "from loopgraph_mcp.cli.main import main; main()", "run", "--json"],
         env={**environment, **SECRETS, "PYTHONPATH": os.pathsep.join(sys.path)},
         cwd=workspace,
         capture_output=True,
@@ -152,8 +151,8 @@ def test_a_process_that_hides_its_memory_shows_its_environment_to_none_of_its_us
     "start",
     [
         "sys.argv[1:] = ['--version']; runpy.run_module('loopgraph_mcp', run_name='__main__')",
-        "sys.argv[1:] = ['--version']; from loopgraph_mcp.cli import main; main()",
-        "sys.argv[1:] = ['exp_none']; runpy.run_module('loopgraph_mcp.supervisor', run_name='__main__')",
+        "sys.argv[1:] = ['--version']; from loopgraph_mcp.cli.main import main; main()",
+        "sys.argv[1:] = ['exp_none']; runpy.run_module('loopgraph_mcp.api.supervisor', run_name='__main__')",
     ],
 )
 def test_every_program_hides_its_memory(environment: dict[str, str], workspace: Path, start: str) -> None:
@@ -213,7 +212,7 @@ def hostile(workspace: Path, tmp_path: Path) -> Path:
 
 
 def test_doctor_runs_no_module_of_a_workspace(environment: dict[str, str], workspace: Path, hostile: Path) -> None:
-    script = "import sys; sys.path.pop(0)\nfrom loopgraph_mcp.cli import main; main()"
+    script = "import sys; sys.path.pop(0)\nfrom loopgraph_mcp.cli.main import main; main()"
     done = subprocess.run(
         [sys.executable, "-P", "-c", script, "doctor", "--json"],
         env={**environment, **SECRETS, "PYTHONPATH": os.pathsep.join(["", ".", *sys.path])},
@@ -234,7 +233,7 @@ def test_doctor_asks_a_workspaces_python_without_secrets(
     python.write_text(f"#!/bin/sh\n(pwd; env) > {tmp_path}/seen\n")
     python.chmod(0o755)
     subprocess.run(
-        [sys.executable, "-c", "from loopgraph_mcp.cli import main; main()", "doctor"],
+        [sys.executable, "-c", "from loopgraph_mcp.cli.main import main; main()", "doctor"],
         env={**environment, **SECRETS},
         cwd=workspace,
         check=False,
@@ -259,7 +258,7 @@ def test_a_server_started_as_a_module_in_a_workspace_imports_nothing_of_it(
     environment: dict[str, str], workspace: Path, hostile: Path
 ) -> None:
     (workspace / "loopgraph_mcp.py").unlink()  # Python itself would take that one
-    root = str(Path(environments.__file__).parent.parent)
+    root = str(Path(__file__).parent.parent)
     done = subprocess.run(
         [sys.executable, "-m", "loopgraph_mcp", "--version"],
         env={**environment, "PYTHONPATH": root},

@@ -35,7 +35,7 @@ from loopgraph_mcp.models import (
 from loopgraph_mcp.store import edits, experiments, methods, outcomes, retrievals, search
 from loopgraph_mcp.store.database import Database, migration_files, split_statements
 from loopgraph_mcp.store.experiments import NewExperiment, ProcessId
-from loopgraph_mcp.store.newest import read_newest
+from loopgraph_mcp.store.version import read_newest
 
 EMBEDDING = Method(
     id="embedding-lr",

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loopgraph_mcp import syntax
-from loopgraph_mcp.syntax import HOLE, Source, Unparsable
+from loopgraph_mcp.code import syntax
+from loopgraph_mcp.code.syntax import HOLE, Source, Unparsable
 
 SOURCE = """
 import os

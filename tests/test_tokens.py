@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loopgraph_mcp.tokens import estimate_tokens
+from loopgraph_mcp.text import estimate_tokens
 
 
 def test_a_sentence_costs_about_a_token_a_word_and_code_one_a_sign() -> None:

@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loopgraph_mcp import trainlog
+from loopgraph_mcp.runner import trainlog
 
 RUN = (
     "Vocab size: 8,192\n"

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from mcp import Client, StdioServerParameters
 
-from loopgraph_mcp import trust
+from loopgraph_mcp.api import trust
 from loopgraph_mcp.config import Settings
 from loopgraph_mcp.errors import AccessError
-from loopgraph_mcp.workspace import CONFIG_NAME, load_workspace
+from loopgraph_mcp.runner.workspace import CONFIG_NAME, load_workspace
 
-CLI = [sys.executable, "-c", "from loopgraph_mcp.cli import main; main()"]
+CLI = [sys.executable, "-c", "from loopgraph_mcp.cli.main import main; main()"]
 
 
 def without_workspace(environment: dict[str, str]) -> dict[str, str]:

@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loopgraph_mcp.turns import Priority, Waiting, in_turn
+from loopgraph_mcp.runner.queue import Priority, Waiting, in_turn
 
 AGENTS = st.sampled_from(["", "a", "b", "c"])
 

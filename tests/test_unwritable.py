@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from loopgraph_mcp import doctor
+from loopgraph_mcp.api.loopgraph import LoopGraph
+from loopgraph_mcp.cli import doctor
 from loopgraph_mcp.config import Settings
 from loopgraph_mcp.errors import UnwritableError
-from loopgraph_mcp.loopgraph import LoopGraph
 from loopgraph_mcp.store import retrievals
 from loopgraph_mcp.store.database import Database, migration_files
 
@@ -163,7 +163,7 @@ async def test_a_store_on_a_read_only_file_system_is_read(
         make_earlier(settings.db_path)
     environment |= {"LOOPGRAPH_HOME": str(home), "LOOPGRAPH_DB": str(home / "loopgraph.db")}
     for command in COMMANDS[:3] if left == "of an earlier version" else COMMANDS:
-        arguments = [sys.executable, "-c", "from loopgraph_mcp.cli import main; main()", *command]
+        arguments = [sys.executable, "-c", "from loopgraph_mcp.cli.main import main; main()", *command]
         done = subprocess.run(
             [*read_only(home), *arguments], env=environment, capture_output=True, text=True, check=False, timeout=120
         )
@@ -172,7 +172,7 @@ async def test_a_store_on_a_read_only_file_system_is_read(
             assert "not recorded" in done.stdout
         if command[0] in {"results", "status"} and left != "of an earlier version":
             assert "1.25" in done.stdout
-    arguments = [sys.executable, "-c", "from loopgraph_mcp.cli import main; main()", "method", "retire", "gqa"]
+    arguments = [sys.executable, "-c", "from loopgraph_mcp.cli.main import main; main()", "method", "retire", "gqa"]
     done = subprocess.run([*read_only(home), *arguments], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr

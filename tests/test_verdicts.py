@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loopgraph_mcp.models import Decision, Direction, NoiseFloor, VerdictKind
-from loopgraph_mcp.verdicts import baseline, default_noise, disturbed, judge, noise_floor
+from loopgraph_mcp.ranking.verdicts import baseline, default_noise, disturbed, judge, noise_floor
 
 values = st.lists(st.floats(0.5, 3.0), min_size=1, max_size=4)
 

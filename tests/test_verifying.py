@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loopgraph_mcp.answers import ExperimentAnswer
+from loopgraph_mcp.api.answers import ExperimentAnswer
+from loopgraph_mcp.api.loopgraph import LoopGraph
+from loopgraph_mcp.api.verify import implausible, over_budget
 from loopgraph_mcp.config import Settings
-from loopgraph_mcp.loopgraph import LoopGraph
 from loopgraph_mcp.models import Decision, Direction, OutcomeKind
 from loopgraph_mcp.runner import restoring
-from loopgraph_mcp.verifying import implausible, over_budget
-from loopgraph_mcp.workspace import load_workspace
+from loopgraph_mcp.runner.workspace import load_workspace
 from tests.test_loop import HIGHER_RATE, mishap, run
 
 ROOT = Path(__file__).parent.parent

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from loopgraph_mcp import launch
-from loopgraph_mcp.answers import ExperimentAnswer
+from loopgraph_mcp.api.answers import ExperimentAnswer
+from loopgraph_mcp.api.loopgraph import LoopGraph
+from loopgraph_mcp.api.run import keep_program
+from loopgraph_mcp.code.hashes import program_hash
 from loopgraph_mcp.config import Settings
-from loopgraph_mcp.duplicates import program_hash
 from loopgraph_mcp.errors import RunError
-from loopgraph_mcp.loopgraph import LoopGraph
 from loopgraph_mcp.models import Decision, Outcome, OutcomeKind, Standing, VerdictKind
 from loopgraph_mcp.store import edits as edit_store
 from loopgraph_mcp.store import experiments
@@ -303,7 +303,7 @@ async def record(graph: LoopGraph, folder: Path, program: str) -> None:
         60.0,
         30.0,
         method_ids=("gqa",),
-        program_hash=await launch.keep_program(graph.db, program, where.editable),
+        program_hash=await keep_program(graph.db, program, where.editable),
         ran=inputs.identify(program, where.editable),
         base_group_key="something else",
     )

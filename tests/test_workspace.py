@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loopgraph_mcp import patterns
 from loopgraph_mcp.config import bundled
 from loopgraph_mcp.errors import WorkspaceError
-from loopgraph_mcp.workspace import (
+from loopgraph_mcp.runner import patterns
+from loopgraph_mcp.runner.workspace import (
     append_result,
     commit_program,
     create_workspace,

@@ -8,8 +8,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from loopgraph_mcp import contents, patterns
-from loopgraph_mcp.workspace import CONFIG_NAME
+from loopgraph_mcp.runner import contents, patterns
+from loopgraph_mcp.runner.workspace import CONFIG_NAME
 
 CODE_DIR = "code"
 INPUTS_NAME = "inputs.json"

@@ -11,9 +11,9 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from loopgraph_mcp import environments
 from loopgraph_mcp.models import Direction
-from loopgraph_mcp.printed import Found, NotFound, Wanted, read_log
+from loopgraph_mcp.runner import environment
+from loopgraph_mcp.runner.printed import Found, NotFound, Wanted, read_log
 
 PATTERN_TIMEOUT_S = 30.0  # 64 MiB with an ordinary expression take about a second
 
@@ -37,7 +37,7 @@ def _read_apart(path: Path, wanted: Wanted, timeout_s: float) -> Found | NotFoun
             capture_output=True,
             text=True,
             timeout=timeout_s,
-            env={**environments.for_probe(os.environ), **environments.python_path(os.environ)},
+            env={**environment.for_probe(os.environ), **environment.python_path(os.environ)},
             check=True,
         )
     except subprocess.TimeoutExpired:

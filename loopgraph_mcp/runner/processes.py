@@ -155,7 +155,7 @@ def start_supervisor(experiment_id: str, lock: int, environment: Mapping[str, st
         OSError: It cannot be started.
     """
     # -P: never a module of the folder it starts in
-    command = [sys.executable, "-P", "-m", "loopgraph_mcp.supervisor", experiment_id, str(lock)]
+    command = [sys.executable, "-P", "-m", "loopgraph_mcp.api.supervisor", experiment_id, str(lock)]
     with log_path.open("ab") as log:
         done = subprocess.run(  # noqa: S603 - our own module; the shell sees arguments, not text
             ["/bin/sh", "-c", '"$@" &', "sh", *command],

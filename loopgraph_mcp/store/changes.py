@@ -8,9 +8,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 
-from loopgraph_mcp.changes import Change, Rewrite, Turn, change_between
 from loopgraph_mcp.errors import UnwritableError
 from loopgraph_mcp.models import Decision, Origin, OutcomeKind
+from loopgraph_mcp.ranking.change import Change, Rewrite, Turn, change_between
 from loopgraph_mcp.store.database import Database
 
 _UNKNOWN = Change(rewrites=(Rewrite("", "", "unparsable"),))

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from loopgraph_mcp.access import Caller
+from loopgraph_mcp.auth import Caller
 from loopgraph_mcp.errors import RunError
 from loopgraph_mcp.models import Decision, Origin, Outcome, OutcomeKind, State, WhatRan
+from loopgraph_mcp.runner.queue import Priority
 from loopgraph_mcp.store import agents
 from loopgraph_mcp.store.database import Database, insert, new_id
-from loopgraph_mcp.turns import Priority
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,7 @@ from loopgraph_mcp.models import (
     all_ops,
 )
 from loopgraph_mcp.store.database import Database, text_hash
-from loopgraph_mcp.store.newest import Newest, read_newest
+from loopgraph_mcp.store.version import Newest, read_newest
 
 logger = logging.getLogger("loopgraph.store")
 

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from loopgraph_mcp.access import Caller
+from loopgraph_mcp.auth import Caller
 from loopgraph_mcp.store.agents import asked_rows
 from loopgraph_mcp.store.database import Database, new_id
 

@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 from loopgraph_mcp.models import Method
 from loopgraph_mcp.store.database import Database, interruptible
 from loopgraph_mcp.store.methods import library
-from loopgraph_mcp.store.words import Limits, Match, plan, read_concepts, read_words, spans, words_of
+from loopgraph_mcp.store.query import Limits, Match, plan, read_concepts, read_words, spans, words_of
 
 _HITS = 30  # rows of an index that are followed to their methods
 _SOME_WORDS = 0.6  # how far a method with some of the words counts, where another has them all

@@ -19,7 +19,7 @@ from hypothesis import settings as limits
 from hypothesis import strategies as st
 from mcp import Client, StdioServerParameters
 
-from loopgraph_mcp.tools.lines import read_id, refused
+from loopgraph_mcp.server.lines import read_id, refused
 from tests.e2e.test_http import JSON, call, loopgraph, words
 
 HELLO = {
@@ -234,7 +234,7 @@ async def test_a_number_that_cannot_be_stored_stores_nothing(environment: dict[s
             assert result.is_error, each
             assert "failed inside" not in said
     done = subprocess.run(
-        [sys.executable, "-c", "from loopgraph_mcp.cli import main; main()", "results", "--json"],
+        [sys.executable, "-c", "from loopgraph_mcp.cli.main import main; main()", "results", "--json"],
         env=environment, capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert json.loads(done.stdout) == []
@@ -330,7 +330,7 @@ async def test_streams_of_a_revoked_token_end(start_http: Callable[..., Any], en
             assert not done  # it goes on while the token is good
             await asyncio.to_thread(
                 subprocess.run,
-                [sys.executable, "-c", "from loopgraph_mcp.cli import main; main()", "token", "revoke", "guest"],
+                [sys.executable, "-c", "from loopgraph_mcp.cli.main import main; main()", "token", "revoke", "guest"],
                 env=environment,
                 check=True,
                 capture_output=True,
@@ -352,7 +352,7 @@ def test_what_a_server_and_a_run_write_is_its_users_alone(environment: dict[str,
         home = Path(environment["LOOPGRAPH_HOME"])
         (home / "runs").mkdir(parents=True)
         done = subprocess.run(
-            [sys.executable, "-c", "from loopgraph_mcp.cli import main; main()", "run", "-d", "baseline"],
+            [sys.executable, "-c", "from loopgraph_mcp.cli.main import main; main()", "run", "-d", "baseline"],
             env=environment, capture_output=True, text=True, check=False,
         )  # fmt: skip
     finally:

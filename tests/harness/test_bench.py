@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from loopgraph_mcp.agents import bench, plots
+from loopgraph_mcp.agents.plan import Plan
+from loopgraph_mcp.agents.stats import Point, Trial, compare, estimate, reached
 from loopgraph_mcp.config import Settings
 from loopgraph_mcp.errors import ConfigError
-from loopgraph_mcp.harness import bench, plots
-from loopgraph_mcp.harness.claims import Point, Trial, compare, estimate, reached
-from loopgraph_mcp.harness.plans import Plan
 
 
 def trial(arm: str, seed: int, *bests: float | None) -> Trial:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from loopgraph_mcp.harness.habits import HABITS, Heard, Proposal
+from loopgraph_mcp.agents.policies import HABITS, Heard, Proposal
 
 KNOBS: dict[str, float] = {"HEAD_DIM": 32, "TOTAL_BATCH_SIZE": 512, "DEPTH": 2, "MATRIX_LR": 0.04}
 

@@ -12,12 +12,11 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 from rich.console import Console
 
-from loopgraph_mcp import screen
-from loopgraph_mcp.harness import agents
-from loopgraph_mcp.harness.board import Board
-from loopgraph_mcp.harness.outcomes import Best, Run, decided, find_best, told, undone_by
-from loopgraph_mcp.harness.plans import Spent
-from loopgraph_mcp.harness.session import Status
+from loopgraph_mcp.agents.outcomes import Best, Run, decided, find_best, told, undone_by
+from loopgraph_mcp.agents.plan import Spent
+from loopgraph_mcp.agents.session import Status
+from loopgraph_mcp.cli import render, sessions
+from loopgraph_mcp.cli.live_view import Board
 from loopgraph_mcp.models import Direction
 
 NOISE = 0.05
@@ -149,14 +148,14 @@ def test_the_board_and_the_report_show_the_best_with_its_noise(capsys: pytest.Ca
     with Board(console) as board, console.capture() as shown:
         board.show(Status("ses_1", "r", "off", "val_bpb", "thinking", None, 2, 3, best, Spent(), None, ""))
     assert "2.000000 +- 0.050000 (run 0): the baseline" in shown.get()
-    listed = [agents._listed(run, runs[place:]) for place, run in enumerate(runs, start=1)]
+    listed = [sessions._listed(run, runs[place:]) for place, run in enumerate(runs, start=1)]
     found = {
         "runs": listed, "metric": "val_bpb", "headline": str(best), "ended": "done", "session_id": "ses_1",
         "spent": {**asdict(Spent()), "tokens": 0},
     }  # fmt: skip
-    screen.console.width, before = 100, screen.console.width
-    agents.show(found, as_json=False)
-    screen.console.width = before
+    render.console.width, before = 100, render.console.width
+    sessions.show(found, as_json=False)
+    render.console.width = before
     out = capsys.readouterr().out
     assert "kept, undone by run 2" in out
     assert "nothing measured here beats it" in out

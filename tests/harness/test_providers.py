@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 
-from loopgraph_mcp.errors import ConfigError, ProviderError
-from loopgraph_mcp.harness import providers
-from loopgraph_mcp.harness.messages import (
+from loopgraph_mcp.agents import providers
+from loopgraph_mcp.agents.messages import (
     Assistant,
     EnoughError,
     Message,
@@ -21,8 +20,9 @@ from loopgraph_mcp.harness.messages import (
     Usage,
     User,
 )
-from loopgraph_mcp.harness.prices import Price, find_price
-from loopgraph_mcp.harness.providers import PRESETS, ContextOverflowError, HttpModel, find_endpoint
+from loopgraph_mcp.agents.prices import Price, find_price
+from loopgraph_mcp.agents.providers import PRESETS, ContextOverflowError, HttpModel, find_endpoint
+from loopgraph_mcp.errors import ConfigError, ProviderError
 
 KEY = "sk-planted-4f8a1c"
 TOOL = ToolSpec("run", "Train.", {"type": "object", "properties": {"description": {"type": "string"}}})

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loopgraph_mcp.harness import repair
-from loopgraph_mcp.harness.condensing import condense, cost
-from loopgraph_mcp.harness.messages import Assistant, Message, ToolCall, ToolResult, ToolSpec, User
-from loopgraph_mcp.harness.prompts import chosen
-from loopgraph_mcp.harness.repair import Mended, Refused
+from loopgraph_mcp.agents import repair
+from loopgraph_mcp.agents.context_window import condense, cost
+from loopgraph_mcp.agents.messages import Assistant, Message, ToolCall, ToolResult, ToolSpec, User
+from loopgraph_mcp.agents.prompts import chosen
+from loopgraph_mcp.agents.repair import Mended, Refused
 
 
 def spec(tool: str, /, *required: str, **properties: Any) -> ToolSpec:

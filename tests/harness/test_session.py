@@ -17,21 +17,21 @@ from typing import Any
 import psutil
 import pytest
 
+from loopgraph_mcp.agents import prompts
+from loopgraph_mcp.agents.opening import open_session, resume_session
+from loopgraph_mcp.agents.plan import Plan
+from loopgraph_mcp.agents.repair import calls_in_text
+from loopgraph_mcp.api.trace import trace
+from loopgraph_mcp.cli.sessions import recall_prompt, report
 from loopgraph_mcp.config import Settings, read_skill
 from loopgraph_mcp.errors import ConfigError
-from loopgraph_mcp.harness import prompts
-from loopgraph_mcp.harness.agents import recall_prompt, report
-from loopgraph_mcp.harness.opening import open_session, resume_session
-from loopgraph_mcp.harness.plans import Plan
-from loopgraph_mcp.harness.repair import calls_in_text
 from loopgraph_mcp.store import sessions
 from loopgraph_mcp.store.database import Database
-from loopgraph_mcp.tracing import trace
 
 KEY = "sk-planted-4f8a1c"
 ABOUT_RUN = "Train the draft for 1 s. It stays if it improved; else the draft goes back."  # the tool's own words
 Provide = Callable[..., Any]
-AGENT = [sys.executable, "-c", "from loopgraph_mcp.cli import main; main()", "agent"]
+AGENT = [sys.executable, "-c", "from loopgraph_mcp.cli.main import main; main()", "agent"]
 MODEL = {"provider": "openai", "model": "gpt-4o-mini", "key_variable": "TEST_KEY"}
 
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
+from loopgraph_mcp.agents.providers import ContextOverflowError, find_endpoint
+from loopgraph_mcp.api.loopgraph import LoopGraph
+from loopgraph_mcp.cli.read_paper import Reading, read_sources
 from loopgraph_mcp.config import Settings
 from loopgraph_mcp.errors import LoopGraphError, NotFoundError
-from loopgraph_mcp.harness.providers import ContextOverflowError, find_endpoint
-from loopgraph_mcp.harness.reading import Reading, read_sources
-from loopgraph_mcp.loopgraph import LoopGraph
 from tests.test_reading import PAPER, ROTATION
 
 DONE = {"text": "DONE"}

@@ -1,0 +1,371 @@
+"""The sentences of the answers: why a method ranks where it does, what happened, what to do next."""
+
+import dataclasses
+from collections.abc import Collection, Sequence
+
+from loopgraph_mcp.api.answers import BestProgram, BestResult, EarlierRun, EditAnswer, Guidance, MethodHit, RunningNow
+from loopgraph_mcp.api.evidence import Count, TrackRecord
+from loopgraph_mcp.models import (
+    Context,
+    Decision,
+    Direction,
+    EditResult,
+    Method,
+    NoiseFloor,
+    Origin,
+    Outcome,
+    OutcomeKind,
+    Presence,
+    Present,
+    Refused,
+    SharedOutcome,
+    Standing,
+)
+from loopgraph_mcp.ranking.change import Kinship
+from loopgraph_mcp.ranking.prior import Elsewhere, Foreseen
+from loopgraph_mcp.store.experiments import ExperimentRow
+from loopgraph_mcp.text import plain_line
+
+_MAX_FILES = 4
+_FOUR_DECIMALS = 1e-3  # the least gain of which four decimals show enough
+_WORTH_TELLING = 1.25  # odds that are further than this from 1 to 1
+
+
+def context(where: Context | None) -> str:
+    """Return a context in a few words."""
+    if where is None:
+        return "no workspace: evidence of all contexts"
+    better = "lower" if where.direction is Direction.LOWER else "higher"
+    return f"{where.device}, {where.budget_s:g} s, {where.metric} ({better} is better)"
+
+
+def signed(gain: float) -> str:
+    """Return a gain with its sign and enough digits to tell it from noise."""
+    return f"{gain:+.4f}" if gain == 0 or abs(gain) >= _FOUR_DECIMALS else f"{gain:+.2g}"
+
+
+def why(
+    method: Method,
+    record: TrackRecord,
+    presence: Presence | None,
+    elsewhere: Elsewhere | None = None,
+    here: Context | None = None,
+) -> str:
+    """Return one sentence on what is known of a method."""
+    parts = []
+    if record.here.tries:
+        parts.append(f"{counted(record.here)}{_ago(record.here.last_age)}")
+    else:
+        parts.append("untried here")
+    if record.elsewhere.tries:
+        parts.append(f"in other workspaces or settings: {counted(record.elsewhere)}")
+    if record.imported.tries:
+        parts.append(f"in imported histories: {counted(record.imported)}")
+    if record.reports:
+        parts.append(f"{record.reports} reported without a log, which counts little")
+    if not record.here.tries and not record.elsewhere.tries:
+        parts += _published(method, here)
+    if elsewhere is not None:
+        parts.append(_elsewhere(elsewhere))
+    if presence is Presence.PRESENT:
+        parts.append("already in the file")
+    elif presence is Presence.PARTIAL:
+        parts.append("partly in the file")
+    elif presence is Presence.CONFLICTING:
+        parts.append("something in the file is in its way")
+    return "; ".join(parts)
+
+
+def counted(count: Count) -> str:
+    """Return how some trials ended."""
+    times = "once" if count.tries == 1 else f"{count.tries} times"
+    outcome = f"tried {times}, {count.wins} win{'s' if count.wins != 1 else ''}"
+    if count.mean_gain is not None:
+        outcome += f", mean gain {signed(count.mean_gain)}"
+    return outcome + (f", {count.crashes} failed" if count.crashes else "")
+
+
+def decision(made: Decision, tentative: bool) -> str:  # noqa: FBT001 - a fact of the decision, no behaviour
+    """Return a decision in words: what gained within the noise is kept, and not won."""
+    if made is Decision.KEEP and tentative:
+        return "kept, not yet distinguishable from noise"
+    return made.value
+
+
+def noise(floor: NoiseFloor) -> str:
+    """Return where a noise floor comes from."""
+    if floor.replicates:
+        source = f"from {floor.replicates} replicate{'s' if floor.replicates != 1 else ''} and a default"
+    else:
+        source = "a default: nothing was replicated yet"
+    shared = f"; x{floor.factor:g} because these runs shared their device" if floor.factor > 1 else ""
+    return source + shared
+
+
+def _ago(age: int | None) -> str:
+    if age is None:
+        return ""
+    return ", just now" if age == 0 else f", {age} experiment{'s' if age != 1 else ''} ago"
+
+
+def _published(method: Method, here: Context | None) -> list[str]:
+    told = sorted((each for each in method.published if each.gain is not None), key=lambda each: each.gain or 0.0)
+    alike = [each for each in method.outcomes if here is None or each.device == here.device_class]
+    if outcomes := alike or ([] if told else method.outcomes):
+        return [shared(max(outcomes, key=lambda each: each.runs or each.tries))]
+    if not told:
+        return []
+    gains = dict.fromkeys(signed(each.gain or 0.0) for each in (told[0], told[-1]))
+    return [f"published {' to '.join(gains)} ({told[-1].setting})"]
+
+
+def shared(outcome: SharedOutcome) -> str:
+    """Return what came of a method for somebody else, in one context."""
+    tries = "1 try" if outcome.tries == 1 else f"{outcome.tries} tries"
+    in_runs = f" in {outcome.runs} run{'s' if outcome.runs != 1 else ''}" if outcome.runs else ""
+    gain = "" if outcome.mean_gain is None else f", mean gain {signed(outcome.mean_gain)}"
+    return f"others' {tries}{in_runs}, {outcome.wins} won{gain} ({outcome.context})"
+
+
+def plateau(runs: int, families: Collection[str]) -> str:
+    """Return that the last runs led nowhere, or nothing where they did not."""
+    if not families:
+        return ""
+    return (
+        f"Plateau: none of the last {runs} changes here gained more than the noise ({', '.join(sorted(families))}); "
+        "other families are put first. A larger change, or a replicate of the best, tells more than another small step."
+    )
+
+
+def unrecorded(note: str, reason: str) -> str:
+    """Return a search's note with why the search is not recorded, where it is not."""
+    if not reason:
+        return note
+    said = f"This search is not recorded yet: the store cannot be written ({reason}). Free disk space or allow writing."
+    return f"{note} {said}".strip()
+
+
+def after_search(hits: Sequence[MethodHit], retrieval_id: str, *, filtered: bool) -> str:
+    """Return what to do with an answer; `filtered`: of some methods alone, by their family or standing."""
+    if not hits and filtered:
+        return "No method matches of that family and standing: leave them out."
+    if not hits:
+        return "Nothing matches. Use other words, or an empty query to see what ranks first over all."
+    ready = [hit for hit in hits if hit.has_edit and hit.presence is not Presence.PRESENT]
+    ready.sort(key=lambda hit: hit.standing is Standing.FLOPPED)
+    if not ready:
+        return (
+            "Everything shown is in the file already; change a knob with get_code_edit, or search for something else."
+        )
+    if ready[0].standing is Standing.FLOPPED:
+        return "All that makes an edit flopped here; search for something else, or with no query."
+    return f'get_code_edit(method_id="{ready[0].method_id}", retrieval_id="{retrieval_id}")'
+
+
+def no_edit(
+    subject: str, file: str, made: EditResult, *, has_recipe: bool, guidance: Guidance | None = None, learned: str = ""
+) -> EditAnswer:
+    """Return the answer where a method makes no edit: it is there already, its recipe does not fit, or it has none."""
+    if isinstance(made, Present):
+        status, reason, near = "present", made.reason, list[str]()
+        next_step = "Ask for other knob values, or try another method."
+    else:
+        assert isinstance(made, Refused)  # noqa: S101 - the caller has handled Applied
+        status, reason, near = "refused", f"looked for {made.looked_for}: {made.reason}", list(made.nearest)
+        if not has_recipe:
+            status, reason = "guidance", "it has no recipe, so there is no diff of it"
+        next_step = "Make the change by hand near these lines and run it with run_experiment(patch=…, method_id=…)."
+        if subject.startswith("exp_"):
+            next_step = "Take what you want of it as a patch of your own file: run_experiment(patch=…, description=…)."
+        if guidance is not None:
+            next_step = (
+                f'Write the change yourself and run it: run_experiment(patch="<unified diff of {file}>", '
+                f'method_id="{subject}", description="…"). If it wins, LoopGraph learns its recipe.'
+            )
+    return EditAnswer(
+        status=status,
+        method_id=subject,
+        file=file,
+        edit_id=None,
+        diff="",
+        changes=[],
+        reason=reason,
+        nearest=near,
+        earlier=[],
+        next_step=next_step,
+        learned=learned,
+        guidance=guidance,
+    )
+
+
+def taught(run: ExperimentRow, method_ids: Sequence[str]) -> str:
+    """Return what a winning change taught: the recipe of a method, or that it should be named to become one."""
+    if method_ids:
+        return f' Its edit is learned: get_code_edit(method_id="{method_ids[0]}") can make it of later versions.'
+    if not run.method_ids and run.decision is Decision.KEEP:
+        return (
+            " It counts for no method: name it with add_method, then replicate it with run_experiment(method_id=…, "
+            "replicate=true), and its edit is learned as that method's recipe."
+        )
+    return ""
+
+
+def after_unjudged(run: ExperimentRow, outcome: Outcome) -> str:
+    """Return what to do with an outcome that has no verdict."""
+    if run.origin is Origin.REPORTED and outcome.kind.says_something:
+        return after_report()
+    if outcome.kind is OutcomeKind.CANCELLED:
+        return "Nothing was measured; run it again."
+    return "Nothing was measured and no method is charged: fix what the reason names, then make the same call again."
+
+
+def after_report() -> str:
+    """Return what to do with a number that somebody reported without its log."""
+    return (
+        "It is recorded as reported and counts little: report it with its log (and commit), or run it with "
+        "run_experiment."
+    )
+
+
+def among_other_files(names: Sequence[str]) -> str:
+    """Return in which files an earlier run of the same program differs from what a run would see now."""
+    if not names:
+        return "the same program, in a run that did not record the files beside it"
+    shown = ", ".join(names[:_MAX_FILES]) + (f" and {len(names) - _MAX_FILES} more" if len(names) > _MAX_FILES else "")
+    return f"the same program with other files: {shown} differ{'s' if len(names) == 1 else ''}"
+
+
+def since_parent(parent: str, names: Sequence[str]) -> str:
+    """Return which files changed since the parent was run, and what to do with files that no run reads."""
+    if not names:
+        return ""
+    shown = ", ".join(names[:_MAX_FILES]) + (f" and {len(names) - _MAX_FILES} more" if len(names) > _MAX_FILES else "")
+    return (
+        f" Since {parent} ran the parent, {shown} changed, which a run can see; name what no run reads under `ignore` "
+        "in loopgraph.toml."
+    )
+
+
+def earlier_run(run: ExperimentRow) -> EarlierRun:
+    """Return an earlier experiment in one line."""
+    outcome = "still running" if run.outcome is None else f"{run.outcome.kind.value}: {run.outcome.reason}"
+    return EarlierRun(run.id, run.description, outcome, run.decision)
+
+
+_KINSHIP = {
+    Kinship.SAME: "the same change from another parent: a re-test",
+    Kinship.SAME_VALUE: "the same knob set to the same value, from another one",
+    Kinship.BEYOND_FAILED: "went this way, less far, and failed",
+    Kinship.BETWEEN_FAILED: "failed on one side of this value, as others did on its other side",
+    Kinship.SAME_DIRECTION: "went this way, further, and failed",
+    Kinship.REVERSES_KEPT: "was kept, and this takes it back",
+    Kinship.SEED_ALONE: "nothing but the seed changes: that is a replicate, not a method; use replicate=true",
+}
+
+
+def kinship(how: Kinship, since: str) -> str:
+    """Return how an earlier change stands to a new one, and how the parent has changed since."""
+    return _KINSHIP[how] + (f" (since then: {since})" if since else "")
+
+
+def foresight(seen: Foreseen | None, odds: float = 1.0) -> str:
+    """Return why a change is thought likely or unlikely to be kept; `odds`: what its method's own record adds."""
+    if seen is None:
+        return ""
+    parts = [f"P(keep) {seen.p_keep:.2f}", f"here: {seen.place}"]
+    if seen.elsewhere is not None:
+        parts.append(_elsewhere(seen.elsewhere))
+    if not 1 / _WORTH_TELLING < odds < _WORTH_TELLING:
+        parts.append(f"what the method gained where it was tried: odds of {odds:.1f} to 1")
+    return "; ".join(parts)
+
+
+def _elsewhere(others: Elsewhere) -> str:
+    times = "once" if others.tries == 1 else f"{others.tries} times"
+    near = ", where the metric stood near yours," if others.near else ""
+    return f"tried {times} elsewhere and{near} kept {others.ratio:.1f} times as often as other changes"
+
+
+def replaced(method_ids: Sequence[str]) -> str:
+    """Return a warning that an edit takes the place of methods that cannot stand beside it."""
+    return f"{', '.join(method_ids)} is in the file now; this edit takes its place" if method_ids else ""
+
+
+def best(known: BestProgram) -> str:
+    """Return that the file could be a better program to begin with."""
+    runs = "one run" if known.runs == 1 else f"the mean of {known.runs} runs"
+    return (
+        f"Best known here: {known.metric} {known.metric_value:.6f} ({runs}; {known.description}), by another program "
+        f'than the file; get_code_edit(method_id="{known.experiment_id}") makes the file that one.'
+        + (
+            " Of many, the best of single runs was lucky too: replicate it before you build on it."
+            if known.runs == 1
+            else ""
+        )
+    )
+
+
+def best_result(best: BestResult) -> str:
+    """Return what ran best here, with its noise, in a sentence that claims no more than was measured."""
+    runs = "one run" if best.runs == 1 else f"mean of {best.runs} runs"
+    floor = NoiseFloor(best.noise_floor, best.replicates, best.noise_factor)
+    value = f"{best.metric} {best.metric_value:.6f} +- {best.standard_error:.6f} ({runs}; noise {noise(floor)})"
+    if best.is_baseline:
+        return f"Best: {value}: the baseline; nothing measured here beats it."
+    against = f"{signed(best.gain)} against the baseline's {best.baseline:.6f}"
+    if best.beats_noise:
+        return f"Best: {value}: {best.description} ({best.experiment_id}), {against}."
+    return (
+        f"Best: {value}: {best.description} ({best.experiment_id}), {against}: not distinguishable from noise. "
+        "Nothing measured here beats the noise yet."
+    )
+
+
+def after_whole(experiment_id: str, *, applied: bool) -> str:
+    """Return what to do with an edit that makes the file the program of an experiment."""
+    if applied:
+        return "Go on from here: search_methods."
+    return f'get_code_edit(method_id="{experiment_id}", apply=true) writes it; then go on from there.'
+
+
+def after_edit(edit_id: str, earlier: Sequence[EarlierRun]) -> str:
+    """Return what to do with an edit."""
+    run = f'run_experiment(edit_id="{edit_id}", description="…")'
+    same = [each for each in earlier if each.kinship == "same_program"]
+    if same:
+        return (
+            f"This very program was run before ({same[-1].experiment_id}: {same[-1].outcome}); "
+            f'try another value or method, or run_experiment(edit_id="{edit_id}", replicate=true).'
+        )
+    return f"Read what came of its like before; then {run}" if earlier else run
+
+
+def after_method(method_id: str, status: str, *, mend: bool) -> str:
+    """Return what to do once a method is registered or was looked at."""
+    if status == "retired":
+        return f'It is in no search; add_method(method_id="{method_id}", …) brings it back.'
+    if mend:
+        return f'Mend the definition and call add_method(method_id="{method_id}", …) again: it makes a new version.'
+    return f'get_code_edit(method_id="{method_id}") makes the edit, or says what to write by hand.'
+
+
+def under_way(run: RunningNow) -> str:
+    """Return an experiment that is on its way in one line: which, whose, what."""
+    whose = "you" if run.yours else ", ".join(run.agents) or "somebody"
+    return f"{run.experiment_id} ({whose}, {run.state.value}): {run.description}"
+
+
+def edit_under_way(answer: EditAnswer, alike: Sequence[RunningNow]) -> EditAnswer:
+    """Return an edit's answer with the advice to wait for the experiments like it that are on their way."""
+    first = alike[0].experiment_id
+    advice = (
+        f'{first} tries this method now: wait with get_experiment(experiment_id="{first}"), or take another method. '
+        f"To run it all the same: {answer.next_step}"
+    )
+    return dataclasses.replace(answer, running=list(alike), next_step=advice)
+
+
+def description(given: str, method_ids: Sequence[str], base: str | None) -> str:
+    """Return an experiment's description, one line of at most 200 characters."""
+    fallback = " + ".join(method_ids) or ("baseline" if base is None else "edited by hand")
+    return plain_line(given, limit=200) or fallback[:200]

@@ -1,0 +1,99 @@
+"""One experiment as an answer: how far it is, or what came of it."""
+
+from pathlib import Path
+
+from loopgraph_mcp.api import explain, recovery
+from loopgraph_mcp.api.answers import ExperimentAnswer
+from loopgraph_mcp.api.evidence import Ledger
+from loopgraph_mcp.models import Decision, Origin, Outcome, OutcomeKind, State, VerdictKind
+from loopgraph_mcp.runner import queue
+from loopgraph_mcp.runner.trainlog import Progress, parse_progress
+from loopgraph_mcp.store import agents, edits, experiments, learned
+from loopgraph_mcp.store.database import Database
+from loopgraph_mcp.store.experiments import ExperimentRow
+
+_POLL_MIN_S, _POLL_MAX_S = 5.0, 60.0
+_EVALUATION_SHARE = 0.1  # start-up and evaluation take about a tenth of the budget on top of it
+
+
+async def view(db: Database, ledger: Ledger, row: ExperimentRow, *, now: float) -> ExperimentAnswer:
+    """Return the answer for an experiment as it stands at this moment."""
+    context = await edits.get_context(db, row.context_id)
+    if row.state is State.DONE and row.outcome is not None:
+        return await _done(db, ledger, row, row.outcome, metric=context.metric)
+    position, progress, eta_s = None, None, None
+    if row.state is State.QUEUED:
+        slots = await recovery.slots_beside(db, row.device_slot)
+        live = [each.id for each in await experiments.live_experiments(db) if each.device_slot in slots]
+        order = queue.in_turn(*await agents.queue(db, *slots))
+        position = len(live) - len(order) + order.index(row.id) if row.id in order else 0
+    else:
+        progress = parse_progress(recovery.read_tail(Path(row.run_dir or "") / recovery.LOG_NAME, limit=4_096))
+        eta_s = _eta_s(row, progress, now)
+    poll_after_s = _POLL_MIN_S if eta_s is None else min(max(eta_s, _POLL_MIN_S), _POLL_MAX_S)
+    return ExperimentAnswer(
+        experiment_id=row.id,
+        state=row.state,
+        description=row.description,
+        seed=row.seed,
+        metric=context.metric,
+        next_step=f'get_experiment(experiment_id="{row.id}") in {poll_after_s:.0f} s; the run goes on by itself.',
+        run_dir=row.run_dir,
+        queue_position=position,
+        step=progress.step if progress else None,
+        percent=progress.percent if progress else None,
+        loss=progress.loss if progress else None,
+        eta_s=eta_s,
+        poll_after_s=poll_after_s,
+    )
+
+
+def _eta_s(row: ExperimentRow, progress: Progress | None, now: float) -> float:
+    spent = now - (row.started_at or now)
+    told = None if progress is None else progress.remaining_s
+    left = row.budget_s - spent if told is None else told
+    return round(max(left, 0.0) + _EVALUATION_SHARE * row.budget_s, 1)
+
+
+async def _other_files(db: Database, row: ExperimentRow) -> str:
+    """Return which files changed since the parent was run, where that is why there is nothing to compare with."""
+    if row.base_group_key is None or row.inputs_hash is None:
+        return ""
+    parents = await experiments.runs_of_group_elsewhere(db, row.context_id, row.base_group_key)
+    if not parents:
+        return ""
+    files = await experiments.inputs_of(db, row.inputs_hash)
+    return explain.since_parent(parents[0].id, await recovery.differing_files(db, parents[0], files))
+
+
+async def _done(db: Database, ledger: Ledger, row: ExperimentRow, outcome: Outcome, *, metric: str) -> ExperimentAnswer:
+    judged = outcome.kind.says_something and row.origin is not Origin.REPORTED
+    verdict = await ledger.judge(row) if judged else None
+    taught = await _other_files(db, row) if verdict is not None and verdict.kind is VerdictKind.NO_BASELINE else ""
+    if verdict is not None and verdict.kind is VerdictKind.WIN and row.edit_id is not None:
+        taught = explain.taught(row, await learned.learned_from(db, row.id))
+    return ExperimentAnswer(
+        experiment_id=row.id,
+        state=row.state,
+        description=row.description,
+        seed=row.seed,
+        metric=metric,
+        next_step=verdict.next_step + taught if verdict else explain.after_unjudged(row, outcome),
+        run_dir=row.run_dir,
+        outcome=outcome.kind,
+        reason=outcome.reason,
+        metric_value=outcome.metric_value,
+        summary=dict(outcome.summary),
+        verdict=verdict.kind if verdict else None,
+        gain=verdict.gain if verdict else None,
+        noise_floor=verdict.noise_floor if verdict else None,
+        noise=explain.noise(verdict.noise) if verdict else "",
+        noise_factor=verdict.noise.factor if verdict else 1.0,
+        tentative=row.decision is Decision.KEEP and verdict is not None and verdict.is_tentative,
+        origin=row.origin,
+        undone_by=row.undone_by if row.decision is Decision.KEEP else None,
+        p_win=verdict.p_win if verdict else None,
+        decision=row.decision,
+        note=await experiments.last_note(db, row.id),
+        log_tail="" if outcome.kind is OutcomeKind.FINISHED else outcome.log_tail,
+    )
