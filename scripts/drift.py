@@ -6,7 +6,7 @@
     scripts/drift.py --steps                         and train what came of it for two steps (needs torch)
 
 What fits must parse, be there when asked for again, and come out again to the byte, also when the file has moved on.
-`tests/test_drift.py` does a part of this at every run.
+`tests/code/test_drift.py` does a part of this at every run.
 """
 
 import argparse
