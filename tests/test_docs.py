@@ -78,15 +78,21 @@ def test_the_commands_of_a_page_run_one_after_the_other(
     subprocess.run(["bash", "-euc", script], env=variables, cwd=tmp_path, check=True, capture_output=True)
 
 
-def test_every_tool_client_and_setting_is_in_the_readme() -> None:
+def test_every_tool_and_client_is_in_the_readme_and_every_setting_on_its_page() -> None:
     for tool in loop_tools():
         assert f"`{tool.name}`" in README
     for client in clients.CLIENTS.values():
         assert f"loopgraph config {client.id}" in README
     settings = set(re.findall(r'(?<!\.)get\("([A-Z_]+)"\)', (PACKAGE_DIR / "config.py").read_text()))
     assert settings
+    page = (ROOT / "docs" / "settings.md").read_text()
     for name in settings:
-        assert f"`LOOPGRAPH_{name}`" in README
+        assert f"`LOOPGRAPH_{name}`" in page
+
+
+def test_the_readme_is_short_and_has_a_picture() -> None:
+    assert len(README.splitlines()) < 150
+    assert "![" in README
 
 
 def test_every_outcome_is_explained() -> None:

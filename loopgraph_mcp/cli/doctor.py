@@ -95,20 +95,22 @@ async def store(settings: Settings) -> Check:
         async with LoopGraph.open(settings) as graph:
             damage = await graph.db.check()
             if damage:
-                return Check("store", Level.FAIL, f"{settings.db_path}: {'; '.join(damage)}", _SAVE)
+                return Check("ResearchFS", Level.FAIL, f"{settings.db_path}: {'; '.join(damage)}", _SAVE)
             answer = await graph.count()
             strays = await graph.db.strays()
             read_only = graph.db.read_only
     except LoopGraphError as error:
-        return Check("store", Level.FAIL, str(error), f"{_SAVE}; or set LOOPGRAPH_DB to another file")
+        return Check("ResearchFS", Level.FAIL, str(error), f"{_SAVE}; or set LOOPGRAPH_DB to another file")
     rows = f"{settings.db_path}: " + ", ".join(f"{count} {name}" for name, count in answer.items())
     if read_only:
-        return Check("store", Level.NOTE, f"{rows}; it can only be read ({read_only})", "allow writing, or free space")
+        return Check(
+            "ResearchFS", Level.NOTE, f"{rows}; it can only be read ({read_only})", "allow writing, or free space"
+        )
     if strays:
         lost = ", ".join(f"{count} of {tables}" for tables, count in strays.items())
         next_step = "`loopgraph merge` a store that still has what is missing; nothing else is harmed"
-        return Check("store", Level.NOTE, f"{rows}; rows that point at rows that are missing: {lost}", next_step)
-    return Check("store", Level.OK, rows)
+        return Check("ResearchFS", Level.NOTE, f"{rows}; rows that point at rows that are missing: {lost}", next_step)
+    return Check("ResearchFS", Level.OK, rows)
 
 
 def _workspace(settings: Settings) -> tuple[Workspace | None, Check]:

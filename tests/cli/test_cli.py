@@ -257,8 +257,8 @@ def test_codex_keeps_what_it_has_and_another_entry_is_not_replaced(tmp_path: Pat
 
 def test_doctor_names_what_is_missing(environment: dict[str, str], workspace: Path, tmp_path: Path) -> None:
     found = {check["name"]: check for check in as_json(environment, workspace, "doctor")}
-    assert found["store"]["level"] == "ok"
-    assert f"{len(read_pack(bundled('methodpacks')).methods)} methods" in found["store"]["found"]
+    assert found["ResearchFS"]["level"] == "ok"
+    assert f"{len(read_pack(bundled('methodpacks')).methods)} methods" in found["ResearchFS"]["found"]
     assert found["workspace"]["level"] == "ok"
     assert found["completion"]["next_step"] == "loopgraph --install-completion"
     assert "nobody may call" in found["tokens"]["found"]
