@@ -463,7 +463,7 @@ async def test_the_same_question_gets_the_same_answer_in_any_process(settings: S
         "from pathlib import Path\n"
         "from loopgraph_mcp.config import read_settings\n"
         "from loopgraph_mcp.api.loopgraph import LoopGraph\n"
-        "from loopgraph_mcp import evidence\n"
+        "from loopgraph_mcp.api import evidence\n"
         "async def main():\n"
         "    async with LoopGraph.open(read_settings(os.environ, Path.cwd())) as graph:\n"
         "        memory = await evidence.Ledger(graph.db).recall(None)\n"

@@ -35,7 +35,7 @@ from loopgraph_mcp.store.database import Database
 SLOW = "@@ @@\n-SLEEP_S = 0.05\n-STEPS = 3\n+SLEEP_S = 0.1\n+STEPS = 50\n"
 VERSION = "2026-07-28"
 JSON = {"content-type": "application/json", "accept": "application/json, text/event-stream"}
-SMALL = "from loopgraph_mcp import serving; serving._HEAD_S = serving._BODY_S = 1.0; "
+SMALL = "from loopgraph_mcp.server import http; http._HEAD_S = http._BODY_S = 1.0; "
 
 
 def loopgraph(environment: dict[str, str], *arguments: str) -> Any:

@@ -203,7 +203,7 @@ async def test_doctor_says_of_a_store_that_it_can_only_be_read(settings: Setting
     code = """
 import asyncio, os
 from pathlib import Path
-from loopgraph_mcp import doctor
+from loopgraph_mcp.cli import doctor
 from loopgraph_mcp.config import read_settings
 check = asyncio.run(doctor.store(read_settings(os.environ, Path.cwd())))
 print(check.level, check.found)
