@@ -18,6 +18,7 @@ from loopgraph_mcp import faults, trainlog
 from loopgraph_mcp.models import Direction, Outcome, OutcomeKind
 from loopgraph_mcp.printed import NotFound, Wanted
 from loopgraph_mcp.runner import inputs, processes, restoring
+from loopgraph_mcp.runner.confinement import View
 from loopgraph_mcp.runner.metric_log import read_metric
 from loopgraph_mcp.store import edits, experiments, outcomes
 from loopgraph_mcp.store.database import Database
@@ -106,16 +107,19 @@ def agrees(printed: float, verified: float) -> bool:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Place:
-    """Where a run was: its copy of the workspace, the environment of its program, and what is only linked."""
+    """Where a run was: its copy of the workspace, its environment, what is only linked, and how it sees files."""
 
     code: Path
     environment: Mapping[str, str]
     linked: tuple[str, ...] = ()
+    views: tuple[View, ...] = ()
 
 
-def place_of(code: Path, environment: Mapping[str, str], made: inputs.Made | None) -> Place:
+def place_of(
+    code: Path, environment: Mapping[str, str], made: inputs.Made | None, views: tuple[View, ...] = ()
+) -> Place:
     """Return where a run was, from its record."""
-    return Place(code, environment, () if made is None else tuple(made.linked))
+    return Place(code, environment, () if made is None else tuple(made.linked), views)
 
 
 def state_dir(workspace: Workspace, run_dir: Path) -> dict[str, str]:
@@ -186,7 +190,7 @@ async def _verified(
         program = await edits.program_text(db, experiment.program_hash or "")
         await asyncio.to_thread(restoring.restore, workspace, place.code, program, place.linked)
         log.unlink(missing_ok=True)
-        child = processes.start_training(command, place.code, place.environment, log)
+        child = processes.start_training(command, place.code, place.environment, log, place.views)
     except OSError as error:
         reason = f"it could not be verified ({error}); correct that, then run it again"
         return _without_value(outcome, OutcomeKind.INTERRUPTED, reason)
