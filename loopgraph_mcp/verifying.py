@@ -15,6 +15,7 @@ from pathlib import Path
 from statistics import fmean
 
 from loopgraph_mcp import faults, trainlog
+from loopgraph_mcp.expressions import compile_later
 from loopgraph_mcp.models import Direction, Outcome, OutcomeKind
 from loopgraph_mcp.printed import NotFound, Wanted
 from loopgraph_mcp.runner import inputs, processes, restoring
@@ -37,12 +38,12 @@ _TAIL_BYTES = 64 * 2**10
 
 # The largest step from one best to the next in 52 published histories of val_bpb is 1.4; other losses may fall further.
 _FACTOR_OF_BITS, _FACTOR = 3.0, 10.0
-_BITS = re.compile(r"bpb|bpc|bits?_per", re.IGNORECASE)
-_NEVER_NEGATIVE = re.compile(
+_BITS = compile_later(r"bpb|bpc|bits?_per", re.IGNORECASE)
+_NEVER_NEGATIVE = compile_later(
     r"bpb|bpc|bits?_per|ppl|perplexity|(?:^|_)(?:error|err|wer|cer|mse|rmse|mae|seconds|latency)(?:_|$)", re.IGNORECASE
 )
-_LOSS = re.compile(r"loss|nll|entropy", re.IGNORECASE)
-_SHARE = re.compile(
+_LOSS = compile_later(r"loss|nll|entropy", re.IGNORECASE)
+_SHARE = compile_later(
     r"(?:^|_)(?:acc|accuracy|f1|auc|auroc|precision|recall|iou|miou|dice|top[15])(?:_|$)", re.IGNORECASE
 )
 
