@@ -8,9 +8,36 @@ import re
 from collections.abc import Mapping
 from typing import Any, TypeVar, cast
 
-from loopgraph_mcp.text import compile_later
-
 _T = TypeVar("_T")
+
+
+# Regular expressions are compiled when they are first used: all of them together take a tenth of a start.
+_PATTERN_METHODS = ("search", "match", "fullmatch", "finditer", "findall", "split", "sub", "subn")
+
+
+class _Expression:
+    """Stands for a compiled expression until one of its methods is asked for."""
+
+    __slots__ = ("_flags", "_text", *_PATTERN_METHODS)
+
+    def __init__(self, text: str, flags: int) -> None:
+        self._text = text
+        self._flags = flags
+
+    def __getattr__(self, name: str) -> Any:
+        """Compile it; after that its methods are attributes, and this is not called again for them."""
+        if name not in _PATTERN_METHODS:
+            raise AttributeError(name)
+        compiled = re.compile(self._text, self._flags)
+        for each in _PATTERN_METHODS:
+            setattr(self, each, getattr(compiled, each))
+        return getattr(compiled, name)
+
+
+def compile_later(text: str, flags: int = 0) -> re.Pattern[str]:
+    """Return an expression whose methods work as those of `re.compile(text, flags)`, and that costs nothing unused."""
+    return cast("re.Pattern[str]", _Expression(text, flags))
+
 
 # A terminal's commands with what belongs to them: colours and cursor (CSI), titles, links and clipboards (OSC and its
 # like). Each part is bounded: an unclosed one costs its first 4,000 characters, and the rest is words.
@@ -136,30 +163,3 @@ def estimate_tokens(text: str) -> int:
         else:
             total += 1
     return total
-
-
-_PATTERN_METHODS = ("search", "match", "fullmatch", "finditer", "findall", "split", "sub", "subn")
-
-
-class _Expression:
-    """Stands for a compiled expression until one of its methods is asked for."""
-
-    __slots__ = ("_flags", "_text", *_PATTERN_METHODS)
-
-    def __init__(self, text: str, flags: int) -> None:
-        self._text = text
-        self._flags = flags
-
-    def __getattr__(self, name: str) -> Any:
-        """Compile it; after that its methods are attributes, and this is not called again for them."""
-        if name not in _PATTERN_METHODS:
-            raise AttributeError(name)
-        compiled = re.compile(self._text, self._flags)
-        for each in _PATTERN_METHODS:
-            setattr(self, each, getattr(compiled, each))
-        return getattr(compiled, name)
-
-
-def compile_later(text: str, flags: int = 0) -> re.Pattern[str]:
-    """Return an expression whose methods work as those of `re.compile(text, flags)`, and that costs nothing unused."""
-    return cast("re.Pattern[str]", _Expression(text, flags))
