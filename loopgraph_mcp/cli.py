@@ -23,6 +23,7 @@ from loopgraph_mcp import (
     clients,
     doctor,
     packing,
+    page_commands,
     permissions,
     screen,
     store_commands,
@@ -54,6 +55,7 @@ app.add_typer(token_commands.app)
 _T = TypeVar("_T")
 app.add_typer(harness_app)
 app.add_typer(store_commands.app)
+app.add_typer(page_commands.app)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 WorkspaceOption = Annotated[

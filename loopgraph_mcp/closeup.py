@@ -152,7 +152,7 @@ def _thinned(progress: Sequence[trainlog.Progress], by_percent: bool) -> tuple[L
         if each.loss is not None and math.isfinite(each.loss)
     ]
     every = max(1, math.ceil(len(found) / _POINTS))
-    return tuple([*found[:-1:every], *found[-1:]])
+    return (*found[:-1:every], *found[-1:])
 
 
 async def _diff(db: Database, base: str | None, new: str | None, name: str) -> tuple[str, bool]:

@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from itertools import pairwise
 
 from loopgraph_mcp.answers import BestResult
 from loopgraph_mcp.bests import best_result
@@ -446,8 +447,7 @@ def doubtful(overview: Overview) -> list[Line]:
     found = [
         line
         for line in changes(overview.here)
-        if (line.tentative
-        and line.stays)
+        if (line.tentative and line.stays)
         or (line.verdict is VerdictKind.WITHIN_NOISE and (line.gain or 0.0) > 0 and not line.stays)
     ]
     return sorted(found, key=lambda line: (not line.stays, -(line.p_win or 0.0), line.number))
@@ -456,7 +456,7 @@ def doubtful(overview: Overview) -> list[Line]:
 def per_hour(overview: Overview) -> float | None:
     """Return how many experiments end in an hour, by the median of the newest; None of fewer than three."""
     ends = sorted(line.finished_at for line in overview.lines if line.finished_at is not None)[-_RECENT:]
-    between = [later - earlier for earlier, later in zip(ends, ends[1:], strict=False) if later > earlier]
+    between = [later - earlier for earlier, later in pairwise(ends) if later > earlier]
     return 3600 / statistics.median(between) if len(between) >= 2 else None
 
 

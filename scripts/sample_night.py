@@ -163,7 +163,8 @@ class Night:
 async def fill(settings: Settings, count: int, *, began: float) -> Night:
     """Make a night of so many experiments in a workspace's store; return it as it stands then."""
     where, _ = create_workspace(settings.workspace, bundled("trainer"), budget_s=BUDGET_S)
-    async with LoopGraph.open(settings) as graph:
+    clock = [began]
+    async with LoopGraph.open(settings, clock=lambda: clock[0]) as graph:
         notes = settings.workspace.parent / "notes.md"
         notes.write_text(NOTES, encoding="utf-8")
         await graph.ingest(str(notes))

@@ -6,6 +6,7 @@ The page's browser draws them, or vl-convert does where there is no browser; bot
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import fmean
 from typing import Any, Literal, get_args
 
@@ -19,7 +20,7 @@ Spec = dict[str, Any]
 Across = Literal["run", "hour", "dollars"]
 ACROSS: tuple[Across, ...] = get_args(Across)
 
-_SCHEMA = "https://vega.github.io/schema/vega-lite/v5.json"
+_SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
 _FONT = "Inter, system-ui, -apple-system, 'Segoe UI', 'Helvetica Neue', Arial, sans-serif"
 _LETTER = 5.9  # pixels of a letter at 11 px, on average
 _LABELS = 9  # more names would hide what they name
@@ -172,19 +173,23 @@ def progress(
     steps = [{"x": each.x, "y": each.value, "low": each.value - sigma, "high": each.value + sigma} for each in reached]
     if steps:
         steps.append({**steps[-1], "x": last * 1.01})
-    plot = _Plot(first=min(0.0, first), last=last * 1.01 or 1.0, low=low, high=high, width=width - 90, height=height - 90)
+    plot = _Plot(
+        first=min(0.0, first), last=last * 1.01 or 1.0, low=low, high=high, width=width - 90, height=height - 90
+    )
     named = _labels(lines, xs, reached, plot, lower=lower)
     running = [{"x": xs[line.experiment_id]} for line in lines if line.mark is Mark.RUNNING]
     layers = [
         _band(steps, x, y, theme),
         _best_line(steps, x, y, theme),
         _joined(lines, xs, x, y, theme, low, high),
-        _dots(dots, x, y, theme),
+        _dots(dots, x, y, theme, columns=5 if width > 560 else 2),
         _failures(dots, x, theme),
         _names(named, x, y, theme),
         *_running(running, x, theme),
     ]
-    said = f"{len(dots)} experiments; best so far {steps[-1]['y']:.{places(sigma)}f}" if steps else "no runs measured yet"
+    said = (
+        f"{len(dots)} experiments; best so far {steps[-1]['y']:.{places(sigma)}f}" if steps else "no runs measured yet"
+    )
     return _chart(theme, width=width, height=height, description=f"Best so far by {across}: {said}", layer=layers)
 
 
@@ -267,22 +272,32 @@ def _joined(
     }
 
 
-def _dots(dots: Sequence[Spec], x: Spec, y: Spec, theme: Theme) -> Spec:
+def _dots(dots: Sequence[Spec], x: Spec, y: Spec, theme: Theme, *, columns: int) -> Spec:
     """Return the measured runs; the legend names failures as well."""
     domain = list(_LOOKS)
     strokes = [theme.kept, theme.kept, theme.text, theme.faint, theme.failed]
     fills = [theme.kept, theme.background, theme.text, theme.background, theme.failed]
     shapes = ["circle", "circle", "square", "circle", _CROSS]
-    legend = {"title": None, "orient": "top", "direction": "horizontal", "symbolStrokeWidth": 1.5, "offset": 12}
+    legend = {"title": None, "orient": "top", "columns": columns, "symbolStrokeWidth": 1.5, "offset": 12}
     return {
         "data": {"values": [dot for dot in dots if dot["y"] is not None]},
         "mark": {"type": "point", "filled": True, "size": 46, "strokeWidth": 1.5, "opacity": 1, "cursor": "pointer"},
         "encoding": {
             "x": x,
             "y": y,
-            "stroke": {"field": "look", "type": "nominal", "scale": {"domain": domain, "range": strokes}, "legend": legend},
+            "stroke": {
+                "field": "look",
+                "type": "nominal",
+                "scale": {"domain": domain, "range": strokes},
+                "legend": legend,
+            },
             "fill": {"field": "look", "type": "nominal", "scale": {"domain": domain, "range": fills}, "legend": legend},
-            "shape": {"field": "look", "type": "nominal", "scale": {"domain": domain, "range": shapes}, "legend": legend},
+            "shape": {
+                "field": "look",
+                "type": "nominal",
+                "scale": {"domain": domain, "range": shapes},
+                "legend": legend,
+            },
             "tooltip": _TOOLTIP,
         },
     }
@@ -339,14 +354,16 @@ def _labels(
     lines: Sequence[Line], xs: Mapping[str, float], reached: Sequence[Reached], plot: _Plot, *, lower: bool
 ) -> list[Spec]:
     """Return the names of what was kept beyond the noise, the largest gains first, each where nothing else is."""
-    kept = [line for line in lines if line.mark is Mark.KEPT and line.metric_value is not None and line.gain is not None]
+    kept = [
+        line for line in lines if line.mark is Mark.KEPT and line.metric_value is not None and line.gain is not None
+    ]
     taken = [
         _Box(x - 5, y - 5, x + 5, y + 5)
         for line in lines
         if line.metric_value is not None
         for x, y in [plot.at(xs[line.experiment_id], min(max(line.metric_value, plot.low), plot.high))]
     ]
-    for before, after in zip(reached, reached[1:], strict=False):
+    for before, after in pairwise(reached):
         (x0, y0), (x1, y1) = plot.at(before.x, before.value), plot.at(after.x, after.value)
         taken += [_Box(x0, y0 - 3, x1, y0 + 3), _Box(x1 - 2, min(y0, y1), x1 + 2, max(y0, y1))]
     found = list[Spec]()
@@ -399,7 +416,14 @@ def _running(at: Sequence[Spec], x: Spec, theme: Theme) -> list[Spec]:
         },
         {
             "data": {"values": list(at)},
-            "mark": {"type": "text", "align": "right", "dx": -5, "color": theme.running, "fontSize": 11, "tooltip": None},
+            "mark": {
+                "type": "text",
+                "align": "right",
+                "dx": -5,
+                "color": theme.running,
+                "fontSize": 11,
+                "tooltip": None,
+            },
             "encoding": {"x": x, "y": {"value": 8}, "text": {"value": "running"}},
         },
     ]
@@ -498,7 +522,13 @@ def families(
         "axis": {"domain": False, "ticks": False, "labelColor": theme.text, "labelLimit": 190},
     }
     data = {"values": means}
-    colour = {"condition": {"test": "datum.mean > 0", "value": theme.kept}, "value": theme.failed}
+    colour = {
+        "condition": [
+            {"test": "datum.low > 0", "value": theme.kept},
+            {"test": "datum.high < 0", "value": theme.failed},
+        ],
+        "value": theme.muted,
+    }
     return _chart(
         theme,
         width=width,
@@ -549,7 +579,9 @@ def _edge(records: Sequence[Record]) -> float:
 # --------------------------------------------------------------------------------------------- calibration
 
 
-def calibration(seen: Sequence[Prediction], *, theme: Theme = LIGHT, width: int = 340, height: int = 300) -> Spec | None:
+def calibration(
+    seen: Sequence[Prediction], *, theme: Theme = LIGHT, width: int = 340, height: int = 300
+) -> Spec | None:
     """Return what was predicted against what came out, in bins of equal size; None of too few to say anything."""
     if len(seen) < _FEW:
         return None

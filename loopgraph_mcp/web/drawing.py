@@ -2,6 +2,7 @@
 
 import base64
 import importlib
+import importlib.metadata
 import os
 import subprocess
 import sys
@@ -20,6 +21,18 @@ def _vl_convert() -> Any:
     try:
         return importlib.import_module("vl_convert")
     except ImportError as error:
+        raise ConfigError(EXTRA) from error
+
+
+def version() -> str:
+    """Return the version of what draws.
+
+    Raises:
+        ConfigError: The extra is not installed.
+    """
+    try:  # by its metadata: importing it takes memory that a server would keep
+        return importlib.metadata.version("vl-convert-python")
+    except importlib.metadata.PackageNotFoundError as error:
         raise ConfigError(EXTRA) from error
 
 
@@ -54,7 +67,7 @@ def browser_code(folder: Path) -> Path:
     Raises:
         ConfigError: The extra is not installed, or it could not be made.
     """
-    file = folder / f"vega-{_vl_convert().__version__}.js"
+    file = folder / f"vega-{version()}.js"
     if file.is_file():
         return file
     folder.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ from loopgraph_mcp.answers import TraceLink
 from loopgraph_mcp.closeup import Closeup
 from loopgraph_mcp.overview import Line, Overview
 
-_MOST_SHOWN = 60  # of the changes of one program that led nowhere
+_MOST_SHOWN = 60  # of the changes of one program that were not kept
 # The chain from left to right; what a trace finds beside it is not on the way.
 _STAGES = ("pack", "paper", "document", "passage", "method", "retrieval", "recipe", "edit")
 _BEHIND = ("outcome", "decision", "recipe")
@@ -21,7 +21,7 @@ class Program:
     Args:
         runs: Its runs, oldest first.
         on_the_way: Whether the best program came of it, or it is the best.
-        tried: Last runs of the changes that led nowhere, oldest first.
+        tried: Last runs of the changes that were not kept, oldest first.
         left: How many more of these there are.
         branches: Programs that were kept and that the best did not come of, each with what came of it.
     """
@@ -43,12 +43,13 @@ def tree(overview: Overview) -> list[list[Program]]:
     runs = defaultdict[str, list[Line]](list)
     for line in overview.here:
         runs[line.group].append(line)
-    parents = {group: same[-1].parent for group, same in runs.items()}
+    parents = {each: same[-1].parent for each, same in runs.items()}
     children = defaultdict[str | None, list[str]](list)
-    for group, parent in parents.items():
-        children[parent if parent in runs and parent != group else None].append(group)
+    for each, parent in parents.items():
+        children[parent if parent in runs and parent != each else None].append(each)
     best = None if overview.best is None else overview.best.experiment_id
-    way, group = set[str](), next((line.group for line in overview.here if line.experiment_id == best), None)
+    way = set[str]()
+    group: str | None = next((line.group for line in overview.here if line.experiment_id == best), None)
     while group is not None and group in runs and group not in way:
         way.add(group)
         group = parents[group]

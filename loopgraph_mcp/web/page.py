@@ -1,8 +1,7 @@
-"""The page: what a search did and does, for a browser on this machine or one with a token. Reads, and changes nothing."""
+"""The page: what a search did and does, for a browser on this machine or one with a token. It only reads."""
 
 import asyncio
 import hashlib
-import json
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import suppress
@@ -19,7 +18,7 @@ from starlette.routing import Route
 
 from loopgraph_mcp import overview as overviews
 from loopgraph_mcp.closeup import Closeup
-from loopgraph_mcp.errors import ConfigError, LoopGraphError, NotFoundError
+from loopgraph_mcp.errors import ConfigError, NotFoundError
 from loopgraph_mcp.loopgraph import LoopGraph
 from loopgraph_mcp.models import State
 from loopgraph_mcp.overview import Line, Overview
@@ -30,12 +29,14 @@ from loopgraph_mcp.web.door import Door
 
 _HERE = Path(__file__).parent
 _STATIC = _HERE / "static"
-_FIRST_ROWS = 40  # in the page itself; the script fetches the others
+_FIRST_ROWS = 25  # in the page itself; the script fetches the others
 _LOOK_S = 1.0
 _PING_S = 15
 _WIDTHS = (280, 1_600)
 _FOREVER = "public, max-age=31536000, immutable"  # its address changes with its content
-OPEN_PATHS = ("/enter", "/static/")
+_OPEN_PATHS = ("/enter", "/static/")
+_FAR_PATHS = ("/changes", "/now", "/events", "/leave", "/link", "/charts/", "/sections/", "/experiments/")
+_SECRET = "loopgraph.secret"  # noqa: S105 - where the gate puts the secret of the token that a request came with
 CSP = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
@@ -63,6 +64,9 @@ def environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     made.globals.update(words=words, visible=visible, plain_line=plain_line)
+    made.filters["plain_line"] = plain_line
+    made.tests["match_added"] = lambda line: line.startswith("+") and not line.startswith("+++")
+    made.tests["match_removed"] = lambda line: line.startswith("-") and not line.startswith("---")
     return made
 
 
@@ -86,12 +90,26 @@ class Page:
     def __post_init__(self) -> None:
         self._static = {name: f"/static/{name}?{_hash(_STATIC / name)}" for name in ("page.css", "page.js")}
 
+    @property
+    def open_paths(self) -> tuple[str, ...]:
+        """How the paths begin that are for everybody: those that lead in, and nobody's data."""
+        return _OPEN_PATHS
+
+    def answers(self, path: str) -> bool:
+        """Return whether a path is the page's."""
+        return path == "/" or path.startswith((*_OPEN_PATHS, *_FAR_PATHS))
+
+    def visitor(self, request: Request) -> str | None:
+        """Return the secret that a request's cookie stands for; None where it is not let in."""
+        return self.door.secret(request.cookies.get(self.door.cookie))
+
     def routes(self) -> list[Route]:
         """Return what it answers to."""
         return [
             Route("/", self._index),
             Route("/enter", self._enter, methods=["GET", "POST"]),
             Route("/leave", self._leave, methods=["POST"]),
+            Route("/link", self._link, methods=["POST"]),
             Route("/changes", self._changes),
             Route("/now", self._now),
             Route("/events", self._events),
@@ -100,6 +118,12 @@ class Page:
             Route("/experiments/{experiment_id}", self._experiment),
             Route("/static/{name}", self._static_file),
         ]
+
+    async def warm(self) -> None:
+        """Read what the first visitor would wait for, and make what draws charts in a browser."""
+        with suppress(NotFoundError):
+            await self.graph.overview()
+        await asyncio.to_thread(drawing.browser_code, self.graph.settings.home / "web")
 
     # --------------------------------------------------------------------------------------------- coming in
 
@@ -126,6 +150,12 @@ class Page:
         )
         return answer
 
+    async def _link(self, request: Request) -> Response:
+        """Make a link that lets a browser in once, for whoever comes with a token."""
+        if "authorization" not in request.headers:
+            return JSONResponse({"error": "send a token: Authorization: Bearer …"}, 401, _HEADERS)
+        return _json({"path": f"/enter?key={self.door.make_link(request.scope.get(_SECRET, ''))}"})
+
     async def _leave(self, request: Request) -> Response:
         self.door.leave(request.cookies.get(self.door.cookie))
         answer = RedirectResponse("/enter", 303, headers=_HEADERS)
@@ -151,6 +181,7 @@ class Page:
             version=f"{self.epoch}.{seen.version}",
             families=sorted({seen.family(line) for line in seen.lines}),
             by_token=self.admits is not None,
+            vega=drawing.version(),
             **await self._summary(seen),
         )
 
@@ -166,7 +197,7 @@ class Page:
             "total": len(seen.lines),
             "rows": rows,
             "summary": self._render("summary.html", seen=seen, **summary),
-            "live": bool(summary["live"]),
+            "best": None if seen.best is None else seen.best.experiment_id,
         }
         return _json(body)
 
@@ -234,7 +265,7 @@ class Page:
         noise = None if seen.noise is None else seen.noise.sd
         match name:
             case "progress":
-                across = next((each for each in charts.ACROSS if each == asked.get("x")), "run")
+                across: charts.Across = next((each for each in charts.ACROSS if each == asked.get("x")), "run")
                 height = 380 if width > 600 else 300
                 return charts.progress(seen, across=across, theme=theme, width=width, height=height)
             case "families":
@@ -280,6 +311,11 @@ class Page:
 
     # ---------------------------------------------------------------------------------------------- answering
 
+    async def failed(self, _: Request, error: Exception) -> Response:
+        """Answer with what one of our own errors says."""
+        status = 404 if isinstance(error, NotFoundError) else 503 if isinstance(error, ConfigError) else 400
+        return JSONResponse({"error": visible(str(error))}, status, _HEADERS)
+
     async def _seen(self, request: Request) -> Overview:
         asked = request.query_params
         return await self.graph.overview(asked.get("w") or None, asked.get("c") or None)
@@ -294,15 +330,6 @@ class Page:
 
 def _json(body: Any) -> Response:
     return JSONResponse(body, headers=_HEADERS)
-
-
-async def failed(_: Request, error: Exception) -> Response:
-    """Answer with what one of our own errors says."""
-    status = 404 if isinstance(error, NotFoundError) else 503 if isinstance(error, ConfigError) else 400
-    return JSONResponse({"error": visible(str(error))}, status, _HEADERS)
-
-
-HANDLERS: Mapping[Any, Any] = {LoopGraphError: failed}
 
 
 def _row(seen: Overview, line: Line) -> dict[str, Any]:
@@ -350,8 +377,3 @@ def _closeup(found: Closeup) -> dict[str, Any]:
             if diff
         ],
     }
-
-
-def dumped(value: Any) -> str:
-    """Return a value as JSON that is safe inside a page."""
-    return json.dumps(value).replace("<", "\\u003c")

@@ -1,4 +1,4 @@
-"""The sentences and figures of the page and the report: plain enough to forward, and no surer than what was measured."""
+"""The sentences and figures of the page and the report: fit to forward, and no surer than what was measured."""
 
 import math
 import time
