@@ -8,8 +8,6 @@ import asyncio
 import math
 import random
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -65,6 +63,13 @@ A smaller batch takes more steps in the same budget. Halving the batch size gain
 
 
 @dataclass(slots=True)
+class Clock:
+    """The time of the night, which passes as it is told to."""
+
+    at: float
+
+
+@dataclass(slots=True)
 class Night:
     """A night as it is being made up: the file's quality, and the clock."""
 
@@ -72,7 +77,7 @@ class Night:
     where: Workspace
     context: Context
     inputs: surroundings.Inputs
-    at: float
+    clock: Clock
     quality: float = START
     rng: random.Random = field(default_factory=lambda: random.Random(SEED))
     worth: dict[str, float] = field(default_factory=dict)
@@ -105,26 +110,26 @@ class Night:
             ran=ran,
             base_group_key=base,
         )
-        experiment_id, _ = await experiments.add_experiment(db, new, now=self.at)
+        experiment_id, _ = await experiments.add_experiment(db, new, now=self.clock.at)
         mark = ProcessId(1, 1.0)
-        await experiments.mark_running(db, experiment_id, mark, now=self.at + 2)
+        await experiments.mark_running(db, experiment_id, mark, now=self.clock.at + 2)
         took = RUN_S + self.rng.uniform(-6, 9) if failed is None else self.rng.uniform(9, 80)
-        self.at += 2 + took
+        self.clock.at += 2 + took
         summary = {"training_seconds": 300.1, "peak_vram_mb": 45_060.2, "total_tokens_M": 499.6, "num_params_M": 50.3}
         outcome = (
             Outcome(OutcomeKind.FINISHED, value, f"val_bpb {value:.6f}", summary)
             if failed is None
             else Outcome(failed[0], None, failed[1], {}, self._log(value, failed)[-900:])
         )
-        await experiments.add_outcome(db, experiment_id, outcome, now=self.at)
+        await experiments.add_outcome(db, experiment_id, outcome, now=self.clock.at)
         await self.graph.db.change(
-            "UPDATE experiment SET state = 'done', finished_at = ? WHERE id = ?", (self.at, experiment_id)
+            "UPDATE experiment SET state = 'done', finished_at = ? WHERE id = ?", (self.clock.at, experiment_id)
         )
         answer = await self.graph.get_experiment(experiment_id, wait_s=0)
         kept = answer.gain is None or answer.gain > 0
         made = Decision.KEEP if kept and failed is None else Decision.DISCARD
         await experiments.add_decision(
-            db, experiment_id, made, made_by="loopgraph", commit=None, note="", now=self.at + 0.1
+            db, experiment_id, made, made_by="loopgraph", commit=None, note="", now=self.clock.at + 0.1
         )
         await self.graph.add_cost("run_experiment", subject_id=experiment_id, tokens=260)
         await self.graph.add_cost(
@@ -136,7 +141,7 @@ class Night:
         if made is Decision.KEEP and edit is not None:
             self.where.editable_path.write_text(text, encoding="utf-8")
             self.quality = self.worth[text]
-        self.at += self.rng.uniform(12, 70)
+        self.clock.at += self.rng.uniform(12, 70)
         row = await experiments.get_experiment(db, experiment_id)
         assert row is not None  # noqa: S101 - it was just made
         return row
@@ -160,24 +165,29 @@ class Night:
         return text + (f"---\nval_bpb:          {value:.6f}\ntraining_seconds: 300.1\n" if until == 1.0 else "")
 
 
+def settings_in(folder: Path) -> Settings:
+    """Return settings whose store and workspace lie in a folder."""
+    return Settings(folder / "home", folder / "home" / "loopgraph.db", folder / "workspace", device="cpu")
+
+
 async def fill(settings: Settings, count: int, *, began: float) -> Night:
     """Make a night of so many experiments in a workspace's store; return it as it stands then."""
     where, _ = create_workspace(settings.workspace, bundled("trainer"), budget_s=BUDGET_S)
-    clock = [began]
-    async with LoopGraph.open(settings, clock=lambda: clock[0]) as graph:
+    clock = Clock(began)
+    async with LoopGraph.open(settings, clock=lambda: clock.at) as graph:
         notes = settings.workspace.parent / "notes.md"
         notes.write_text(NOTES, encoding="utf-8")
         await graph.ingest(str(notes))
-        return await _fill(graph, where, count, began)
+        return await _fill(graph, where, count, clock)
 
 
-async def _fill(graph: LoopGraph, where: Workspace, count: int, began: float) -> Night:
-    here = surroundings.Surroundings(graph.db, graph.settings, lambda: began)
+async def _fill(graph: LoopGraph, where: Workspace, count: int, clock: Clock) -> Night:
+    here = surroundings.Surroundings(graph.db, graph.settings, lambda: clock.at)
     workspace = await here.workspace_id(where)
     context = Context(
         workspace, "cuda:NVIDIA H100", BUDGET_S, "corpus", "harness", "val_bpb", Direction.LOWER, "train.py"
     )
-    night = Night(graph, where, context, await here.inputs(where), began)
+    night = Night(graph, where, context, await here.inputs(where), clock)
     start = where.read_program()
     made = 0
     for seed in range(42, 42 + min(3, count)):
@@ -233,26 +243,19 @@ async def _hand_edit(night: Night, workspace: str, number: int) -> None:
         new_hash=await launch.keep_program(db, text, "train.py"),
         knobs={},
         diff=f"--- train.py\n+++ train.py\n@@ -{place + 1} +{place + 1} @@\n-{before.strip()}\n+{lines[place]}\n",
-        now=night.at,
+        now=night.clock.at,
     )
     edit = await edits.get_edit(db, edit_id)
     old = before.partition("=")[2].strip()
     await night.run(f"{name} {old} to {wanted}", text=text, edit=edit, gain=night.rng.gauss(-0.0012, 0.0011))
 
 
-@contextmanager
-def running(night: Night, log_until: float = 0.62) -> Iterator[str]:
-    """Have one more experiment look as if it ran, for as long as the body lasts; give its id."""
-    raise NotImplementedError
-
-
-async def main() -> None:
+def main() -> None:
     """Fill the folder named first with as many experiments as named second."""
-    folder = Path(sys.argv[1]).resolve()
-    settings = Settings(folder / "home", folder / "home" / "loopgraph.db", folder / "workspace", device="cpu")
-    night = await fill(settings, int(sys.argv[2]), began=1_790_000_000.0)
-    print(night.quality)
+    settings = settings_in(Path(sys.argv[1]).resolve())
+    asyncio.run(fill(settings, int(sys.argv[2]), began=1_790_000_000.0))
+    print(f"LOOPGRAPH_HOME={settings.home} LOOPGRAPH_WORKSPACE={settings.workspace} loopgraph ui")
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    main()

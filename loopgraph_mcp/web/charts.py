@@ -722,3 +722,61 @@ def arms(
             "strokeDash": {"field": "arm", "type": "nominal", "sort": list(curves), "legend": None},
         },
     )
+
+
+# --------------------------------------------------------------------------------------------------- card
+
+
+def card(overview: Overview, *, title: str, sentence: str, figures: Sequence[tuple[str, str]]) -> Spec:
+    """Return a card to share, 1200 by 630: what a search came to, its figures, and the curve."""
+    theme, width = LIGHT, 1_056  # with its axis and margins 1200
+    step = width / max(len(figures), 4)
+    values = [{"x": place * step, "figure": plain_line(f), "name": n} for place, (f, n) in enumerate(figures)]
+    across = {"field": "x", "type": "quantitative", "axis": None, "scale": {"domain": [0, width]}}
+
+    def text(field: str, size: int, y: int, colour: str, weight: str) -> Spec:
+        mark = {"type": "text", "align": "left", "fontSize": size, "color": colour, "fontWeight": weight}
+        return {"mark": mark, "encoding": {"x": across, "y": {"value": y}, "text": {"field": field}}}
+
+    curve = progress(overview, width=width, height=360)
+    spec = _chart(theme, width=width, height=0, description=title)
+    del spec["width"], spec["height"], spec["autosize"]
+    return {
+        **spec,
+        "padding": {"left": 40, "right": 40, "top": 36, "bottom": 28},
+        "title": {
+            "text": plain_line(title, limit=80),
+            "subtitle": _wrapped(sentence, 118),
+            "anchor": "start",
+            "frame": "group",
+            "fontSize": 40,
+            "fontWeight": 600,
+            "color": theme.text,
+            "subtitleFontSize": 18,
+            "subtitleLineHeight": 26,
+            "subtitleColor": theme.muted,
+            "subtitlePadding": 12,
+            "offset": 22,
+        },
+        "spacing": 14,
+        "resolve": {"legend": {"fill": "independent", "stroke": "independent", "shape": "independent"}},
+        "vconcat": [
+            {
+                "width": width,
+                "height": 52,
+                "data": {"values": values},
+                "layer": [text("figure", 24, 12, theme.text, "600"), text("name", 14, 38, theme.muted, "normal")],
+            },
+            {"width": width, "height": 286, "layer": curve["layer"]},
+        ],
+    }
+
+
+def _wrapped(text: str, letters: int) -> list[str]:
+    """Return a text as lines of so many letters at most."""
+    lines = [""]
+    for word in plain_line(text, limit=1_000).split():
+        if len(lines[-1]) + len(word) >= letters:
+            lines.append("")
+        lines[-1] = f"{lines[-1]} {word}".strip()
+    return lines

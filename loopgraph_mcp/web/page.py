@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-import jinja2
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, RedirectResponse, Response
@@ -26,6 +25,7 @@ from loopgraph_mcp.quoting import plain_line, visible
 from loopgraph_mcp.store import nights
 from loopgraph_mcp.web import charts, drawing, lineage, words
 from loopgraph_mcp.web.door import Door
+from loopgraph_mcp.web.filling import Templates
 
 _HERE = Path(__file__).parent
 _STATIC = _HERE / "static"
@@ -54,22 +54,6 @@ def _hash(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()[:12]
 
 
-def environment() -> jinja2.Environment:
-    """Return what fills templates: all text is escaped, and a name that is not there is an error."""
-    made = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_HERE / "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    made.globals.update(words=words, visible=visible, plain_line=plain_line)
-    made.filters["plain_line"] = plain_line
-    made.tests["match_added"] = lambda line: line.startswith("+") and not line.startswith("+++")
-    made.tests["match_removed"] = lambda line: line.startswith("-") and not line.startswith("---")
-    return made
-
-
 @dataclass(slots=True)
 class Page:
     """The page of one memory.
@@ -84,7 +68,7 @@ class Page:
     door: Door
     admits: Admits | None = None
     epoch: str = field(default_factory=lambda: secrets.token_hex(4))  # versions are of one process
-    _templates: jinja2.Environment = field(default_factory=environment)
+    _templates: Templates = field(default_factory=Templates)
     _static: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -321,7 +305,7 @@ class Page:
         return await self.graph.overview(asked.get("w") or None, asked.get("c") or None)
 
     def _render(self, template: str, **values: Any) -> str:
-        return self._templates.get_template(template).render(**values)
+        return self._templates.fill(template, **values)
 
     def _html(self, template: str, *, status: int = 200, **values: Any) -> Response:
         page = self._render(template, static=self._static, **values)
