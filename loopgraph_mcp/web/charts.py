@@ -436,7 +436,9 @@ def loss(seen: Loss, *, theme: Theme = LIGHT, width: int = 460, height: int = 22
     """Return a run's loss over its parent's, on the same part of the budget."""
     names = {"this run": seen.own, "its parent": seen.parent}
     values = [
-        {"x": point.x, "loss": point.loss, "run": name} for name, points in names.items() for point in _settled(points)
+        {"x": point.x, "loss": point.loss, "run": name}
+        for name, points in reversed(names.items())  # what comes last is drawn on top
+        for point in _settled(points)
     ]
     ends = [{"x": points[-1].x, "loss": points[-1].loss, "run": name} for name, points in names.items() if points]
     colours = {"domain": list(names), "range": [theme.running, theme.faint]}

@@ -113,8 +113,8 @@ class Report:
             return "The noise of one run is not known yet."
         return (
             f"One run of a program differs from another by {words.value(self.seen.noise.sd, self.seen.noise.sd)} "
-            f"(standard deviation, {wording.noise(self.seen.noise)}). A gain counts as beyond the noise where the chance "
-            "that it is real is 90 % or more."
+            f"(standard deviation, {wording.noise(self.seen.noise)}). A gain counts as beyond the noise where the "
+            "chance that it is real is 90 % or more."
         )
 
 
