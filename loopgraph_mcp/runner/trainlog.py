@@ -47,23 +47,31 @@ def lines_of(log: str) -> list[str]:
 
 def parse_progress(tail: str) -> Progress | None:
     """Return the newest progress line in the end of a log, or None."""
-    for line in reversed(lines_of(tail)):
-        loss = _LOSS.search(line)
-        if bar := _BAR.search(line):
-            return Progress(
-                step=int(bar.group(2)),
-                percent=float(bar.group(1)),
-                loss=float(loss.group(1)) if loss else None,
-                remaining_s=_seconds(bar.group(3)),
-            )
-        if step := _STEP.search(line):
-            percent, remaining = _PERCENT.search(line), _REMAINING.search(line)
-            return Progress(
-                step=int(step.group(1)),
-                percent=float(percent.group(1)) if percent else None,
-                loss=float(loss.group(1)) if loss else None,
-                remaining_s=float(remaining.group(1)) if remaining else None,
-            )
+    return next((found for line in reversed(lines_of(tail)) if (found := _progress(line)) is not None), None)
+
+
+def all_progress(log: str) -> list[Progress]:
+    """Return every progress line of a log, oldest first."""
+    return [found for line in lines_of(log) if (found := _progress(line)) is not None]
+
+
+def _progress(line: str) -> Progress | None:
+    loss = _LOSS.search(line)
+    if bar := _BAR.search(line):
+        return Progress(
+            step=int(bar.group(2)),
+            percent=float(bar.group(1)),
+            loss=float(loss.group(1)) if loss else None,
+            remaining_s=_seconds(bar.group(3)),
+        )
+    if step := _STEP.search(line):
+        percent, remaining = _PERCENT.search(line), _REMAINING.search(line)
+        return Progress(
+            step=int(step.group(1)),
+            percent=float(percent.group(1)) if percent else None,
+            loss=float(loss.group(1)) if loss else None,
+            remaining_s=float(remaining.group(1)) if remaining else None,
+        )
     return None
 
 
