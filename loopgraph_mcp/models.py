@@ -421,7 +421,7 @@ class Context:
         return self.device.split(":", 1)[0]
 
 
-class State(StrEnum):
+class RunState(StrEnum):
     """Where an experiment stands on its way."""
 
     QUEUED = "queued"

@@ -12,8 +12,8 @@ from loopgraph_mcp.models import (
     Origin,
     OutcomeKind,
     Presence,
+    RunState,
     Standing,
-    State,
     VerdictKind,
 )
 
@@ -76,7 +76,7 @@ class RunningNow:
     experiment_id: str
     description: str
     method_ids: list[str]
-    state: State
+    state: RunState
     agents: list[str]
     yours: bool
 
@@ -302,7 +302,7 @@ class ExperimentAnswer:
     """
 
     experiment_id: str
-    state: State
+    state: RunState
     description: str
     seed: int
     metric: str

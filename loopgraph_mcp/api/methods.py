@@ -1,4 +1,4 @@
-"""Methods that agents read in passages: registered with what they cite, amended, linked and retired."""
+"""The verbs add_method, show_method and retire_method: methods that were read in passages, with what they cite."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,8 @@ from typing import Any
 
 from loopgraph_mcp.api import explain, linking, lookups
 from loopgraph_mcp.api.answers import MethodAnswer
-from loopgraph_mcp.api.context import Surroundings
+from loopgraph_mcp.api.state import State
+from loopgraph_mcp.auth import Caller
 from loopgraph_mcp.code import apply
 from loopgraph_mcp.errors import LoopGraphError, NotFoundError, PackError
 from loopgraph_mcp.models import Applied, Method, Present, Source
@@ -23,15 +24,13 @@ _OURS = {"sources": "they are the papers of the passages", "outcomes": "they are
 
 
 async def add_method(
-    db: Database,
-    here: Surroundings,
+    state: State,
     method_id: str,
     chunk_ids: Sequence[str],
     definition: Mapping[str, Any] | None,
     *,
     workspace: str | None,
-    added_by: str,
-    now: float,
+    caller: Caller | None,
 ) -> MethodAnswer:
     """Register a method read in passages, or link the passages to a known one where there is no definition.
 
@@ -39,6 +38,7 @@ async def add_method(
         NotFoundError: No such passage, or no such method to link them to.
         PackError: The definition does not follow the format, says what no cited passage says, or is another's method.
     """
+    db = state.db
     cited = await _cited(db, chunk_ids)
     if definition is None:
         method = await lookups.the_method(db, method_id)
@@ -54,18 +54,20 @@ async def add_method(
     titles = await papers.titles(db, [each.paper_id for each in cited.values() if each.paper_id])
     method = await asyncio.to_thread(_read, method_id, definition, cited, titles)
     _check_names(method, await methods.all_methods(db))
-    await methods.put_local(db, method, list(cited), added_by=added_by, now=now)
+    added_by = "a person" if caller is None else caller.token or caller.client
+    await methods.put_local(db, method, list(cited), added_by=added_by, now=state.clock())
     await linking.link_earlier(db, method)
-    fits, warnings = await _try(here, method, workspace)
+    fits, warnings = await _try(state, method, workspace)
     return _answer(method, "amended" if holder else "added", methods.LOCAL, list(cited), fits=fits, warnings=warnings)
 
 
-async def show_method(db: Database, method_id: str) -> MethodAnswer:
+async def show_method(state: State, method_id: str) -> MethodAnswer:
     """Return what is known of one method.
 
     Raises:
         NotFoundError: There is none.
     """
+    db = state.db
     method = await lookups.the_method(db, method_id)
     holder = await methods.pack_of(db, method.id)
     return _answer(
@@ -81,19 +83,20 @@ async def show_method(db: Database, method_id: str) -> MethodAnswer:
     )
 
 
-async def retire_method(db: Database, method_id: str, *, now: float) -> MethodAnswer:
+async def retire_method(state: State, method_id: str) -> MethodAnswer:
     """Take a registered method out of searches; its experiments stay, and registering it again brings it back.
 
     Raises:
         NotFoundError: There is none.
         PackError: A pack holds it.
     """
+    db = state.db
     method = await lookups.the_method(db, method_id)
     holder = await methods.pack_of(db, method.id)
     if holder not in {None, methods.LOCAL}:
         raise PackError(f"{method.id} is a method of the pack {holder!r}: only what was registered here is retired")
     if holder is not None:
-        await methods.retire_local(db, method.id, now=now)
+        await methods.retire_local(db, method.id, now=state.clock())
     return _answer(method, "retired", "", await papers.cited_by(db, method.id))
 
 
@@ -162,12 +165,12 @@ def _check_names(method: Method, known: Sequence[Method]) -> None:
             )
 
 
-async def _try(here: Surroundings, method: Method, workspace: str | None) -> tuple[str, list[str]]:
+async def _try(state: State, method: Method, workspace: str | None) -> tuple[str, list[str]]:
     """Return how a recipe fits the workspace's present file, in a word, and what to mend."""
     if method.recipe is None:
         return "no recipe", []
     try:
-        where = await here.workspace(workspace)
+        where = await state.here.workspace(workspace)
         program = await asyncio.to_thread(where.read_program)
         made = await asyncio.to_thread(apply.apply_method, method, program, {})
     except LoopGraphError as error:

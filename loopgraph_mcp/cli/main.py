@@ -27,7 +27,7 @@ from loopgraph_mcp.config import SKILL, Settings, bundled, read_settings
 from loopgraph_mcp.errors import HistoryError, LoopGraphError, first_of
 from loopgraph_mcp.ingest.files import expand
 from loopgraph_mcp.ingest.packs import read_definition
-from loopgraph_mcp.models import Direction, KnobValue, OutcomeKind, Standing, State
+from loopgraph_mcp.models import Direction, KnobValue, OutcomeKind, RunState, Standing
 from loopgraph_mcp.runner.kernel import hide_memory
 from loopgraph_mcp.runner.workspace import CONFIG_NAME, create_workspace, load_workspace, prepare_command, resolved
 from loopgraph_mcp.text import plain_line, said
@@ -295,7 +295,7 @@ def run(
 
     answer = _with_graph(work)
     render.print_json(answer) if as_json else render.show_experiment(answer)
-    if answer.state is State.DONE and answer.outcome is not OutcomeKind.FINISHED:
+    if answer.state is RunState.DONE and answer.outcome is not OutcomeKind.FINISHED:
         raise typer.Exit(1)
 
 
@@ -304,7 +304,7 @@ async def _follow(graph: LoopGraph, answer: ExperimentAnswer) -> ExperimentAnswe
     repeated = answer.repeated
     try:
         with render.RunBar(render.errors) as bar:
-            while answer.state is not State.DONE:
+            while answer.state is not RunState.DONE:
                 answer = await graph.get_experiment(answer.experiment_id, wait_s=5, on_progress=bar.update)
     except asyncio.CancelledError:
         render.errors.print("cancelling the run …")

@@ -36,10 +36,10 @@ from loopgraph_mcp.api.answers import (
     SearchAnswer,
     TraceAnswer,
 )
-from loopgraph_mcp.api.run import DEFAULT_SEED
+from loopgraph_mcp.api.run_plan import DEFAULT_SEED
 from loopgraph_mcp.cli.doctor import Check, Level
 from loopgraph_mcp.errors import LoopGraphError
-from loopgraph_mcp.models import Decision, Origin, OutcomeKind, Presence, State, VerdictKind
+from loopgraph_mcp.models import Decision, Origin, OutcomeKind, Presence, RunState, VerdictKind
 from loopgraph_mcp.ranking.backtest import Report
 from loopgraph_mcp.text import diff_lines, marked, plain, quoted, said, visible
 
@@ -259,7 +259,7 @@ def show_experiment(answer: ExperimentAnswer) -> None:
         console.print(escape(marked(answer.note)), highlight=False)
     if answer.run_dir:
         console.print(f"[dim]log: {escape(answer.run_dir)}/run.log[/]", highlight=False, soft_wrap=True)
-    if answer.state is State.DONE:
+    if answer.state is RunState.DONE:
         console.print(f"[dim]next:[/] {escape(answer.next_step)}", highlight=False)
     else:
         console.print("[dim]next:[/] loopgraph status; the run goes on by itself", highlight=False)
@@ -416,14 +416,14 @@ class RunBar:
         answer = plain(answer)
         if self._task is None:
             self._task = self._progress.add_task(escape(answer.description), total=100.0, detail="")
-        detail = "queued" if answer.state is State.QUEUED else ""
+        detail = "queued" if answer.state is RunState.QUEUED else ""
         if answer.step is not None:
             detail = f"step {answer.step}" + ("" if answer.loss is None else f", loss {answer.loss:.3f}")
         self._progress.update(self._task, completed=answer.percent or 0.0, detail=detail)
 
 
 def _state(answer: ExperimentAnswer) -> str:
-    if answer.state is State.DONE:
+    if answer.state is RunState.DONE:
         return answer.outcome.value if answer.outcome else ""
     percent = "" if answer.percent is None else f" {answer.percent:.0f}%"
     return f"[cyan]{answer.state.value}{percent}[/]"

@@ -20,7 +20,7 @@ from loopgraph_mcp.api.answers import (
     TraceAnswer,
     TraceLink,
 )
-from loopgraph_mcp.models import Origin, State
+from loopgraph_mcp.models import Origin, RunState
 from loopgraph_mcp.text import diff_lines, estimate_tokens, marked, plain, plain_line, quoted
 
 _MAX_EDIT_TOKENS = 1_400
@@ -253,10 +253,10 @@ def progress(answer: ExperimentAnswer) -> str:
 
 
 def _status(answer: ExperimentAnswer) -> str:
-    if answer.state is State.DONE:
+    if answer.state is RunState.DONE:
         outcome = answer.outcome.value if answer.outcome else ""
         return f"{outcome}, {answer.reason}{_said_by(answer.origin)}"
-    if answer.state is State.QUEUED:
+    if answer.state is RunState.QUEUED:
         ahead = answer.queue_position or 0
         return f"queued, {ahead} before it" if ahead else "queued, starting"
     parts = ["running"]

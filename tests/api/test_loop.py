@@ -20,7 +20,7 @@ from loopgraph_mcp.api.answers import ExperimentAnswer
 from loopgraph_mcp.api.loopgraph import LoopGraph
 from loopgraph_mcp.config import Settings
 from loopgraph_mcp.errors import NotFoundError, RunError, StoreError, WorkspaceError
-from loopgraph_mcp.models import Context, Decision, Origin, OutcomeKind, Standing, State, VerdictKind
+from loopgraph_mcp.models import Context, Decision, Origin, OutcomeKind, RunState, Standing, VerdictKind
 from loopgraph_mcp.runner.locks import try_lock
 from tests.conftest import ROOT
 
@@ -53,7 +53,7 @@ def set_config(workspace: Path, **values: object) -> None:
 async def until_running(graph: LoopGraph, experiment_id: str) -> ExperimentAnswer:
     for _ in range(200):
         answer = await graph.get_experiment(experiment_id, wait_s=0.1)
-        if answer.state is not State.QUEUED and answer.step is not None:
+        if answer.state is not RunState.QUEUED and answer.step is not None:
             return answer
     raise AssertionError(f"{experiment_id} never ran: {answer}")
 
@@ -227,7 +227,7 @@ async def test_two_runs_take_turns_on_one_device(graph: LoopGraph) -> None:
     first = await run(graph, patch=SLOW, wait_s=0)
     await until_running(graph, first.experiment_id)
     second = await run(graph, patch=HIGHER_RATE, wait_s=1.0)
-    assert (second.state, second.queue_position) == (State.QUEUED, 1)
+    assert (second.state, second.queue_position) == (RunState.QUEUED, 1)
     assert await graph.cancel_experiment(first.experiment_id)
     done = await graph.get_experiment(second.experiment_id, wait_s=50)
     assert done.outcome is OutcomeKind.FINISHED
@@ -237,7 +237,7 @@ async def test_a_queued_run_can_be_cancelled(graph: LoopGraph, settings: Setting
     with try_lock(settings.locks_dir, "cpu-0") as held:
         assert held
         queued = await run(graph, wait_s=0.5)
-        assert queued.state is State.QUEUED
+        assert queued.state is RunState.QUEUED
         cancelled = await graph.cancel_experiment(queued.experiment_id)
     assert cancelled.outcome is OutcomeKind.CANCELLED
     rerun = await run(graph)
@@ -263,7 +263,7 @@ async def test_cancelling_the_call_leaves_the_run_and_cancelling_the_run_ends_al
     with pytest.raises(asyncio.CancelledError):
         await call
     (running,) = await graph.list_experiments()
-    assert running.state is State.RUNNING
+    assert running.state is RunState.RUNNING
     assert len(pids_mentioning(marker)) == 2
     cancelled = await graph.cancel_experiment(running.experiment_id)
     assert cancelled.outcome is OutcomeKind.CANCELLED
@@ -498,7 +498,7 @@ async def test_progress_is_told_while_waiting(graph: LoopGraph) -> None:
     began = time.monotonic()
     answer = await run(graph, patch=SLOW, wait_s=3, on_progress=note)
     assert time.monotonic() - began < 10
-    assert answer.state is State.RUNNING
+    assert answer.state is RunState.RUNNING
     assert answer.eta_s is not None
     assert answer.poll_after_s is not None
     steps = [each.step for each in seen if each.step is not None]
@@ -510,7 +510,7 @@ async def test_progress_is_told_while_waiting(graph: LoopGraph) -> None:
 
 async def test_a_workspace_is_read_again_where_one_of_its_files_changed(graph: LoopGraph, workspace: Path) -> None:
     async def context() -> Context:
-        return (await graph._here.found(None))[2]
+        return (await graph.state.here.found(None))[2]
 
     before = await context()
     assert await context() == before

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from loopgraph_mcp.api.answers import ExperimentAnswer
 from loopgraph_mcp.api.loopgraph import LoopGraph
-from loopgraph_mcp.api.run import keep_program
+from loopgraph_mcp.api.run_plan import keep_program
 from loopgraph_mcp.code.hashes import program_hash
 from loopgraph_mcp.config import Settings
 from loopgraph_mcp.errors import RunError
@@ -292,9 +292,9 @@ async def test_an_outcome_is_offered_only_where_all_that_its_run_could_see_was_e
 
 
 async def record(graph: LoopGraph, folder: Path, program: str) -> None:
-    where = await graph._here.workspace(str(folder))
-    context = await graph._here.context(where, where.budget_s)
-    inputs = await graph._here.inputs(where)
+    where = await graph.state.here.workspace(str(folder))
+    context = await graph.state.here.context(where, where.budget_s)
+    inputs = await graph.state.here.inputs(where)
     new = NewExperiment(
         await edit_store.context_id(graph.db, context),
         "cpu-0",
@@ -312,9 +312,9 @@ async def record(graph: LoopGraph, folder: Path, program: str) -> None:
 
 
 async def is_offered(graph: LoopGraph, folder: Path, program: str) -> bool:
-    where = await graph._here.workspace(str(folder))
-    context_id = await edit_store.context_id(graph.db, await graph._here.context(where, where.budget_s))
-    key = (await graph._here.inputs(where)).identify(program, where.editable).run_key
+    where = await graph.state.here.workspace(str(folder))
+    context_id = await edit_store.context_id(graph.db, await graph.state.here.context(where, where.budget_s))
+    key = (await graph.state.here.inputs(where)).identify(program, where.editable).run_key
     return bool(await experiments.runs_of(graph.db, context_id, key))
 
 

@@ -1,35 +1,88 @@
-"""One experiment as an answer: how far it is, or what came of it."""
+"""The verbs get_experiment, cancel_experiment and list_experiments: how far one is, or what came of it."""
 
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from loopgraph_mcp.api import explain, recovery
+from loopgraph_mcp.api import activity, explain, lookups, recovery
 from loopgraph_mcp.api.answers import ExperimentAnswer
-from loopgraph_mcp.api.evidence import Ledger
-from loopgraph_mcp.models import Decision, Origin, Outcome, OutcomeKind, State, VerdictKind
+from loopgraph_mcp.api.state import State
+from loopgraph_mcp.auth import Caller
+from loopgraph_mcp.errors import UnwritableError
+from loopgraph_mcp.models import Decision, Origin, Outcome, OutcomeKind, RunState, VerdictKind
 from loopgraph_mcp.runner import queue
 from loopgraph_mcp.runner.trainlog import Progress, parse_progress
 from loopgraph_mcp.store import agents, edits, experiments, learned
 from loopgraph_mcp.store.database import Database
 from loopgraph_mcp.store.experiments import ExperimentRow
 
+OnProgress = Callable[[ExperimentAnswer], Awaitable[None]]
+
+MAX_WAIT_S = 50.0  # most clients give up on a call after 60 s
+_POLL_S = 0.25
+_CANCEL_WAIT_S = 15.0
 _POLL_MIN_S, _POLL_MAX_S = 5.0, 60.0
 _EVALUATION_SHARE = 0.1  # start-up and evaluation take about a tenth of the budget on top of it
 
 
-async def view(db: Database, ledger: Ledger, row: ExperimentRow, *, now: float) -> ExperimentAnswer:
+async def get_experiment(
+    state: State, experiment_id: str, *, wait_s: float, on_progress: OnProgress | None = None
+) -> ExperimentAnswer:
+    """Return an experiment, done or on its way; wait for its outcome for a while, at most 50 s."""
+    deadline = time.monotonic() + min(max(0.0, wait_s), MAX_WAIT_S)
+    told, can_recover = None, not state.db.read_only
+    while True:
+        row = await lookups.the_experiment(state.db, experiment_id)
+        if can_recover and row.state is not RunState.DONE and recovery.is_abandoned(state.settings, row):
+            try:
+                await recovery.recover(state.db, state.settings)
+            except UnwritableError:  # it is shown as it was last written
+                can_recover = False
+            continue
+        answer = await _view(state, row)
+        if answer.state is RunState.DONE:
+            return answer
+        if on_progress is not None and (answer.state, answer.step) != told:
+            told = (answer.state, answer.step)
+            await on_progress(answer)
+        left = deadline - time.monotonic()
+        if left <= 0:
+            return answer
+        await asyncio.sleep(min(_POLL_S, left))
+
+
+async def cancel_experiment(state: State, experiment_id: str, *, caller: Caller | None) -> ExperimentAnswer:
+    """End an experiment, its whole process group with it; one that is done stays as it is."""
+    row = await lookups.the_experiment(state.db, experiment_id)
+    await activity.check_cancel(state.db, experiment_id, caller)
+    if row.state is not RunState.DONE:
+        await experiments.request_cancel(state.db, experiment_id, now=state.clock())
+    return await get_experiment(state, experiment_id, wait_s=_CANCEL_WAIT_S)
+
+
+async def list_experiments(state: State, *, workspace: str | None, limit: int) -> list[ExperimentAnswer]:
+    """Return a workspace's newest experiments, newest first."""
+    where = await state.here.workspace(workspace)
+    rows = await experiments.list_experiments(state.db, await state.here.workspace_id(where), limit=limit)
+    return [await _view(state, row) for row in rows]
+
+
+async def _view(state: State, row: ExperimentRow) -> ExperimentAnswer:
     """Return the answer for an experiment as it stands at this moment."""
+    db = state.db
     context = await edits.get_context(db, row.context_id)
-    if row.state is State.DONE and row.outcome is not None:
-        return await _done(db, ledger, row, row.outcome, metric=context.metric)
+    if row.state is RunState.DONE and row.outcome is not None:
+        return await _done(state, row, row.outcome, metric=context.metric)
     position, progress, eta_s = None, None, None
-    if row.state is State.QUEUED:
+    if row.state is RunState.QUEUED:
         slots = await recovery.slots_beside(db, row.device_slot)
         live = [each.id for each in await experiments.live_experiments(db) if each.device_slot in slots]
         order = queue.in_turn(*await agents.queue(db, *slots))
         position = len(live) - len(order) + order.index(row.id) if row.id in order else 0
     else:
         progress = parse_progress(recovery.read_tail(Path(row.run_dir or "") / recovery.LOG_NAME, limit=4_096))
-        eta_s = _eta_s(row, progress, now)
+        eta_s = _eta_s(row, progress, state.clock())
     poll_after_s = _POLL_MIN_S if eta_s is None else min(max(eta_s, _POLL_MIN_S), _POLL_MAX_S)
     return ExperimentAnswer(
         experiment_id=row.id,
@@ -66,9 +119,10 @@ async def _other_files(db: Database, row: ExperimentRow) -> str:
     return explain.since_parent(parents[0].id, await recovery.differing_files(db, parents[0], files))
 
 
-async def _done(db: Database, ledger: Ledger, row: ExperimentRow, outcome: Outcome, *, metric: str) -> ExperimentAnswer:
+async def _done(state: State, row: ExperimentRow, outcome: Outcome, *, metric: str) -> ExperimentAnswer:
+    db = state.db
     judged = outcome.kind.says_something and row.origin is not Origin.REPORTED
-    verdict = await ledger.judge(row) if judged else None
+    verdict = await state.ledger.judge(row) if judged else None
     taught = await _other_files(db, row) if verdict is not None and verdict.kind is VerdictKind.NO_BASELINE else ""
     if verdict is not None and verdict.kind is VerdictKind.WIN and row.edit_id is not None:
         taught = explain.taught(row, await learned.learned_from(db, row.id))
