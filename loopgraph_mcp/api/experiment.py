@@ -10,7 +10,7 @@ from loopgraph_mcp.api.answers import ExperimentAnswer
 from loopgraph_mcp.api.state import State
 from loopgraph_mcp.auth import Caller
 from loopgraph_mcp.errors import UnwritableError
-from loopgraph_mcp.models import Decision, Origin, Outcome, OutcomeKind, RunState, VerdictKind
+from loopgraph_mcp.models import Advice, Decision, NextStep, Origin, Outcome, OutcomeKind, RunState, VerdictKind
 from loopgraph_mcp.runner import queue
 from loopgraph_mcp.runner.trainlog import Progress, parse_progress
 from loopgraph_mcp.store import agents, edits, experiments, learned
@@ -90,7 +90,9 @@ async def _view(state: State, row: ExperimentRow) -> ExperimentAnswer:
         description=row.description,
         seed=row.seed,
         metric=context.metric,
-        next_step=f'get_experiment(experiment_id="{row.id}") in {poll_after_s:.0f} s; the run goes on by itself.',
+        next_step=NextStep(
+            Advice.POLL, "get_experiment", {"experiment_id": row.id}, {"seconds": f"{poll_after_s:.0f}"}
+        ),
         run_dir=row.run_dir,
         queue_position=position,
         step=progress.step if progress else None,
@@ -108,13 +110,13 @@ def _eta_s(row: ExperimentRow, progress: Progress | None, now: float) -> float:
     return round(max(left, 0.0) + _EVALUATION_SHARE * row.budget_s, 1)
 
 
-async def _other_files(db: Database, row: ExperimentRow) -> str:
+async def _other_files(db: Database, row: ExperimentRow) -> list[NextStep]:
     """Return which files changed since the parent was run, where that is why there is nothing to compare with."""
     if row.base_group_key is None or row.inputs_hash is None:
-        return ""
+        return []
     parents = await experiments.runs_of_group_elsewhere(db, row.context_id, row.base_group_key)
     if not parents:
-        return ""
+        return []
     files = await experiments.inputs_of(db, row.inputs_hash)
     return explain.since_parent(parents[0].id, await recovery.differing_files(db, parents[0], files))
 
@@ -123,16 +125,18 @@ async def _done(state: State, row: ExperimentRow, outcome: Outcome, *, metric: s
     db = state.db
     judged = outcome.kind.says_something and row.origin is not Origin.REPORTED
     verdict = await state.ledger.judge(row) if judged else None
-    taught = await _other_files(db, row) if verdict is not None and verdict.kind is VerdictKind.NO_BASELINE else ""
+    besides = list[NextStep]()
+    if verdict is not None and verdict.kind is VerdictKind.NO_BASELINE:
+        besides = await _other_files(db, row)
     if verdict is not None and verdict.kind is VerdictKind.WIN and row.edit_id is not None:
-        taught = explain.taught(row, await learned.learned_from(db, row.id))
+        besides = explain.taught(row, await learned.learned_from(db, row.id))
     return ExperimentAnswer(
         experiment_id=row.id,
         state=row.state,
         description=row.description,
         seed=row.seed,
         metric=metric,
-        next_step=verdict.next_step + taught if verdict else explain.after_unjudged(row, outcome),
+        next_step=verdict.next_step if verdict else explain.after_unjudged(row, outcome),
         run_dir=row.run_dir,
         outcome=outcome.kind,
         reason=outcome.reason,
@@ -150,4 +154,5 @@ async def _done(state: State, row: ExperimentRow, outcome: Outcome, *, metric: s
         decision=row.decision,
         note=await experiments.last_note(db, row.id),
         log_tail="" if outcome.kind is OutcomeKind.FINISHED else outcome.log_tail,
+        besides=besides,
     )

@@ -19,7 +19,7 @@ from loopgraph_mcp.ingest.git_objects import Programs
 from loopgraph_mcp.ingest.histories import History, HistoryRow, read_history
 from loopgraph_mcp.ingest.history_rows import Reading
 from loopgraph_mcp.ingest.published import read_day_one
-from loopgraph_mcp.models import Context, Direction
+from loopgraph_mcp.models import Advice, Context, Direction, NextStep
 from loopgraph_mcp.ranking.directions import Origin, other
 from loopgraph_mcp.ranking.prior import Lesson, lessons
 from loopgraph_mcp.runner.workspace import Workspace, load_workspace
@@ -115,7 +115,7 @@ async def import_history(
         lessons=len(taught),
         notes=notes,
         direction_from=_direction_from(history, remembered),
-        next_step="Leave out --dry-run to import it." if dry_run else "search_methods counts it, at a discount.",
+        next_step=NextStep(Advice.IMPORT_IT) if dry_run else NextStep(Advice.COUNTED, "search_methods"),
     )
 
 
@@ -146,7 +146,7 @@ def _answer(history: History, lines: Sequence[ImportedLine], context: Context) -
         lessons=0,
         rows=sorted([*lines, *skipped], key=lambda each: each.line),
         notes=[],
-        next_step="",
+        next_step=NextStep(Advice.NOTHING),
     )
 
 

@@ -18,7 +18,7 @@ from loopgraph_mcp.ingest.cache import Cache
 from loopgraph_mcp.ingest.fetch import Web
 from loopgraph_mcp.ingest.packs import read_pack
 from loopgraph_mcp.ingest.sandbox import Reader
-from loopgraph_mcp.models import DocumentState
+from loopgraph_mcp.models import Advice, DocumentState, NextStep
 from loopgraph_mcp.store import methods, papers
 from loopgraph_mcp.store.chunks import Chunk
 from loopgraph_mcp.store.papers import NewDocument
@@ -101,7 +101,9 @@ class _Ingest:
         if len(exact) == 1:
             return await self._paper(source, site, exact[0].ref)
         candidates = [Candidate(str(each.ref), plain_line(each.title)) for each in found]
-        step = f'ingest(source="{candidates[0].id}")' if candidates else "Use other words, an arXiv id, or a URL."
+        step = NextStep(Advice.OTHER_WORDS)
+        if candidates:
+            step = NextStep(Advice.CHOOSE_SOURCE, "ingest", {"source": candidates[0].id})
         return IngestAnswer(source, "choice", "", "", "", step, documents=0, candidates=candidates)
 
     async def _paper(self, source: str, site: arxiv.Arxiv, ref: arxiv.Ref) -> IngestAnswer:
@@ -322,14 +324,11 @@ def _of_history(source: str, answer: ImportAnswer) -> IngestAnswer:
     )
 
 
-def _next_step(shown: Sequence[select.Told], linked: Sequence[str]) -> str:
+def _next_step(shown: Sequence[select.Told], linked: Sequence[str]) -> NextStep:
     if not shown:
-        return "Give its text another way: a local file of it, or another version."
-    cite = ", ".join(f'"{each.id}"' for each in shown[:2])
-    new = f"a method that is new is registered with add_method, citing the passages it was read in: {cite}"
-    if linked:
-        return f"search_methods ranks {', '.join(linked[:5])}; {new}."
-    return f"{new[0].upper()}{new[1:]}."
+        return NextStep(Advice.OTHER_FORM)
+    about = {"passages": ", ".join(each.id for each in shown[:2]), "methods": ", ".join(linked[:5])}
+    return NextStep(Advice.REGISTER_METHOD, "add_method", about=about)
 
 
 def _pack_bytes(path: Path) -> bytes | None:

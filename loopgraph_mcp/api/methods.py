@@ -12,7 +12,7 @@ from loopgraph_mcp.api.state import State
 from loopgraph_mcp.auth import Caller
 from loopgraph_mcp.code import apply
 from loopgraph_mcp.errors import LoopGraphError, NotFoundError, PackError
-from loopgraph_mcp.models import Applied, Method, Present, Source
+from loopgraph_mcp.models import Advice, Applied, Method, NextStep, Present, Source
 from loopgraph_mcp.ranking.reported import numbers
 from loopgraph_mcp.store import methods, papers
 from loopgraph_mcp.store.chunks import Chunk
@@ -20,6 +20,7 @@ from loopgraph_mcp.store.database import Database
 from loopgraph_mcp.store.papers import Mention
 from loopgraph_mcp.text import plain_line
 
+_INGEST = NextStep(Advice.INGEST, "ingest", {"source": "…"})
 _OURS = {"sources": "they are the papers of the passages", "outcomes": "they are what experiments here measure"}
 
 
@@ -102,10 +103,10 @@ async def retire_method(state: State, method_id: str) -> MethodAnswer:
 
 async def _cited(db: Database, chunk_ids: Sequence[str]) -> dict[str, Chunk]:
     if not chunk_ids:
-        raise PackError("cite at least one passage by its chunk id: `ingest` shows them, with the source they stand in")
+        raise PackError("cite at least one passage by its chunk id", next_step=_INGEST)
     found = await papers.chunks_by_id(db, chunk_ids)
     if missing := [each for each in dict.fromkeys(chunk_ids) if each not in found]:
-        raise NotFoundError(f"no passage {missing[0][:80]!r}; `ingest` returns the ids of a source's passages")
+        raise NotFoundError(f"no passage {missing[0][:80]!r}", next_step=_INGEST)
     return {each: found[each] for each in dict.fromkeys(chunk_ids)}
 
 
@@ -160,8 +161,8 @@ def _check_names(method: Method, known: Sequence[Method]) -> None:
     for name in (method.id, method.name, *method.aliases):
         if (other := taken.get(name.casefold())) is not None:
             raise PackError(
-                f"{name!r} is a name of {other}: to link the passages to it, call add_method with its id and without a "
-                "definition; leave the name out if this is another method"
+                f"{name!r} is a name of {other}; leave the name out if this is another method",
+                next_step=NextStep(Advice.LINK, "add_method", {"method_id": other}),
             )
 
 
@@ -215,5 +216,5 @@ def _answer(
         recipe=fits or ("ready" if method.recipe else "no recipe"),
         versions=list(versions),
         warnings=list(warnings),
-        next_step=explain.after_method(method.id, status, mend=bool(warnings)),
+        next_step=explain.after_method(method.id, status, amend=bool(warnings)),
     )

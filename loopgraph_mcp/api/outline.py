@@ -10,7 +10,7 @@ from loopgraph_mcp.api.state import State
 from loopgraph_mcp.code import apply, outline, outline_fit
 from loopgraph_mcp.code.outline import CodeMap
 from loopgraph_mcp.errors import WorkspaceError
-from loopgraph_mcp.models import Method, Presence
+from loopgraph_mcp.models import Advice, Method, NextStep, Presence
 from loopgraph_mcp.runner.plain_files import read_plain
 from loopgraph_mcp.runner.workspace import resolved
 from loopgraph_mcp.store import methods
@@ -35,7 +35,7 @@ async def map_code(
     where = await state.here.workspace(workspace)
     target = resolved(where.path / (path or where.editable))
     if not target.is_relative_to(where.path):
-        raise WorkspaceError(f"{target}: lies outside of {where.path}; `loopgraph map PATH` maps any file")
+        raise WorkspaceError(f"{target}: lies outside of {where.path}; give a path inside it")
     return await map_file(state, target, query=query, budget_tokens=budget_tokens)
 
 
@@ -82,11 +82,11 @@ def _map_path(path: Path, known: Sequence[Method], query: str, budget_tokens: in
     )
 
 
-def _next_step(left_out: object, budget_tokens: int, *, single: bool) -> str:
+def _next_step(left_out: object, budget_tokens: int, *, single: bool) -> NextStep:
     if not left_out:
-        return "Nothing is left out."
-    more = f"map_code(budget_tokens={2 * budget_tokens}) shows more, query=… what a question touches"
-    return f"{more}." if single else f"{more}, path=… one file."
+        return NextStep(Advice.NOTHING_LEFT_OUT)
+    more: dict[str, str | int | float | bool] = {"budget_tokens": 2 * budget_tokens, "query": "…"}
+    return NextStep(Advice.SHOW_MORE, "map_code", more if single else {**more, "path": "…"})
 
 
 def _present(known: Sequence[Method], text: str) -> list[str]:

@@ -18,7 +18,7 @@ from loopgraph_mcp.ingest import pack_archives
 from loopgraph_mcp.ingest.pack_archives import Checked
 from loopgraph_mcp.ingest.pack_files import write_pack
 from loopgraph_mcp.ingest.packs import read_pack
-from loopgraph_mcp.models import Applied, Method, Present, SharedOutcome, VerdictKind
+from loopgraph_mcp.models import Advice, Applied, Method, NextStep, Present, SharedOutcome, VerdictKind
 from loopgraph_mcp.runner.plain_files import read_plain
 from loopgraph_mcp.store import learned, methods
 from loopgraph_mcp.text import plain_line
@@ -66,7 +66,7 @@ async def export_pack(state: State, name: str, folder: Path, *, method_ids: Sequ
         folder=str(folder),
         content_hash=pack.content_hash,
         methods=told,
-        next_step=f"Read what goes out, set version and license in pack.toml, then: loopgraph pack check {folder}",
+        next_step=NextStep(Advice.CHECK_PACK, about={"folder": str(folder)}),
     )
 
 
@@ -165,7 +165,7 @@ async def install_pack(state: State, source: str, checked: Checked, *, sha256: s
         added=len(pack.methods) if changed else 0,
         known=0 if changed else len(pack.methods),
         methods=[each.id for each in pack.methods],
-        next_step="search_methods finds its methods.",
+        next_step=NextStep(Advice.FIND_METHODS, "search_methods"),
     )
 
 
@@ -190,9 +190,7 @@ def check_pack(folder: Path, programs: Mapping[str, Path]) -> PackCheckAnswer:
         content_hash=pack.content_hash,
         methods=checked,
         fits_nowhere=nowhere,
-        next_step="Look at the reasons, or give the files it is meant for with --against."
-        if nowhere
-        else "It is valid.",
+        next_step=NextStep(Advice.READ_REASONS if nowhere else Advice.NOTHING),
     )
 
 

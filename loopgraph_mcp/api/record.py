@@ -13,7 +13,7 @@ from loopgraph_mcp.api.answers import RecordAnswer
 from loopgraph_mcp.api.recovery import TAIL_LINES, read_tail
 from loopgraph_mcp.api.state import State
 from loopgraph_mcp.errors import RunError, WorkspaceError
-from loopgraph_mcp.models import Decision, Origin, Outcome, OutcomeKind, WhatRan
+from loopgraph_mcp.models import Advice, Decision, NextStep, Origin, Outcome, OutcomeKind, WhatRan
 from loopgraph_mcp.runner import schemas, trainlog
 from loopgraph_mcp.runner.metric_log import read_metric
 from loopgraph_mcp.runner.printed import NotFound, Wanted
@@ -119,7 +119,8 @@ async def _finished(state: State, experiment_id: str, report: Report) -> Experim
         )
     row = await lookups.the_experiment(state.db, experiment_id)
     if row.outcome is None:
-        raise RunError(f"{experiment_id} is still {row.state.value}; wait with get_experiment, then record")
+        wait = NextStep(Advice.WAIT, "get_experiment", {"experiment_id": experiment_id})
+        raise RunError(f"{experiment_id} is still {row.state.value}", next_step=wait)
     return row
 
 

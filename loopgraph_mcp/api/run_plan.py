@@ -10,7 +10,7 @@ from loopgraph_mcp.api.context import Inputs
 from loopgraph_mcp.code import apply, hashes, programs
 from loopgraph_mcp.code.patch import adds_lines, apply_patch, take_out
 from loopgraph_mcp.errors import NotFoundError, RunError
-from loopgraph_mcp.models import Applied, Context, Present
+from loopgraph_mcp.models import Advice, Applied, Context, NextStep, Present
 from loopgraph_mcp.runner.workspace import Workspace
 from loopgraph_mcp.store import edits as edit_store
 from loopgraph_mcp.store import experiments
@@ -28,6 +28,7 @@ class Plan:
     Args:
         base_group_key: What it is compared with, where that could see other files than the run will.
         held: Why only an earlier run answers for it: the file holds the change already, or is another one by now.
+        instead: What to do where there is none.
     """
 
     text: str
@@ -36,6 +37,7 @@ class Plan:
     method_ids: tuple[str, ...] = ()
     base_group_key: str | None = None
     held: str = ""
+    instead: NextStep | None = None
 
     @property
     def base_hash(self) -> str | None:
@@ -110,14 +112,17 @@ async def _plan_edit(db: Database, workspace: Workspace, workspace_id: str, edit
     """
     edit = await edit_store.get_edit(db, edit_id)
     if edit is None:
-        raise NotFoundError(f"no edit {edit_id[:80]!r}; get_code_edit makes one and returns its id")
+        step = NextStep(Advice.MAKE_EDIT_FIRST, "get_code_edit", {"method_id": "…"})
+        raise NotFoundError(f"no edit {edit_id[:80]!r}", next_step=step)
     if edit.workspace_id != workspace_id:
-        raise RunError(f"{edit_id} was made in another workspace than {workspace.path}; make it here: get_code_edit")
-    held = ""
+        again = NextStep(Advice.MAKE_EDIT_AGAIN, "get_code_edit", {"method_id": edit.method_id or "…"})
+        raise RunError(f"{edit_id} was made in another workspace than {workspace.path}", next_step=again)
+    held, instead = "", None
     if await asyncio.to_thread(workspace.read_program) not in {edit.base_text, edit.new_text}:
-        again = f"call get_code_edit for {edit.method_id} again" if edit.method_id else "make the patch again"
-        held = f"{workspace.editable} changed since {edit_id} was made; {again}"
-    return Plan(edit.new_text, edit.base_text, edit.id, edit.method_ids, held=held)
+        held, instead = f"{workspace.editable} changed since {edit_id} was made", NextStep(Advice.MAKE_PATCH_AGAIN)
+        if edit.method_id:
+            instead = NextStep(Advice.MAKE_EDIT_AGAIN, "get_code_edit", {"method_id": edit.method_id})
+    return Plan(edit.new_text, edit.base_text, edit.id, edit.method_ids, held=held, instead=instead)
 
 
 async def _plan_patch(db: Database, workspace: Workspace, context_id: str, inputs: Inputs, patch: str) -> Plan:
@@ -132,8 +137,8 @@ async def _plan_patch(db: Database, workspace: Workspace, context_id: str, input
     made = await asyncio.to_thread(apply_patch, present, patch)
     taken_out = await asyncio.to_thread(take_out, present, patch)
     if isinstance(made, Present):
-        held = f"{made.reason}; call run_experiment without patch to run {workspace.editable} as it is"
-        return dataclasses.replace(await _plan_present(db, workspace, context_id, inputs), held=held)
+        plan = await _plan_present(db, workspace, context_id, inputs)
+        return dataclasses.replace(plan, held=made.reason, instead=NextStep(Advice.RUN_FILE, "run_experiment"))
     if isinstance(made, Applied) and not isinstance(taken_out, Applied) and adds_lines(patch):
         return Plan(made.text, present, None)
     runs = await _runs_of_patch(db, context_id, patch)
@@ -146,14 +151,12 @@ async def _plan_patch(db: Database, workspace: Workspace, context_id: str, input
         ran = f"; {runs[0].id} ran it on an earlier file" if runs else ""
         raise RunError(f"the patch does not fit {workspace.editable}: {made.looked_for}: {made.reason}{ran}{near}")
     ran = f"{runs[0].id} ran it in other surroundings" if runs else "no run of it is known"
-    held = (
-        f"{workspace.editable} already holds this patch, and {ran}; call run_experiment without patch to run "
-        f"{workspace.editable} as it is"
-    )
+    held = f"{workspace.editable} already holds this patch, and {ran}"
     here = [run for run in runs if run.context_id == context_id]
     if here:
         return await _as_it_ran(db, here[0], held)
-    return Plan(present, taken_out.text if isinstance(taken_out, Applied) else None, None, held=held)
+    instead = NextStep(Advice.RUN_FILE, "run_experiment")
+    return Plan(present, taken_out.text if isinstance(taken_out, Applied) else None, None, held=held, instead=instead)
 
 
 async def _runs_of_patch(db: Database, context_id: str, patch: str) -> list[ExperimentRow]:
@@ -173,7 +176,8 @@ async def _runs_of_patch(db: Database, context_id: str, patch: str) -> list[Expe
 async def _as_it_ran(db: Database, run: ExperimentRow, held: str) -> Plan:
     text = await edit_store.program_text(db, run.program_hash or "")
     base = None if run.base_hash is None else await edit_store.program_text(db, run.base_hash)
-    return Plan(text, base, run.edit_id, run.method_ids, run.base_group_key, held)
+    instead = NextStep(Advice.RUN_FILE, "run_experiment")
+    return Plan(text, base, run.edit_id, run.method_ids, run.base_group_key, held, instead)
 
 
 async def _plan_present(db: Database, workspace: Workspace, context_id: str, inputs: Inputs) -> Plan:
@@ -214,7 +218,7 @@ def check_held(plan: Plan, earlier: Sequence[ExperimentRow]) -> None:
         RunError: There is none.
     """
     if plan.held and not earlier:
-        raise RunError(plan.held)
+        raise RunError(plan.held, next_step=plan.instead)
 
 
 def _check_parses(name: str, text: str) -> None:
@@ -229,7 +233,7 @@ def _check_parses(name: str, text: str) -> None:
         programs.parse(text)
     except SyntaxError as error:
         raise RunError(
-            f"{name}, line {error.lineno}: {error.msg}: {(error.text or '').strip()!r}; mend it first"
+            f"{name}, line {error.lineno}: {error.msg}: {(error.text or '').strip()!r}; fix it first"
         ) from error
     except programs.TooLargeError as error:
         raise RunError(f"{name}: {error}") from error

@@ -21,7 +21,7 @@ from loopgraph_mcp.api import backtest as backtesting
 from loopgraph_mcp.api import packs, permissions, trust
 from loopgraph_mcp.api.answers import BestResult, CodeMapAnswer, ExperimentAnswer, ImportAnswer, IngestAnswer
 from loopgraph_mcp.api.loopgraph import LoopGraph
-from loopgraph_mcp.cli import asking, clients, doctor, render, store, tokens
+from loopgraph_mcp.cli import asking, clients, doctor, next_steps, render, store, tokens
 from loopgraph_mcp.cli.agents import app as harness_app
 from loopgraph_mcp.config import SKILL, Settings, bundled, read_settings
 from loopgraph_mcp.errors import HistoryError, LoopGraphError, first_of
@@ -30,7 +30,7 @@ from loopgraph_mcp.ingest.packs import read_definition
 from loopgraph_mcp.models import Direction, KnobValue, OutcomeKind, RunState, Standing
 from loopgraph_mcp.runner.kernel import hide_memory
 from loopgraph_mcp.runner.workspace import CONFIG_NAME, create_workspace, load_workspace, prepare_command, resolved
-from loopgraph_mcp.text import plain_line, said
+from loopgraph_mcp.text import plain_line
 
 app = typer.Typer(
     name="loopgraph",
@@ -62,7 +62,7 @@ def main() -> None:
     except (LoopGraphError, ExceptionGroup) as error:
         if (told := first_of(error)) is None:
             raise
-        render.errors.print(f"loopgraph: {said(str(told))}", style="red", markup=False, highlight=False)
+        render.errors.print(f"loopgraph: {next_steps.refusal(told)}", style="red", markup=False, highlight=False)
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -8,7 +8,7 @@ from typing import Literal
 
 from loopgraph_mcp.auth import Caller
 from loopgraph_mcp.errors import RunError
-from loopgraph_mcp.models import Decision, Origin, Outcome, OutcomeKind, RunState, WhatRan
+from loopgraph_mcp.models import Advice, Decision, NextStep, Origin, Outcome, OutcomeKind, RunState, WhatRan
 from loopgraph_mcp.runner.queue import Priority
 from loopgraph_mcp.store import agents
 from loopgraph_mcp.store.database import Database, insert, new_id
@@ -245,7 +245,8 @@ def _check_cap(conn: sqlite3.Connection, caller: Caller) -> None:
     if len(live) >= caller.runs_at_once:
         raise RunError(
             f"{caller.token or caller.client} has {len(live)} experiments queued or running, the most it may "
-            f"({', '.join(live[:3])}, …); wait for one with get_experiment, or cancel one"
+            f"({', '.join(live[:3])}, …)",
+            next_step=NextStep(Advice.WAIT, "get_experiment", {"experiment_id": live[0]}),
         )
 
 

@@ -24,6 +24,7 @@ from loopgraph_mcp.api.tries import Followed, Tries
 from loopgraph_mcp.config import bundled
 from loopgraph_mcp.ingest.packs import read_pack
 from loopgraph_mcp.models import (
+    Advice,
     Context,
     Decision,
     Direction,
@@ -611,7 +612,7 @@ async def test_a_run_that_shared_its_device_says_little_until_it_is_replicated_a
         row = await experiments.get_experiment(db, await a_run(db, context, made, program=program, **more))
         assert row is not None
         verdict = await ledger.judge(row)
-        assert ("shared the device" in verdict.next_step) == (verdict.noise_floor > 0.1)
+        assert (verdict.next_step.reason is Advice.REPLICATE_WHEN_QUIET) == (verdict.noise_floor > 0.1)
         return verdict.kind
 
     await run(1.5, "base", alone)
