@@ -1,7 +1,7 @@
 """The loop's types: methods and recipes, edits, experiments, outcomes, verdicts."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 # ---------------------------------------------------------------------------------------------- metric
@@ -421,7 +421,7 @@ class Context:
         return self.device.split(":", 1)[0]
 
 
-class State(StrEnum):
+class RunState(StrEnum):
     """Where an experiment stands on its way."""
 
     QUEUED = "queued"
@@ -474,6 +474,85 @@ class NoiseFloor:
     factor: float = 1.0
 
 
+class Advice(StrEnum):
+    """What is to be done next, as programs tell it apart; `NextStep.about` holds what it is about."""
+
+    MAKE_EDIT = "make_edit"
+    OTHER_WORDS = "other_words"
+    NO_FILTER = "no_filter"
+    ALL_PRESENT = "all_present"
+    ALL_FLOPPED = "all_flopped"
+    OTHER_VALUES = "other_values"
+    BY_HAND = "by_hand"
+    TAKE_PARTS = "take_parts"
+    WRITE_IT = "write_it"
+    GO_ON = "go_on"
+    APPLY_WHOLE = "apply_whole"
+    RUN_EDIT = "run_edit"
+    READ_EARLIER = "read_earlier"
+    RAN_BEFORE = "ran_before"
+    WAIT_FOR_OTHER = "wait_for_other"
+    POLL = "poll"
+    FIX_OR_DISCARD = "fix_or_discard"
+    RUN_BASELINE = "run_baseline"
+    FIX_PARENT = "fix_parent"
+    FIX_BASELINE = "fix_baseline"
+    REPLICATE_BASELINE = "replicate_baseline"
+    SEARCH = "search"
+    BUILD_ON_IT = "build_on_it"
+    REVERT = "revert"
+    REVERT_UNMEASURABLE = "revert_unmeasurable"
+    KEEP_IF_SIMPLER = "keep_if_simpler"
+    REPLICATE_CHANGE = "replicate_change"
+    REPLICATE_PARENT = "replicate_parent"
+    REPLICATE_WHEN_QUIET = "replicate_when_quiet"
+    USE_LEARNED = "use_learned"
+    NAME_METHOD = "name_method"
+    IGNORE_FILES = "ignore_files"
+    SEND_LOG = "send_log"
+    RUN_AGAIN = "run_again"
+    FIX_SURROUNDINGS = "fix_surroundings"
+    NOTHING_LEFT_OUT = "nothing_left_out"
+    SHOW_MORE = "show_more"
+    CHOOSE_SOURCE = "choose_source"
+    OTHER_FORM = "other_form"
+    REGISTER_METHOD = "register_method"
+    FIND_METHODS = "find_methods"
+    IMPORT_IT = "import_it"
+    COUNTED = "counted"
+    BRING_BACK = "bring_back"
+    AMEND = "amend"
+    CHECK_PACK = "check_pack"
+    READ_REASONS = "read_reasons"
+    NOTHING = "nothing"
+    # what an error says
+    MAKE_EDIT_FIRST = "make_edit_first"
+    MAKE_EDIT_AGAIN = "make_edit_again"
+    MAKE_PATCH_AGAIN = "make_patch_again"
+    RUN_FILE = "run_file"
+    LEAVE_OUT = "leave_out"
+    WAIT = "wait"
+    INGEST = "ingest"
+    LINK = "link"
+
+
+@dataclass(frozen=True)
+class NextStep:
+    """What to do next. Without slots: the MCP SDK reads a field's default off the class, and finds a slot there.
+
+    Args:
+        reason: Why, for programs; renderers word it.
+        tool: The tool that does it; empty where none is to be called.
+        arguments: Its arguments; `…` stands for what the caller fills in.
+        about: What the reason is about: ids, files, counts.
+    """
+
+    reason: Advice
+    tool: str = ""
+    arguments: dict[str, str | int | float | bool] = field(default_factory=dict)
+    about: dict[str, str] = field(default_factory=dict)
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """A judged change: its mean gain in the metric's unit (positive is better), the noise, and what to do."""
@@ -483,7 +562,7 @@ class Verdict:
     noise: NoiseFloor
     p_win: float | None
     decision: Decision
-    next_step: str
+    next_step: NextStep
 
     @property
     def noise_floor(self) -> float:

@@ -13,9 +13,9 @@ from itertools import pairwise
 
 from loopgraph_mcp.api.answers import BestResult
 from loopgraph_mcp.api.evidence import Ledger
-from loopgraph_mcp.api.incumbent import best_result
+from loopgraph_mcp.api.incumbent import as_result
 from loopgraph_mcp.errors import NotFoundError
-from loopgraph_mcp.models import Context, Decision, NoiseFloor, Origin, OutcomeKind, State, VerdictKind
+from loopgraph_mcp.models import Context, Decision, NoiseFloor, Origin, OutcomeKind, RunState, VerdictKind
 from loopgraph_mcp.store import edits, experiments, nights, resources
 from loopgraph_mcp.store.database import Database
 from loopgraph_mcp.store.experiments import ExperimentRow
@@ -58,7 +58,7 @@ class Line:
     context_id: str
     description: str
     seed: int
-    state: State
+    state: RunState
     group: str
     parent: str | None
     method_ids: tuple[str, ...]
@@ -90,7 +90,7 @@ class Line:
     @property
     def mark(self) -> Mark:
         """What became of it."""
-        if self.state is not State.DONE:
+        if self.state is not RunState.DONE:
             return Mark(self.state.value)
         if self.outcome in _NOT_MEASURED:
             return Mark.UNMEASURED
@@ -231,7 +231,7 @@ class Overviews:
             settings,
             chosen,
             lines,
-            None if best is None else await best_result(self._db, best, chosen.context),
+            None if best is None else await as_result(self._db, best, chosen.context),
             None if best is None else best.noise,
             await nights.method_names(self._db, tried),
             tuple(await nights.spending(self._db, where.id, where.path)),
@@ -243,7 +243,7 @@ class Overviews:
         """Take in what is new of a workspace; its lines are judged again only where anything is."""
         known = self._followed.setdefault(where.id, _Followed())
         mark, newest = await resources.mark(self._db), await read_newest(self._db)
-        live = [row.id for row in known.rows.values() if row.state is not State.DONE]
+        live = [row.id for row in known.rows.values() if row.state is not RunState.DONE]
         changed = await experiments.changed_experiments(
             self._db, where.id, after=known.after, decided_after=known.decided, live=live
         )
@@ -277,7 +277,7 @@ def _line(ledger: Ledger, number: int, row: ExperimentRow) -> Line:
         finished_at=row.finished_at,
     )
     outcome = row.outcome
-    if row.state is not State.DONE or outcome is None:
+    if row.state is not RunState.DONE or outcome is None:
         return line
     line = replace(
         line,

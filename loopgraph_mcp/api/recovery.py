@@ -12,7 +12,7 @@ from pathlib import Path
 from loopgraph_mcp.api import verify
 from loopgraph_mcp.config import Settings
 from loopgraph_mcp.errors import WorkspaceError
-from loopgraph_mcp.models import Outcome, OutcomeKind, State
+from loopgraph_mcp.models import Outcome, OutcomeKind, RunState
 from loopgraph_mcp.runner import device, inputs, processes, trainlog
 from loopgraph_mcp.runner.environment import for_supervisor
 from loopgraph_mcp.runner.locks import hold_lock, is_held
@@ -252,7 +252,7 @@ async def sweep(db: Database, settings: Settings) -> None:
     """
     locks, folders = await asyncio.to_thread(_strays, settings)
     states = await experiments.states_of(db, sorted(locks | folders))
-    over = {name for name in locks if states.get(name) is State.DONE}
+    over = {name for name in locks if states.get(name) is RunState.DONE}
     for name in over | {name for name in locks - states.keys() if _is_old(settings.locks_dir / f"{name}.lock")}:
         forget_lock(settings, name)
     for name in folders - states.keys():
@@ -301,7 +301,7 @@ async def _settle(db: Database, settings: Settings, experiment: ExperimentRow) -
     deadline = time.monotonic() + _SETTLE_S
     while time.monotonic() < deadline:
         row = await experiments.get_experiment(db, experiment.id)
-        if row is None or row.state is State.DONE:
+        if row is None or row.state is RunState.DONE:
             return
         await asyncio.sleep(_SETTLE_POLL_S)
 

@@ -29,6 +29,7 @@ from loopgraph_mcp.api.recovery import (
     recover,
     slots_beside,
 )
+from loopgraph_mcp.api.state import State
 from loopgraph_mcp.config import Settings, read_settings
 from loopgraph_mcp.errors import StoreError, WorkspaceError
 from loopgraph_mcp.models import Outcome, OutcomeKind
@@ -381,9 +382,10 @@ async def _settle(db: Database, settings: Settings, experiment: ExperimentRow, w
         asyncio.get_running_loop().add_signal_handler(signum, lambda: None)
     try:
         if workspace is not None:
-            await conclude.conclude(db, settings, experiment.id, workspace)
+            state = State(db, settings, time.time)
+            await conclude.conclude(state, experiment.id, workspace)
             for each in await conclusions.open_conclusions(db, str(workspace.path)):
-                await conclude.conclude(db, settings, each, workspace)
+                await conclude.conclude(state, each, workspace)
     finally:
         await experiments.mark_done(db, experiment.id, now=time.time())
 

@@ -22,13 +22,13 @@ from loopgraph_mcp.errors import LoopGraphError, first_of
 from loopgraph_mcp.runner import schemas
 from loopgraph_mcp.server import lines
 from loopgraph_mcp.server.background import running
+from loopgraph_mcp.server.next_steps import refusal
 from loopgraph_mcp.server.notifications import Notices
 from loopgraph_mcp.server.prompts import check_prompt, loop_prompts
 from loopgraph_mcp.server.resources import add_resources
 from loopgraph_mcp.server.strict import check_call, skip_unanswerable
 from loopgraph_mcp.server.tasks import Tasks, check_listen
 from loopgraph_mcp.server.tools import loop_tools
-from loopgraph_mcp.text import said
 
 INSTRUCTIONS = """\
 LoopGraph remembers what was tried on a training script and what came of it.
@@ -112,7 +112,7 @@ def main() -> None:
             _serve_http(settings, given)
     except (LoopGraphError, ExceptionGroup) as error:
         if (told := first_of(error)) is not None:
-            sys.exit(f"loopgraph-mcp: {said(str(told))}")
+            sys.exit(f"loopgraph-mcp: {refusal(told)}")
         if isinstance(error, ExceptionGroup) and error.split(BrokenPipeError)[1] is None:
             sys.exit("loopgraph-mcp: the client is gone")
         raise

@@ -17,7 +17,8 @@ from loopgraph_mcp.api.answers import (
     SearchAnswer,
     TraceAnswer,
 )
-from loopgraph_mcp.api.loopgraph import LoopGraph, OnProgress
+from loopgraph_mcp.api.experiment import OnProgress
+from loopgraph_mcp.api.loopgraph import LoopGraph
 from loopgraph_mcp.api.record import MAX_TOKENS, MAX_USD
 from loopgraph_mcp.auth import Scope
 from loopgraph_mcp.models import Decision, OutcomeKind, Standing

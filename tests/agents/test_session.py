@@ -21,12 +21,11 @@ from loopgraph_mcp.agents import prompts
 from loopgraph_mcp.agents.opening import open_session, resume_session
 from loopgraph_mcp.agents.plan import Plan
 from loopgraph_mcp.agents.repair import calls_in_text
-from loopgraph_mcp.api.trace import trace
+from loopgraph_mcp.api.loopgraph import LoopGraph
 from loopgraph_mcp.cli.sessions import recall_prompt, report
 from loopgraph_mcp.config import Settings, read_skill
 from loopgraph_mcp.errors import ConfigError
 from loopgraph_mcp.store import sessions
-from loopgraph_mcp.store.database import Database
 
 KEY = "sk-planted-4f8a1c"
 ABOUT_RUN = "Train the draft for 1 s. It stays if it improved; else the draft goes back."  # the tool's own words
@@ -161,9 +160,9 @@ async def test_an_edit_of_the_memory_is_run_and_traced_to_its_prompt(
     edit = next(call.result for call in calls if call.name == "get_code_edit")
     assert "- MATRIX_LR = 0.03 (was 0.04)" in json.loads(edit)["text"]
     assert "```" not in json.loads(edit)["text"]
-    async with Database.open(settings.db_path) as db:
-        chain = {link.stage: link for link in (await trace(db, run["experiment_id"])).before}
-        costs = await db.reader.execute_fetchall(
+    async with LoopGraph.open(settings) as graph:
+        chain = {link.stage: link for link in (await graph.trace(run["experiment_id"])).before}
+        costs = await graph.db.reader.execute_fetchall(
             "SELECT sum(tokens) AS tokens FROM cost WHERE source = 'agent' AND subject_id = ?", (run["experiment_id"],)
         )
     assert chain["method"].id == "muon-lr"

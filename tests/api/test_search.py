@@ -18,12 +18,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from loopgraph_mcp.api import precedents
+from loopgraph_mcp.api import tries
 from loopgraph_mcp.api.evidence import Ledger
-from loopgraph_mcp.api.precedents import Followed, Tries
+from loopgraph_mcp.api.tries import Followed, Tries
 from loopgraph_mcp.config import bundled
 from loopgraph_mcp.ingest.packs import read_pack
 from loopgraph_mcp.models import (
+    Advice,
     Context,
     Decision,
     Direction,
@@ -561,7 +562,7 @@ async def test_tries_that_are_followed_are_what_reading_all_of_them_would_find(
     contexts = [await a_context(db, "cpu: x"), await a_context(db, "cuda: y"), await a_context(db, "cpu: x", "loss")]
     here, other = [await edits.get_context(db, contexts[place]) for place in (0, 2)]
     followed, ran = Followed(db), list[str]()
-    monkeypatch.setattr(precedents, "_MANY", 3)  # so that some are taken in on a thread
+    monkeypatch.setattr(tries, "_MANY", 3)  # so that some are taken in on a thread
 
     async def same(where: Context) -> None:
         known, anew = await followed.follow(where), await Followed(db).follow(where)
@@ -611,7 +612,7 @@ async def test_a_run_that_shared_its_device_says_little_until_it_is_replicated_a
         row = await experiments.get_experiment(db, await a_run(db, context, made, program=program, **more))
         assert row is not None
         verdict = await ledger.judge(row)
-        assert ("shared the device" in verdict.next_step) == (verdict.noise_floor > 0.1)
+        assert (verdict.next_step.reason is Advice.REPLICATE_WHEN_QUIET) == (verdict.noise_floor > 0.1)
         return verdict.kind
 
     await run(1.5, "base", alone)
