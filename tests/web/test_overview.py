@@ -15,7 +15,7 @@ from loopgraph_mcp.api.loopgraph import LoopGraph
 from loopgraph_mcp.api.overview import Mark
 from loopgraph_mcp.config import Settings
 from loopgraph_mcp.errors import NotFoundError
-from loopgraph_mcp.models import Decision, OutcomeKind, State
+from loopgraph_mcp.models import Decision, OutcomeKind, RunState
 from loopgraph_mcp.store import nights
 from loopgraph_mcp.web import lineage
 from tests.api.test_loop import HIGHER_RATE, LOWER_RATE, mishap, run
@@ -91,7 +91,7 @@ async def test_a_run_that_is_on_its_way_is_shown_and_then_its_outcome(graph: Loo
     slow = await run(graph, patch="@@ @@\n-STEPS = 3\n+STEPS = 12\n", wait_s=0)
     seen = await graph.overview()
     assert seen.lines[-1].mark in {Mark.QUEUED, Mark.RUNNING}
-    assert (await graph.get_experiment(slow.experiment_id, wait_s=50)).state is State.DONE
+    assert (await graph.get_experiment(slow.experiment_id, wait_s=50)).state is RunState.DONE
     assert (await graph.overview()).lines[-1].metric_value == 1.75
 
 
