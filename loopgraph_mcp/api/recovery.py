@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from loopgraph_mcp.api import verify
 from loopgraph_mcp.config import Settings
 from loopgraph_mcp.errors import WorkspaceError
 from loopgraph_mcp.models import Outcome, OutcomeKind, State
@@ -210,6 +209,8 @@ async def outcome_found(db: Database, experiment: ExperimentRow) -> Outcome | No
     """Return the outcome that is in a run's folder: the one its supervisor kept there, or its log's; None for none."""
     if (kept := await asyncio.to_thread(kept_outcome, experiment)) is not None:
         return kept
+    from loopgraph_mcp.api import verify  # noqa: PLC0415 - only a recovery needs it, and every start would pay
+
     found = await asyncio.to_thread(_outcome_of_summary, experiment)
     return None if found is None else await verify.doubted(db, experiment, *found, None)
 
