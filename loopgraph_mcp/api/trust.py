@@ -13,6 +13,7 @@ from loopgraph_mcp.config import DEFAULT_HOME, Settings
 from loopgraph_mcp.errors import AccessError, WorkspaceError
 from loopgraph_mcp.runner.workspace import CONFIG_NAME, Workspace, is_cloned, is_unpacked
 from loopgraph_mcp.text import plain_line
+from loopgraph_mcp.runner.plain_files import read_plain
 
 FILE_NAME = "trusted.json"
 _MAX_BYTES = 4 * 2**20
@@ -99,7 +100,7 @@ def _path(where: Workspace) -> str:
 def _content(where: Workspace) -> str:
     """Return the hash of a folder's declaration."""
     try:
-        return hashlib.sha256((where.path / CONFIG_NAME).read_bytes()).hexdigest()
+        return hashlib.sha256(read_plain(where.path / CONFIG_NAME)).hexdigest()
     except OSError:
         return _DETECTED
 
@@ -108,8 +109,7 @@ def _known(settings: Settings) -> dict[str, str]:
     """Return the folders that are trusted with the hash of each; none where the file cannot be read."""
     file = settings.home / FILE_NAME
     try:
-        with file.open("rb") as opened:
-            known = json.loads(opened.read(_MAX_BYTES))
+        known = json.loads(read_plain(file, _MAX_BYTES))
     except (OSError, ValueError, RecursionError):
         return {}
     return {str(path): str(content) for path, content in known.items()} if isinstance(known, dict) else {}
