@@ -14,9 +14,9 @@ from loopgraph_mcp.errors import WorkspaceError
 from loopgraph_mcp.models import Outcome, OutcomeKind, State
 from loopgraph_mcp.runner import device, inputs, processes, trainlog
 from loopgraph_mcp.runner.environment import for_supervisor
-from loopgraph_mcp.runner.plain_files import open_plain
 from loopgraph_mcp.runner.locks import hold_lock, is_held
 from loopgraph_mcp.runner.lookalikes import quoted
+from loopgraph_mcp.runner.plain_files import open_plain
 from loopgraph_mcp.runner.printed import parse_summary
 from loopgraph_mcp.runner.workspace import Workspace, load_workspace, protected_hashes
 from loopgraph_mcp.store import agents, experiments

@@ -11,9 +11,9 @@ import shlex
 
 from loopgraph_mcp.config import DEFAULT_HOME, Settings
 from loopgraph_mcp.errors import AccessError, WorkspaceError
+from loopgraph_mcp.runner.plain_files import read_plain
 from loopgraph_mcp.runner.workspace import CONFIG_NAME, Workspace, is_cloned, is_unpacked
 from loopgraph_mcp.text import plain_line
-from loopgraph_mcp.runner.plain_files import read_plain
 
 FILE_NAME = "trusted.json"
 _MAX_BYTES = 4 * 2**20

@@ -18,9 +18,9 @@ from statistics import fmean
 from loopgraph_mcp.models import Direction, Outcome, OutcomeKind
 from loopgraph_mcp.ranking.verdicts import LOAD_LIMIT
 from loopgraph_mcp.runner import failures, inputs, processes, restoring, trainlog
-from loopgraph_mcp.runner.plain_files import open_plain
 from loopgraph_mcp.runner.confinement import View
 from loopgraph_mcp.runner.metric_log import read_metric
+from loopgraph_mcp.runner.plain_files import open_plain
 from loopgraph_mcp.runner.printed import NotFound, Wanted
 from loopgraph_mcp.runner.workspace import CONFIG_NAME, Workspace, verify_command
 from loopgraph_mcp.store import edits, experiments, outcomes

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from loopgraph_mcp.runner import contents, patterns
-from loopgraph_mcp.runner.workspace import CONFIG_NAME
 from loopgraph_mcp.runner.plain_files import read_plain
+from loopgraph_mcp.runner.workspace import CONFIG_NAME
 
 CODE_DIR = "code"
 INPUTS_NAME = "inputs.json"

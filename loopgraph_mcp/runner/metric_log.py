@@ -13,8 +13,8 @@ from pathlib import Path
 
 from loopgraph_mcp.models import Direction
 from loopgraph_mcp.runner import environment
-from loopgraph_mcp.runner.printed import Found, NotFound, Wanted, read_log
 from loopgraph_mcp.runner.plain_files import open_plain
+from loopgraph_mcp.runner.printed import Found, NotFound, Wanted, read_log
 
 PATTERN_TIMEOUT_S = 30.0  # 64 MiB with an ordinary expression take about a second
 

@@ -118,7 +118,7 @@ def test_what_an_archive_brought_is_asked_about_and_the_refusal_names_what_to_ty
     assert f"LOOPGRAPH_HOME={settings.home}" in typed
     script = tmp_path / "bin" / "loopgraph"
     script.parent.mkdir()
-    script.write_text(f"#!/bin/sh\nexec {sys.executable} -c 'from loopgraph_mcp.cli import main; main()' \"$@\"\n")
+    script.write_text(f"#!/bin/sh\nexec {sys.executable} -c 'from loopgraph_mcp.cli.main import main; main()' \"$@\"\n")
     script.chmod(0o755)
     shell = {name: value for name, value in mine.items() if not name.startswith("LOOPGRAPH_")}
     shell["PATH"] = f"{script.parent}:{shell['PATH']}"
