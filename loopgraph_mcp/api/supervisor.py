@@ -3,6 +3,10 @@
 Started detached as `python -m loopgraph_mcp.api.supervisor EXPERIMENT`; it needs no server to finish.
 """
 
+import gc
+
+gc.disable()  # while modules are imported: they stay, and looking through them takes a tenth of a start
+
 import asyncio
 import dataclasses
 import logging
@@ -46,6 +50,9 @@ from loopgraph_mcp.runner.workspace import Workspace, changed_protected, load_wo
 from loopgraph_mcp.store import agents, conclusions, experiments
 from loopgraph_mcp.store.database import Database
 from loopgraph_mcp.store.experiments import ExperimentRow, ProcessId
+
+gc.freeze()
+gc.enable()
 
 POLL_S = 0.25
 _MOST_STEP_S = 5.0  # between two looks at a run on a busy machine

@@ -33,8 +33,8 @@ def check_folder(settings: Settings, workspace: str | None, *, yes: bool) -> Non
     at_terminal = sys.stdin.isatty() and sys.stderr.isatty()
     if not at_terminal and not trust.is_trusted(settings, where, by_agent=False):
         raise AccessError(
-            f"{where.path}: {CONFIG_NAME} came with the repository, and a run starts `{trust.command(where)}`; look at "
-            f"it, then add --trust, or say so once: loopgraph trust {where.path}"
+            f"{where.path}: {CONFIG_NAME} came with a repository or an archive, and a run starts "
+            f"`{trust.command(where)}`; look at it, then add --trust, or say so once: {trust.how(settings, where)}"
         )
     if not at_terminal or not trust.is_declared(settings, where):
         return
