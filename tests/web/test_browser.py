@@ -226,7 +226,7 @@ def test_a_run_is_seen_as_it_goes_and_what_it_says_stays_text(
 def test_the_page_says_that_its_token_ended(
     night: Settings,
     visit: Callable[..., Visit],
-    start: Callable[..., str],  # noqa: F811 - the fixture
+    start: Callable[..., str],
     tmp_path: Path,
 ) -> None:
     copied = Settings(night.home, tmp_path / "loopgraph.db", night.workspace, device="cpu")
