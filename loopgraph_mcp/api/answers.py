@@ -4,6 +4,7 @@ Without slots: the MCP SDK reads a field's default off the class, and finds a sl
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from loopgraph_mcp.models import (
     Decision,
@@ -574,3 +575,38 @@ class PackCheckAnswer:
     methods: list[CheckedMethod]
     fits_nowhere: list[str]
     next_step: NextStep
+
+
+@dataclass(frozen=True)
+class ProgressRow:
+    """One experiment in a few words; text and figures as they are shown."""
+
+    experiment_id: str
+    tried: str
+    value: str
+    gain: str
+    result: str
+    mark: str
+
+
+@dataclass(frozen=True)
+class ProgressAnswer:
+    """How a search goes.
+
+    Args:
+        version: What is another text after each change.
+        title: What it came to, in a few words.
+        sentence: The same in a sentence.
+        account: How many experiments there are and what became of them.
+        rows: The newest experiments, newest first.
+        page: Where more is to be seen.
+        chart: The curve, as a Vega-Lite specification; for the view alone, and only where something changed.
+    """
+
+    version: str
+    title: str
+    sentence: str
+    account: str
+    rows: list[ProgressRow]
+    page: str
+    chart: dict[str, Any] | None = None

@@ -7,10 +7,9 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from loopgraph_mcp.api import (
-    closeup,
     edit,
     experiment,
     incumbent,
@@ -37,9 +36,7 @@ from loopgraph_mcp.api.answers import (
     SearchAnswer,
     TraceAnswer,
 )
-from loopgraph_mcp.api.closeup import Closeup, Loss
 from loopgraph_mcp.api.experiment import OnProgress
-from loopgraph_mcp.api.overview import Overview, Overviews
 from loopgraph_mcp.api.state import State
 from loopgraph_mcp.auth import Caller
 from loopgraph_mcp.code.apply import ALL
@@ -51,6 +48,10 @@ from loopgraph_mcp.runner.queue import Priority
 from loopgraph_mcp.store import merge, nights, retrievals
 from loopgraph_mcp.store import methods as method_store
 from loopgraph_mcp.store.database import Database, new_id
+
+if TYPE_CHECKING:
+    from loopgraph_mcp.api.closeup import Closeup, Loss
+    from loopgraph_mcp.api.overview import Overview, Overviews
 
 _LOOK_S = 2.0  # between looks for runs whose supervisor was killed
 _log = logging.getLogger(__name__)
@@ -65,7 +66,7 @@ class LoopGraph:
 
     def __init__(self, db: Database, settings: Settings, clock: Callable[[], float]) -> None:
         self.state = State(db, settings, clock)
-        self._overviews = Overviews(db)
+        self._overviews: Overviews | None = None  # read once somebody looks
         self.session = new_id("ses")  # tells agents that share no HTTP server apart
 
     @property
@@ -270,7 +271,7 @@ class LoopGraph:
         """
         return await experiment.cancel_experiment(self.state, experiment_id, caller=caller)
 
-    async def overview(self, workspace_id: str | None = None, setting: str | None = None) -> Overview:
+    async def overview(self, workspace_id: str | None = None, setting: str | None = None) -> "Overview":
         """Return all experiments of a workspace with what they add up to; by default of the one with the newest.
 
         Args:
@@ -280,26 +281,34 @@ class LoopGraph:
         Raises:
             NotFoundError: There are no experiments of it.
         """
+        from loopgraph_mcp.api.overview import Overviews  # noqa: PLC0415 - a server's start should not wait for it
+
+        if self._overviews is None:
+            self._overviews = Overviews(self.db)
         return await self._overviews.look(self.state.ledger, workspace_id, setting)
 
     async def workspaces(self) -> list[nights.WorkspaceRow]:
         """Return the workspaces that have experiments, the one with the newest first."""
         return await nights.workspaces(self.db)
 
-    async def closeup(self, experiment_id: str) -> Closeup:
+    async def closeup(self, experiment_id: str) -> "Closeup":
         """Return one experiment with its change, its loss, its log, runs like it, and the chain that led to it.
 
         Raises:
             NotFoundError: No such experiment.
         """
+        from loopgraph_mcp.api import closeup  # noqa: PLC0415 - a server's start should not wait for it
+
         return await closeup.closeup(self.state, experiment_id)
 
-    async def loss(self, experiment_id: str) -> Loss:
+    async def loss(self, experiment_id: str) -> "Loss":
         """Return how the loss of an experiment goes, over its parent's.
 
         Raises:
             NotFoundError: No such experiment.
         """
+        from loopgraph_mcp.api import closeup  # noqa: PLC0415 - a server's start should not wait for it
+
         return await closeup.loss(self.state, experiment_id)
 
     async def list_experiments(self, *, workspace: str | None = None, limit: int = 20) -> list[ExperimentAnswer]:

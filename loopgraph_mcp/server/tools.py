@@ -53,7 +53,7 @@ async def search_methods(
     ] = "concise",
 ) -> Annotated[CallToolResult, SearchAnswer]:
     """Find methods worth trying next, ranked by text and by what they gained here. Call it before editing."""
-    graph, caller = _graph(ctx), caller_of(ctx)
+    graph, caller = graph_of(ctx), caller_of(ctx)
     answer = await graph.search_methods(
         query,
         workspace=workspace,
@@ -62,7 +62,7 @@ async def search_methods(
         standing=None if standing is None else Standing(standing),
         caller=caller,
     )
-    return await _answer(graph, "search_methods", answer.retrieval_id, answer, render.search(answer, detail))
+    return await answered(graph, "search_methods", answer.retrieval_id, answer, render.search(answer, detail))
 
 
 async def get_code_edit(
@@ -95,7 +95,7 @@ async def get_code_edit(
     workspace: Workspace = None,
 ) -> Annotated[CallToolResult, EditAnswer]:
     """Turn methods into one edit of the present training file: its diff, or guidance to make it by hand."""
-    graph, caller = _graph(ctx), caller_of(ctx)
+    graph, caller = graph_of(ctx), caller_of(ctx)
     if apply:
         caller.check(Scope.RUN)
     answer = await graph.get_code_edit(
@@ -109,7 +109,7 @@ async def get_code_edit(
         workspace=workspace,
         caller=caller,
     )
-    return await _answer(graph, "get_code_edit", answer.edit_id or method_id, answer, render.edit(answer, diff_from))
+    return await answered(graph, "get_code_edit", answer.edit_id or method_id, answer, render.edit(answer, diff_from))
 
 
 async def run_experiment(
@@ -139,7 +139,7 @@ async def run_experiment(
 
     The run goes on by itself; the answer is its outcome, or how far it is and when to ask get_experiment.
     """
-    graph, caller = _graph(ctx), caller_of(ctx)
+    graph, caller = graph_of(ctx), caller_of(ctx)
     answer = await graph.run_experiment(
         edit_id=edit_id,
         patch=patch,
@@ -162,14 +162,14 @@ async def get_experiment(
     ctx: Ctx, experiment_id: ExperimentId, wait_s: WaitS = 20.0
 ) -> Annotated[CallToolResult, ExperimentAnswer]:
     """Look at an experiment: its progress, or its outcome and verdict."""
-    graph = _graph(ctx)
+    graph = graph_of(ctx)
     answer = await graph.get_experiment(experiment_id, wait_s=wait_s, on_progress=_reporter(ctx))
     return await experiment_result(graph, "get_experiment", answer)
 
 
 async def cancel_experiment(ctx: Ctx, experiment_id: ExperimentId) -> Annotated[CallToolResult, ExperimentAnswer]:
     """End a queued or running experiment and everything it started."""
-    graph = _graph(ctx)
+    graph = graph_of(ctx)
     answer = await graph.cancel_experiment(experiment_id, caller=caller_of(ctx))
     return await experiment_result(graph, "cancel_experiment", answer)
 
@@ -201,7 +201,7 @@ async def record_outcome(
     workspace: Workspace = None,
 ) -> Annotated[CallToolResult, RecordAnswer]:
     """Write down a decision, its cost, or the outcome of a run made elsewhere; failures are worth recording."""
-    graph = _graph(ctx)
+    graph = graph_of(ctx)
     answer = await graph.record_outcome(
         experiment_id=experiment_id,
         method_id=method_id,
@@ -215,7 +215,7 @@ async def record_outcome(
         cost_usd=cost_usd,
         workspace=workspace,
     )
-    return await _answer(graph, "record_outcome", answer.experiment_id, answer, render.record(answer))
+    return await answered(graph, "record_outcome", answer.experiment_id, answer, render.record(answer))
 
 
 async def ingest(
@@ -236,7 +236,7 @@ async def ingest(
     ] = None,
 ) -> Annotated[CallToolResult, IngestAnswer]:
     """Read a source into the memory and return its few passages that matter; with another query, others of them."""
-    graph, reached = _graph(ctx), 0.0
+    graph, reached = graph_of(ctx), 0.0
 
     async def step(share: float, words: str) -> None:
         nonlocal reached
@@ -245,7 +245,7 @@ async def ingest(
 
     source = await asyncio.to_thread(checked_source, ctx, caller_of(ctx), source)
     answer = await graph.ingest(source, query=query, sha256=sha256, on_step=step)
-    return await _answer(graph, "ingest", answer.id or source, answer, render.ingest(answer))
+    return await answered(graph, "ingest", answer.id or source, answer, render.ingest(answer))
 
 
 async def add_method(
@@ -267,9 +267,9 @@ async def add_method(
     workspace: Workspace = None,
 ) -> Annotated[CallToolResult, MethodAnswer]:
     """Register a method that you read in passages, so that it is found and its runs count; again to amend it."""
-    graph = _graph(ctx)
+    graph = graph_of(ctx)
     answer = await graph.add_method(method_id, chunk_ids, definition, workspace=workspace, caller=caller_of(ctx))
-    return await _answer(graph, "add_method", answer.method_id, answer, render.method(answer))
+    return await answered(graph, "add_method", answer.method_id, answer, render.method(answer))
 
 
 async def trace(
@@ -280,9 +280,9 @@ async def trace(
     ],
 ) -> Annotated[CallToolResult, TraceAnswer]:
     """See what led to something and what came of it: pack, paper, passage, method, search, edit, run, outcome."""
-    graph = _graph(ctx)
+    graph = graph_of(ctx)
     answer = await graph.trace(id)
-    return await _answer(graph, "trace", id, answer, render.trace(answer))
+    return await answered(graph, "trace", id, answer, render.trace(answer))
 
 
 async def map_code(
@@ -295,9 +295,9 @@ async def map_code(
     workspace: Workspace = None,
 ) -> Annotated[CallToolResult, CodeMapAnswer]:
     """See what stands where before you read a file: knobs, fields, classes, parameter groups, loop, methods present."""
-    graph = _graph(ctx)
+    graph = graph_of(ctx)
     answer = await graph.map_code(path, query=query, budget_tokens=budget_tokens, workspace=workspace)
-    return await _answer(graph, "map_code", answer.path, answer, render.code_map(answer))
+    return await answered(graph, "map_code", answer.path, answer, render.code_map(answer))
 
 
 def loop_tools() -> list[Tool]:
@@ -321,7 +321,8 @@ def loop_tools() -> list[Tool]:
     ]
 
 
-def _graph(ctx: Ctx) -> LoopGraph:
+def graph_of(ctx: Ctx) -> LoopGraph:
+    """Return the memory that a server serves."""
     return ctx.request_context.lifespan_context
 
 
@@ -338,12 +339,17 @@ def _reporter(ctx: Ctx) -> OnProgress:
 
 async def experiment_result(graph: LoopGraph, tool: str, answer: ExperimentAnswer) -> CallToolResult:
     """Return how far an experiment is, or what came of it."""
-    return await _answer(graph, tool, answer.experiment_id, answer, render.experiment(answer))
+    return await answered(graph, tool, answer.experiment_id, answer, render.experiment(answer))
 
 
-async def _answer(graph: LoopGraph, tool: str, subject: str, answer: Any, words: str) -> CallToolResult:
+async def answered(graph: LoopGraph, tool: str, subject: str, answer: Any, words: str) -> CallToolResult:
     """Return text for the model beside the whole answer for programs, and write down what the text costs."""
     await graph.add_cost(tool, subject_id=subject, tokens=estimate_tokens(words))
+    return as_result(answer, words)
+
+
+def as_result(answer: Any, words: str) -> CallToolResult:
+    """Return text for the model beside the whole answer for programs."""
     kind = type(answer)
     if kind not in _ADAPTERS:
         _ADAPTERS[kind] = TypeAdapter(kind)

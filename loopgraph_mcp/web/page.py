@@ -43,7 +43,7 @@ CSP = (
 )
 _HEADERS = {
     "content-security-policy": CSP,
-    "referrer-policy": "no-referrer",
+    "referrer-policy": "same-origin",  # without any, a browser's own form comes from the origin "null"
     "x-content-type-options": "nosniff",
     "cache-control": "no-store",
 }

@@ -1,7 +1,6 @@
 """The overview of a workspace: the figures of `results --json`, followed as they change, and what they add up to."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -19,18 +18,9 @@ from loopgraph_mcp.models import Decision, OutcomeKind, RunState
 from loopgraph_mcp.store import nights
 from loopgraph_mcp.web import lineage
 from tests.api.test_loop import HIGHER_RATE, LOWER_RATE, mishap, run
+from tests.web.conftest import environment_of
 
 SAME = ("description", "seed", "metric_value", "verdict", "gain", "p_win", "decision", "tentative", "undone_by")
-
-
-def environment_of(settings: Settings) -> dict[str, str]:
-    return {
-        **os.environ,
-        "LOOPGRAPH_HOME": str(settings.home),
-        "LOOPGRAPH_DB": str(settings.db_path),
-        "LOOPGRAPH_WORKSPACE": str(settings.workspace),
-        "LOOPGRAPH_DEVICE": "cpu",
-    }
 
 
 def results(settings: Settings) -> dict[str, dict[str, Any]]:
