@@ -10,7 +10,7 @@ from loopgraph_mcp.ranking.descriptions import read_moves
 from loopgraph_mcp.ranking.features import Past, Try
 from loopgraph_mcp.ranking.prior import Lesson, lessons
 from loopgraph_mcp.store import changes as change_store
-from loopgraph_mcp.store import edits, outcomes
+from loopgraph_mcp.store import edits
 from loopgraph_mcp.store.changes import TriedChange
 from loopgraph_mcp.store.database import Database
 from loopgraph_mcp.store.outcomes import Search
@@ -51,10 +51,10 @@ async def read_tries(db: Database, context: Context, newest: Newest) -> Tries:
     return await asyncio.to_thread(Tries.of, runs, higher_is_better=context.direction is Direction.HIGHER)
 
 
-async def lessons_elsewhere(db: Database, *, besides: str | None) -> list[Lesson]:
-    """Return what the searches in all workspaces but one teach of kinds of moves, in a fixed order."""
+async def lessons_of(db: Database, searches: Sequence[Search]) -> list[Lesson]:
+    """Return what searches in other workspaces teach of kinds of moves, in their order."""
     taught = list[Lesson]()
-    for each in await outcomes.own_searches(db, besides=besides):
+    for each in searches:
         runs = await change_store.tried_changes(db, each.context_id, newest=each.outcome)
         taught += await asyncio.to_thread(_lessons, each, runs)
     return taught
