@@ -181,7 +181,7 @@ async def _earlier(state: State, context: Context, row: ExperimentRow) -> list[E
     """Return the runs before an experiment that bear on its change, as the agent was told of them."""
     if row.state is not RunState.DONE or row.base_hash is None:
         return []
-    tries = await state.followed.follow(context)
+    tries = (await state.evidence(context)).tries
     before = list(takewhile(lambda each: each.experiment_id != row.id, tries.runs))
     if len(before) == len(tries.runs):
         return []

@@ -49,7 +49,7 @@ async def conclude(state: State, experiment_id: str, workspace: Workspace) -> No
     row = await experiments.get_experiment(state.db, experiment_id)
     if row is None or row.outcome is None or not row.outcome.kind.says_something:
         return
-    case = _Case(state, workspace, row, row.outcome, await state.ledger.judge(row))
+    case = _Case(state, workspace, row, row.outcome, await state.judge(row))
     if row.decision is None:
         await _decide(case)
     makers = {Step.APPLY: _apply, Step.ROW: _write_row, Step.LEARN: _learn}

@@ -137,7 +137,7 @@ async def _make_edit(state: State, asked: Asked, workspace: str | None) -> EditA
     )
     foreseen, odds = bearing.foreseen, 1.0
     if foreseen is not None and len(plan.methods) == 1 and not asked.revert:
-        odds = (await state.ledger.recall(context)).appraisal(plan.methods[0]).odds
+        odds = (await state.evidence(context)).records.appraisal(plan.methods[0]).odds
         foreseen = foreseen.with_odds(odds)
     return EditAnswer(
         status="applied" if asked.apply else "ready",

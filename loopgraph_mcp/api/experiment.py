@@ -124,7 +124,7 @@ async def _other_files(db: Database, row: ExperimentRow) -> list[NextStep]:
 async def _done(state: State, row: ExperimentRow, outcome: Outcome, *, metric: str) -> ExperimentAnswer:
     db = state.db
     judged = outcome.kind.says_something and row.origin is not Origin.REPORTED
-    verdict = await state.ledger.judge(row) if judged else None
+    verdict = await state.judge(row) if judged else None
     besides = list[NextStep]()
     if verdict is not None and verdict.kind is VerdictKind.NO_BASELINE:
         besides = await _other_files(db, row)

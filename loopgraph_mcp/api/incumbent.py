@@ -5,7 +5,7 @@ import math
 from statistics import fmean
 
 from loopgraph_mcp.api.answers import BestProgram, BestResult
-from loopgraph_mcp.api.evidence import Best, Memory
+from loopgraph_mcp.api.evidence import Best, Records
 from loopgraph_mcp.api.lookups import the_experiment
 from loopgraph_mcp.api.state import State
 from loopgraph_mcp.code.hashes import is_of_program
@@ -18,25 +18,25 @@ PREFIX = "exp_"
 _ALIKE = 0.2  # share of equal lines below which a folder's file is another project's by now
 
 
-async def other_program(state: State, memory: Memory, program: str | None, *, decided: object) -> BestProgram | None:
+async def other_program(state: State, records: Records, program: str | None, *, decided: object) -> BestProgram | None:
     """Return the best program that was run here, unless the file holds it, or somebody discarded it.
 
     The store is read for it once, until something is decided.
 
     Args:
         state: What the verbs share.
-        memory: What is known, seen from here.
+        records: What is known, seen from here.
         program: The file.
         decided: What changes with each outcome and decision.
     """
-    best = memory.best()
-    if program is None or memory.here is None or best is None:
+    best = records.best()
+    if program is None or records.here is None or best is None:
         return None
-    if is_of_program(best.group_key, program, memory.here.editable):
+    if is_of_program(best.group_key, program, records.here.editable):
         return None
     key = best.context_id, best.group_key, decided, program
     if state.best_known[0] != key:
-        state.best_known = key, await _read(state.db, best, memory.here, program)
+        state.best_known = key, await _read(state.db, best, records.here, program)
     return state.best_known[1]
 
 
@@ -53,7 +53,7 @@ async def _read(db: Database, best: Best, here: Context, program: str) -> BestPr
 async def best_result(state: State, *, workspace: str | None) -> BestResult | None:
     """Return what ran best in a workspace, with how sure that is; None where nothing was measured."""
     _, _, context = await state.here.found(workspace)
-    best = (await state.ledger.recall(context)).best()
+    best = Records(await state.outcomes(), context).best()
     return None if best is None else await as_result(state.db, best, context)
 
 

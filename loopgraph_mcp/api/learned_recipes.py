@@ -31,7 +31,7 @@ async def learn(state: State, method_ids: Sequence[str]) -> None:
     for method_id in method_ids:
         for experiment_id in await learned.unread_wins(state.db, method_id):
             row = await lookups.the_experiment(state.db, experiment_id)
-            if (await state.ledger.judge(row)).kind is VerdictKind.WIN and row.edit_id is not None:
+            if (await state.judge(row)).kind is VerdictKind.WIN and row.edit_id is not None:
                 await _learn_from(state.db, method_id, experiment_id, row.edit_id, state.clock())
 
 
@@ -83,7 +83,7 @@ def as_method(method: Method, recipe: LearnedRecipe) -> Method:
 async def _record_of(state: State, recipe: LearnedRecipe) -> str:
     """Return where a learned recipe comes from and what came of it, in a few words."""
     kinds = [
-        (await state.ledger.judge(await lookups.the_experiment(state.db, each))).kind
+        (await state.judge(await lookups.the_experiment(state.db, each))).kind
         for each in await learned.experiments_of(state.db, recipe.id)
     ]
     wins = sum(kind is VerdictKind.WIN for kind in kinds)

@@ -285,7 +285,7 @@ class LoopGraph:
 
         if self._overviews is None:
             self._overviews = Overviews(self.db)
-        return await self._overviews.look(self.state.ledger, workspace_id, setting)
+        return await self._overviews.look(self.state, workspace_id, setting)
 
     async def workspaces(self) -> list[nights.WorkspaceRow]:
         """Return the workspaces that have experiments, the one with the newest first."""

@@ -12,8 +12,9 @@ from enum import StrEnum
 from itertools import pairwise
 
 from loopgraph_mcp.api.answers import BestResult
-from loopgraph_mcp.api.evidence import Ledger
+from loopgraph_mcp.api.evidence import Outcomes, Records
 from loopgraph_mcp.api.incumbent import as_result
+from loopgraph_mcp.api.state import State
 from loopgraph_mcp.errors import NotFoundError
 from loopgraph_mcp.models import Context, Decision, NoiseFloor, Origin, OutcomeKind, RunState, VerdictKind
 from loopgraph_mcp.store import edits, experiments, nights, resources
@@ -189,11 +190,11 @@ class Overviews:
         self._followed: dict[str, _Followed] = {}
         self._seen: dict[tuple[str | None, str | None], tuple[int, Overview]] = {}
 
-    async def look(self, ledger: Ledger, workspace_id: str | None = None, setting: str | None = None) -> Overview:
+    async def look(self, state: State, workspace_id: str | None = None, setting: str | None = None) -> Overview:
         """Return a workspace as it is now.
 
         Args:
-            ledger: All runs of the store.
+            state: The open store.
             workspace_id: The workspace's id; by default that with the newest experiment.
             setting: The context that the best and the charts are of; by default that of the newest experiment.
 
@@ -204,18 +205,18 @@ class Overviews:
             moved = await nights.data_version(self._db)
             seen = self._seen.get((workspace_id, setting))
             if seen is None or seen[0] != moved:
-                seen = moved, await self._look(ledger, workspace_id, setting)
+                seen = moved, await self._look(state, workspace_id, setting)
                 if len(self._seen) >= _MOST_SEEN:
                     self._seen.clear()
                 self._seen[workspace_id, setting] = seen
             return seen[1]
 
-    async def _look(self, ledger: Ledger, workspace_id: str | None, setting: str | None) -> Overview:
+    async def _look(self, state: State, workspace_id: str | None, setting: str | None) -> Overview:
         known = await nights.workspaces(self._db)
         where = next((each for each in known if workspace_id in {None, each.id}), None)
         if where is None:
             raise NotFoundError("no experiments yet; `loopgraph run --description baseline` makes the first")
-        followed = await self._follow(ledger, where)
+        followed = await self._follow(state, where)
         lines = followed.lines
         counts = dict[str, int]()
         for line in reversed(lines):
@@ -224,7 +225,7 @@ class Overviews:
             [Setting(each, await edits.get_context(self._db, each), count) for each, count in counts.items()]
         )
         chosen = next((each for each in settings if each.id == setting), settings[0])
-        best = (await ledger.recall(chosen.context)).best()
+        best = Records(await state.outcomes(), chosen.context).best()
         tried = {each for line in lines for each in line.method_ids}
         return Overview(
             where,
@@ -239,7 +240,7 @@ class Overviews:
             dict(followed.changed),
         )
 
-    async def _follow(self, ledger: Ledger, where: WorkspaceRow) -> _Followed:
+    async def _follow(self, state: State, where: WorkspaceRow) -> _Followed:
         """Take in what is new of a workspace; its lines are judged again only where anything is."""
         known = self._followed.setdefault(where.id, _Followed())
         mark, newest = await resources.mark(self._db), await read_newest(self._db)
@@ -247,9 +248,9 @@ class Overviews:
         changed = await experiments.changed_experiments(
             self._db, where.id, after=known.after, decided_after=known.decided, live=live
         )
-        await ledger.follow(newest)
+        outcomes = await state.outcomes(newest)
         known.rows.update((row.id, row) for row in changed)
-        lines = tuple(_line(ledger, number, row) for number, row in enumerate(known.rows.values(), start=1))
+        lines = tuple(_line(outcomes, number, row) for number, row in enumerate(known.rows.values(), start=1))
         known.after, known.decided = mark.experiments, mark.decisions
         before = dict(zip(known.rows, known.lines, strict=False))
         new = [line.experiment_id for line in lines if before.get(line.experiment_id) != line]
@@ -260,7 +261,7 @@ class Overviews:
         return known
 
 
-def _line(ledger: Ledger, number: int, row: ExperimentRow) -> Line:
+def _line(outcomes: Outcomes, number: int, row: ExperimentRow) -> Line:
     """Return an experiment as it is shown, judged as `views` judges it."""
     line = Line(
         number=number,
@@ -290,7 +291,7 @@ def _line(ledger: Ledger, number: int, row: ExperimentRow) -> Line:
     )
     if not outcome.kind.says_something or row.origin is Origin.REPORTED:
         return line
-    verdict = ledger.verdict_of(row)
+    verdict = outcomes.judge(row)
     return replace(
         line,
         verdict=verdict.kind,

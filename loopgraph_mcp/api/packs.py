@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from loopgraph_mcp.api import explain, learned_recipes, lookups
 from loopgraph_mcp.api.answers import CheckedMethod, ExportedMethod, IngestAnswer, PackCheckAnswer, PackExportAnswer
-from loopgraph_mcp.api.evidence import Trial
+from loopgraph_mcp.api.evidence import Records, Trial
 from loopgraph_mcp.api.state import State
 from loopgraph_mcp.code import apply
 from loopgraph_mcp.errors import PackError
@@ -40,12 +40,12 @@ async def export_pack(state: State, name: str, folder: Path, *, method_ids: Sequ
     chosen = chosen or (await learned.methods_with_recipe(db) | await methods.ids_beside(db, own.name))
     if not chosen:
         raise PackError("nothing was learned here and no method is local; name methods with --method")
-    memory = await state.ledger.recall(None)
+    records = Records(await state.outcomes(), None)
     found, remarks, told = list[Method](), dict[str, str](), list[ExportedMethod]()
     for method_id in sorted(chosen):
         method = await lookups.the_method(db, method_id)
         known = await learned.recipes_of(db, method_id)
-        outcomes = _outcomes([each for each in memory.record(method_id).trials if each.origin.is_evidence])
+        outcomes = _outcomes([each for each in records.of(method_id).trials if each.origin.is_evidence])
         if known:
             method = learned_recipes.as_method(method, known[0])
             remarks[method_id] = (

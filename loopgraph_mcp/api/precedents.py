@@ -56,12 +56,12 @@ async def find_precedents(
     if base_hash is None or base_hash == new_hash:
         return Precedents(tuple(earlier))
     change = named(await change_store.keep_change(db, base_hash, new_hash))
-    others = (await state.followed.follow(context)).without(ran.group_key)
+    evidence = await state.evidence(context)
+    others = evidence.tries.without(ran.group_key)
     by_id = {run.experiment_id: run for run in others.runs}
     for found in kin(change, others.precedents):
         earlier += await _told(db, found, by_id, base_hash)
-    foresight = await state.foresight(context)
-    return Precedents(tuple(earlier), foresight.foresee(moves_of(change, description), others.past))
+    return Precedents(tuple(earlier), evidence.prior.foresee(moves_of(change, description), others.past))
 
 
 async def kin_among(db: Database, before: Sequence[TriedChange], run: TriedChange) -> list[EarlierRun]:

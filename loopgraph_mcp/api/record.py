@@ -10,6 +10,7 @@ from pathlib import Path
 
 from loopgraph_mcp.api import explain, learned_recipes, lookups, run_plan
 from loopgraph_mcp.api.answers import RecordAnswer
+from loopgraph_mcp.api.evidence import Records
 from loopgraph_mcp.api.recovery import TAIL_LINES, read_tail
 from loopgraph_mcp.api.state import State
 from loopgraph_mcp.errors import RunError, WorkspaceError
@@ -69,7 +70,7 @@ async def record_outcome(
         row = await _finished(state, experiment_id, report)
     newest = await read_newest(state.db)
     judged = row.origin is not Origin.REPORTED and (row.outcome is None or row.outcome.kind.says_something)
-    verdict = await state.ledger.judge(row, newest) if judged else None
+    verdict = await state.judge(row, newest) if judged else None
     decided = decision or row.decision or (None if verdict is None else verdict.decision)
     if decided is not None:
         await experiments.add_decision(
@@ -88,7 +89,7 @@ async def record_outcome(
             state.db, "agent", subject_id=row.id, tokens=tokens, cost_usd=cost_usd, now=state.clock()
         )
     context = await edits.get_context(state.db, row.context_id)
-    memory = await state.ledger.recall(context, newest)
+    records = Records(await state.outcomes(newest), context)
     return RecordAnswer(
         experiment_id=row.id,
         metric=context.metric,
@@ -98,7 +99,7 @@ async def record_outcome(
         noise_floor=None if verdict is None else verdict.noise_floor,
         p_win=None if verdict is None else verdict.p_win,
         decision=decided,
-        standings={each: memory.record(each).standing for each in row.method_ids},
+        standings={each: records.of(each).standing for each in row.method_ids},
         next_step=explain.after_report() if verdict is None else verdict.next_step,
         origin=row.origin or Origin.MEASURED,
         noise="" if verdict is None else explain.noise(verdict.noise),

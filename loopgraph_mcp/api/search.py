@@ -10,15 +10,14 @@ from functools import partial
 from loopgraph_mcp.api import activity, explain, incumbent
 from loopgraph_mcp.api.answers import MethodHit, RunningNow, SearchAnswer, Trials
 from loopgraph_mcp.api.context import Sight
-from loopgraph_mcp.api.evidence import Count, Memory
+from loopgraph_mcp.api.evidence import Count, Evidence
 from loopgraph_mcp.api.state import State
 from loopgraph_mcp.auth import Caller
 from loopgraph_mcp.code import apply, programs
 from loopgraph_mcp.code.hashes import group_hash
 from loopgraph_mcp.models import Context, Method, Presence, Standing
 from loopgraph_mcp.ranking import posterior
-from loopgraph_mcp.ranking.features import Past
-from loopgraph_mcp.ranking.prior import Elsewhere, Foresight
+from loopgraph_mcp.ranking.prior import Elsewhere
 from loopgraph_mcp.store import edits, methods, retrievals, search
 from loopgraph_mcp.store.retrievals import Shown, ShownMethod
 from loopgraph_mcp.store.version import Newest
@@ -31,7 +30,6 @@ PLATEAU_FAMILY = 0.5  # what a method is worth whose family the runs of a platea
 _CANDIDATES = 50
 _LARGE_PROGRAM = 2**15  # characters; a smaller one is parsed in some 20 ms
 _PATIENCE_S = 1.0
-_NO_PAST = Past()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -43,21 +41,16 @@ class _View:
         known: All methods by their ids.
         program: The workspace's file, None where there is no workspace.
         context: Where outcomes of that file are comparable, likewise.
-        past: What the workspace's runs have taught.
         decided: What changes with each outcome and decision.
-        learned: Methods that have a learned recipe.
     """
 
     shown: Shown
     known: Mapping[str, Method]
     program: str | None
     context: Context | None
-    memory: Memory
-    foresight: Foresight
-    past: Past
+    evidence: Evidence
     decided: object
     running: list[RunningNow]
-    learned: Collection[str]
 
 
 async def search_methods(
@@ -89,7 +82,7 @@ async def search_methods(
         next_step=explain.after_search(hits, retrieval_id, filtered=family is not None or standing is not None),
         note=explain.unrecorded(note, state.db.unrecorded),
         running=view.running,
-        best=await incumbent.other_program(state, view.memory, view.program, decided=view.decided),
+        best=await incumbent.other_program(state, view.evidence.records, view.program, decided=view.decided),
     )
 
 
@@ -112,7 +105,7 @@ async def _ranked(
     await state.here.look(workspace)
     shown, newest, sight, relevance = await state.db.search(
         lambda conn: (
-            state.fatigue.shown(conn),
+            retrievals.read_shown(conn),
             look_at(conn),
             state.here.sight(workspace),
             search.find_relevance(state.db, conn, query),
@@ -142,12 +135,9 @@ async def _view(state: State, shown: Shown, newest: Newest, sight: Sight | None,
         known=await methods.library(state.db, newest),
         program=None if sight is None else sight.program,
         context=context,
-        memory=await state.ledger.recall(context, newest),
-        foresight=await state.foresight(context, newest),
-        past=_NO_PAST if context is None else (await state.followed.follow(context, newest)).past,
+        evidence=await state.evidence(context, newest),
         decided=(newest.outcome, newest.decision),
         running=activity.running_now(under_way, caller),
-        learned=await state.with_recipe(newest),
     )
 
 
@@ -158,18 +148,18 @@ def _choose(
 
     Where words are `asked` for, what others told of a method moves its rank less.
     """
-    memory = view.memory
-    chosen = {each.id: each for each, _ in found if standing is None or memory.record(each.id).standing is standing}
-    foreseen = {each.id: view.foresight.foreseen(each.moves, view.past) for each in chosen.values()}
+    records, prior, past = view.evidence.records, view.evidence.prior, view.evidence.tries.past
+    chosen = {each.id: each for each, _ in found if standing is None or records.of(each.id).standing is standing}
+    foreseen = {each.id: prior.foreseen(each.moves, past) for each in chosen.values()}
     candidates = {
         each.id: posterior.Candidate(
-            each.id, relevance, memory.appraisal(each), view.shown.ages(each.id), foreseen[each.id].score
+            each.id, relevance, records.appraisal(each), view.shown.ages(each.id), foreseen[each.id].score
         )
         for each, relevance in found
         if each.id in chosen
     }
     bound = posterior.TOLD_BOUND if asked else math.inf
-    stale = memory.plateau_families(PLATEAU_RUNS)
+    stale = records.plateau_families(PLATEAU_RUNS)
     ranked = posterior.rank(list(candidates.values()), told_bound=bound)
     in_flight = {each for run in view.running for each in run.method_ids}
     best = _diverse(ranked, chosen, stale, in_flight, limit)
@@ -217,7 +207,7 @@ def _diverse(
 def _hit(
     view: _View, method: Method, score: posterior.Score, presence: Presence | None, elsewhere: Elsewhere | None
 ) -> MethodHit:
-    record = view.memory.record(method.id)
+    record = view.evidence.records.of(method.id)
     return MethodHit(
         method_id=method.id,
         name=method.name,
@@ -230,7 +220,7 @@ def _hit(
         mean_gain=record.here.mean_gain,
         last_tried=record.here.last_age,
         presence=presence,
-        has_edit=method.recipe is not None or method.id in view.learned,
+        has_edit=method.recipe is not None or method.id in view.evidence.learned,
         score=round(score.score, 4),
         why=explain.why(method, record, presence, elsewhere, view.context),
         parts=score.parts(),

@@ -1,21 +1,25 @@
 """What the verbs share: store, settings and clock, and what was read of the store and is kept until that moves."""
 
+import asyncio
 import dataclasses
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 
 from loopgraph_mcp.api.answers import BestProgram
 from loopgraph_mcp.api.context import Surroundings
-from loopgraph_mcp.api.evidence import Ledger
-from loopgraph_mcp.api.tries import Followed, OtherSearches
+from loopgraph_mcp.api.evidence import Evidence, Outcomes, Records
+from loopgraph_mcp.api.tries import NO_TRIES, lessons_of, read_tries
 from loopgraph_mcp.config import Settings
 from loopgraph_mcp.ingest.published import read_day_one
-from loopgraph_mcp.models import Context
+from loopgraph_mcp.models import Context, Verdict
 from loopgraph_mcp.ranking.prior import Foresight, Lesson
-from loopgraph_mcp.store import imports
-from loopgraph_mcp.store import learned as learned_store
+from loopgraph_mcp.store import edits, imports, learned, methods, outcomes
 from loopgraph_mcp.store.database import Database
-from loopgraph_mcp.store.retrievals import Fatigue
+from loopgraph_mcp.store.experiments import ExperimentRow
+from loopgraph_mcp.store.outcomes import Search
 from loopgraph_mcp.store.version import Newest, read_newest
+
+_NOTHING = Outcomes((), {}, {}, 0)
+_FEW = 500  # runs of which all is worked out in a few hundredths of a second: on a thread it would take no less
 
 
 @dataclasses.dataclass(slots=True)
@@ -26,44 +30,57 @@ class State:
     settings: Settings
     clock: Callable[[], float]
     here: Surroundings = dataclasses.field(init=False)
-    ledger: Ledger = dataclasses.field(init=False)
-    fatigue: Fatigue = dataclasses.field(default_factory=Fatigue)
-    followed: Followed = dataclasses.field(init=False)
     best_known: tuple[object, BestProgram | None] = (None, None)
-    _others: OtherSearches = dataclasses.field(init=False)
-    _sights: dict[str | None, tuple[tuple[int, int], list[Lesson], Foresight]] = dataclasses.field(default_factory=dict)
-    _with_recipe: tuple[tuple[int, int], Collection[str]] = ((0, 0), ())
+    _lock: asyncio.Lock = dataclasses.field(default_factory=asyncio.Lock)
+    _outcomes: Outcomes = _NOTHING
+    _evidence: dict[Context | None, Evidence] = dataclasses.field(default_factory=dict)
+    _elsewhere: tuple[list[Search], list[Lesson]] = dataclasses.field(default_factory=lambda: ([], []))
+    _evidence_of: tuple[int, int, int] = (0, 0, 0)
 
     def __post_init__(self) -> None:
-        """Make what follows the store."""
+        """Make what finds workspaces."""
         self.here = Surroundings(self.db, self.settings, self.clock)
-        self.followed = Followed(self.db)
-        self._others = OtherSearches(self.db)
-        self.read_again()
 
     def read_again(self) -> None:
         """Forget what was read of runs: rows that were known may belong to another context now."""
-        self.ledger = Ledger(self.db)
+        self._outcomes, self._evidence = _NOTHING, {}
 
-    async def foresight(self, context: Context | None, newest: Newest | None = None) -> Foresight:
-        """Return what histories teach: those shipped (or switched off), those imported, and one's other searches.
-
-        Lessons come with outcomes or decisions, whichever process brings them.
-        """
+    async def outcomes(self, newest: Newest | None = None) -> Outcomes:
+        """Return all outcomes of the store, as of now."""
         newest = newest or await read_newest(self.db)
-        where, at = None if context is None else context.workspace_id, (newest.outcome, newest.decision)
-        known = self._sights.get(where)
-        if known is None or known[0] != at:
-            taught = [*await imports.all_lessons(self.db), *await self._others.lessons(besides=where)]
-            if known is None or taught != known[1]:
-                shipped = read_day_one().lessons if self.settings.day_one else ()
-                known = at, taught, Foresight([*shipped, *taught])
-            self._sights[where] = known = at, taught, known[2]
-        return known[2]
+        known = self._outcomes
+        if newest.outcome > known.newest:  # rows of outcomes never change: only the new ones are read
+            runs = (*known.runs, *await outcomes.runs_between(self.db, known.newest, newest.outcome))
+            contexts, families = await edits.all_contexts(self.db), await methods.families(self.db)
+            self._outcomes = Outcomes(runs, contexts, families, newest.outcome)
+        return self._outcomes
 
-    async def with_recipe(self, newest: Newest) -> Collection[str]:
-        """Return the methods that have a learned recipe."""
-        if self._with_recipe[0] != (newest.recipe, newest.decision):
-            learned = await learned_store.methods_with_recipe(self.db)
-            self._with_recipe = (newest.recipe, newest.decision), learned
-        return self._with_recipe[1]
+    async def judge(self, experiment: ExperimentRow, newest: Newest | None = None) -> Verdict:
+        """Judge a finished experiment."""
+        return (await self.outcomes(newest)).judge(experiment)
+
+    async def evidence(self, context: Context | None, newest: Newest | None = None) -> Evidence:
+        """Return what a question in a context rests on: made whole where an outcome, decision or recipe is new."""
+        newest = newest or await read_newest(self.db)
+        version = newest.outcome, newest.decision, newest.recipe
+        async with self._lock:
+            if self._evidence_of != version:
+                self._evidence, self._evidence_of = {}, version
+            if context not in self._evidence:
+                self._evidence[context] = await self._read_evidence(context, newest)
+            return self._evidence[context]
+
+    async def _read_evidence(self, context: Context | None, newest: Newest) -> Evidence:
+        shipped = read_day_one().lessons if self.settings.day_one else ()
+        searches = await outcomes.own_searches(self.db, besides=None if context is None else context.workspace_id)
+        if searches != self._elsewhere[0]:  # most outcomes are of one workspace
+            self._elsewhere = searches, await lessons_of(self.db, searches)
+        evidence = Evidence(
+            Records(await self.outcomes(newest), context),
+            NO_TRIES if context is None else await read_tries(self.db, context, newest),
+            Foresight([*shipped, *await imports.all_lessons(self.db), *self._elsewhere[1]]),
+            await learned.methods_with_recipe(self.db),
+        )
+        if len(evidence.records.outcomes.runs) > _FEW:
+            await asyncio.to_thread(evidence.work_out, (await methods.library(self.db, newest)).values())
+        return evidence

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from loopgraph_mcp.models import Context, Decision, Direction, Move, Origin
 from loopgraph_mcp.ranking.change import Change, Precedent, moves_of, named, told
@@ -10,108 +10,54 @@ from loopgraph_mcp.ranking.descriptions import read_moves
 from loopgraph_mcp.ranking.features import Past, Try
 from loopgraph_mcp.ranking.prior import Lesson, lessons
 from loopgraph_mcp.store import changes as change_store
-from loopgraph_mcp.store import edits, outcomes
+from loopgraph_mcp.store import edits
 from loopgraph_mcp.store.changes import TriedChange
 from loopgraph_mcp.store.database import Database
 from loopgraph_mcp.store.outcomes import Search
-from loopgraph_mcp.store.version import Newest, read_newest
-
-_MANY = 500  # runs that may take a tenth of a second to take in
+from loopgraph_mcp.store.version import Newest
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Tries:
-    """The runs of a workspace in the order they ended, with what each of them changed and what they taught.
-
-    Args:
-        outcome: Place of the last outcome that was taken in.
-        decision: Place of the last decision, likewise.
-    """
+    """The runs of a workspace in the order they ended, with what each of them changed and what they taught."""
 
     past: Past
-    runs: list[TriedChange] = field(default_factory=list)
-    precedents: list[Precedent] = field(default_factory=list)
-    outcome: int = 0
-    decision: int = 0
+    runs: Sequence[TriedChange] = ()
+    precedents: Sequence[Precedent] = ()
 
-    def learn(self, runs: Sequence[TriedChange]) -> None:
-        """Take in runs, in the order they ended."""
-        self.runs += runs
-        self.precedents += precedents_of(runs)
+    @classmethod
+    def of(cls, runs: Sequence[TriedChange], *, higher_is_better: bool) -> "Tries":
+        """Read runs, in the order they ended."""
+        past = Past(higher_is_better)
         for run in runs:
             if run.origin is not Origin.REPORTED:  # a bare number is shown, and teaches nothing
-                self.past.learn(_try_of(run))
+                past.learn(_try_of(run))
+        return cls(past, runs, precedents_of(runs))
 
     def without(self, group_key: str) -> "Tries":
         """Return the same but for the runs that are replicates of one another."""
         others = [run for run in self.runs if run.group_key != group_key]
         if len(others) == len(self.runs):
             return self
-        tries = Tries(Past(self.past.higher_is_better))
-        tries.learn(others)
-        return tries
+        return Tries.of(others, higher_is_better=self.past.higher_is_better)
 
 
-class Followed:
-    """The tries of the workspace that was asked about last: read once, then followed."""
-
-    def __init__(self, db: Database) -> None:
-        self._db = db
-        self._lock = asyncio.Lock()
-        self._where: tuple[str, str] | None = None
-        self._tries = Tries(Past())
-
-    async def follow(self, context: Context, newest: Newest | None = None) -> Tries:
-        """Return the tries of a context's workspace and metric, up to the newest outcome and decision."""
-        async with self._lock:
-            newest = newest or await read_newest(self._db)
-            where, known = (context.workspace_id, context.metric), self._tries
-            if self._where != where or await self._decided(known, newest):
-                known = Tries(Past(context.direction is Direction.HIGHER))
-            new = await self._read(context, known.outcome, newest.outcome)
-            if len(new) > _MANY:  # on a thread, and so into tries that nobody holds yet
-                if known.outcome:
-                    known = Tries(Past(context.direction is Direction.HIGHER))
-                    new = await self._read(context, 0, newest.outcome)
-                await asyncio.to_thread(known.learn, new)
-            else:
-                known.learn(new)
-            known.outcome, known.decision = max(known.outcome, newest.outcome), max(known.decision, newest.decision)
-            self._where, self._tries = where, known
-            return known
-
-    async def _read(self, context: Context, after: int, newest: int) -> Sequence[TriedChange]:
-        if newest <= after:
-            return ()
-        context_id = await edits.context_id(self._db, context)
-        return await change_store.tried_changes(self._db, context_id, after=after, newest=newest)
-
-    async def _decided(self, known: Tries, newest: Newest) -> bool:
-        """Return whether something was decided of what was taken in already."""
-        if known.decision >= newest.decision:
-            return False
-        return await outcomes.decided_since(self._db, known.decision, outcome=known.outcome)
+NO_TRIES = Tries(Past())
 
 
-class OtherSearches:
-    """What one's searches in other workspaces teach of kinds of moves; worked out anew only where one went on."""
+async def read_tries(db: Database, context: Context, newest: Newest) -> Tries:
+    """Return what was tried in a context's workspace by its metric, up to the newest outcome and decision."""
+    runs = await change_store.tried_changes(db, await edits.context_id(db, context), newest=newest.outcome)
+    return await asyncio.to_thread(Tries.of, runs, higher_is_better=context.direction is Direction.HIGHER)
 
-    def __init__(self, db: Database) -> None:
-        self._db = db
-        self._lock = asyncio.Lock()
-        self._known: dict[tuple[str, str, Direction], tuple[Search, list[Lesson]]] = {}
 
-    async def lessons(self, *, besides: str | None) -> list[Lesson]:
-        """Return what all searches teach but those of one workspace, in a fixed order."""
-        taught = list[Lesson]()
-        async with self._lock:
-            for each in await outcomes.own_searches(self._db, besides=besides):
-                key = each.workspace_id, each.metric, each.direction
-                if key not in self._known or self._known[key][0] != each:
-                    runs = await change_store.tried_changes(self._db, each.context_id, after=0, newest=each.outcome)
-                    self._known[key] = each, await asyncio.to_thread(_lessons, each, runs)
-                taught += self._known[key][1]
-        return taught
+async def lessons_of(db: Database, searches: Sequence[Search]) -> list[Lesson]:
+    """Return what searches in other workspaces teach of kinds of moves, in their order."""
+    taught = list[Lesson]()
+    for each in searches:
+        runs = await change_store.tried_changes(db, each.context_id, newest=each.outcome)
+        taught += await asyncio.to_thread(_lessons, each, runs)
+    return taught
 
 
 def _lessons(search: Search, runs: Sequence[TriedChange]) -> list[Lesson]:

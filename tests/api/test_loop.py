@@ -476,11 +476,10 @@ async def test_the_same_question_gets_the_same_answer_in_any_process(settings: S
         "from pathlib import Path\n"
         "from loopgraph_mcp.config import read_settings\n"
         "from loopgraph_mcp.api.loopgraph import LoopGraph\n"
-        "from loopgraph_mcp.api import evidence\n"
         "async def main():\n"
         "    async with LoopGraph.open(read_settings(os.environ, Path.cwd())) as graph:\n"
-        "        memory = await evidence.Ledger(graph.db).recall(None)\n"
-        "        print([(m, repr(memory.record(m))) for m in ('gqa', 'mqa')], memory.ledger.family_means(None))\n"
+        "        records = (await graph.state.evidence(None)).records\n"
+        "        print([(m, repr(records.of(m))) for m in ('gqa', 'mqa')], records.family_means)\n"
         "asyncio.run(main())\n"
     )
     environment = {
