@@ -83,7 +83,7 @@ _NAME = r"[A-Za-z_][A-Za-z0-9_]*"
 
 def _foreign(kind: Any) -> BeforeValidator:
     """Return a check of what somebody else wrote, read with a context; what the store holds passed it before."""
-    adapter: TypeAdapter[Any] = TypeAdapter(kind, config=ConfigDict(strict=True))
+    adapter: TypeAdapter[Any] = TypeAdapter(kind, config=ConfigDict(strict=True, defer_build=True))
 
     def check(value: Any, info: ValidationInfo) -> Any:
         if info.context is None:

@@ -60,7 +60,7 @@ _TRAINER_FILES = ("train.py", "harness.py", "prepare.py", "verify.py", "climbmix
 class _Declared(BaseModel):
     """The table [workspace] of loopgraph.toml."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, defer_build=True)  # built when a folder is first read
 
     editable: str = "train.py"
     protected: list[str] = Field(default_factory=list)
@@ -87,7 +87,7 @@ class _Declared(BaseModel):
 
 
 class _Config(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, defer_build=True)
 
     workspace: _Declared
 
