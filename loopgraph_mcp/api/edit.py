@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from loopgraph_mcp.api import activity, explain, incumbent, learned_recipes, lookups, precedents
 from loopgraph_mcp.api.answers import EditAnswer, Guidance, OfferedChange
+from loopgraph_mcp.api.evidence import Records
 from loopgraph_mcp.api.guidance import guide
 from loopgraph_mcp.api.run_plan import keep_program
 from loopgraph_mcp.api.state import State
@@ -17,6 +18,7 @@ from loopgraph_mcp.code.compose import Wish
 from loopgraph_mcp.code.revert import undo
 from loopgraph_mcp.errors import RunError, WorkspaceError
 from loopgraph_mcp.models import Applied, EditResult, KnobValue, Method, Presence, Refused
+from loopgraph_mcp.ranking.prior import Foreseen
 from loopgraph_mcp.runner import schemas
 from loopgraph_mcp.runner.workspace import Workspace
 from loopgraph_mcp.store import edits as edit_store
@@ -137,8 +139,9 @@ async def _make_edit(state: State, asked: Asked, workspace: str | None) -> EditA
     )
     foreseen, odds = bearing.foreseen, 1.0
     if foreseen is not None and len(plan.methods) == 1 and not asked.revert:
-        odds = (await state.evidence(context)).records.appraisal(plan.methods[0]).odds
-        foreseen = foreseen.with_odds(odds)
+        foreseen, odds = await asyncio.to_thread(
+            _with_record, foreseen, (await state.evidence(context)).records, plan.methods[0]
+        )
     return EditAnswer(
         status="applied" if asked.apply else "ready",
         method_id=subject,
@@ -157,6 +160,12 @@ async def _make_edit(state: State, asked: Asked, workspace: str | None) -> EditA
         companions=[] if asked.revert or learned is not None else await asyncio.to_thread(_offered, plan, asked, text),
         learned=record,
     )
+
+
+def _with_record(foreseen: Foreseen, records: Records, method: Method) -> tuple[Foreseen, float]:
+    """Return what is foreseen of a method's edit with what its own record adds, and by which factor that is."""
+    odds = records.appraisal(method).odds
+    return foreseen.with_odds(odds), odds
 
 
 async def _with_ids(db: Database, asked: Asked) -> Asked:

@@ -303,16 +303,20 @@ class Outcomes:
 
     def judge(self, experiment: ExperimentRow) -> Verdict:
         """Judge a finished experiment with all runs of its program and of its parent's in its context."""
-        base_group, group = experiment.base_group_key, experiment.group_key
-        failed = experiment.outcome is not None and experiment.outcome.metric_value is None
-        found = self.in_context(experiment.context_id)
-        return found.judge(group if base_group is None else base_group, group, failed=failed)
+        group = experiment.group_key
+        base_group = group if experiment.base_group_key is None else experiment.base_group_key
+        if experiment.outcome is not None and experiment.outcome.metric_value is None:
+            return self.in_context(experiment.context_id).judge(base_group, group, failed=True)
+        return self._verdict(experiment.context_id, base_group, group)
 
     def verdict(self, run: Run) -> Verdict:
         """Return the verdict on the change that a run is one of."""
-        key = run.context_id, run.base_group, run.group
+        return self._verdict(run.context_id, run.base_group, run.group)
+
+    def _verdict(self, context_id: str, base_group: str | None, group: str) -> Verdict:
+        key = context_id, base_group, group
         if key not in self._verdicts:
-            self._verdicts[key] = self.in_context(run.context_id).judge(run.base_group, run.group)
+            self._verdicts[key] = self.in_context(context_id).judge(base_group, group)
         return self._verdicts[key]
 
     def age(self, run: Run) -> int:

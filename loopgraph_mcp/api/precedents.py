@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 from loopgraph_mcp.api import explain, recovery
 from loopgraph_mcp.api.answers import EarlierRun
+from loopgraph_mcp.api.evidence import Evidence
 from loopgraph_mcp.api.state import State
 from loopgraph_mcp.api.tries import change_of, precedents_of
 from loopgraph_mcp.models import Context, WhatRan
-from loopgraph_mcp.ranking.change import Kin, Kinship, change_between, kin, moves_of, named
+from loopgraph_mcp.ranking.change import Change, Kin, Kinship, change_between, kin, moves_of, named
 from loopgraph_mcp.ranking.prior import Foreseen
 from loopgraph_mcp.store import changes as change_store
 from loopgraph_mcp.store import edits, experiments
@@ -55,13 +56,21 @@ async def find_precedents(
         earlier.append(dataclasses.replace(explain.earlier_run(run), kinship="other_files", note=note))
     if base_hash is None or base_hash == new_hash:
         return Precedents(tuple(earlier))
-    change = named(await change_store.keep_change(db, base_hash, new_hash))
+    change = await change_store.keep_change(db, base_hash, new_hash)
     evidence = await state.evidence(context)
-    others = evidence.tries.without(ran.group_key)
-    by_id = {run.experiment_id: run for run in others.runs}
-    for found in kin(change, others.precedents):
+    alike, by_id, foreseen = await asyncio.to_thread(_compare, evidence, change, ran.group_key, description)
+    for found in alike:
         earlier += await _told(db, found, by_id, base_hash)
-    return Precedents(tuple(earlier), evidence.prior.foresee(moves_of(change, description), others.past))
+    return Precedents(tuple(earlier), foreseen)
+
+
+def _compare(
+    evidence: Evidence, made: Change, group_key: str, description: str
+) -> tuple[list[Kin], dict[str, TriedChange], Foreseen]:
+    """Return the kin of a change among what was tried, those runs by id, and what is foreseen; replicates left out."""
+    change, others = named(made), evidence.tries.without(group_key)
+    foreseen = evidence.prior.foresee(moves_of(change, description), others.past)
+    return list(kin(change, others.precedents)), {run.experiment_id: run for run in others.runs}, foreseen
 
 
 async def kin_among(db: Database, before: Sequence[TriedChange], run: TriedChange) -> list[EarlierRun]:

@@ -14,7 +14,6 @@ from loopgraph_mcp.api.evidence import Count, Evidence
 from loopgraph_mcp.api.state import State
 from loopgraph_mcp.auth import Caller
 from loopgraph_mcp.code import apply, programs
-from loopgraph_mcp.code.hashes import group_hash
 from loopgraph_mcp.models import Context, Method, Presence, Standing
 from loopgraph_mcp.ranking import posterior
 from loopgraph_mcp.ranking.prior import Elsewhere
@@ -28,7 +27,6 @@ PLATEAU_RUNS = 6
 IN_FLIGHT = 0.3  # what a method is worth that an agent runs at this moment
 PLATEAU_FAMILY = 0.5  # what a method is worth whose family the runs of a plateau have tried
 _CANDIDATES = 50
-_LARGE_PROGRAM = 2**15  # characters; a smaller one is parsed in some 20 ms
 _PATIENCE_S = 1.0
 
 
@@ -65,6 +63,9 @@ async def search_methods(
 ) -> SearchAnswer:
     """Rank methods for a query, or all of them where it is empty, and record what was shown."""
     view, hits, note = await _ranked(state, query, workspace, limit, family=family, standing=standing, caller=caller)
+    best, other = await asyncio.to_thread(incumbent.best_beside, view.evidence.records, view.program), None
+    if best is not None and view.context is not None and view.program is not None:
+        other = await incumbent.other_program(state, best, view.context, view.program, decided=view.decided)
     retrieval_id = await retrievals.add_retrieval(
         state.db,
         query,
@@ -82,7 +83,7 @@ async def search_methods(
         next_step=explain.after_search(hits, retrieval_id, filtered=family is not None or standing is not None),
         note=explain.unrecorded(note, state.db.unrecorded),
         running=view.running,
-        best=await incumbent.other_program(state, view.evidence.records, view.program, decided=view.decided),
+        best=other,
     )
 
 
@@ -102,34 +103,25 @@ async def _ranked(
     caller: Caller | None,
 ) -> tuple[_View, list[MethodHit], str]:
     """Return what the search looked at, the methods to show, and a note on the search as a whole."""
-    await state.here.look(workspace)
-    shown, newest, sight, relevance = await state.db.search(
+    sight = await asyncio.to_thread(state.here.sight, workspace)
+    shown, newest, relevance = await state.db.search(
         lambda conn: (
             retrievals.read_shown(conn),
             look_at(conn),
-            state.here.sight(workspace),
             search.find_relevance(state.db, conn, query),
         ),
         limit_s=_PATIENCE_S,
     )
     view = await _view(state, shown, newest, sight, caller)
-    asked = bool(query.strip())
-    found = (
-        search.ranked(relevance, view.known, _CANDIDATES) if asked else [(each, 1.0) for each in view.known.values()]
-    )
-    found = [pair for pair in found if family in {None, pair[0].family}]
-    choose = partial(_choose, view, found, asked=asked, limit=limit, standing=standing)
-    large = len(view.program or "") > _LARGE_PROGRAM
-    hits, note = await asyncio.to_thread(choose) if large else choose()
-    if large and view.context is not None:  # what asks for the best program takes it from there
-        await asyncio.to_thread(group_hash, view.program, view.context.editable)
-    return view, hits, note
+    found = relevance if query.strip() else None
+    choose = partial(_choose, view, found, limit=limit, family=family, standing=standing)
+    return view, *await asyncio.to_thread(choose)
 
 
 async def _view(state: State, shown: Shown, newest: Newest, sight: Sight | None, caller: Caller | None) -> _View:
     """Return what every search in a workspace has to know: little of it is read again before the store moves."""
     context = None if sight is None else await state.here.context_of(sight)
-    under_way = await activity.under_way(state.db) if newest.live else activity.NOTHING
+    running = activity.running_now(await activity.under_way(state.db), caller) if newest.live else []
     return _View(
         shown=shown,
         known=await methods.library(state.db, newest),
@@ -137,17 +129,24 @@ async def _view(state: State, shown: Shown, newest: Newest, sight: Sight | None,
         context=context,
         evidence=await state.evidence(context, newest),
         decided=(newest.outcome, newest.decision),
-        running=activity.running_now(under_way, caller),
+        running=running,
     )
 
 
 def _choose(
-    view: _View, found: Sequence[tuple[Method, float]], *, asked: bool, limit: int, standing: Standing | None
+    view: _View, relevance: Mapping[str, float] | None, *, limit: int, family: str | None, standing: Standing | None
 ) -> tuple[list[MethodHit], str]:
     """Return the methods to show, best first, and what is to be said of the search as a whole.
 
-    Where words are `asked` for, what others told of a method moves its rank less.
+    Where there is `relevance`, to words that were asked for, what others told of a method moves its rank less.
     """
+    asked = relevance is not None
+    found = (
+        [(each, 1.0) for each in view.known.values()]
+        if relevance is None
+        else search.ranked(relevance, view.known, _CANDIDATES)
+    )
+    found = [pair for pair in found if family in {None, pair[0].family}]
     records, prior, past = view.evidence.records, view.evidence.prior, view.evidence.tries.past
     chosen = {each.id: each for each, _ in found if standing is None or records.of(each.id).standing is standing}
     foreseen = {each.id: prior.foreseen(each.moves, past) for each in chosen.values()}
