@@ -308,6 +308,12 @@ class Outcomes:
         found = self.in_context(experiment.context_id)
         return found.judge(group if base_group is None else base_group, group, failed=failed)
 
+    def rests_on(self, experiment: ExperimentRow) -> object:
+        """Return what the verdict on a finished experiment rests on: while it is the same, so is the verdict."""
+        found = self.in_context(experiment.context_id)
+        base_group = experiment.base_group_key
+        return found.noise, found.measured(experiment.group_key), found.measured(base_group), base_group in found.failed
+
     def verdict(self, run: Run) -> Verdict:
         """Return the verdict on the change that a run is one of."""
         key = run.context_id, run.base_group, run.group
