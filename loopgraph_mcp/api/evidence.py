@@ -309,6 +309,12 @@ class Outcomes:
             return self.in_context(experiment.context_id).judge(base_group, group, failed=True)
         return self._verdict(experiment.context_id, base_group, group)
 
+    def rests_on(self, experiment: ExperimentRow) -> object:
+        """Return what the verdict on a finished experiment rests on: while it is the same, so is the verdict."""
+        found = self.in_context(experiment.context_id)
+        base_group = experiment.base_group_key
+        return found.noise, found.measured(experiment.group_key), found.measured(base_group), base_group in found.failed
+
     def verdict(self, run: Run) -> Verdict:
         """Return the verdict on the change that a run is one of."""
         return self._verdict(run.context_id, run.base_group, run.group)
