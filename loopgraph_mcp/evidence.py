@@ -22,7 +22,7 @@ from loopgraph_mcp.models import (
     Verdict,
     VerdictKind,
 )
-from loopgraph_mcp.ranking import (
+from loopgraph_mcp.ranking.posterior import (
     LITERATURE_KAPPA,
     OTHER_DEVICE_KAPPA,
     PRIOR_MEAN,

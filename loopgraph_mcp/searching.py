@@ -4,11 +4,12 @@ import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 
-from loopgraph_mcp import edits, programs, ranking, wording
+from loopgraph_mcp import edits, programs, wording
 from loopgraph_mcp.answers import MethodHit, Trials
 from loopgraph_mcp.evidence import Count, Memory
 from loopgraph_mcp.foresight import Elsewhere, Foresight
 from loopgraph_mcp.models import Method, Presence, Standing
+from loopgraph_mcp.ranking import posterior as ranking
 from loopgraph_mcp.store.retrievals import Shown
 from loopgraph_mcp.tries import Past
 

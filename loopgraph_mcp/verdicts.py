@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean, median
 
 from loopgraph_mcp.models import Decision, Direction, NoiseFloor, Verdict, VerdictKind
-from loopgraph_mcp.ranking import Observation, posterior
+from loopgraph_mcp.ranking.posterior import Observation, posterior
 
 WIN_P, LOSS_P = 0.9, 0.1
 REPLICATE_P = (0.2, 0.9)

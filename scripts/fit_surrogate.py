@@ -64,6 +64,7 @@ def merged(found):
 
 
 def fit_networks(x, t):
+    """Return an ensemble of small networks."""
     members = []
     for k in range(MEMBERS):
         net = MLPRegressor(
@@ -76,11 +77,13 @@ def fit_networks(x, t):
 
 
 def matern(a, b):
+    """Return a Matern 5/2 kernel between the rows of two tables."""
     d = math.sqrt(5) * np.sqrt(np.maximum((a * a).sum(1)[:, None] + (b * b).sum(1) - 2 * a @ b.T, 0))
     return (1 + d + d * d / 3) * np.exp(-d)
 
 
 def find_lengths(x, t):
+    """Return the length of each feature and the noise, relative to the amplitude, that some rows make most likely."""
     some = np.random.default_rng(0).permutation(len(x))[:FIT_ON]
     kernel = ConstantKernel(1.0) * Matern(np.full(x.shape[1], 3.0), (0.3, 30.0), nu=2.5) + WhiteKernel(1e-3)
     fitted = GaussianProcessRegressor(kernel, normalize_y=False).fit(x[some], t[some]).kernel_
@@ -88,12 +91,14 @@ def find_lengths(x, t):
 
 
 def fit_process(x, t, counts, lengths, noise):
+    """Return a Gaussian process's mean as points and weights."""
     at = x / lengths
     weights = np.linalg.solve(matern(at, at) + np.diag(noise / counts), t)
     return {"kind": "gaussian process", "points": at.tolist(), "weights": weights.tolist(), "lengths": list(lengths)}
 
 
 def assemble(kind, points, targets, counts, found, names, hyper):
+    """Return a whole model, and what was found of its hyperparameters."""
     low, high = points.min(0), points.max(0)
     mean, sd = points.mean(0), points.std(0)
     centre, scale = targets.mean(), targets.std()
@@ -107,11 +112,21 @@ def assemble(kind, points, targets, counts, found, names, hyper):
     failed = np.array([value is None for _, value in found])
     # columns scaled for the fit, and the scale put into the weights
     spread = np.maximum(np.abs(rows).max(0), 1e-9)
-    weights = LogisticRegression(C=1e4, max_iter=20_000, fit_intercept=False).fit(rows / spread, failed).coef_[0] / spread
+    weights = (
+        LogisticRegression(C=1e4, max_iter=20_000, fit_intercept=False).fit(rows / spread, failed).coef_[0] / spread
+    )
     about = {"constants": names}
     return {
-        "about": about, "noise": NOISE, "low": low.tolist(), "high": high.tolist(), "mean": mean.tolist(),
-        "sd": sd.tolist(), "centre": centre, "scale": scale, "failure": weights.tolist(), **fitted,
+        "about": about,
+        "noise": NOISE,
+        "low": low.tolist(),
+        "high": high.tolist(),
+        "mean": mean.tolist(),
+        "sd": sd.tolist(),
+        "centre": centre,
+        "scale": scale,
+        "failure": weights.tolist(),
+        **fitted,
     }, hyper
 
 
@@ -129,7 +144,10 @@ def fidelity(kind, found, names, hyper):
             value[i], p_fail[i] = predicted.val_bpb, predicted.p_fail
     real = np.array([np.nan if v is None else v for _, v in found])
     ran = ~np.isnan(real)
-    figures = {"failure_auc": round(float(roc_auc_score(~ran, p_fail)), 4), "failed_share": round(float((~ran).mean()), 3)}
+    figures = {
+        "failure_auc": round(float(roc_auc_score(~ran, p_fail)), 4),
+        "failed_share": round(float((~ran).mean()), 3),
+    }
     for name, most in (("all", 9.0), ("below_1.0", 1.0), ("below_.985", 0.985)):
         those = ran & (np.nan_to_num(real, nan=99) < most)
         a, b = real[those], value[those]
@@ -144,6 +162,7 @@ def fidelity(kind, found, names, hyper):
 
 
 def main():
+    """Fit one surrogate, measure it, and write it."""
     asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     asked.add_argument("rows", type=Path)
     asked.add_argument("name")

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loopgraph_mcp.ranking import (
+from loopgraph_mcp.ranking.posterior import (
     FORESIGHT_BOUND,
     ODDS_BOUND,
     PRIOR_MEAN,

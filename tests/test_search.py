@@ -35,7 +35,7 @@ from loopgraph_mcp.models import (
     WhatRan,
 )
 from loopgraph_mcp.precedents import Followed, Tries
-from loopgraph_mcp.ranking import PRIOR_MEAN, Observation, appraise, family_mean
+from loopgraph_mcp.ranking.posterior import PRIOR_MEAN, Observation, appraise, family_mean
 from loopgraph_mcp.sources.packs import read_pack
 from loopgraph_mcp.store import chunks, edits, experiments, methods, retrievals
 from loopgraph_mcp.store.chunks import Chunk, split_names

@@ -17,11 +17,12 @@ from typing import Any
 
 from mcp_types import CallToolResult
 
+from loopgraph_mcp.constants import constants, numbers
 from loopgraph_mcp.duplicates import group_hash, program_hash
 from loopgraph_mcp.edits import unified_diff
 from loopgraph_mcp.errors import RunError
 from loopgraph_mcp.harness.connection import THE_DESKS, Server, text_of
-from loopgraph_mcp.harness.menu import constants, numbers, set_constant
+from loopgraph_mcp.harness.menu import set_constant
 from loopgraph_mcp.harness.messages import ToolCall, ToolSpec
 from loopgraph_mcp.harness.outcomes import Best, Run, find_best, told
 from loopgraph_mcp.models import Applied, OutcomeKind, Present, Refused

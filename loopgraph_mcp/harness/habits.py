@@ -15,16 +15,18 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from loopgraph_mcp.constants import numbers, tunable, written
 from loopgraph_mcp.errors import ConfigError
-from loopgraph_mcp.harness.menu import numbers, written
 from loopgraph_mcp.harness.messages import Assistant, Message, Reply, ToolCall, ToolResult, ToolSpec, Usage
-from loopgraph_mcp.harness.prompts import tunable, worth_trying
+from loopgraph_mcp.harness.prompts import worth_trying
 from loopgraph_mcp.tokens import estimate_tokens
 
 _LIKELY = 0.2  # about what agents keep of all they try (EVIDENCE: 17 to 25 %)
 _FACTORS = (0.5, 2.0, 0.8, 1.25)
 _FORGETFUL_MENU = 6
 _POWERS_FROM = 16
+_GREEDY_SPREAD = 0.4  # of the log of a factor: most are between two thirds and three halves
+_FROM_ZERO = 0.05  # what is zero becomes about this: a short warmup, a low floor
 _REPLICATES = 2
 
 
@@ -61,26 +63,11 @@ Habit = Generator[Proposal, Heard, None]
 
 
 def greedy(rng: random.Random, knobs: Callable[[], Knobs], *, lower: bool) -> Habit:
-    """Turn one knob at a time, on in the direction that gained until it gains no more; then the next knob."""
+    """Multiply one knob of the kept program by a random factor, again and again: the script that is hard to beat."""
     del lower
-    factor_of = dict.fromkeys(knobs(), 2.0)
-    tried = set[Proposal]()
     while True:
-        order, before = list(factor_of), len(tried)
-        rng.shuffle(order)
-        for name in order:
-            for factor in (factor_of[name], 1 / factor_of[name]):
-                gained = False
-                while (value := knobs().get(name)) and (change := _change(name, value, factor)) not in tried:
-                    tried.add(change)
-                    if not (yield change).kept:
-                        break
-                    gained = True
-                if gained:
-                    break
-            factor_of[name] = max(factor_of[name] ** 0.5, 1.05)  # finer the next time round
-        if len(tried) == before:  # nothing new is left: begin again
-            tried.clear()
+        name = rng.choice(list(knobs()))
+        yield _change(name, knobs()[name], math.exp(rng.gauss(0, _GREEDY_SPREAD)))
 
 
 def at_random(rng: random.Random, knobs: Callable[[], Knobs], *, lower: bool) -> Habit:
@@ -159,6 +146,8 @@ def check_policies(policies: Sequence[str]) -> None:
 
 def _change(name: str, value: float, factor: float) -> Proposal:
     """Return a knob scaled, to another value than it has also where that is whole and small."""
+    if not value and isinstance(value, float):
+        return Proposal(((name, written(_FROM_ZERO * factor, whole=False)),))
     new = _scaled(value, factor)
     if new == str(value):
         new = (
@@ -206,7 +195,7 @@ class Scripted:
         self.name = f"policy:{policy}"
         self.context_tokens = 10**9  # it reads all of it
         self._policy = policy
-        self._knobs = {name: value for name, value in numbers(program, profile).items() if value and tunable(name)}
+        self._knobs = {name: value for name, value in numbers(program, profile).items() if tunable(name)}
         if not self._knobs:
             raise ConfigError("the program has no constants that a policy could turn; name a model instead")
         self._rng = random.Random(seed)  # noqa: S311 - a script's choices
@@ -241,7 +230,7 @@ class Scripted:
         heard, tried = None, set[str]()
 
         def follow(constants: Knobs | None) -> None:
-            knobs.update({name: value for name, value in (constants or {}).items() if name in knobs and value})
+            knobs.update({name: value for name, value in (constants or {}).items() if name in knobs})
 
         while True:
             if memory:

@@ -132,13 +132,15 @@ def _network(fitted: Mapping[str, Any]) -> Callable[[Sequence[float]], float]:
         for layers in members:
             values = list(scaled)
             for place, (weights, biases) in enumerate(layers):
-                values = [math.fsum(map(float.__mul__, row, values)) + b for row, b in zip(weights, biases, strict=True)]
+                values = [
+                    math.fsum(map(float.__mul__, row, values)) + b for row, b in zip(weights, biases, strict=True)
+                ]
                 if place < len(layers) - 1:
                     values = [math.tanh(each) for each in values]
             found.append(values[0])
         mean = math.fsum(found) / len(found)
         spread = math.sqrt(math.fsum((each - mean) ** 2 for each in found) / len(found))
-        return fitted["centre"] + fitted["scale"] * (mean + spread)
+        return float(fitted["centre"] + fitted["scale"] * (mean + spread))
 
     return target
 
@@ -153,7 +155,7 @@ def _process(fitted: Mapping[str, Any]) -> Callable[[Sequence[float]], float]:
         for point, weight in zip(points, weights, strict=True):
             distance = math.sqrt(5) * math.dist(at, point)
             total += weight * (1 + distance + distance * distance / 3) * math.exp(-distance)
-        return fitted["centre"] + fitted["scale"] * total
+        return float(fitted["centre"] + fitted["scale"] * total)
 
     return target
 

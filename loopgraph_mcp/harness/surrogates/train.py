@@ -23,6 +23,6 @@ WARMDOWN_RATIO = 0.5
 FINAL_LR_FRAC = 0.0
 
 if __name__ == "__main__":
-    import surrogate
+    import surrogate  # type: ignore[import-not-found]  # it lies beside this file in a workspace
 
     surrogate.main(globals())
