@@ -134,12 +134,41 @@ class BestResult:
 
 
 @dataclass(frozen=True)
+class ValueSuggestion:
+    """Values of the program's constants that are worth a run, by what runs here measured.
+
+    Args:
+        knobs: The values that differ from the file's; empty to run the best program once more.
+        changes: The same in words, with the present values.
+        gain: Expected gain over the best program known, in metric units; positive is better.
+        low: Lower end of the gain's 90 % interval.
+        high: Upper end.
+        p_improves: Probability that it is better.
+        p_fails: Probability that its run fails.
+        runs: Runs of this program's numbers that the estimate rests on.
+        others: Runs of other programs or in other contexts on this device, which count less.
+    """
+
+    knobs: dict[str, float]
+    changes: str
+    gain: float
+    low: float
+    high: float
+    p_improves: float
+    p_fails: float
+    runs: int
+    others: int
+
+
+@dataclass(frozen=True)
 class SearchAnswer:
     """The methods for a query, best first; `note` says when the last runs have led nowhere.
 
     Args:
         running: What agents run at this moment: not to be done a second time.
         best: What the file could be to begin with.
+        values: Values of the program's constants to try, the most promising first.
+        knob_values: For each constant its most promising value.
     """
 
     retrieval_id: str
@@ -151,6 +180,8 @@ class SearchAnswer:
     note: str = ""
     running: list[RunningNow] = field(default_factory=list)
     best: BestProgram | None = None
+    values: list[ValueSuggestion] = field(default_factory=list)
+    knob_values: list[ValueSuggestion] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,14 @@
 
 import asyncio
 import json
+import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from loopgraph_mcp import (
     bests,
     composing,
+    constants,
     edits,
     guiding,
     launch,
@@ -15,6 +17,7 @@ from loopgraph_mcp import (
     precedents,
     recipes,
     schemas,
+    suggesting,
     undoing,
     wording,
 )
@@ -24,15 +27,18 @@ from loopgraph_mcp.edits import Around
 from loopgraph_mcp.errors import RunError, WorkspaceError
 from loopgraph_mcp.evidence import Ledger
 from loopgraph_mcp.foresight import Foresight
-from loopgraph_mcp.models import Applied, Context, EditResult, KnobValue, Method, Presence, Refused
+from loopgraph_mcp.models import Applied, Context, EditResult, KnobValue, Method, Presence, Recipe, Refused, SetConst
 from loopgraph_mcp.store import edits as edit_store
 from loopgraph_mcp.store import experiments, methods
 from loopgraph_mcp.store import learned as learned_store
 from loopgraph_mcp.store.database import Database
 from loopgraph_mcp.store.edits import EditRow
+from loopgraph_mcp.suggesting import Suggested
 from loopgraph_mcp.surroundings import Surroundings
 from loopgraph_mcp.workspace import Workspace
 
+_ONLY_A_KNOB = re.compile(r"\{[a-z0-9_]+\}")
+_LIKELY = 0.3  # a suggested value less likely to improve than this does not replace a method's own
 _RUNS_SINCE = 50  # newest experiments among which it is looked whether an applied edit has run
 
 
@@ -53,6 +59,11 @@ class Asked:
     retrieval_id: str | None = None
     revert: bool = False
     apply: bool = False
+
+    @property
+    def sets_values(self) -> bool:
+        """Whether constants are to be set, in a method's place."""
+        return not self.revert and self.method_ids[0] == suggesting.METHOD_ID
 
     @property
     def whole(self) -> bool:
@@ -76,6 +87,7 @@ async def make_edit(
     ledger: Ledger,
     followed: precedents.Followed,
     foresight: Callable[[Context], Awaitable[Foresight]],
+    suggest: Callable[[str, Context], Awaitable[Suggested]],
     asked: Asked,
     *,
     workspace: str | None,
@@ -94,6 +106,7 @@ async def make_edit(
     where = await here.workspace(workspace)
     program = await asyncio.to_thread(where.read_program)
     asked = await _with_ids(db, asked)
+    asked, taken = await _with_suggested(db, here, where, suggest, asked, program)
     plan = await _plan(db, here, where, asked, program)
     if asked.apply and (earlier := await _applied_before(db, await here.workspace_id(where), plan, program)):
         return _again(plan, earlier, where.editable)
@@ -138,7 +151,8 @@ async def make_edit(
     if asked.apply and not await asyncio.to_thread(here.write_alone, where, text, program):
         raise WorkspaceError(f"{where.editable_path}: changed while the edit was made; ask again")
     names = " + ".join(method.name for method in plan.methods)
-    description = f"revert {subject}" if asked.revert else names or f"the program of {subject}"
+    made_of = ", ".join(plan.made.changes) if asked.sets_values else f"the program of {subject}"
+    description = f"revert {subject}" if asked.revert else names or made_of
     bearing = await precedents.find_precedents(
         db,
         await followed.follow(context),
@@ -161,7 +175,9 @@ async def make_edit(
         edit_id=edit_id,
         diff=diff,
         changes=list(plan.made.changes),
-        reason="" if asked.revert else wording.replaced(await asyncio.to_thread(_in_the_way, plan, program)),
+        reason=""
+        if asked.revert
+        else _noted(taken, wording.replaced(await asyncio.to_thread(_in_the_way, plan, program))),
         nearest=[],
         earlier=list(bearing.earlier),
         next_step=wording.after_whole(subject, applied=asked.apply)
@@ -181,7 +197,11 @@ async def _with_ids(db: Database, asked: Asked) -> Asked:
         NotFoundError: A name is no method's, or several methods'.
         RunError: A knob is given twice.
     """
-    if asked.whole or (asked.revert and await edit_store.get_edit(db, asked.method_ids[0]) is not None):
+    if (
+        asked.whole
+        or asked.sets_values
+        or (asked.revert and await edit_store.get_edit(db, asked.method_ids[0]) is not None)
+    ):
         return asked
     wanted = {each.id: each for each in [await lookups.the_method(db, each) for each in asked.method_ids]}
     first = next(iter(wanted))
@@ -250,7 +270,67 @@ async def _plan(db: Database, here: Surroundings, where: Workspace, asked: Asked
     if asked.whole:
         made = await bests.as_it_ran(db, asked.method_ids[0], program, await here.workspace_id(where))
         return _Plan(made, (), {edit_store.PROGRAM_OF: asked.method_ids[0]}, edits.NOTHING)
+    if asked.sets_values:
+        if len(asked.method_ids) > 1 or asked.companions:
+            raise RunError(f"{suggesting.METHOD_ID} sets constants alone; leave also and companions out")
+        return _Plan(_with_values(program, asked.knobs), (), asked.knobs, edits.NOTHING)
     return await _plan_methods(db, asked, program)
+
+
+def _with_values(program: str, values: Mapping[str, KnobValue]) -> EditResult:
+    """Return a program with constants set to values."""
+    if not values:
+        return Refused("a suggested value", "no constant of the file is a number that could be set; name one in knobs")
+    ops = tuple(SetConst(name, str(value)) for name, value in values.items())
+    return edits.apply_method(Method(suggesting.METHOD_ID, "values", "other", "", "", recipe=Recipe(ops)), program, {})
+
+
+async def _with_suggested(
+    db: Database,
+    here: Surroundings,
+    where: Workspace,
+    suggest: Callable[[str, Context], Awaitable[Suggested]],
+    asked: Asked,
+    program: str,
+) -> tuple[Asked, str]:
+    """Return what is asked for with suggested values where it names none, and what is to be said of them."""
+    if asked.whole or asked.revert or (asked.sets_values and asked.knobs):
+        return asked, ""
+    wanted = [] if asked.sets_values else [await lookups.the_method(db, each) for each in asked.method_ids]
+    if not asked.sets_values and not any(map(_constants_of, wanted)):
+        return asked, ""
+    found = await suggest(program, await here.context(where, where.budget_s))
+    if asked.sets_values:
+        first = next((each for each in found.values if each.knobs), None)
+        return (asked, "") if first is None else (replace(asked, knobs=first.knobs), wording.value(first))
+    best = {name: each for each in found.knobs if len(each.knobs) == 1 for name in each.knobs}
+    present = constants.read(program, suggesting.profile_of(await here.context(where, where.budget_s))).numbers
+    taken = dict[str, tuple[KnobValue, KnobValue]]()
+    for place, method in enumerate(wanted):
+        for knob, name in _constants_of(method).items():
+            key = knob if place == 0 else f"{method.id}.{knob}"
+            default = next(each.default for each in method.knobs if each.name == knob)
+            new = None if name not in best or not best[name].runs else best[name].knobs[name]
+            if key in asked.knobs or new is None or isinstance(default, str) or best[name].p_improves < _LIKELY:
+                continue
+            if (new > present[name]) is (default > present[name]):  # what goes the other way is another idea
+                taken[key] = new, default
+    if not taken:
+        return asked, ""
+    runs = next(iter(best.values())).runs
+    return replace(asked, knobs={**asked.knobs, **{key: new for key, (new, _) in taken.items()}}), (
+        wording.suggested_knobs(taken, runs)
+    )
+
+
+def _constants_of(method: Method) -> dict[str, str]:
+    """Return the constants that a method sets to a knob's value as it is, by the knob."""
+    ops = () if method.recipe is None else method.recipe.ops
+    return {op.value[1:-1]: op.name for op in ops if isinstance(op, SetConst) and _ONLY_A_KNOB.fullmatch(op.value)}
+
+
+def _noted(*notes: str) -> str:
+    return "; ".join(note for note in notes if note)
 
 
 async def _plan_methods(db: Database, asked: Asked, program: str) -> _Plan:

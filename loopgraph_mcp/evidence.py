@@ -453,6 +453,11 @@ class Ledger:
             tuple(self._measured(context_id, first)[0]),
         )
 
+    def noise(self, here: Context) -> float:
+        """Return the standard deviation of runs of one program in a context."""
+        context_id = next((each for each, context in self._contexts.items() if context == here), None)
+        return self._sigma(context_id).sd if context_id is not None else _noise_floor(here, {}, ()).sd
+
     def _best_of(self, context_id: str, direction: Direction) -> "_Best":
         """Return the best program of one context; all are looked at again only where it or the noise floor moved."""
         best, sigma = self._bests[context_id], self._sigma(context_id).sd

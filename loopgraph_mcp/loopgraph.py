@@ -73,6 +73,7 @@ from loopgraph_mcp.store.experiments import NewExperiment
 from loopgraph_mcp.store.newest import Newest, read_newest
 from loopgraph_mcp.store.newest import look as look_at
 from loopgraph_mcp.store.retrievals import Shown
+from loopgraph_mcp.suggesting import Suggested, Suggestions
 from loopgraph_mcp.surroundings import Inputs, Sight, Surroundings
 from loopgraph_mcp.tries import Past
 from loopgraph_mcp.turns import Priority
@@ -135,6 +136,7 @@ class LoopGraph:
         self._ledger = evidence.Ledger(db)
         self._fatigue = retrievals.Fatigue()
         self._bests = Bests(db)
+        self._suggestions = Suggestions(db)
         self._followed = precedents.Followed(db)
         self._with_recipe: tuple[tuple[int, int], Collection[str]] = ((0, 0), ())
 
@@ -243,6 +245,9 @@ class LoopGraph:
         if large and look.context is not None:  # what asks for the best program takes it from there
             await asyncio.to_thread(group_hash, look.program, look.context.editable)
         hits = [dataclasses.replace(hit, has_edit=True) if hit.method_id in look.learned else hit for hit in hits]
+        suggested = await self._suggestions.of(
+            look.program, look.context, look.memory, await self._foresight(look.context, newest), look.past
+        )
         retrieval_id = await retrievals.add_retrieval(
             self.db,
             query,
@@ -257,10 +262,14 @@ class LoopGraph:
             context=wording.context(look.context),
             methods_known=len(look.known),
             hits=hits,
-            next_step=wording.after_search(hits, retrieval_id, filtered=family is not None or standing is not None),
+            next_step=wording.after_search(
+                hits, retrieval_id, suggested.values, filtered=family is not None or standing is not None, asked=asked
+            ),
             note=wording.unrecorded(note, self.db.unrecorded),
             running=running,
             best=await self._bests.other(look.memory, look.program, decided=look.decided),
+            values=list(suggested.values),
+            knob_values=list(suggested.knobs),
         )
 
     async def _look(self, shown: Shown, newest: Newest, sight: Sight | None) -> _Look:
@@ -321,12 +330,18 @@ class LoopGraph:
             self._ledger,
             self._followed,
             self._foresight,
+            self._suggest,
             asked,
             workspace=workspace,
             now=self._now(),
         )
         running = sharing.running_now(await sharing.under_way(self.db), caller)
         return answer if revert else sharing.told_in_edit(answer, running, set(answer.method_id.split(" + ")))
+
+    async def _suggest(self, program: str, context: Context) -> Suggested:
+        """Return the values of a program's constants that are worth a run."""
+        memory, past = await self._ledger.recall(context), (await self._followed.follow(context)).past
+        return await self._suggestions.of(program, context, memory, await self._foresight(context), past)
 
     async def map_code(
         self,

@@ -1,9 +1,19 @@
 """The sentences of the answers: why a method ranks where it does, what happened, what to do next."""
 
 import dataclasses
-from collections.abc import Collection, Sequence
+import json
+from collections.abc import Collection, Mapping, Sequence
 
-from loopgraph_mcp.answers import BestProgram, BestResult, EarlierRun, EditAnswer, Guidance, MethodHit, RunningNow
+from loopgraph_mcp.answers import (
+    BestProgram,
+    BestResult,
+    EarlierRun,
+    EditAnswer,
+    Guidance,
+    MethodHit,
+    RunningNow,
+    ValueSuggestion,
+)
 from loopgraph_mcp.changes import Kinship
 from loopgraph_mcp.evidence import Count, TrackRecord
 from loopgraph_mcp.foresight import Elsewhere, Foreseen
@@ -12,6 +22,7 @@ from loopgraph_mcp.models import (
     Decision,
     Direction,
     EditResult,
+    KnobValue,
     Method,
     NoiseFloor,
     Origin,
@@ -28,6 +39,7 @@ from loopgraph_mcp.store.experiments import ExperimentRow
 
 _MAX_FILES = 4
 _FOUR_DECIMALS = 1e-3  # the least gain of which four decimals show enough
+_LIKELY_VALUE = 0.2  # about what agents keep of all they try; values less likely than that do not go before methods
 _WORTH_TELLING = 1.25  # odds that are further than this from 1 to 1
 
 
@@ -145,8 +157,50 @@ def unrecorded(note: str, reason: str) -> str:
     return f"{note} {said}".strip()
 
 
-def after_search(hits: Sequence[MethodHit], retrieval_id: str, *, filtered: bool) -> str:
-    """Return what to do with an answer; `filtered`: of some methods alone, by their family or standing."""
+def value(found: ValueSuggestion, metric: str = "gain") -> str:
+    """Return a suggestion of values in a line or two."""
+    runs = f"{found.runs} run{'s' if found.runs != 1 else ''} of this program"
+    others = f", {found.others} of others" if found.others else ""
+    if not found.knobs:
+        return f"{found.changes}: P(it is not the best) {1 - found.p_improves:.2f}; by {runs}{others}"
+    return (
+        f"{found.changes}: expected {metric} {signed(found.gain)} ({signed(found.low)} to {signed(found.high)}), "
+        f"P(improves) {found.p_improves:.2f}, P(fails) {found.p_fails:.2f}; by {runs}{others}"
+    )
+
+
+def set_values(found: ValueSuggestion) -> str:
+    """Return the call that sets suggested values."""
+    knobs = json.dumps(found.knobs)
+    return f'get_code_edit(method_id="set-values", knobs={knobs})'
+
+
+def suggested_knobs(taken: Mapping[str, tuple[KnobValue, KnobValue]], runs: int) -> str:
+    """Return which knob values an edit took from what runs here measured, and which of its own they replace."""
+    told = ", ".join(f"{knob} = {value} (its own default is {default})" for knob, (value, default) in taken.items())
+    return f"suggested by {runs} run{'s' if runs != 1 else ''} here: {told}; knobs={{…}} sets others"
+
+
+def after_search(
+    hits: Sequence[MethodHit],
+    retrieval_id: str,
+    values: Sequence[ValueSuggestion] = (),
+    *,
+    filtered: bool,
+    asked: bool = True,
+) -> str:
+    """Return what to do with an answer.
+
+    Args:
+        hits: The methods shown.
+        retrieval_id: Of the search.
+        values: Suggested values, the most promising first.
+        filtered: Whether it was asked for some methods alone, by their family or standing.
+        asked: Whether it was asked in words.
+    """
+    likely = values and values[0].runs and values[0].p_improves * (1 - values[0].p_fails) >= _LIKELY_VALUE
+    if likely and not asked and not filtered:
+        return set_values(values[0]) if values[0].knobs else "run_experiment(replicate=true)"
     if not hits and filtered:
         return "No method matches of that family and standing: leave them out."
     if not hits:

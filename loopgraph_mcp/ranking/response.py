@@ -179,6 +179,8 @@ class _Model:
         self._process = self._fit()
         self._failures = self._fit_failures(failed)
         self._at, self._best, self._best_sd = self._incumbent(at)
+        exact = {self._place(run.values): run.values for run in runs if run.group == 0 and run.metric is not None}
+        self._held = exact.get(self._at, present)
         self._known = {each.point for each in seen if each.group == 0}
         self._known |= {point for point, group in failed if group == 0}
 
@@ -285,8 +287,11 @@ class _Model:
         return Advice(self._values(self._at), expected, tuple(_distinct(chosen, limit)), tuple(singles))
 
     def _values(self, point: Point) -> Values:
-        """Return the knob values at a place: exactly those of the run that is there, not what rounding makes of it."""
-        return {name: self._scales[name].value(x) for name, x in zip(self._names, point, strict=True)}
+        """Return the knob values at a place; what the best program holds is taken as it is, not rounded."""
+        return {
+            name: self._held[name] if x == now else self._scales[name].value(x)
+            for name, x, now in zip(self._names, point, self._at, strict=True)
+        }
 
     def _moved(self, moves: Mapping[int, float]) -> Point:
         """Return the place that some knobs are moved to, as far as a program's numbers can reach it."""

@@ -1,0 +1,134 @@
+"""Suggests values of the present program's constants: reads its runs from the store and asks the response model."""
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from loopgraph_mcp import constants
+from loopgraph_mcp.answers import ValueSuggestion
+from loopgraph_mcp.constants import Written
+from loopgraph_mcp.evidence import Memory
+from loopgraph_mcp.foresight import Foresight
+from loopgraph_mcp.leanings import leanings
+from loopgraph_mcp.models import Context, Direction
+from loopgraph_mcp.ranking.response import Advice, Run, Suggestion, advise
+from loopgraph_mcp.store import edits, outcomes
+from loopgraph_mcp.store.database import Database
+from loopgraph_mcp.tries import Past
+
+METHOD_ID = "set-values"  # what get_code_edit takes to set constants
+_RUNS = 240  # newest runs that are read; the model takes no more
+_SHOWN = 3
+_KNOWN_PROGRAMS = 4_096
+
+
+@dataclass(frozen=True, slots=True)
+class Suggested:
+    """What is suggested for one program.
+
+    Args:
+        values: The most promising first.
+        knobs: For each constant its most promising value.
+    """
+
+    values: tuple[ValueSuggestion, ...] = ()
+    knobs: tuple[ValueSuggestion, ...] = ()
+
+
+NOTHING = Suggested()
+
+
+class Suggestions:
+    """Answers which values to try; what is worked out is kept until a run ends or the file changes."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+        self._read: dict[tuple[str, str], Written] = {}
+        self._known: tuple[object, Suggested] = (None, NOTHING)
+
+    async def of(
+        self, program: str | None, context: Context | None, memory: Memory, foresight: Foresight, past: Past
+    ) -> Suggested:
+        """Return the values worth a run: nothing where the program has no numeric constants."""
+        if program is None or context is None:
+            return NOTHING
+        key = program, context, memory.ledger.seen
+        if self._known[0] != key:
+            self._known = key, await self._work_out(program, context, memory, foresight, past)
+        return self._known[1]
+
+    async def _work_out(
+        self, program: str, context: Context, memory: Memory, foresight: Foresight, past: Past
+    ) -> Suggested:
+        profile = profile_of(context)
+        present = constants.read(program, profile)
+        if not present.numbers:
+            return NOTHING
+        here = await edits.context_id(self._db, context)
+        rows = await outcomes.program_runs(self._db, here, limit=_RUNS)
+        await self._read_programs({row.program_hash for row in rows}, profile)
+        groups = {(here, present.rest): 0}
+        runs = list[Run]()
+        for row in rows:
+            written = self._read[row.program_hash, profile]
+            group = groups.setdefault((row.context_id, written.rest), len(groups))
+            runs.append(Run(written.numbers, row.metric_value, group))
+        noise = memory.ledger.noise(context)
+
+        def ask() -> Advice:
+            lean = leanings(present.numbers, foresight, past)
+            lower = context.direction is Direction.LOWER
+            return advise(present.numbers, runs, lower=lower, noise=noise, lean=lean, seed=len(runs), limit=_SHOWN)
+
+        # On a thread: it takes tenths of a second, and may import numpy.
+        advice = await asyncio.to_thread(ask)
+        counted = Counter(run.group == 0 for run in runs)
+
+        def told(found: Suggestion) -> ValueSuggestion:
+            return _told(found, advice.best, present.numbers, counted[True], counted[False])
+
+        return Suggested(tuple(map(told, advice.suggestions)), tuple(map(told, advice.knobs)))
+
+    async def _read_programs(self, hashes: Collection[str], profile: str) -> None:
+        unread = {each for each in hashes if (each, profile) not in self._read}
+        if not unread:
+            return
+        texts = await edits.program_texts(self._db, unread)
+        if len(self._read) + len(texts) > _KNOWN_PROGRAMS:
+            self._read.clear()
+            texts = await edits.program_texts(self._db, hashes)
+        read = await asyncio.to_thread(lambda: {each: constants.read(text, profile) for each, text in texts.items()})
+        self._read.update({(each, profile): found for each, found in read.items()})
+
+
+def profile_of(context: Context) -> str:
+    """Return which value counts of a constant that depends on the device: of the declared profile, or its kind."""
+    environment = json.loads(context.environment) if context.environment else {}
+    return str(environment.get("LOOPGRAPH_PROFILE") or context.device.partition(":")[0])
+
+
+def _told(
+    found: Suggestion, best: Mapping[str, float], present: Mapping[str, float], runs: int, others: int
+) -> ValueSuggestion:
+    """Return a suggestion as values for the file: what the best program has otherwise is among them."""
+    wanted = {**best, **{change.name: change.new for change in found.changes}}
+    knobs = {name: value for name, value in wanted.items() if value != present[name]}
+    changes = ", ".join(f"{name} {number(present[name])} to {number(value)}" for name, value in knobs.items())
+    return ValueSuggestion(
+        knobs,
+        changes or "the best program again, on another seed",
+        found.gain,
+        found.low,
+        found.high,
+        found.p_improves,
+        found.p_fails,
+        runs,
+        others,
+    )
+
+
+def number(value: float) -> str:
+    """Return a value as code."""
+    return str(value) if isinstance(value, int) else f"{value:.6g}"
