@@ -42,6 +42,7 @@ class MethodHit:
         presence: How far the workspace's file already holds it; None where that cannot be told.
         has_edit: Whether get_code_edit can make the edit.
         parts: The score's parts by name.
+        p_keep: Probability that the change is kept, the same that its edit names.
     """
 
     method_id: str
@@ -62,6 +63,7 @@ class MethodHit:
     elsewhere: Trials = Trials()
     imported: Trials = Trials()
     reports: int = 0
+    p_keep: float | None = None
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,7 @@ class ValueSuggestion:
     Args:
         knobs: The values that differ from the file's; empty to run the best program once more.
         changes: The same in words, with the present values.
+        improvement: Expected improvement of the best program in metric units, where a loss is discarded: the order.
         gain: Expected gain over the best program known, in metric units; positive is better.
         low: Lower end of the gain's 90 % interval.
         high: Upper end.
@@ -151,6 +154,7 @@ class ValueSuggestion:
 
     knobs: dict[str, float]
     changes: str
+    improvement: float
     gain: float
     low: float
     high: float

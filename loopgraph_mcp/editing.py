@@ -38,7 +38,7 @@ from loopgraph_mcp.surroundings import Surroundings
 from loopgraph_mcp.workspace import Workspace
 
 _ONLY_A_KNOB = re.compile(r"\{[a-z0-9_]+\}")
-_LIKELY = 0.3  # a suggested value less likely to improve than this does not replace a method's own
+_LIKELY = 0.15  # a suggested value less likely to improve than most changes does not replace a method's own
 _RUNS_SINCE = 50  # newest experiments among which it is looked whether an applied edit has run
 
 
@@ -185,7 +185,9 @@ async def make_edit(
         else wording.after_edit(edit_id, bearing.earlier),
         p_keep=None if foreseen is None else round(foreseen.p_keep, 4),
         foresight=wording.foresight(foreseen, odds),
-        companions=[] if asked.revert or learned is not None else await asyncio.to_thread(_offered, plan, asked, text),
+        companions=[]
+        if asked.revert or learned is not None or not plan.methods
+        else await asyncio.to_thread(_offered, plan, asked, text),
         learned=record,
     )
 
@@ -302,7 +304,14 @@ async def _with_suggested(
     found = await suggest(program, await here.context(where, where.budget_s))
     if asked.sets_values:
         first = next((each for each in found.values if each.knobs), None)
-        return (asked, "") if first is None else (replace(asked, knobs=first.knobs), wording.value(first))
+        return (
+            (asked, "")
+            if first is None
+            else (
+                replace(asked, knobs=first.knobs),
+                f"the values suggested first: {wording.value(first)}, by {wording.rests_on(first)}",
+            )
+        )
     best = {name: each for each in found.knobs if len(each.knobs) == 1 for name in each.knobs}
     present = constants.read(program, suggesting.profile_of(await here.context(where, where.budget_s))).numbers
     taken = dict[str, tuple[KnobValue, KnobValue]]()

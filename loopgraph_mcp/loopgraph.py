@@ -239,6 +239,7 @@ class LoopGraph:
             limit=limit,
             standing=standing,
             in_flight={each for run in running for each in run.method_ids},
+            learned=look.learned,
         )
         large = len(look.program or "") > _LARGE_PROGRAM
         hits, note = await asyncio.to_thread(choose) if large else choose()

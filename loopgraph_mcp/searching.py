@@ -3,12 +3,13 @@
 import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 
-from loopgraph_mcp import edits, programs, wording
+from loopgraph_mcp import changes, edits, programs, wording
 from loopgraph_mcp.answers import MethodHit, Trials
 from loopgraph_mcp.evidence import Count, Memory
 from loopgraph_mcp.foresight import Elsewhere, Foresight
-from loopgraph_mcp.models import Method, Presence, Standing
+from loopgraph_mcp.models import Applied, Method, Move, Origin, Presence, Standing
 from loopgraph_mcp.ranking import posterior as ranking
 from loopgraph_mcp.store.retrievals import Shown
 from loopgraph_mcp.tries import Past
@@ -16,6 +17,7 @@ from loopgraph_mcp.tries import Past
 SAME_FAMILY = 0.7  # what a method is worth behind another of its family
 PLATEAU_RUNS = 6
 IN_FLIGHT = 0.3  # what a method is worth that an agent runs at this moment
+_UNLIKELY = 0.5  # of the keep rate here: a method less likely to be kept than this does not lead
 PLATEAU_FAMILY = 0.5  # what a method is worth whose family the runs of a plateau have tried
 
 
@@ -31,10 +33,26 @@ def choose(
     limit: int,
     standing: Standing | None,
     in_flight: Collection[str] = (),
+    learned: Collection[str] = (),
 ) -> tuple[list[MethodHit], str]:
     """Return the methods to show, best first, and what is to be said of the search as a whole.
 
-    Where words are `asked` for, what others told of a method moves its rank less.
+    Where words are `asked` for, what others reported of a method moves its rank less. Where none are, what the file
+    holds and what does not fit it is left out, and what lost on this class of device comes last. What words
+    ask for is shown though it lost, behind the others.
+
+    Args:
+        found: Methods and how well they match the query.
+        memory: What runs say of them.
+        foresight: What others' histories say of changes.
+        past: The runs of this workspace.
+        shown: When each was shown before.
+        program: The file.
+        asked: Whether the query has words.
+        limit: How many to show.
+        standing: Show methods of this status alone.
+        in_flight: Methods that run at this moment.
+        learned: Methods of which another recipe was learned from a run.
     """
     methods = {
         method.id: method for method, _ in found if standing is None or memory.record(method.id).standing is standing
@@ -53,8 +71,18 @@ def choose(
     bound = ranking.TOLD_BOUND if asked else math.inf
     stale = memory.plateau_families(PLATEAU_RUNS)
     ranked = ranking.rank(list(candidates.values()), told_bound=bound)
-    best = _diverse(ranked, methods, stale, in_flight, limit)
+    losers = {each for each, _ in ranked if lost_here(methods[each], memory)}
+    best = _diverse(ranked, methods, stale, in_flight, limit if asked else len(ranked))
+    fits = dict[str, _Fit]()
+    if not asked:
+        best.sort(key=lambda each: each in losers)
+        best = _usable(best, methods, program, learned, limit, fits)
     present = {} if program is None else _presences([methods[each] for each in best], program)
+
+    def p_keep(each: str) -> float:
+        moves = fits[each].moves if each in fits and fits[each].moves else methods[each].moves
+        return foresight.foreseen(moves, past).with_odds(candidates[each].appraisal.odds).p_keep
+
     hits = [
         _hit(
             methods[each],
@@ -62,10 +90,72 @@ def choose(
             memory,
             present.get(each),
             foresight.foreseen(methods[each].moves, past).elsewhere,
+            p_keep(each),
         )
         for each in best
     ]
+    doubted = past.keep_rate * _UNLIKELY
+    hits.sort(key=lambda hit: (hit.method_id in losers, not asked and (hit.p_keep or 0) < doubted))  # they do not lead
     return hits, wording.plateau(PLATEAU_RUNS, stale)
+
+
+def lost_here(method: Method, memory: Memory) -> bool:
+    """Return whether a method lost on this class of device, and never won there."""
+    here, record = memory.here, memory.record(method.id)
+    if record.here.tries:
+        return record.standing is Standing.FLOPPED
+    if here is None:
+        return False
+    near = Count.of(
+        trial
+        for trial in record.trials
+        if trial.context.device_class == here.device_class and trial.origin is not Origin.REPORTED
+    )
+    told = [each for each in method.outcomes if each.device == here.device_class]
+    wins = near.wins + sum(each.wins for each in told)
+    gains = [near.mean_gain, *(each.mean_gain for each in told)]
+    return not wins and any(gain is not None and gain < 0 for gain in gains)
+
+
+@dataclass(frozen=True, slots=True)
+class _Fit:
+    """Whether a method's edit fits a program, and what it moves there."""
+
+    fits: bool
+    moves: tuple[Move, ...] = ()
+
+
+def _usable(
+    ranked: Sequence[str],
+    methods: Mapping[str, Method],
+    program: str | None,
+    learned: Collection[str],
+    limit: int,
+    fits: dict[str, _Fit],
+) -> list[str]:
+    """Return the first few methods whose edit fits a program and changes it; all where there is no program."""
+    if program is None:
+        return list(ranked[:limit])
+    chosen = list[str]()
+    for each in ranked:
+        if methods[each].recipe is not None and each not in learned:
+            fits[each] = _fit(methods[each], program)
+        if each not in fits or fits[each].fits:
+            chosen.append(each)
+        if len(chosen) == limit:
+            break
+    return chosen
+
+
+def _fit(method: Method, program: str) -> _Fit:
+    known = _fits_known(program)
+    if known.get(method.id, (None,))[0] is not method:
+        made = edits.apply_method(method, program, {})
+        moves: tuple[Move, ...] = ()
+        if isinstance(made, Applied) and (change := changes.change_between(program, made.text)) is not None:
+            moves = changes.moves_of(changes.named(change), method.name)
+        known[method.id] = method, _Fit(isinstance(made, Applied), moves)
+    return known[method.id][1]
 
 
 def _diverse(
@@ -101,6 +191,7 @@ def _hit(
     memory: Memory,
     presence: Presence | None,
     elsewhere: Elsewhere | None,
+    p_keep: float,
 ) -> MethodHit:
     record = memory.record(method.id)
     return MethodHit(
@@ -117,7 +208,8 @@ def _hit(
         presence=presence,
         has_edit=method.recipe is not None,
         score=round(score.score, 4),
-        why=wording.why(method, record, presence, elsewhere, memory.here),
+        why=wording.why(method, record, presence, elsewhere, memory.here, p_keep=p_keep),
+        p_keep=round(p_keep, 4),
         parts=score.parts(),
         elsewhere=_trials(record.elsewhere),
         imported=_trials(record.imported),
@@ -135,6 +227,12 @@ def _presences(wanted: Sequence[Method], program: str) -> dict[str, Presence]:
     new = [each for each in wanted if each.recipe is not None and known.get(each.id, (None,))[0] is not each]
     known.update((method.id, (method, how)) for method, how in zip(new, edits.detect_each(new, program), strict=True))
     return {each.id: known[each.id][1] for each in wanted if each.recipe is not None}
+
+
+@programs.remembered(2**19)
+def _fits_known(program: str) -> dict[str, tuple[Method, _Fit]]:  # noqa: ARG001 - the result is kept by it
+    """Return what is known of which edits fit a program, to be filled."""
+    return {}
 
 
 @programs.remembered(2**19)

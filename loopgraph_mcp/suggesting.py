@@ -119,6 +119,7 @@ def _told(
     return ValueSuggestion(
         knobs,
         changes or "the best program again, on another seed",
+        found.worth,
         found.gain,
         found.low,
         found.high,

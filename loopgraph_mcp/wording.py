@@ -38,8 +38,8 @@ from loopgraph_mcp.quoting import plain_line
 from loopgraph_mcp.store.experiments import ExperimentRow
 
 _MAX_FILES = 4
+_TWO_LINES, _FEWEST_REASONS = 240, 2  # letters of what a reader takes in at a glance, and reasons always shown
 _FOUR_DECIMALS = 1e-3  # the least gain of which four decimals show enough
-_LIKELY_VALUE = 0.2  # about what agents keep of all they try; values less likely than that do not go before methods
 _WORTH_TELLING = 1.25  # odds that are further than this from 1 to 1
 
 
@@ -62,8 +62,19 @@ def why(
     presence: Presence | None,
     elsewhere: Elsewhere | None = None,
     here: Context | None = None,
+    *,
+    p_keep: float | None = None,
 ) -> str:
-    """Return one sentence on what is known of a method."""
+    """Return what is known of a method, in two lines at most."""
+    parts = [*_in_file(presence, p_keep), *_records(method, record, here)]
+    if elsewhere is not None:
+        parts.append(_elsewhere(elsewhere))
+    while len(parts) > _FEWEST_REASONS and len("; ".join(parts)) > _TWO_LINES:
+        parts.pop()
+    return "; ".join(parts)
+
+
+def _records(method: Method, record: TrackRecord, here: Context | None) -> list[str]:
     parts = []
     if record.here.tries:
         parts.append(f"{counted(record.here)}{_ago(record.here.last_age)}")
@@ -77,15 +88,19 @@ def why(
         parts.append(f"{record.reports} reported without a log, which counts little")
     if not record.here.tries and not record.elsewhere.tries:
         parts += _published(method, here)
-    if elsewhere is not None:
-        parts.append(_elsewhere(elsewhere))
-    if presence is Presence.PRESENT:
-        parts.append("already in the file")
-    elif presence is Presence.PARTIAL:
-        parts.append("partly in the file")
-    elif presence is Presence.CONFLICTING:
-        parts.append("something in the file is in its way")
-    return "; ".join(parts)
+    return parts
+
+
+def _in_file(presence: Presence | None, p_keep: float | None) -> list[str]:
+    found = [f"P(keep) {p_keep:.2f}"] if p_keep is not None else []
+    match presence:
+        case Presence.PRESENT:
+            return ["already in the file"]
+        case Presence.PARTIAL:
+            return [*found, "partly in the file"]
+        case Presence.CONFLICTING:
+            return [*found, "conflicts with code already in the file"]
+    return found
 
 
 def counted(count: Count) -> str:
@@ -157,16 +172,22 @@ def unrecorded(note: str, reason: str) -> str:
     return f"{note} {said}".strip()
 
 
-def value(found: ValueSuggestion, metric: str = "gain") -> str:
+def value(found: ValueSuggestion) -> str:
     """Return a suggestion of values in a line or two."""
-    runs = f"{found.runs} run{'s' if found.runs != 1 else ''} of this program"
-    others = f", {found.others} of others" if found.others else ""
     if not found.knobs:
-        return f"{found.changes}: P(it is not the best) {1 - found.p_improves:.2f}; by {runs}{others}"
+        return f"{found.changes}: P(its lead is luck) {1 - found.p_improves:.2f}"
     return (
-        f"{found.changes}: expected {metric} {signed(found.gain)} ({signed(found.low)} to {signed(found.high)}), "
-        f"P(improves) {found.p_improves:.2f}, P(fails) {found.p_fails:.2f}; by {runs}{others}"
+        f"{found.changes}: P(improves) {found.p_improves:.2f}, P(fails) {found.p_fails:.2f}, "
+        f"gain {signed(found.gain)} ({signed(found.low)} to {signed(found.high)})"
     )
+
+
+def rests_on(found: ValueSuggestion) -> str:
+    """Return which runs a suggestion of values rests on."""
+    if not found.runs + found.others:
+        return "no runs here yet; others' histories alone"
+    others = f" and {found.others} of other programs or settings" if found.others else ""
+    return f"{found.runs} run{'s' if found.runs != 1 else ''} of this program{others}"
 
 
 def set_values(found: ValueSuggestion) -> str:
@@ -198,8 +219,7 @@ def after_search(
         filtered: Whether it was asked for some methods alone, by their family or standing.
         asked: Whether it was asked in words.
     """
-    likely = values and values[0].runs and values[0].p_improves * (1 - values[0].p_fails) >= _LIKELY_VALUE
-    if likely and not asked and not filtered:
+    if values and values[0].runs and not asked and not filtered:
         return set_values(values[0]) if values[0].knobs else "run_experiment(replicate=true)"
     if not hits and filtered:
         return "No method matches of that family and standing: leave them out."

@@ -26,6 +26,7 @@ _FACTORS = (0.5, 2.0, 0.8, 1.25)
 _FORGETFUL_MENU = 6
 _POWERS_FROM = 16
 _GREEDY_SPREAD = 0.4  # of the log of a factor: most are between two thirds and three halves
+_DRAWS = 100  # after which all that there is was tried
 _FROM_ZERO = 0.05  # what is zero becomes about this: a short warmup, a low floor
 _REPLICATES = 2
 
@@ -63,11 +64,18 @@ Habit = Generator[Proposal, Heard, None]
 
 
 def greedy(rng: random.Random, knobs: Callable[[], Knobs], *, lower: bool) -> Habit:
-    """Multiply one knob of the kept program by a random factor, again and again: the script that is hard to beat."""
+    """Multiply one knob of the kept program by a random factor, nothing twice: the script that is hard to beat."""
     del lower
+    tried = set[Proposal]()
     while True:
-        name = rng.choice(list(knobs()))
-        yield _change(name, knobs()[name], math.exp(rng.gauss(0, _GREEDY_SPREAD)))
+        for _ in range(_DRAWS):
+            name = rng.choice(list(knobs()))
+            change = _change(name, knobs()[name], math.exp(rng.gauss(0, _GREEDY_SPREAD)))
+            if change not in tried:
+                break
+        tried.add(change)
+        if (yield change).kept:
+            tried.clear()  # what failed on another program may work on this one
 
 
 def at_random(rng: random.Random, knobs: Callable[[], Knobs], *, lower: bool) -> Habit:

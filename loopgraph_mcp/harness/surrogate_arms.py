@@ -15,6 +15,7 @@ from loopgraph_mcp.harness.habits import HABITS, Heard, Proposal
 from loopgraph_mcp.harness.surrogates.model import Constants, Surrogate
 from loopgraph_mcp.leanings import leanings
 from loopgraph_mcp.ranking.response import Run, advise
+from loopgraph_mcp.ranking.scales import scales_of
 from loopgraph_mcp.sources.day_one import read_day_one
 from loopgraph_mcp.tries import Past
 
@@ -154,8 +155,8 @@ def advised(memory: str) -> Callable[[Start], Researcher]:
 
     Args:
         memory: `cold`: what ships; `warm`: an earlier session of a greedy researcher besides, in the same context;
-            `warm-other`: that session in another context; `placebo`: what `warm` knows, and what this session finds,
-            each time with the outcomes shuffled between the runs, and the prior between the knobs.
+            `warm-other`: that session in another context; `placebo`: what `warm` knows with its changes ascribed to
+            other knobs, and all outcomes, those of this session too, shuffled between the runs each time.
     """
 
     def research(start: Start) -> Researcher:
@@ -163,15 +164,15 @@ def advised(memory: str) -> Callable[[Start], Researcher]:
         names = list(start.numbers)
         lean = prior(start)
         remembered = remember(start, memory)
+        if memory == "placebo":
+            lean = dict(zip(names, rng.sample(list(lean.values()), len(lean)), strict=True))
+            remembered = _misattributed(remembered, start.numbers, rng)
         own = [Run(start.numbers, start.baseline)]
         present = start.numbers
         while True:
             known = [*remembered, *own]
             if memory == "placebo":
-                known, lean = (
-                    _shuffled(known, rng),
-                    dict(zip(names, rng.sample(list(lean.values()), len(lean)), strict=True)),
-                )
+                known = _shuffled(known, rng)
             advice = advise(present, known, lower=True, noise=_NOISE, lean=lean, seed=rng.randrange(2**31), limit=1)
             present = dict(advice.best)
             changed = {change.name: change.new for change in advice.suggestions[0].changes}
@@ -199,6 +200,23 @@ def remember(start: Start, memory: str) -> list[Run]:
     found = session(scripted("greedy"), constants, surrogate, start.other, seed=seed, experiments=EARLIER)
     group = 1 if memory == "warm-other" else 0
     return [Run({name: each.constants[name] for name in start.numbers}, each.metric, group) for each in found]
+
+
+def _misattributed(runs: Sequence[Run], start: Mapping[str, float], rng: random.Random) -> list[Run]:
+    """Return runs whose changes from the start were made to other knobs: which programs were run tells much alone."""
+    names, scales = list(start), scales_of(start)
+    other = dict(zip(names, rng.sample(names, len(names)), strict=True))
+
+    def moved(values: Mapping[str, float]) -> dict[str, float]:
+        steps = {name: scales[name].place(values[name]) - scales[name].place(start[name]) for name in names}
+        return {
+            name: scales[name].value(scales[name].place(start[name]) + steps[other[name]])
+            if steps[other[name]]
+            else start[name]
+            for name in names
+        }
+
+    return [Run(moved(run.values), run.metric, run.group) for run in runs]
 
 
 def _shuffled(runs: Sequence[Run], rng: random.Random) -> list[Run]:

@@ -34,6 +34,9 @@ _CAUTION, _CAUTIOUS_RUNS = 1 / 12, 10.0  # most changes lose: usual effects a st
 _FARTHEST = 3.0  # steps after which farther is not worse
 _LEAN, _LEAN_STEPS = 0.4, 2.0  # usual effects a step for a lean of one, and steps that it holds for
 _FAILS, _FAIL_LENGTH, _FAIL_NOISE = 0.05, 3.0, 0.05  # share of changes that fail before any are seen
+# The best of hundreds of candidates is the one whose error flatters it most. What is shown of it is taken down by so
+# many standard deviations, after which P(improves) is right on average (docs/proof.md); the order does not change.
+_FLATTERED = 0.6
 _STEPS = (0.3, 0.6, 1.0)
 _SPREAD, _AT_ONCE = 0.8, 5  # of random changes: steps of a knob, and knobs at once
 _RANDOM = 300
@@ -284,7 +287,10 @@ class _Model:
             chosen.append(again)
         chosen.sort(key=lambda each: -each.worth)
         expected = self._sign * self._unwarped(self._best) if self._process is not None else None
-        return Advice(self._values(self._at), expected, tuple(_distinct(chosen, limit)), tuple(singles))
+        shown = list(_distinct(chosen, limit))
+        if not any(len(each.changes) == 1 for each in shown) and limit > 1:
+            shown[-1:] = singles[:1]  # one idea at a time is what many want to try
+        return Advice(self._values(self._at), expected, tuple(shown), tuple(singles))
 
     def _values(self, point: Point) -> Values:
         """Return the knob values at a place; what the best program holds is taken as it is, not rounded."""
@@ -343,16 +349,17 @@ class _Model:
         best, z = self._unwarped(self._best), (self._best - mean) / sd
         improvement = sd * (z * _NORMAL.cdf(z) + _NORMAL.pdf(z))
         before, after = self._values(self._at), self._values(point)
+        likely = mean + _FLATTERED * sd
         return Suggestion(
             changes=tuple(
                 Change(name, before[name], after[name])
                 for name, x, y in zip(self._names, self._at, point, strict=True)
                 if x != y
             ),
-            gain=best - self._unwarped(mean),
-            low=best - self._unwarped(mean + _Z90 * sd),
-            high=best - self._unwarped(mean - _Z90 * sd),
-            p_improves=_NORMAL.cdf(z),
+            gain=best - self._unwarped(likely),
+            low=best - self._unwarped(likely + _Z90 * sd),
+            high=best - self._unwarped(likely - _Z90 * sd),
+            p_improves=_NORMAL.cdf(z - _FLATTERED),
             p_fails=p_fails,
             worth=improvement * (1 - p_fails) ** 2,  # a failed run costs a run and says less than a finished one
         )

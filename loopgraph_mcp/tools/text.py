@@ -56,7 +56,9 @@ def search(answer: SearchAnswer, detail: str) -> str:
             parts = " ".join(f"{name}={value:g}" for name, value in hit.parts.items())
             lines.append(f"   score {hit.score:g}: {parts}")
     if answer.values and (answer.values[0].runs or detail == "detailed"):
-        lines.append('Values to set with get_code_edit(method_id="set-values", knobs={…}):')
+        lines.append(
+            f'Values for get_code_edit(method_id="set-values", knobs={{…}}), by {wording.rests_on(answer.values[0])}:'
+        )
         lines += [f"- {wording.value(each)}" for each in answer.values]
     if detail == "detailed" and answer.knob_values:
         lines += ["By constant:", *(f"- {wording.value(each)}" for each in answer.knob_values)]
