@@ -1,9 +1,9 @@
 """Scripted researchers of several habits: no model and no key, the same desk, prompts and runs.
 
 Each habit proposes values of the program's constants and hears what came of them. With memory on it has the same habit
-and heeds the memory as a reader would: it asks search_methods before each proposal, takes a method that is proven or
-likely enough by get_code_edit in place of its own idea, leaves what flopped, and trains again what gained within the
-noise before it goes on from there.
+and heeds the memory as a reader would: it asks search_methods before each proposal, takes the values that it suggests,
+or a method that is likelier to be kept, by get_code_edit in place of its own idea, leaves what flopped, and trains
+again what gained within the noise before it goes on from there.
 """
 
 import importlib
@@ -287,6 +287,14 @@ def _heed(tried: set[str]) -> Generator[ToolCall, ToolResult, Knobs | None]:
                 continue
         hits = [each for each in found.get("hits", []) if worth_trying(each)]
         hit = next((each for each in hits if each["method_id"] not in tried), None)
+        values = next(
+            (each for each in found.get("values", []) if each["runs"] and str(each["knobs"]) not in tried), None
+        )
+        if values is not None and (hit is None or (hit["p_keep"] or 0) < values["p_improves"]):
+            tried.add(str(values["knobs"]))
+            if (yield from _set_values(values)):
+                heard = yield from _believe(_heard((yield _call("run", description=values["changes"]))))
+            continue
         if hit is None:
             return heard.constants
         tried.add(hit["method_id"])
@@ -299,6 +307,15 @@ def _heed(tried: set[str]) -> Generator[ToolCall, ToolResult, Knobs | None]:
             yield _call("undo")
             continue
         heard = yield from _believe(_heard((yield _call("run", description=str(hit["name"])))))
+
+
+def _set_values(values: Mapping[str, Any]) -> Generator[ToolCall, ToolResult, bool]:
+    """Set suggested values; without any, the best program is run once more."""
+    if not values["knobs"]:
+        yield _call("run", description="", replicate=True)
+        return False
+    edit = yield _call("get_code_edit", method_id="set-values", knobs=values["knobs"])
+    return edit.data is not None and edit.data.get("edit_id") is not None
 
 
 def _heard(result: ToolResult) -> Heard:

@@ -34,7 +34,7 @@ _SPACE: Mapping[str, tuple[float, float]] = {
 _POWERS = frozenset({"HEAD_DIM", "DEVICE_BATCH_SIZE", "TOTAL_BATCH_SIZE"})
 _RATES = frozenset({"EMBEDDING_LR", "UNEMBEDDING_LR", "MATRIX_LR", "SCALAR_LR"})
 _CMA_FIRST = 10  # random programs before CMA-ES, where it knows none
-_NOISE = 0.0005  # of runs of the same program; a store knows it from replicates, and from its prior before any
+NOISE = 0.0005  # of runs of the same program; a store knows it from replicates, and from its prior before any
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +173,7 @@ def advised(memory: str) -> Callable[[Start], Researcher]:
             known = [*remembered, *own]
             if memory == "placebo":
                 known = _shuffled(known, rng)
-            advice = advise(present, known, lower=True, noise=_NOISE, lean=lean, seed=rng.randrange(2**31), limit=1)
+            advice = advise(present, known, lower=True, noise=NOISE, lean=lean, seed=rng.randrange(2**31), limit=1)
             present = dict(advice.best)
             changed = {change.name: change.new for change in advice.suggestions[0].changes}
             metric = yield dict(start.constants) | present | changed
