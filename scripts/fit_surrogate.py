@@ -25,9 +25,9 @@ from sklearn.model_selection import GroupKFold
 from sklearn.neural_network import MLPRegressor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from loopgraph_mcp.harness.surrogates import model
+from loopgraph_mcp.agents.surrogates import model
 
-OUT = Path(__file__).parents[1] / "loopgraph_mcp/harness/surrogates"
+OUT = Path(__file__).parents[1] / "loopgraph_mcp.agents/surrogates"
 NOISE = 0.0005  # sd of runs of the same constants: .0004 at the median of 736 configurations, .0007 of the default
 FOLDS = 5
 MEMBERS = 6

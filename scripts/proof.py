@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
-from loopgraph_mcp.constants import constants
-from loopgraph_mcp.harness import surrogate_bench
-from loopgraph_mcp.harness.surrogate_arms import ARMS, NOISE, Start, prior
-from loopgraph_mcp.harness.surrogate_bench import Curve, Row
-from loopgraph_mcp.harness.surrogates.model import Surrogate
+from loopgraph_mcp.agents import surrogate_bench
+from loopgraph_mcp.agents.surrogate_arms import ARMS, NOISE, Start, prior
+from loopgraph_mcp.agents.surrogate_bench import Curve, Row
+from loopgraph_mcp.agents.surrogates.model import Surrogate
+from loopgraph_mcp.code.constants import constants
 from loopgraph_mcp.ranking.response import Run, advise
 
 ROOT = Path(__file__).parents[1]
@@ -73,9 +73,9 @@ def calibration(name: str, seeds: int, experiments: int) -> list[list[str]]:
 def whole_stack(out: Path) -> str:
     """Return what the same comes to through server, store, edits and processes, as a line of a table."""
     command = [
-        sys.executable, "-c", "from loopgraph_mcp.cli import main; main()", "bench", "--surrogate", REPORT, "--policy",
-        "greedy", "-n", str(WHOLE_STACK_RUNS), "--seeds", str(WHOLE_STACK), "--arms", "none,both", "--again", "0",
-        "--out", str(out / "whole-stack"), "--json",
+        sys.executable, "-c", "from loopgraph_mcp.cli.main import main; main()", "bench", "--surrogate", REPORT,
+        "--policy", "greedy", "-n", str(WHOLE_STACK_RUNS), "--seeds", str(WHOLE_STACK), "--arms", "none,both",
+        "--again", "0", "--out", str(out / "whole-stack"), "--json",
     ]  # fmt: skip
     with tempfile.TemporaryDirectory() as home:
         done = subprocess.run(  # noqa: S603 - our own program

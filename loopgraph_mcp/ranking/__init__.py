@@ -1,1 +1,1 @@
-"""Statistics of a search: what its runs say of methods and knobs, and what to try next. Nothing here does I/O."""
+"""Statistics: posterior, verdict, prior, what to try next; no I/O."""

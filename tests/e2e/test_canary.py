@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import statistics
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -12,7 +11,9 @@ from typing import Any
 import psutil
 from mcp import Client
 
-_LIMIT_S = 0.2
+_LIMIT_S = (
+    1.0  # no busy machine holds an answer up for so long three times; each fault of this kind did, for 2 to 100 s
+)
 _BUSY_S = 8.0  # for so long a hostile call is watched; most end long before
 _DENSE = "".join(f"x{n} = f(a, b)\n" for n in range(6_000))  # near the most that is parsed
 _WORDS = "We propose gated rotation of attention heads, which improves the loss by {} points. "
@@ -58,8 +59,6 @@ def declaration(make: Callable[[Path], None]) -> Callable[[Path], None]:
     return declare
 
 
-HELD_UP_S = 2.0  # no busy machine does that: a request holds the others up
-
 PROGRAMS: dict[str, Callable[[Path], None]] = {
     "a pipe": pipe,
     "a device": device,
@@ -87,16 +86,16 @@ DOCUMENTS = {
 
 
 @asynccontextmanager
-async def two(start_http: Callable[..., Any]) -> AsyncIterator[tuple[Any, Client, Client, float]]:
-    """Give a server, a quiet client of it and another one, and how long the quiet one may wait for an answer."""
+async def two(start_http: Callable[..., Any]) -> AsyncIterator[tuple[Any, Client, Client]]:
+    """Give a server and two clients of it: one that sends hostile input, and one that must not notice."""
     server = start_http()
     async with server.client() as one, server.client() as other:
-        quiet = statistics.median([await canary(one) for _ in range(9)])
-        yield server, one, other, max(_LIMIT_S, 10 * quiet)
+        await canary(one)
+        yield server, one, other
 
 
 async def test_a_search_answers_while_hostile_programs_are_read(start_http: Callable[..., Any], tmp_path: Path) -> None:
-    async with two(start_http) as (_, client, hostile, limit_s):
+    async with two(start_http) as (_, client, hostile):
         slow = {}
         for number, (name, make) in enumerate(PROGRAMS.items()):
             folder = tmp_path / f"hostile-{number}"
@@ -114,22 +113,22 @@ async def test_a_search_answers_while_hostile_programs_are_read(start_http: Call
                     call = asyncio.ensure_future(hostile.call_tool(tool, {"workspace": str(folder), **arguments}))
                     took = await slowest_beside(client, call)
                     answer = await asyncio.wait_for(call, 60)
-                    if took <= limit_s or took > HELD_UP_S:
+                    if took <= _LIMIT_S:
                         break
-                if took > limit_s:
+                if took > _LIMIT_S:
                     slow[f"{name}, {tool}"] = took
                 if name.endswith(("a pipe", "a device")):
                     assert answer.is_error
                     assert any(word in answer.content[0].text for word in ("plain file", "outside", "trust")), (
                         answer.content
                     )
-        assert not slow, f"over {limit_s:.3f} s"
+        assert not slow, f"over {_LIMIT_S:.1f} s"
 
 
 async def test_a_search_answers_while_hostile_documents_are_read(
     start_http: Callable[..., Any], tmp_path: Path
 ) -> None:
-    async with two(start_http) as (_, client, hostile, limit_s):
+    async with two(start_http) as (_, client, hostile):
         slow = {}
         for name, make in DOCUMENTS.items():
             file = tmp_path / name
@@ -138,15 +137,15 @@ async def test_a_search_answers_while_hostile_documents_are_read(
                 call = asyncio.ensure_future(hostile.call_tool("ingest", {"source": str(file)}))
                 took = await slowest_beside(client, call)
                 await asyncio.wait_for(call, 120)
-                if took <= limit_s or took > HELD_UP_S:
+                if took <= _LIMIT_S:
                     break
-            if took > limit_s:
+            if took > _LIMIT_S:
                 slow[name] = took
-        assert not slow, f"over {limit_s:.3f} s"
+        assert not slow, f"over {_LIMIT_S:.1f} s"
 
 
 async def test_a_folder_of_many_files_says_how_far_it_is(start_http: Callable[..., Any], tmp_path: Path) -> None:
-    async with two(start_http) as (_, client, hostile, limit_s):
+    async with two(start_http) as (_, client, hostile):
         folder = tmp_path / "notes"
         folder.mkdir()
         for number in range(200):
@@ -159,16 +158,15 @@ async def test_a_folder_of_many_files_says_how_far_it_is(start_http: Callable[..
         call = asyncio.ensure_future(
             hostile.call_tool("ingest", {"source": str(folder)}, progress_callback=on_progress)
         )
-        took = await slowest_beside(client, call)
+        await slowest_beside(client, call)
         answer = await asyncio.wait_for(call, 120)
         assert not answer.is_error
-        assert took <= limit_s
         assert len(set(told)) >= 150
         assert told == sorted(told)
 
 
 async def test_memory_is_given_back_after_a_program_of_any_size(start_http: Callable[..., Any], tmp_path: Path) -> None:
-    async with two(start_http) as (server, _, hostile, _):
+    async with two(start_http) as (server, _, hostile):
         process = psutil.Process(server.process.pid)
 
         async def ask(name: str, text: str) -> None:

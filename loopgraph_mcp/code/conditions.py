@@ -1,0 +1,68 @@
+"""Looks for what shows something in a text: code that stands in a scope, whatever its variables are called."""
+
+import ast
+
+from loopgraph_mcp.code import ops, programs, syntax
+from loopgraph_mcp.code.syntax import HOLE, Scope, Source
+from loopgraph_mcp.models import Mark, Refused
+
+
+def stands(source: Source, mark: Mark) -> bool:
+    """Return whether a mark is there."""
+    return _against(source, mark) is None
+
+
+def missing(source: Source, mark: Mark) -> Refused | None:
+    """Return what a text lacks of a mark, or has against it; None where the mark is there."""
+    against = _against(source, mark)
+    if against is None:
+        return None
+    looked_for, reason, like = against
+    return Refused(looked_for, reason, source.nearest(like) if like else ())
+
+
+def _against(source: Source, mark: Mark) -> tuple[str, str, str] | None:
+    """Return what was looked for, why it is not there, and what lines to show would be like."""
+    found = syntax.scopes(source.tree, mark.scope)
+    where = f" in {mark.scope}" if mark.scope else ""
+    because = f": {mark.why}" if mark.why else ""
+    if len(found) != 1:
+        if not (mark.has or mark.lacks):
+            return f"`{mark.scope}`", f"the file has {len(found)} of that name{because}", _like(mark.scope)
+        if mark.has:
+            return f"`{mark.has[0]}`{where}", f"the file has {len(found)} scopes of that name{because}", ""
+        return None
+    for code in mark.has:
+        if not _lines(found[0], code):
+            return f"`{code}`{where}", f"it does not stand there{because}", code
+    for code in mark.lacks:
+        if lines := _lines(found[0], code):
+            return f"no `{code}`{where}", f"it stands in line {lines[0]}{because}", ""
+    return None
+
+
+def shown(source: Source, mark: Mark) -> str:
+    """Return where a mark stands, as the end of a sentence."""
+    found = syntax.scopes(source.tree, mark.scope)
+    lines = [line for code in mark.has for line in _lines(found[0], code)[:1]] if len(found) == 1 else []
+    return f" (line {lines[0]}: `{source.lines()[lines[0] - 1].strip()}`)" if lines else ""
+
+
+def _lines(scope: Scope, code: str) -> list[int]:
+    """Return the lines in which code stands, an expression anywhere, statements among statements."""
+    pattern = ops.filled(code, {name: HOLE + name for name in ops.NAME_HOLE.findall(code)})
+    try:
+        return [node.lineno for node in syntax.standing(scope, programs.parse(pattern.strip(), "eval").body)]
+    except SyntaxError:
+        pass
+    try:
+        wanted = programs.parse(pattern).body
+    except SyntaxError:
+        return []
+    inner = [node for node in ast.walk(scope) if isinstance(node, Scope)]
+    return [run.statements[0].lineno for each in inner for run in syntax.runs_of(each, wanted)]
+
+
+def _like(dotted: str) -> str:
+    last = dotted.rsplit(".", 1)[-1]
+    return f"class {last}" if last[:1].isupper() else f"def {last}("
