@@ -555,6 +555,8 @@ class Advice(StrEnum):
     """What is to be done next, as programs tell it apart; `NextStep.about` holds what it is about."""
 
     MAKE_EDIT = "make_edit"
+    SET_VALUES = "set_values"
+    REPLICATE_BEST = "replicate_best"
     OTHER_WORDS = "other_words"
     NO_FILTER = "no_filter"
     ALL_PRESENT = "all_present"

@@ -44,6 +44,7 @@ class MethodHit:
         presence: How far the workspace's file already holds it; None where that cannot be told.
         has_edit: Whether LoopGraph can make the edit.
         parts: The score's parts by name.
+        p_keep: Probability that the change is kept, the same that its edit names.
     """
 
     method_id: str
@@ -64,6 +65,7 @@ class MethodHit:
     elsewhere: Trials = Trials()
     imported: Trials = Trials()
     reports: int = 0
+    p_keep: float | None = None
 
 
 @dataclass(frozen=True)
@@ -136,12 +138,43 @@ class BestResult:
 
 
 @dataclass(frozen=True)
+class ValueSuggestion:
+    """Values of the program's constants that are worth a run, by what runs here measured.
+
+    Args:
+        knobs: The values that differ from the file's; empty to run the best program once more.
+        changes: The same in words, with the present values.
+        improvement: Expected improvement of the best program in metric units, where a loss is discarded: the order.
+        gain: Expected gain over the best program known, in metric units; positive is better.
+        low: Lower end of the gain's 90 % interval.
+        high: Upper end.
+        p_improves: Probability that it is better.
+        p_fails: Probability that its run fails.
+        runs: Runs of this program's numbers that the estimate rests on.
+        others: Runs of other programs or in other contexts on this device, which count less.
+    """
+
+    knobs: dict[str, float]
+    changes: str
+    improvement: float
+    gain: float
+    low: float
+    high: float
+    p_improves: float
+    p_fails: float
+    runs: int
+    others: int
+
+
+@dataclass(frozen=True)
 class SearchAnswer:
     """The methods for a query, best first; `note` says when the last runs have led nowhere.
 
     Args:
         running: What agents run at this moment: not to be done a second time.
         best: What the file could be to begin with.
+        values: Values of the program's constants to try, the most promising first.
+        knob_values: For each constant its most promising value.
     """
 
     retrieval_id: str
@@ -153,6 +186,8 @@ class SearchAnswer:
     note: str = ""
     running: list[RunningNow] = field(default_factory=list)
     best: BestProgram | None = None
+    values: list[ValueSuggestion] = field(default_factory=list)
+    knob_values: list[ValueSuggestion] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

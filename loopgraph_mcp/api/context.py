@@ -251,7 +251,7 @@ class Surroundings:
     async def _context(self, where: Workspace, budget_s: float, device: Device, data: str, harness: str) -> Context:
         context = Context(
             workspace_id=await self.workspace_id(where),
-            device=device.label,
+            device=where.device or device.label,
             budget_s=budget_s,
             dataset_hash=data,
             harness_hash=harness,

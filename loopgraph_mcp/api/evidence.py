@@ -423,6 +423,15 @@ class Records:
                     seen[self.outcomes.families.get(method_id, "")].append(observation)
         return {family: family_mean(found) for family, found in seen.items()}
 
+    def noise(self) -> float:
+        """Return the standard deviation of runs of one program here."""
+        if self.here is None:
+            return 0.0
+        known = next((each for each, context in self.outcomes.contexts.items() if context == self.here), None)
+        if known is None:
+            return verdicts.default_noise(self.here.metric, self.here.device, 1.0)
+        return self.outcomes.in_context(known).noise.sd
+
     def best(self) -> Best | None:
         """Return what ran best here, and not by luck alone."""
         contexts = self.outcomes.contexts

@@ -8,6 +8,7 @@ from loopgraph_mcp.api.answers import BestProgram
 from loopgraph_mcp.api.context import Surroundings
 from loopgraph_mcp.api.evidence import Evidence, Outcomes, Records
 from loopgraph_mcp.api.tries import NO_TRIES, lessons_of, read_tries
+from loopgraph_mcp.code.constants import Written
 from loopgraph_mcp.config import Settings
 from loopgraph_mcp.ingest.published import read_day_one
 from loopgraph_mcp.models import Context, Verdict
@@ -31,6 +32,8 @@ class State:
     clock: Callable[[], float]
     here: Surroundings = dataclasses.field(init=False)
     best_known: tuple[object, BestProgram | None] = (None, None)
+    values_known: tuple[object, object] = (None, None)  # what api/suggest.py worked out last, and for what
+    numbers_read: dict[tuple[str, str], Written] = dataclasses.field(default_factory=dict)
     _lock: asyncio.Lock = dataclasses.field(default_factory=asyncio.Lock)
     _outcomes: Outcomes = _NOTHING
     _evidence: dict[Context | None, Evidence] = dataclasses.field(default_factory=dict)

@@ -141,6 +141,14 @@ def show_search(answer: SearchAnswer) -> None:
         told = f"{escape(hit.summary)}\n[dim]{escape(hit.why)}{recipe}[/]"
         table.add_row(str(rank), f"[bold]{escape(hit.method_id)}[/]", hit.standing.value, f"{hit.score:.2f}", told)
     console.print(table)
+    if answer.values and answer.values[0].runs:
+        values = Table(title="values to try", title_justify="left")
+        for name in ("change", "expected gain (90 %)", "P(improves)", "P(fails)"):
+            values.add_column(name, overflow="fold")
+        for each in [*answer.values, *answer.knob_values]:
+            gain = f"{explain.signed(each.gain)} ({explain.signed(each.low)} to {explain.signed(each.high)})"
+            values.add_row(escape(each.changes), gain, f"{each.p_improves:.2f}", f"{each.p_fails:.2f}")
+        console.print(values)
     if answer.best is not None:
         best = answer.best
         told = f"best known here: {best.metric} {best.metric_value:.6f}; the file is another program"
