@@ -7,6 +7,7 @@ order, averaged over the pairs in which the keep came first and those in which i
 believes in first, and so its own order scores exactly one half. Pools that lack one kind of pair say nothing.
 """
 
+import hashlib
 import math
 import random
 import re
@@ -26,6 +27,16 @@ _TOP = 5
 _SKIPPED = 0.2
 _RELATIVE_NOISE = 0.001  # of the metric: repeated baselines differ by .0008 on an H100 at 0.998 bpb
 _BINS = 10
+
+
+def is_held_out(owner: str) -> bool:
+    """Return whether an owner's histories only judge the prior: nothing of it was chosen by their figures.
+
+    The first bit of a hash of the name decides, so that no outcome does. Of the nine published owners fourcolors,
+    karpathy, pimlock and trevin-creator are held out; ArmanJR, elementalcollision, markbriers, miolini and
+    radozaprazny are those that everything was chosen on.
+    """
+    return hashlib.sha256(owner.encode()).digest()[0] >= 0x80
 
 
 @dataclass(frozen=True, slots=True)
