@@ -135,10 +135,10 @@ async def _make_edit(state: State, asked: Asked, workspace: str | None) -> EditA
         new_hash=new_hash,
         description=description,
     )
-    foreseen, odds = bearing.foreseen, 1.0
-    if foreseen is not None and len(plan.methods) == 1 and not asked.revert:
+    estimate, odds = bearing.estimate, 1.0
+    if estimate is not None and len(plan.methods) == 1 and not asked.revert:
         odds = (await state.evidence(context)).records.appraisal(plan.methods[0]).odds
-        foreseen = foreseen.with_odds(odds)
+        estimate = estimate.with_odds(odds)
     return EditAnswer(
         status="applied" if asked.apply else "ready",
         method_id=subject,
@@ -152,8 +152,8 @@ async def _make_edit(state: State, asked: Asked, workspace: str | None) -> EditA
         next_step=explain.after_whole(subject, applied=asked.apply)
         if asked.whole
         else explain.after_edit(edit_id, bearing.earlier),
-        p_keep=None if foreseen is None else round(foreseen.p_keep, 4),
-        foresight=explain.foresight(foreseen, odds),
+        p_keep=None if estimate is None else round(estimate.p_keep, 4),
+        prior=explain.prior(estimate, odds),
         companions=[] if asked.revert or learned is not None else await asyncio.to_thread(_offered, plan, asked, text),
         learned=record,
     )

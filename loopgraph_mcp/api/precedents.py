@@ -1,4 +1,4 @@
-"""What was tried before that bears on a change: earlier runs of its kind, and what is foreseen of it."""
+"""What was tried before that bears on a change: similar earlier runs, and the probability that it is kept."""
 
 import asyncio
 import dataclasses
@@ -11,7 +11,7 @@ from loopgraph_mcp.api.state import State
 from loopgraph_mcp.api.tries import change_of, precedents_of
 from loopgraph_mcp.models import Context, WhatRan
 from loopgraph_mcp.ranking.change import Kin, Kinship, change_between, kin, moves_of, named
-from loopgraph_mcp.ranking.prior import Foreseen
+from loopgraph_mcp.ranking.prior import Estimate
 from loopgraph_mcp.store import changes as change_store
 from loopgraph_mcp.store import edits, experiments
 from loopgraph_mcp.store.changes import TriedChange
@@ -27,11 +27,11 @@ class Precedents:
 
     Args:
         earlier: Earlier runs, those of the very program first, then the closest kin.
-        foreseen: What is foreseen; None where the change is a baseline.
+        estimate: Of its being kept; None where the change is a baseline.
     """
 
     earlier: tuple[EarlierRun, ...] = ()
-    foreseen: Foreseen | None = None
+    estimate: Estimate | None = None
 
 
 async def find_precedents(
@@ -61,7 +61,7 @@ async def find_precedents(
     by_id = {run.experiment_id: run for run in others.runs}
     for found in kin(change, others.precedents):
         earlier += await _told(db, found, by_id, base_hash)
-    return Precedents(tuple(earlier), evidence.prior.foresee(moves_of(change, description), others.past))
+    return Precedents(tuple(earlier), evidence.prior.estimate(moves_of(change, description), others.history))
 
 
 async def kin_among(db: Database, before: Sequence[TriedChange], run: TriedChange) -> list[EarlierRun]:

@@ -17,7 +17,7 @@ from loopgraph_mcp.code import apply, programs
 from loopgraph_mcp.code.hashes import group_hash
 from loopgraph_mcp.models import Context, Method, Presence, Standing
 from loopgraph_mcp.ranking import posterior
-from loopgraph_mcp.ranking.prior import Elsewhere
+from loopgraph_mcp.ranking.prior import Estimate
 from loopgraph_mcp.store import edits, methods, retrievals, search
 from loopgraph_mcp.store.retrievals import Shown, ShownMethod
 from loopgraph_mcp.store.version import Newest
@@ -148,12 +148,17 @@ def _choose(
 
     Where words are `asked` for, what others told of a method moves its rank less.
     """
-    records, prior, past = view.evidence.records, view.evidence.prior, view.evidence.tries.past
+    records, prior, history = view.evidence.records, view.evidence.prior, view.evidence.tries.history
     chosen = {each.id: each for each, _ in found if standing is None or records.of(each.id).standing is standing}
-    foreseen = {each.id: prior.foreseen(each.moves, past) for each in chosen.values()}
+    estimates = {each.id: prior.estimate(each.moves, history) for each in chosen.values()}
     candidates = {
         each.id: posterior.Candidate(
-            each.id, relevance, records.appraisal(each), view.shown.ages(each.id), foreseen[each.id].score
+            each.id,
+            relevance,
+            records.appraisal(each),
+            view.shown.ages(each.id),
+            # A prior is for what was not tried: it fades with each trial of the method here.
+            estimates[each.id].log_ratio / (1 + records.of(each.id).here.tries),
         )
         for each, relevance in found
         if each.id in chosen
@@ -170,7 +175,7 @@ def _choose(
             chosen[each],
             posterior.explain(candidates[each], told_bound=bound),
             present.get(each),
-            foreseen[each].elsewhere,
+            estimates[each],
         )
         for each in best
     ]
@@ -205,7 +210,7 @@ def _diverse(
 
 
 def _hit(
-    view: _View, method: Method, score: posterior.Score, presence: Presence | None, elsewhere: Elsewhere | None
+    view: _View, method: Method, score: posterior.Score, presence: Presence | None, estimate: Estimate
 ) -> MethodHit:
     record = view.evidence.records.of(method.id)
     return MethodHit(
@@ -222,7 +227,7 @@ def _hit(
         presence=presence,
         has_edit=method.recipe is not None or method.id in view.evidence.learned,
         score=round(score.score, 4),
-        why=explain.why(method, record, presence, elsewhere, view.context),
+        why=explain.why(method, record, presence, estimate, view.context),
         parts=score.parts(),
         elsewhere=_trials(record.elsewhere),
         imported=_trials(record.imported),
