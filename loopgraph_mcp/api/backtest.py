@@ -38,7 +38,7 @@ def run(
         files: Histories to be predicted.
         memory: Histories to learn from.
         bundled: Whether to learn from the histories bundled with LoopGraph as well.
-        held_out: Whether to replay only histories of owners by whom nothing of the prior was chosen.
+        held_out: Whether to replay only histories of owners that were set aside to judge the prior.
         own_searches: Whether an owner's other histories are known too, as the owner's other searches.
         progress: Called with each history's name as its turn comes.
 

@@ -513,7 +513,7 @@ def backtest(
         bool, typer.Option("--day-one/--no-day-one", help="Learn from the 50 published histories in LoopGraph too.")
     ] = True,
     held_out: Annotated[
-        bool, typer.Option("--held-out", help="Replay only histories of the owners by whom nothing was chosen.")
+        bool, typer.Option("--held-out", help="Replay only histories of the owners set aside to judge the prior.")
     ] = False,
     own_searches: Annotated[
         bool, typer.Option("--own-searches", help="Learn from the other histories of a history's owner as well.")

@@ -31,11 +31,11 @@ _BINS = 10
 
 
 def is_held_out(owner: str) -> bool:
-    """Return whether an owner's histories only judge the prior: nothing of it was chosen by their figures.
+    """Return whether an owner's histories were set aside to judge the prior; docs/prior.md says when they were seen.
 
     The first bit of a hash of the name decides, so that no outcome does. Of the nine published owners fourcolors,
     karpathy, pimlock and trevin-creator are held out; ArmanJR, elementalcollision, markbriers, miolini and
-    radozaprazny are those that everything was chosen on.
+    radozaprazny are those to choose on.
     """
     return hashlib.sha256(owner.encode()).digest()[0] >= 0x80
 
