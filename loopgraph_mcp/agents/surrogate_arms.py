@@ -13,9 +13,9 @@ from loopgraph_mcp.agents.surrogates.model import Constants, Surrogate
 from loopgraph_mcp.code.constants import tunable
 from loopgraph_mcp.errors import ConfigError
 from loopgraph_mcp.ingest.published import read_day_one
-from loopgraph_mcp.ranking.features import Past
+from loopgraph_mcp.ranking.features import TrialHistory
 from loopgraph_mcp.ranking.leanings import leanings
-from loopgraph_mcp.ranking.prior import Foresight
+from loopgraph_mcp.ranking.prior import Prior
 from loopgraph_mcp.ranking.response import Run, advise
 from loopgraph_mcp.ranking.scales import scales_of
 
@@ -184,8 +184,7 @@ def advised(memory: str) -> Callable[[Start], Researcher]:
 
 def prior(start: Start) -> dict[str, float]:
     """Return which way the published histories that ship with LoopGraph lean for each constant."""
-    past = Past(first=start.baseline, best=start.baseline)
-    return leanings(start.numbers, Foresight(read_day_one().lessons), past)
+    return leanings(start.numbers, Prior(read_day_one().counts), TrialHistory())
 
 
 def remember(start: Start, memory: str) -> list[Run]:

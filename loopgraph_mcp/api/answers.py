@@ -291,8 +291,8 @@ class EditAnswer:
         method_id: The method; several are joined by ` + `.
         nearest: Where refused: the lines of the file nearest to what was looked for.
         earlier: Earlier experiments that bear on it.
-        p_keep: Probability that the change will be kept, as far as others' and this workspace's runs tell.
-        foresight: Why, in one sentence.
+        p_keep: Estimated probability that the change will be kept.
+        prior: What that rests on.
         companions: Changes that go well with it and are not in it.
         otherwise: Where next_step is to wait for another's run: what to do all the same.
         learned: Where the recipe was learned from a patch: from which run, and what came of it since.
@@ -312,7 +312,7 @@ class EditAnswer:
     next_step: NextStep
     otherwise: NextStep | None = None
     p_keep: float | None = None
-    foresight: str = ""
+    prior: str = ""
     companions: list[OfferedChange] = field(default_factory=list)
     learned: str = ""
     guidance: Guidance | None = None
@@ -434,7 +434,7 @@ class ImportAnswer:
         budget_s: Training seconds that they are taken to have had.
         added: Rows that are new to the memory; known ones, and those left out, are no part of them.
         understood: Rows understood whole, and in part.
-        lessons: What the whole of it teaches for other workspaces.
+        kinds: Kinds of change that the prior of other workspaces counts.
         direction_from: What says that this is the direction.
     """
 
@@ -447,7 +447,7 @@ class ImportAnswer:
     known: int
     left_out: int
     understood: tuple[int, int]
-    lessons: int
+    kinds: int
     rows: list[ImportedLine]
     notes: list[str]
     next_step: NextStep

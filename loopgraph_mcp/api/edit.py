@@ -19,7 +19,7 @@ from loopgraph_mcp.code.compose import Wish
 from loopgraph_mcp.code.revert import undo
 from loopgraph_mcp.errors import RunError, WorkspaceError
 from loopgraph_mcp.models import Applied, EditResult, KnobValue, Method, Presence, Refused, SetConst
-from loopgraph_mcp.ranking.prior import Foreseen
+from loopgraph_mcp.ranking.prior import Estimate
 from loopgraph_mcp.runner import schemas
 from loopgraph_mcp.runner.workspace import Workspace
 from loopgraph_mcp.store import edits as edit_store
@@ -146,10 +146,10 @@ async def _make_edit(state: State, asked: Asked, workspace: str | None) -> EditA
         new_hash=new_hash,
         description=description,
     )
-    foreseen, odds = bearing.foreseen, 1.0
-    if foreseen is not None and len(plan.methods) == 1 and not asked.revert:
-        foreseen, odds = await asyncio.to_thread(
-            _with_record, foreseen, (await state.evidence(context)).records, plan.methods[0]
+    estimate, odds = bearing.estimate, 1.0
+    if estimate is not None and len(plan.methods) == 1 and not asked.revert:
+        estimate, odds = await asyncio.to_thread(
+            _with_record, estimate, (await state.evidence(context)).records, plan.methods[0]
         )
     return EditAnswer(
         status="applied" if asked.apply else "ready",
@@ -166,8 +166,8 @@ async def _make_edit(state: State, asked: Asked, workspace: str | None) -> EditA
         next_step=explain.after_whole(subject, applied=asked.apply)
         if asked.whole
         else explain.after_edit(edit_id, bearing.earlier),
-        p_keep=None if foreseen is None else round(foreseen.p_keep, 4),
-        foresight=explain.foresight(foreseen, odds),
+        p_keep=None if estimate is None else round(estimate.p_keep, 4),
+        prior=explain.prior(estimate, odds),
         companions=[]
         if asked.revert or learned is not None or not plan.methods
         else await asyncio.to_thread(_offered, plan, asked, text),
@@ -175,10 +175,10 @@ async def _make_edit(state: State, asked: Asked, workspace: str | None) -> EditA
     )
 
 
-def _with_record(foreseen: Foreseen, records: Records, method: Method) -> tuple[Foreseen, float]:
-    """Return what is foreseen of a method's edit with what its own record adds, and by which factor that is."""
+def _with_record(estimate: Estimate, records: Records, method: Method) -> tuple[Estimate, float]:
+    """Return the estimate for a method's edit with what its own record adds, and by which factor that is."""
     odds = records.appraisal(method).odds
-    return foreseen.with_odds(odds), odds
+    return estimate.with_odds(odds), odds
 
 
 async def _with_ids(db: Database, asked: Asked) -> Asked:

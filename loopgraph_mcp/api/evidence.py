@@ -30,7 +30,7 @@ from loopgraph_mcp.ranking.posterior import (
     appraise,
     family_mean,
 )
-from loopgraph_mcp.ranking.prior import Foresight
+from loopgraph_mcp.ranking.prior import Prior
 from loopgraph_mcp.store.experiments import ExperimentRow
 from loopgraph_mcp.store.outcomes import Run
 
@@ -473,20 +473,20 @@ class Evidence:
     Args:
         records: What outcomes say of each method, seen from that context.
         tries: What was tried in its workspace.
-        prior: What other histories and searches teach of kinds of changes.
+        prior: Of other histories and the user's other searches.
         learned: Methods that have a learned recipe.
     """
 
     records: Records
     tries: Tries
-    prior: Foresight
+    prior: Prior
     learned: Collection[str]
 
     def work_out(self, methods: Iterable[Method]) -> None:
         """Work out what every search asks for; of ten thousand runs it takes a good part of a second."""
         for method in methods:
             self.records.appraisal(method)
-            self.prior.foreseen(method.moves, self.tries.past)
+            self.prior.estimate(method.moves, self.tries.history)
 
 
 def _raised(noise: NoiseFloor, *, disturbed: bool) -> NoiseFloor:

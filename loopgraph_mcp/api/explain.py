@@ -33,7 +33,7 @@ from loopgraph_mcp.models import (
     Standing,
 )
 from loopgraph_mcp.ranking.change import Kinship
-from loopgraph_mcp.ranking.prior import Elsewhere, Foreseen
+from loopgraph_mcp.ranking.prior import Estimate, PooledRate
 from loopgraph_mcp.store.experiments import ExperimentRow
 from loopgraph_mcp.text import plain_line
 
@@ -60,15 +60,15 @@ def why(
     method: Method,
     record: TrackRecord,
     presence: Presence | None,
-    elsewhere: Elsewhere | None = None,
+    estimate: Estimate | None = None,
     here: Context | None = None,
     *,
     p_keep: float | None = None,
 ) -> str:
     """Return what is known of a method, in two lines at most."""
     parts = [*_in_file(presence, p_keep), *_records(method, record, here)]
-    if elsewhere is not None:
-        parts.append(_elsewhere(elsewhere))
+    if estimate is not None:
+        parts += _rates(estimate)
     while len(parts) > _FEWEST_REASONS and len("; ".join(parts)) > _TWO_LINES:
         parts.pop()
     return "; ".join(parts)
@@ -327,22 +327,25 @@ def kinship(how: Kinship, since: str) -> str:
     return _KINSHIP[how] + (f" (since then: {since})" if since else "")
 
 
-def foresight(seen: Foreseen | None, odds: float = 1.0) -> str:
-    """Return why a change is thought likely or unlikely to be kept; `odds`: what its method's own record adds."""
-    if seen is None:
+def prior(estimate: Estimate | None, odds: float = 1.0) -> str:
+    """Return what the probability of a change rests on; `odds`: what its method's own record adds."""
+    if estimate is None:
         return ""
-    parts = [f"P(keep) {seen.p_keep:.2f}", f"here: {seen.place}"]
-    if seen.elsewhere is not None:
-        parts.append(_elsewhere(seen.elsewhere))
+    parts = [f"estimated P(keep) {estimate.p_keep:.2f}", f"recent keep rate here {estimate.keep_rate:.2f}"]
+    parts += _rates(estimate)
     if not 1 / _WORTH_TELLING < odds < _WORTH_TELLING:
-        parts.append(f"what the method gained where it was tried: odds of {odds:.1f} to 1")
+        parts.append(f"odds multiplied by {odds:.1f} for the method's own record")
     return "; ".join(parts)
 
 
-def _elsewhere(others: Elsewhere) -> str:
-    times = "once" if others.tries == 1 else f"{others.tries} times"
-    near = ", where the metric stood near yours," if others.near else ""
-    return f"tried {times} elsewhere and{near} kept {others.ratio:.1f} times as often as other changes"
+def _rates(estimate: Estimate) -> list[str]:
+    rates = (estimate.pooled, "other histories"), (estimate.own, "your other workspaces")
+    return [_rate(rate, where) for rate, where in rates if rate is not None]
+
+
+def _rate(rate: PooledRate, where: str) -> str:
+    trials = "1 trial" if rate.trials == 1 else f"{rate.trials} trials"
+    return f"same knob and direction in {where}: {trials}, keep rate {rate.ratio:.1f}x the average"
 
 
 def replaced(method_ids: Sequence[str]) -> str:

@@ -16,7 +16,7 @@ from loopgraph_mcp.auth import Caller
 from loopgraph_mcp.code import apply, programs
 from loopgraph_mcp.models import Applied, Context, Method, Move, Origin, Presence, Standing
 from loopgraph_mcp.ranking import change, posterior
-from loopgraph_mcp.ranking.prior import Elsewhere
+from loopgraph_mcp.ranking.prior import Estimate
 from loopgraph_mcp.store import edits, methods, retrievals, search
 from loopgraph_mcp.store.retrievals import Shown, ShownMethod
 from loopgraph_mcp.store.version import Newest
@@ -158,12 +158,17 @@ def _choose(
         else search.ranked(relevance, view.known, _CANDIDATES)
     )
     found = [pair for pair in found if family in {None, pair[0].family}]
-    records, prior, past = view.evidence.records, view.evidence.prior, view.evidence.tries.past
+    records, prior, history = view.evidence.records, view.evidence.prior, view.evidence.tries.history
     chosen = {each.id: each for each, _ in found if standing is None or records.of(each.id).standing is standing}
-    foreseen = {each.id: prior.foreseen(each.moves, past) for each in chosen.values()}
+    estimates = {each.id: prior.estimate(each.moves, history) for each in chosen.values()}
     candidates = {
         each.id: posterior.Candidate(
-            each.id, relevance, records.appraisal(each), view.shown.ages(each.id), foreseen[each.id].score
+            each.id,
+            relevance,
+            records.appraisal(each),
+            view.shown.ages(each.id),
+            # A prior is for what was not tried: it fades with each trial of the method here.
+            estimates[each.id].log_ratio / (1 + records.of(each.id).here.tries),
         )
         for each, relevance in found
         if each.id in chosen
@@ -182,7 +187,7 @@ def _choose(
 
     def p_keep(each: str) -> float:
         moves = fits[each].moves if each in fits and fits[each].moves else chosen[each].moves
-        return prior.foreseen(moves, past).with_odds(candidates[each].appraisal.odds).p_keep
+        return prior.estimate(moves, history).with_odds(candidates[each].appraisal.odds).p_keep
 
     hits = [
         _hit(
@@ -190,12 +195,12 @@ def _choose(
             chosen[each],
             posterior.explain(candidates[each], told_bound=bound),
             present.get(each),
-            foreseen[each].elsewhere,
+            estimates[each],
             p_keep(each),
         )
         for each in best
     ]
-    doubted = past.keep_rate * _UNLIKELY
+    doubted = history.keep_rate * _UNLIKELY
     hits.sort(key=lambda hit: (hit.method_id in losers, not asked and (hit.p_keep or 0) < doubted))  # they do not lead
     return hits, explain.plateau(PLATEAU_RUNS, stale)
 
@@ -286,7 +291,7 @@ def _hit(
     method: Method,
     score: posterior.Score,
     presence: Presence | None,
-    elsewhere: Elsewhere | None,
+    estimate: Estimate,
     p_keep: float,
 ) -> MethodHit:
     record = view.evidence.records.of(method.id)
@@ -304,7 +309,7 @@ def _hit(
         presence=presence,
         has_edit=method.recipe is not None or method.id in view.evidence.learned,
         score=round(score.score, 4),
-        why=explain.why(method, record, presence, elsewhere, view.context, p_keep=p_keep),
+        why=explain.why(method, record, presence, estimate, view.context, p_keep=p_keep),
         p_keep=round(p_keep, 4),
         parts=score.parts(),
         elsewhere=_trials(record.elsewhere),

@@ -74,7 +74,7 @@ async def _work_out(state: State, program: str, context: Context, evidence: Evid
             runs,
             lower=context.direction is Direction.LOWER,
             noise=evidence.records.noise(),
-            lean=leanings(present.numbers, evidence.prior, evidence.tries.past),
+            lean=leanings(present.numbers, evidence.prior, evidence.tries.history),
             seed=len(runs),
             limit=_SHOWN,
         )

@@ -97,7 +97,7 @@ def edit_parts(answer: EditAnswer) -> tuple[list[str], list[str]]:
     head += [f"Note: {answer.reason}"] if answer.reason else []
     tail = [f"Goes well with it: {each.name}: {each.why} ({each.change})" for each in answer.companions]
     tail += ['companions=["name"] makes one of them too, companions=true all'] if tail else []
-    tail += [f"Foresight: {answer.foresight}"] if answer.foresight else []
+    tail += [f"Prior: {answer.prior}"] if answer.prior else []
     return head, [*tail, *_running(answer.running), *earlier(answer.earlier)]
 
 

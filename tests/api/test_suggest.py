@@ -10,7 +10,7 @@ from loopgraph_mcp.agents import surrogate_bench
 from loopgraph_mcp.api.loopgraph import LoopGraph
 from loopgraph_mcp.code.constants import read
 from loopgraph_mcp.config import Settings
-from loopgraph_mcp.models import State
+from loopgraph_mcp.models import RunState
 from loopgraph_mcp.server import render
 
 
@@ -23,7 +23,7 @@ async def graph(settings: Settings, tmp_path: Path) -> AsyncIterator[LoopGraph]:
 
 async def ran(graph: LoopGraph, **what: str) -> str:
     answer = await graph.run_experiment(wait_s=60, **what)
-    assert answer.state is State.DONE
+    assert answer.state is RunState.DONE
     return answer.experiment_id
 
 
@@ -49,7 +49,7 @@ async def test_a_search_suggests_methods_and_values_and_the_edit_sets_them(graph
     assert edit.edit_id is not None
     assert "suggested first" in edit.reason
     experiment = await graph.run_experiment(edit_id=edit.edit_id, wait_s=60)
-    assert experiment.state is State.DONE
+    assert experiment.state is RunState.DONE
     later = await graph.search_methods()
     assert later.values[0].runs == 2
     assert later.values[0].knobs != first.knobs
