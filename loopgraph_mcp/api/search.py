@@ -128,7 +128,7 @@ async def _ranked(
         search.ranked(relevance, view.known, _CANDIDATES) if asked else [(each, 1.0) for each in view.known.values()]
     )
     found = [pair for pair in found if family in {None, pair[0].family}]
-    choose = partial(_choose, view, found, asked=asked, limit=limit, standing=standing)
+    choose = partial(_choose, view, found, query.strip(), limit=limit, standing=standing)
     large = len(view.program or "") > _LARGE_PROGRAM
     hits, note = await asyncio.to_thread(choose) if large else choose()
     if large and view.context is not None:  # what asks for the best program takes it from there
@@ -152,13 +152,15 @@ async def _view(state: State, shown: Shown, newest: Newest, sight: Sight | None,
 
 
 def _choose(
-    view: _View, found: Sequence[tuple[Method, float]], *, asked: bool, limit: int, standing: Standing | None
+    view: _View, found: Sequence[tuple[Method, float]], query: str, *, limit: int, standing: Standing | None
 ) -> tuple[list[MethodHit], str]:
     """Return the methods to show, best first, and what is to be said of the search as a whole.
 
-    Where words are `asked` for, what others reported of a method moves its rank less. Where none are, what the file
-    holds and what does not fit it is left out. What lost on this class of device is shown behind the others.
+    Where a query has words, what others reported of a method moves its rank less. Where it has none, what the file
+    holds and what does not fit it is left out. What lost on this class of device is shown behind the others, unless the
+    query names it.
     """
+    asked = bool(query)
     records, prior, past = view.evidence.records, view.evidence.prior, view.evidence.tries.past
     chosen = {each.id: each for each, _ in found if standing is None or records.of(each.id).standing is standing}
     foreseen = {each.id: prior.foreseen(each.moves, past) for each in chosen.values()}
@@ -173,7 +175,7 @@ def _choose(
     stale = records.plateau_families(PLATEAU_RUNS)
     ranked = posterior.rank(list(candidates.values()), told_bound=bound)
     in_flight = {each for run in view.running for each in run.method_ids}
-    losers = {each for each, _ in ranked if lost_here(chosen[each], view)}
+    losers = {each for each, _ in ranked if lost_here(chosen[each], view) and not _names(query, chosen[each])}
     best = _diverse(ranked, chosen, stale, in_flight, limit if asked else len(ranked))
     fits = dict[str, _Fit]()
     if not asked:
@@ -199,6 +201,11 @@ def _choose(
     doubted = past.keep_rate * _UNLIKELY
     hits.sort(key=lambda hit: (hit.method_id in losers, not asked and (hit.p_keep or 0) < doubted))  # they do not lead
     return hits, explain.plateau(PLATEAU_RUNS, stale)
+
+
+def _names(query: str, method: Method) -> bool:
+    names = (method.id, method.id.replace("-", " "), method.name, *method.aliases)
+    return any(name.casefold() in query.casefold() for name in names)
 
 
 def lost_here(method: Method, view: _View) -> bool:

@@ -67,7 +67,7 @@ async def test_searches_in_other_workspaces_teach_kinds_of_moves(
     shutil.copytree(workspace, other)
 
     async def foretold(where: Path, memory: LoopGraph) -> dict[str, float]:
-        answer = await memory.search_methods(limit=100, workspace=str(where))
+        answer = await memory.search_methods("sliding window pattern, GQA", limit=20, workspace=str(where))
         return {hit.method_id: hit.parts["foresight"] for hit in answer.hits}
 
     before, here = await foretold(other, graph), await foretold(workspace, graph)

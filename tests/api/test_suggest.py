@@ -10,7 +10,7 @@ from loopgraph_mcp.agents import surrogate_bench
 from loopgraph_mcp.api.loopgraph import LoopGraph
 from loopgraph_mcp.code.constants import read
 from loopgraph_mcp.config import Settings
-from loopgraph_mcp.models import State
+from loopgraph_mcp.models import Advice, RunState
 from loopgraph_mcp.server import render
 
 
@@ -23,7 +23,7 @@ async def graph(settings: Settings, tmp_path: Path) -> AsyncIterator[LoopGraph]:
 
 async def ran(graph: LoopGraph, **what: str) -> str:
     answer = await graph.run_experiment(wait_s=60, **what)
-    assert answer.state is State.DONE
+    assert answer.state is RunState.DONE
     return answer.experiment_id
 
 
@@ -36,7 +36,7 @@ async def test_a_search_suggests_methods_and_values_and_the_edit_sets_them(graph
     fresh = await graph.search_methods()
     assert "cuda: NVIDIA H200" in fresh.context
     assert fresh.values[0].runs == 0
-    assert "set-values" not in fresh.next_step
+    assert fresh.next_step.reason is Advice.MAKE_EDIT
     await ran(graph)
     found = await graph.search_methods()
     first = found.values[0]
@@ -44,12 +44,13 @@ async def test_a_search_suggests_methods_and_values_and_the_edit_sets_them(graph
     assert set(first.knobs) <= set(read(program(graph), "cuda").numbers)
     assert first.low < first.gain < first.high
     assert first.changes in render.search(found, "concise")
-    assert found.next_step.startswith('get_code_edit(method_id="set-values", knobs={')
+    assert found.next_step.reason is Advice.SET_VALUES
+    assert found.next_step.arguments["method_id"] == "set-values"
     edit = await graph.get_code_edit("set-values")
     assert edit.edit_id is not None
     assert "suggested first" in edit.reason
     experiment = await graph.run_experiment(edit_id=edit.edit_id, wait_s=60)
-    assert experiment.state is State.DONE
+    assert experiment.state is RunState.DONE
     later = await graph.search_methods()
     assert later.values[0].runs == 2
     assert later.values[0].knobs != first.knobs
