@@ -154,9 +154,10 @@ def advised(memory: str) -> Callable[[Start], Researcher]:
     """Return a researcher that runs the first suggestion of values each time.
 
     Args:
-        memory: `cold`: what ships; `no-prior`: that without what other people's histories say; `warm`: an earlier session of a greedy researcher besides, in the same context;
-            `warm-other`: that session in another context; `placebo`: what `warm` knows with its changes ascribed to
-            other knobs, and all outcomes, those of this session too, shuffled between the runs each time.
+        memory: `cold`: what ships; `no-prior`: that without what other people's histories say; `warm`: an earlier
+            session of a greedy researcher besides, in the same context; `warm-other`: that session in another context;
+            `placebo`: what `warm` knows with its changes ascribed to other knobs, and all outcomes, those of this
+            session too, shuffled between the runs each time.
     """
 
     def research(start: Start) -> Researcher:
