@@ -161,7 +161,7 @@ def bench(
         str,
         typer.Option(
             help="Of none, outcomes, packs, both, both-skill, both-warm, tpe; the first is compared with. In process: "
-            "none, random, tpe, tpe-cold, cma-es, cma-es-cold, cold, warm, warm-other, placebo; all by default."
+            "none, random, tpe(-cold), cma-es(-cold), cold, no-prior, warm, warm-other, placebo; all by default."
         ),
     ] = "",
     again: Annotated[
