@@ -37,6 +37,7 @@ CALLS = {
     Advice.MAKE_EDIT_FIRST: ("get_code_edit", {"method_id": "…"}),
     Advice.MAKE_EDIT_AGAIN: ("get_code_edit", {"method_id": "gqa"}),
     Advice.RUN_FILE: ("run_experiment", {}),
+    Advice.START_RUN: ("run_experiment", {}),
     Advice.LEAVE_OUT: ("search_methods", {}),
     Advice.WAIT: ("get_experiment", {"experiment_id": "exp_1"}),
     Advice.INGEST: ("ingest", {"source": "…"}),
