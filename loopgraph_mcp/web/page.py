@@ -23,7 +23,7 @@ from loopgraph_mcp.errors import ConfigError, NotFoundError
 from loopgraph_mcp.models import RunState
 from loopgraph_mcp.store import nights
 from loopgraph_mcp.text import plain_line, visible
-from loopgraph_mcp.web import charts, drawing, lineage, words
+from loopgraph_mcp.web import charts, curve, drawing, lineage, themes, words
 from loopgraph_mcp.web.door import SECRET, Door
 from loopgraph_mcp.web.filling import Templates
 
@@ -234,7 +234,7 @@ class Page:
 
     async def _chart(self, request: Request) -> Response:
         name, asked = request.path_params["name"], request.query_params
-        theme = charts.THEMES.get(asked.get("theme", ""), charts.LIGHT)
+        theme = themes.THEMES.get(asked.get("theme", ""), themes.LIGHT)
         width = min(max(int(asked["width"]), _WIDTHS[0]), _WIDTHS[1]) if asked.get("width", "").isdigit() else 640
         if name == "loss":
             seen = await self.graph.loss(asked.get("id", ""))
@@ -244,14 +244,14 @@ class Page:
         return _json(spec)
 
     async def _chart_of(
-        self, name: str, seen: Overview, asked: Mapping[str, str], theme: charts.Theme, width: int
-    ) -> charts.Spec | None:
+        self, name: str, seen: Overview, asked: Mapping[str, str], theme: themes.Theme, width: int
+    ) -> themes.Spec | None:
         noise = None if seen.noise is None else seen.noise.sd
         match name:
             case "progress":
-                across: charts.Across = next((each for each in charts.ACROSS if each == asked.get("x")), "run")
+                across: curve.Across = next((each for each in curve.ACROSS if each == asked.get("x")), "run")
                 height = 380 if width > 600 else 300
-                return charts.progress(seen, across=across, theme=theme, width=width, height=height)
+                return curve.progress(seen, across=across, theme=theme, width=width, height=height)
             case "families":
                 records = overviews.records_by_family(seen)
                 metric = seen.setting.context.metric
