@@ -37,6 +37,7 @@ from loopgraph_mcp.server.background import running
 from loopgraph_mcp.server.callers import GRANT
 from loopgraph_mcp.server.metrics import Metrics
 from loopgraph_mcp.server.oauth import SCOPE_PREFIX, Issuer
+from loopgraph_mcp.server.progress_view import view_tools
 from loopgraph_mcp.server.tools import loop_tools
 from loopgraph_mcp.store import experiments, tokens
 from loopgraph_mcp.store.database import Database, text_hash
@@ -470,7 +471,7 @@ def application(
     server: MCPServer[LoopGraph], graph: LoopGraph, options: HttpOptions, doorkeeper: Doorkeeper | None
 ) -> ASGIApp:
     """Return the ASGI application: the tools behind the gate, and what operators ask for."""
-    metrics = Metrics([tool.name for tool in loop_tools()])
+    metrics = Metrics([tool.name for tool in [*loop_tools(), *view_tools()]])
     server.middleware.append(metrics.watch)
     bound = f"[{options.host}]" if ":" in options.host else options.host
     hosts = [*_LOOPBACK, bound, *options.hosts]
