@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import PurePosixPath
 
-from loopgraph_mcp import programs
+from loopgraph_mcp import folding, programs, roles
 from loopgraph_mcp.duplicates import number
 
 MAX_CHARS = programs.MAX_CHARS
@@ -275,8 +275,8 @@ class _Reader:
                     yield self._entry(
                         Kind.FIELD, f"{dotted}.{name}", inner, "" if value is None else self._slice(value)
                     )
-                case ast.Assign(targets=[ast.Name(id=name)], value=value) if _is_literal(value):
-                    yield self._entry(Kind.FIELD, f"{dotted}.{name}", inner, self._slice(value))
+                case ast.Assign(targets=[ast.Name(id=name)], value=value) if _is_literal(folding.own_default(value)):
+                    yield self._entry(Kind.FIELD, f"{dotted}.{name}", inner, self._slice(folding.own_default(value)))
 
     def _locals(self, dotted: str, node: ast.FunctionDef | ast.AsyncFunctionDef) -> Iterator[Entry]:
         """Yield the numbers that a function gives a name."""
@@ -290,7 +290,7 @@ class _Reader:
 
     def _everywhere(self) -> Iterator[Entry]:
         """Yield what may stand at any depth: flags, parameter groups, metric prints, and the training loop."""
-        loops, merged = [], dict[ast.expr, str]()
+        merged = dict[ast.expr, str]()
         for node in ast.walk(self.tree):
             match node:
                 case ast.BinOp(left=ast.Name(id=common), op=ast.BitOr(), right=ast.Dict() as added):
@@ -308,10 +308,8 @@ class _Reader:
                         {str(key.value): value for key, value in named if isinstance(key, ast.Constant)},
                         merged.get(node, ""),
                     )
-                case ast.For() | ast.While() if _calls(node, "backward"):
-                    loops.append(node)
-        if loops:
-            outer = min(loops, key=lambda each: (each.lineno, -(each.end_lineno or 0)))
+        outer = roles.Roles(self.tree).loop or _first_loop(self.tree)
+        if outer is not None:
             yield self._entry(
                 Kind.LOOP, "training loop", outer, self.lines[outer.lineno - 1].decode("utf-8", "replace")
             )
@@ -378,6 +376,12 @@ def _key_printed(shown: ast.expr) -> str:
     text = first.value if isinstance(first, ast.Constant) and isinstance(first.value, str) else ""
     match = _KEY.match(text)
     return match.group(1) if match and isinstance(shown, ast.JoinedStr) else ""
+
+
+def _first_loop(tree: ast.Module) -> ast.For | ast.While | None:
+    """Return the first outermost loop that computes gradients, where no loop steps an optimizer that is known."""
+    loops = [node for node in ast.walk(tree) if isinstance(node, ast.For | ast.While) and _calls(node, "backward")]
+    return min(loops, key=lambda each: (each.lineno, -(each.end_lineno or 0)), default=None)
 
 
 def _calls(node: ast.AST, name: str) -> bool:

@@ -256,7 +256,7 @@ async def _plan(db: Database, here: Surroundings, where: Workspace, asked: Asked
 async def _plan_methods(db: Database, asked: Asked, program: str) -> _Plan:
     wanted = [await lookups.the_method(db, each) for each in asked.method_ids]
     library = {method.id: method for method in await methods.all_methods(db)}
-    around = Around(library, asked.companions)
+    around = Around(library=library, companions=asked.companions)
     wish = Wish(wanted, composing.knobs_by_method(wanted, asked.knobs))
     made = await asyncio.to_thread(composing.compose, wish, program, around)
     notes: dict[str, KnobValue] = {edit_store.METHODS: " ".join(each.id for each in wanted)} if len(wanted) > 1 else {}

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import takewhile
 
-from loopgraph_mcp import marks, ops, syntax
+from loopgraph_mcp import marks, ops, soundness, syntax
 from loopgraph_mcp.models import (
     Applied,
+    ByRole,
     Companion,
     EditResult,
     Knob,
@@ -22,6 +23,7 @@ from loopgraph_mcp.models import (
     Recipe,
     RecipeOp,
     Refused,
+    all_ops,
 )
 from loopgraph_mcp.ops import Mismatch
 from loopgraph_mcp.syntax import Source, Unparsable
@@ -40,10 +42,12 @@ class Around:
     """What bears on an edit beside the text.
 
     Args:
+        siblings: The texts of the workspace's other modules, by the name they are imported by.
         library: The methods that a recipe may name, by id.
         companions: The companions asked for, by name; `ALL` for all of them.
     """
 
+    siblings: Mapping[str, str] = field(default_factory=dict)
     library: Mapping[str, Method] = field(default_factory=dict)
     companions: frozenset[str] = frozenset()
 
@@ -86,6 +90,8 @@ def apply_method(method: Method, source: str, knobs: KnobValues, around: Around 
             made = _taken(made, ways)
         ops.check_names(start, made.changes)
         _check_after(method, start, made.source, around)
+        if made.source is not start and (wrong := soundness.fault(start, made.source, around.siblings)) is not None:
+            return wrong
     except Mismatch as mismatch:
         return mismatch.refused
     except Unparsable as error:
@@ -93,7 +99,8 @@ def apply_method(method: Method, source: str, knobs: KnobValues, around: Around 
     except (RecursionError, MemoryError) as error:
         return Refused("a text of sane depth", f"its nesting is too deep to read ({type(error).__name__})")
     if made.source is start:
-        return Present(f"the file already is what {method.id} would make of it")
+        where = ops.held(start, all_ops(method.recipe), values)
+        return Present(where or f"the file already is what {method.id} would make of it")
     return Applied(made.source.bom + made.source.text, tuple(change.summary for change in made.changes))
 
 
@@ -223,8 +230,11 @@ def _taken(made: _Made, ways: Sequence[_Way]) -> _Made:
         return min(fitting, key=lambda pair: pair[0])[1]
     if len(missed) == 1:
         raise missed[0]
-    misses = [mismatch.refused for mismatch in missed]
-    told = "; or ".join(f"{miss.looked_for} ({miss.reason})" for miss in misses[1:])
+    for way, miss in zip(ways, missed, strict=True):
+        if any(isinstance(op, ByRole) for op in way.ops):
+            raise miss  # which says it of the file, not of the recipe's forms
+    misses = [each.refused for each in missed]
+    told = "; or ".join(f"{each.looked_for} ({each.reason})" for each in misses[1:])
     raise Mismatch(replace(misses[0], reason=f"{misses[0].reason}; or {told}: none of its {len(misses)} forms fits"))
 
 
@@ -265,7 +275,7 @@ def _satisfied(source: Source, way: _Way, *, exact: bool) -> int:
             change = ops.change_of(source, op, way.knobs)
         except Mismatch:
             continue
-        satisfied += change is None or (not exact and change.rewrites)
+        satisfied += (change is None or (not exact and change.rewrites)) and not ops.is_import(op)
     return satisfied
 
 
@@ -274,7 +284,7 @@ def _own_presence(recipe: Recipe, source: Source, values: KnobValues, around: Ar
     held, wanted = 0, 0
     for ways in _parts(recipe, values, replace(around, companions=frozenset())):
         able = [way for way in ways if all(marks.stands(source, mark) for mark in way.needs)] or ways
-        counts = [(_satisfied(source, way, exact=exact), len(way.ops)) for way in able]
+        counts = [(_satisfied(source, way, exact=exact), sum(not ops.is_import(op) for op in way.ops)) for way in able]
         best = max(counts, key=lambda count: (count[0] == count[1], count[0] / max(1, count[1])))
         held, wanted = held + best[0], wanted + best[1]
     if not held:

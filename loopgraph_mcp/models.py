@@ -142,17 +142,29 @@ class AddMethod:
     code: str
 
 
-RecipeOp = SetConst | SetLocal | SetDefault | SetKwarg | ReplaceStmt | InsertAfter | AddMethod
+@dataclass(frozen=True, slots=True)
+class ByRole:
+    """Make the edit `edit` where the parts of the program with a role are; it takes the method's knobs and `values`."""
+
+    edit: str
+    values: tuple[tuple[str, KnobValue], ...] = ()
+
+
+RecipeOp = SetConst | SetLocal | SetDefault | SetKwarg | ReplaceStmt | InsertAfter | AddMethod | ByRole
 
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """What shows something in a file: code that stands in a scope, and code that does not; anywhere without a scope."""
+    """What shows something in a file: code that stands in a scope, and code that does not; anywhere without a scope.
+
+    `named` are patterns of names: one that the file both gives a value and uses shows it; what it imports does not.
+    """
 
     has: tuple[str, ...] = ()
     lacks: tuple[str, ...] = ()
     scope: str = ""
     why: str = ""
+    named: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

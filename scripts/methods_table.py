@@ -6,9 +6,20 @@ python scripts/methods_table.py > docs/methods.md
 from collections.abc import Sequence
 from statistics import median
 
+from loopgraph_mcp import by_role
 from loopgraph_mcp.config import bundled
 from loopgraph_mcp.edits import apply_method
-from loopgraph_mcp.models import Method, Present, SetConst, SetDefault, SetKwarg, SetLocal, SharedOutcome, Source
+from loopgraph_mcp.models import (
+    ByRole,
+    Method,
+    Present,
+    SetConst,
+    SetDefault,
+    SetKwarg,
+    SetLocal,
+    SharedOutcome,
+    Source,
+)
 from loopgraph_mcp.sources.packs import read_pack
 
 HEAD = """# The methods that ship
@@ -35,7 +46,9 @@ def edit_of(method: Method) -> str:
     ops = [*method.recipe.ops, *(op for variant in method.recipe.variants for op in variant.ops)]
     if all(isinstance(op, SetConst) for op in ops):
         return "constant"
-    return "value" if all(isinstance(op, SetConst | SetLocal | SetDefault | SetKwarg) for op in ops) else "structure"
+    values = (SetConst, SetLocal, SetDefault, SetKwarg)
+    sets = [isinstance(op, values) or (isinstance(op, ByRole) and op.edit in by_role.VALUES) for op in ops]
+    return "value" if all(sets) else "structure"
 
 
 def sign_of(method: Method) -> str:

@@ -59,7 +59,8 @@ def _recipe(recipe: Recipe) -> dict[str, Any]:
     """Return a recipe in the form of its file."""
 
     def ops(of: Sequence[RecipeOp]) -> list[dict[str, Any]]:
-        return [{"op": _snake(type(op).__name__), **asdict(op)} for op in of]
+        told = [{"op": _snake(type(op).__name__), **asdict(op)} for op in of]
+        return [each | {"values": dict(each["values"])} if each.get("values") else each for each in told]
 
     def marked(mark: Mark) -> dict[str, Any]:
         return _filled(asdict(mark))

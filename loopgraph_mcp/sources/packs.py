@@ -9,10 +9,11 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from loopgraph_mcp import ops, programs
+from loopgraph_mcp import by_role, ops, programs
 from loopgraph_mcp.errors import PackError
 from loopgraph_mcp.models import (
     AddMethod,
+    ByRole,
     Companion,
     InsertAfter,
     Knob,
@@ -37,7 +38,7 @@ from loopgraph_mcp.sources.pack_texts import MANIFEST, read_file, read_files
 
 _T = TypeVar("_T", bound=BaseModel)
 _MAX_KEY = 100
-_OPS = ("set_const", "set_local", "set_default", "set_kwarg", "replace_stmt", "insert_after", "add_method")
+_OPS = ("set_const", "set_local", "set_default", "set_kwarg", "replace_stmt", "insert_after", "add_method", "by_role")
 _BRANCHES = {
     *_OPS,
     "int",
@@ -76,6 +77,8 @@ Number = Annotated[int, Field(ge=-(2**63), lt=2**63)] | Annotated[float, Field(a
 Identifier = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 Dotted = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*$")]
 Place = Dotted | Literal[""]  # the module's own level
+# Words, each with at most one `\w*` at its end: a pack's pattern must not be able to hold the server
+NamePattern = Annotated[str, Field(max_length=200, pattern=r"^\w+(\\w\*)?(\|\w+(\\w\*)?)*$")]
 KnobName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 
 
@@ -215,8 +218,23 @@ class _AddMethod(_Table):
         return AddMethod(self.scope, self.code)
 
 
+class _ByRole(_Table):
+    op: Literal["by_role"]
+    edit: Identifier
+    values: dict[KnobName, Number | Line] = Field(default_factory=dict, max_length=20)
+
+    @model_validator(mode="after")
+    def _is_known(self) -> Self:
+        if self.edit not in by_role.names():
+            raise ValueError(f"edit: {self.edit} is none of {', '.join(sorted(by_role.names()))}")
+        return self
+
+    def made(self) -> RecipeOp:
+        return ByRole(self.edit, tuple(self.values.items()))
+
+
 _Op = Annotated[
-    _SetConst | _SetLocal | _SetDefault | _SetKwarg | _ReplaceStmt | _InsertAfter | _AddMethod,
+    _SetConst | _SetLocal | _SetDefault | _SetKwarg | _ReplaceStmt | _InsertAfter | _AddMethod | _ByRole,
     Field(discriminator="op"),
 ]
 
@@ -230,15 +248,16 @@ class _Mark(_Table):
     lacks: _Codes = Field(default_factory=list)
     scope: Dotted | Literal[""] = ""
     why: Annotated[str, Field(max_length=200, pattern=_ONE_LINE)] = ""
+    named: list[NamePattern] = Field(default_factory=list, max_length=20)
 
     @model_validator(mode="after")
     def _says_something(self) -> Self:
-        if not (self.has or self.lacks or self.scope):
-            raise ValueError("a mark has a scope, `has` or `lacks`")
+        if not (self.has or self.lacks or self.scope or self.named):
+            raise ValueError("a mark has a scope, `has`, `lacks` or `named`")
         return self
 
     def mark(self) -> Mark:
-        return Mark(tuple(self.has), tuple(self.lacks), self.scope, self.why)
+        return Mark(tuple(self.has), tuple(self.lacks), self.scope, self.why, tuple(self.named))
 
 
 class _Sign(_Mark):
@@ -282,8 +301,8 @@ class _Recipe(_Table):
 
     @model_validator(mode="after")
     def _does_something(self) -> Self:
-        if not (self.ops or self.variants):
-            raise ValueError("recipe.ops: none, and no variants")
+        if not (self.ops or self.variants or self.detect):
+            raise ValueError("recipe.ops: none, and neither variants nor detect")
         return self
 
     def all_ops(self) -> Iterator[tuple[str, _Op]]:
@@ -365,6 +384,8 @@ class _Method(_Table):
 
     def _check_op(self, place: str, op: _Op) -> set[str]:
         """Check the code of an op; return the placeholders it uses."""
+        if isinstance(op, _ByRole):
+            return set(self.knobs)
         used: set[str] = set()
         fields = op.model_dump(exclude={"op", "scope", "name", "call"})
         holes = set(ops.NAME_HOLE.findall(fields.get("old", fields.get("anchor", ""))))

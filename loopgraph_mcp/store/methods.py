@@ -8,8 +8,10 @@ from dataclasses import dataclass, fields, is_dataclass
 from functools import lru_cache
 from typing import Any
 
+from loopgraph_mcp import by_role
 from loopgraph_mcp.models import (
     AddMethod,
+    ByRole,
     Companion,
     InsertAfter,
     Knob,
@@ -37,7 +39,8 @@ from loopgraph_mcp.store.newest import Newest, read_newest
 logger = logging.getLogger("loopgraph.store")
 
 _OPS: dict[str, type[RecipeOp]] = {
-    kind.__name__: kind for kind in (SetConst, SetLocal, SetDefault, SetKwarg, ReplaceStmt, InsertAfter, AddMethod)
+    kind.__name__: kind
+    for kind in (SetConst, SetLocal, SetDefault, SetKwarg, ReplaceStmt, InsertAfter, AddMethod, ByRole)
 }
 
 
@@ -243,6 +246,7 @@ def _identifiers(method: Method) -> list[str]:
     """Return the names of the code that a recipe touches, whole and split at underscores."""
     ops = all_ops(method.recipe) if method.recipe else []
     names = dict.fromkeys(op.name for op in ops if isinstance(op, SetConst | SetLocal | SetDefault | SetKwarg))
+    names |= dict.fromkeys(name for op in ops if isinstance(op, ByRole) for name in by_role.constant_names(op.edit))
     return [word for name in names for word in dict.fromkeys([name, *name.split("_")]) if word]
 
 
@@ -324,8 +328,17 @@ def _decode_recipe(recipe: dict[str, Any]) -> Recipe:
 
 
 def _decode_ops(ops: Iterable[dict[str, Any]]) -> tuple[RecipeOp, ...]:
-    return tuple(_OPS[op["op"]](**{key: value for key, value in op.items() if key != "op"}) for op in ops)
+    made = list[RecipeOp]()
+    for op in ops:
+        told = {key: value for key, value in op.items() if key != "op"}
+        if "values" in told:
+            told["values"] = tuple((name, value) for name, value in told["values"])
+        made.append(_OPS[op["op"]](**told))
+    return tuple(made)
 
 
 def _decode_marks(marks: Iterable[dict[str, Any]]) -> tuple[Mark, ...]:
-    return tuple(Mark(tuple(each["has"]), tuple(each["lacks"]), each["scope"], each["why"]) for each in marks)
+    return tuple(
+        Mark(tuple(each["has"]), tuple(each["lacks"]), each["scope"], each["why"], tuple(each.get("named", ())))
+        for each in marks
+    )
