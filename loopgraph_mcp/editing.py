@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -15,6 +16,7 @@ from loopgraph_mcp import (
     precedents,
     recipes,
     schemas,
+    smoke,
     undoing,
     wording,
 )
@@ -111,11 +113,15 @@ async def make_edit(
             guidance = await guiding.guide(db, method, program, learned=recipes.misfits(offers))
     record = "" if learned is None else learned.record
     if not isinstance(plan.made, Applied):
-        has_recipe = learned is not None or all(method.recipe for method in plan.methods)
+        has_recipe = learned is not None or all(method.has_edit for method in plan.methods)
         return wording.no_edit(
             subject, where.editable, plan.made, has_recipe=has_recipe, guidance=guidance, learned=record
         )
     text = plan.made.text
+    took = "" if asked.revert or asked.whole else await smoke.smoke(where, program, text, os.environ)
+    if took.startswith("failed"):
+        failed = Refused("an edited program that takes a step", f"smoke {took}")
+        return wording.no_edit(subject, where.editable, failed, has_recipe=True)
     context = await here.context(where, where.budget_s)
     context_id = await edit_store.context_id(db, context)
     diff = await asyncio.to_thread(edits.unified_diff, program, text, where.editable)
@@ -171,6 +177,7 @@ async def make_edit(
         foresight=wording.foresight(foreseen, odds),
         companions=[] if asked.revert or learned is not None else await asyncio.to_thread(_offered, plan, asked, text),
         learned=record,
+        smoke=took,
     )
 
 
@@ -250,13 +257,14 @@ async def _plan(db: Database, here: Surroundings, where: Workspace, asked: Asked
     if asked.whole:
         made = await bests.as_it_ran(db, asked.method_ids[0], program, await here.workspace_id(where))
         return _Plan(made, (), {edit_store.PROGRAM_OF: asked.method_ids[0]}, edits.NOTHING)
-    return await _plan_methods(db, asked, program)
+    siblings = await asyncio.to_thread(where.read_siblings, program)
+    return await _plan_methods(db, asked, program, siblings)
 
 
-async def _plan_methods(db: Database, asked: Asked, program: str) -> _Plan:
+async def _plan_methods(db: Database, asked: Asked, program: str, siblings: Mapping[str, str]) -> _Plan:
     wanted = [await lookups.the_method(db, each) for each in asked.method_ids]
     library = {method.id: method for method in await methods.all_methods(db)}
-    around = Around(library=library, companions=asked.companions)
+    around = Around(siblings, library, asked.companions)
     wish = Wish(wanted, composing.knobs_by_method(wanted, asked.knobs))
     made = await asyncio.to_thread(composing.compose, wish, program, around)
     notes: dict[str, KnobValue] = {edit_store.METHODS: " ".join(each.id for each in wanted)} if len(wanted) > 1 else {}

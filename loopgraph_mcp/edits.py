@@ -29,6 +29,7 @@ from loopgraph_mcp.ops import Mismatch
 from loopgraph_mcp.syntax import Source, Unparsable
 
 ALL = "all"
+OTHER_FORM = "other_form"  # of a sign that counts where the recipe itself does not fit
 _KINDS: dict[type, tuple[type, ...]] = {int: (int,), float: (int, float), str: (str,)}
 _MAX_NUMBER = 2**63
 _CONTEXT_LINES = 3
@@ -79,12 +80,15 @@ def apply_method(method: Method, source: str, knobs: KnobValues, around: Around 
     does not fit, nothing has changed.
     """
     if method.recipe is None:
-        return Refused(method.id, "it has no recipe: make the change by hand from its description")
+        return _by_hand(method)
+    start: Source | None = None
     try:
         values = check_knobs(method.knobs, knobs)
         start = syntax.read(source)
-        if (answer := _forestalled(method, start, around)) is not None:
+        if (answer := _forestalled(method, start, around, knobs)) is not None:
             return answer
+        if not all_ops(method.recipe):
+            return _other_form(method, start) or _by_hand(method)
         made = _Made(start)
         for ways in _parts(method.recipe, values, around):
             made = _taken(made, ways)
@@ -93,7 +97,7 @@ def apply_method(method: Method, source: str, knobs: KnobValues, around: Around 
         if made.source is not start and (wrong := soundness.fault(start, made.source, around.siblings)) is not None:
             return wrong
     except Mismatch as mismatch:
-        return mismatch.refused
+        return _other_form(method, start) or mismatch.refused
     except Unparsable as error:
         return Refused("a text that Python can parse", f"{error}; mend it first")
     except (RecursionError, MemoryError) as error:
@@ -118,7 +122,12 @@ def detect(method: Method, source: str, knobs: KnobValues | None = None, around:
         own = _own_presence(method.recipe, parsed, values, around, exact=knobs is not None)
         if own is not Presence.ABSENT:
             return own
+        if not knobs and not around.companions and _held(method.recipe, parsed, values, around):
+            return Presence.PRESENT
         states = {sign.state for sign in method.recipe.detect if marks.stands(parsed, sign.mark)}
+        if OTHER_FORM in states and isinstance(apply_method(method, source, {}, around), Present):
+            return Presence.PRESENT
+        states.discard(OTHER_FORM)
     except (Mismatch, Unparsable, RecursionError, MemoryError):
         return Presence.ABSENT
     if Presence.PRESENT.value in states:
@@ -295,12 +304,15 @@ def _own_presence(recipe: Recipe, source: Source, values: KnobValues, around: Ar
 # ------------------------------------------------------------------------------------------- conditions
 
 
-def _forestalled(method: Method, source: Source, around: Around) -> EditResult | None:
+def _forestalled(method: Method, source: Source, around: Around, knobs: KnobValues) -> EditResult | None:
     """Return what a file says to a recipe before any of it is made, or None where it may go on."""
     recipe = method.recipe
     if recipe is None:
         return None
-    signs = [sign for sign in recipe.detect if marks.stands(source, sign.mark)]
+    values = check_knobs(method.knobs, knobs)
+    if not around.companions and (where := _held(recipe, source, values, around)):
+        return Present(where)
+    signs = [each for each in recipe.detect if each.state != OTHER_FORM and marks.stands(source, each.mark)]
     if signs:
         values = check_knobs(method.knobs, {})
         if _own_presence(recipe, source, values, around, exact=False) is Presence.ABSENT:
@@ -314,6 +326,32 @@ def _forestalled(method: Method, source: Source, around: Around) -> EditResult |
     for mark in recipe.needs:
         if (miss := marks.missing(source, mark)) is not None:
             return miss
+    return None
+
+
+def _by_hand(method: Method) -> Refused:
+    return Refused(method.id, "it has no recipe: make the change by hand from its description")
+
+
+def _held(recipe: Recipe, source: Source, values: KnobValues, around: Around) -> str:
+    """Return where an edit by role finds the method in another form than the recipe's own code."""
+    where = ops.held(source, all_ops(recipe), values)
+    if not where:
+        return ""
+    variants = tuple(each for each in recipe.variants if not any(isinstance(op, ByRole) for op in each.ops))
+    written = replace(recipe, variants=variants, companions=())
+    if all_ops(written) and any(not isinstance(op, ByRole) for op in all_ops(written)):
+        own = _own_presence(written, source, values, around, exact=False)
+        return where if own in {Presence.ABSENT, Presence.PRESENT} else ""
+    return where
+
+
+def _other_form(method: Method, source: Source | None) -> Present | None:
+    """Return that a file has a method in a form that its recipe cannot change."""
+    recipe = method.recipe or Recipe(())
+    for sign in recipe.detect if source is not None else ():
+        if sign.state == OTHER_FORM and source is not None and marks.stands(source, sign.mark):
+            return Present(f"the file has {method.id} in a form of its own{marks.shown(source, sign.mark)}")
     return None
 
 

@@ -100,6 +100,7 @@ class _Look:
         shown: What was shown of late and not tried since.
         known: All methods by their ids.
         program: The workspace's file, None where there is no workspace.
+        siblings: The modules that it imports, and the script that is run.
         context: Where outcomes of that file are comparable, likewise.
         past: What the workspace's runs have taught.
         decided: What changes with each outcome and decision.
@@ -109,6 +110,7 @@ class _Look:
     shown: Shown
     known: Mapping[str, Method]
     program: str | None
+    siblings: Mapping[str, str]
     context: Context | None
     memory: evidence.Memory
     past: Past
@@ -233,16 +235,21 @@ class LoopGraph:
             look.past,
             shown=look.shown,
             program=look.program,
+            siblings=look.siblings,
+            metric="" if look.context is None else look.context.metric,
             asked=asked,
             limit=limit,
             standing=standing,
             in_flight={each for run in running for each in run.method_ids},
+            learned=look.learned,
         )
         large = len(look.program or "") > _LARGE_PROGRAM
-        hits, note = await asyncio.to_thread(choose) if large else choose()
+        hits, note = choose() if look.program is None else await asyncio.to_thread(choose)
         if large and look.context is not None:  # what asks for the best program takes it from there
             await asyncio.to_thread(group_hash, look.program, look.context.editable)
-        hits = [dataclasses.replace(hit, has_edit=True) if hit.method_id in look.learned else hit for hit in hits]
+        hits = [
+            dataclasses.replace(hit, has_edit=True, misfit="") if hit.method_id in look.learned else hit for hit in hits
+        ]
         retrieval_id = await retrievals.add_retrieval(
             self.db,
             query,
@@ -273,6 +280,7 @@ class LoopGraph:
             shown=shown,
             known=await methods.library(self.db, newest),
             program=None if sight is None else sight.program,
+            siblings={} if sight is None else sight.siblings,
             context=context,
             memory=await self._ledger.recall(context, newest),
             past=_NO_PAST if context is None else (await self._followed.follow(context, newest)).past,

@@ -265,6 +265,11 @@ class Method:
     outcomes: tuple[SharedOutcome, ...] = ()
     change: str = ""
 
+    @property
+    def has_edit(self) -> bool:
+        """Whether its recipe can make an edit, and not only tell where the method is."""
+        return self.recipe is not None and bool(all_ops(self.recipe))
+
 
 @dataclass(frozen=True, slots=True)
 class Pack:

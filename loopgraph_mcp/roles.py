@@ -304,6 +304,25 @@ class Roles:
             found[0] if len(found) == 1 else next((each for each in found if each.name in {"GPT", "Transformer"}), None)
         )
 
+    @cached_property
+    def config_class(self) -> str:
+        """The class of the model's configuration: the dataclass that the model's constructor reads sizes of."""
+        if self.model is None or self.model.init is None:
+            return ""
+        read = {
+            node.attr
+            for node in syntax.walk(self.model.node)
+            if isinstance(node, ast.Attribute) and root_name(node) in {"config", "cfg"}
+        }
+        layers = {each.name for each in self.modules}
+        found = [
+            (len(read & {name for name, _ in syntax.fields(node)}), node.name)
+            for node in self.tree.body
+            if isinstance(node, ast.ClassDef) and node.name not in layers
+        ]
+        count, name = max(found, default=(0, ""))
+        return name if count else ""
+
     # ------------------------------------------------------------------------------------------- the loop
 
     @cached_property

@@ -4,17 +4,22 @@ import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 
-from loopgraph_mcp import edits, programs, ranking, wording
+from loopgraph_mcp import fits, ranking, wording
 from loopgraph_mcp.answers import MethodHit, Trials
 from loopgraph_mcp.evidence import Count, Memory
+from loopgraph_mcp.fits import Fit
 from loopgraph_mcp.foresight import Elsewhere, Foresight
-from loopgraph_mcp.models import Method, Presence, Standing
+from loopgraph_mcp.models import Method, Standing
 from loopgraph_mcp.store.retrievals import Shown
 from loopgraph_mcp.tries import Past
 
 SAME_FAMILY = 0.7  # what a method is worth behind another of its family
 PLATEAU_RUNS = 6
 IN_FLIGHT = 0.3  # what a method is worth that an agent runs at this moment
+MISFIT = 0.1  # what a method is worth whose recipe does not fit the program
+NO_FIT = Fit()
+_SPARE = 3  # fitting methods beyond those shown, which the rank of their families may put in front
+_MOST_TRIED = 15  # methods tried on a program for one answer: each takes some hundredths of a second
 PLATEAU_FAMILY = 0.5  # what a method is worth whose family the runs of a plateau have tried
 
 
@@ -26,10 +31,13 @@ def choose(
     *,
     shown: Shown,
     program: str | None,
+    siblings: Mapping[str, str],
+    metric: str = "",
     asked: bool,
     limit: int,
     standing: Standing | None,
     in_flight: Collection[str] = (),
+    learned: Collection[str] = (),
 ) -> tuple[list[MethodHit], str]:
     """Return the methods to show, best first, and what is to be said of the search as a whole.
 
@@ -52,19 +60,61 @@ def choose(
     bound = ranking.TOLD_BOUND if asked else math.inf
     stale = memory.plateau_families(PLATEAU_RUNS)
     ranked = ranking.rank(list(candidates.values()), told_bound=bound)
+    ranked, known = _that_fit(ranked, methods, memory, program, siblings, learned, metric, asked=asked, limit=limit)
     best = _diverse(ranked, methods, stale, in_flight, limit)
-    present = {} if program is None else _presences([methods[each] for each in best], program)
+    if program is not None and ranked:
+        known |= fits.fits([methods[each] for each in best if each not in known], program, siblings)
+        best.sort(key=lambda each: bool(known[each].misfit) and each not in learned)
     hits = [
         _hit(
             methods[each],
             ranking.explain(candidates[each], told_bound=bound),
             memory,
-            present.get(each),
+            known.get(each, NO_FIT),
             foresight.foreseen(methods[each].moves, past).elsewhere,
         )
         for each in best
     ]
-    return hits, wording.plateau(PLATEAU_RUNS, stale)
+    note = wording.plateau(PLATEAU_RUNS, stale)
+    if program is not None and not hits and not fits.is_model(program, metric):
+        note = wording.NO_MODEL
+    return hits, note
+
+
+def _that_fit(
+    ranked: Sequence[tuple[str, float]],
+    methods: Mapping[str, Method],
+    memory: Memory,
+    program: str | None,
+    siblings: Mapping[str, str],
+    learned: Collection[str],
+    metric: str,
+    *,
+    asked: bool,
+    limit: int,
+) -> tuple[list[tuple[str, float]], dict[str, Fit]]:
+    """Put what does not fit the program behind the rest; a method is tried when its turn comes.
+
+    Of a program that is no model, methods that do not fit and that nobody tried here are left out.
+    """
+    if program is None:
+        return list(ranked), {}
+    is_model = fits.is_model(program, metric)
+    known, fitting, others = dict[str, Fit](), list[tuple[str, float]](), list[tuple[str, float]]()
+    for place, (method_id, score) in enumerate(ranked):
+        reached = len(fitting) >= limit + _SPARE or place >= _MOST_TRIED
+        if (reached or (asked and place >= limit)) and is_model:
+            others.append((method_id, score))
+            continue
+        known |= fits.fits([methods[method_id]], program, siblings)
+        fit = known[method_id]
+        if (not fit.misfit or method_id in learned) and (
+            is_model or fit.presence is not None or memory.record(method_id).here.tries
+        ):
+            fitting.append((method_id, score))
+        elif is_model:
+            others.append((method_id, score if asked else score * MISFIT))
+    return sorted([*fitting, *others], key=lambda pair: -pair[1]), known
 
 
 def _diverse(
@@ -98,7 +148,7 @@ def _hit(
     method: Method,
     score: ranking.Score,
     memory: Memory,
-    presence: Presence | None,
+    fit: Fit,
     elsewhere: Elsewhere | None,
 ) -> MethodHit:
     record = memory.record(method.id)
@@ -113,10 +163,11 @@ def _hit(
         crashes=record.here.crashes,
         mean_gain=record.here.mean_gain,
         last_tried=record.here.last_age,
-        presence=presence,
-        has_edit=method.recipe is not None,
+        presence=fit.presence,
+        has_edit=method.has_edit and not fit.misfit,
+        misfit=fit.misfit,
         score=round(score.score, 4),
-        why=wording.why(method, record, presence, elsewhere, memory.here),
+        why=wording.why(method, record, fit.presence, elsewhere, memory.here),
         parts=score.parts(),
         elsewhere=_trials(record.elsewhere),
         imported=_trials(record.imported),
@@ -126,17 +177,3 @@ def _hit(
 
 def _trials(count: Count) -> Trials:
     return Trials(count.tries, count.wins, count.crashes, count.mean_gain)
-
-
-def _presences(wanted: Sequence[Method], program: str) -> dict[str, Presence]:
-    """Look for methods in a program, each once: the file changes far less often than it is asked about."""
-    known = _known(program)
-    new = [each for each in wanted if each.recipe is not None and known.get(each.id, (None,))[0] is not each]
-    known.update((method.id, (method, how)) for method, how in zip(new, edits.detect_each(new, program), strict=True))
-    return {each.id: known[each.id][1] for each in wanted if each.recipe is not None}
-
-
-@programs.remembered(2**19)
-def _known(program: str) -> dict[str, tuple[Method, Presence]]:  # noqa: ARG001 - the result is kept by it
-    """Return what is known of a program, to be filled."""
-    return {}

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from loopgraph_mcp import contents, duplicates, environments, seeds
@@ -103,6 +103,7 @@ class Sight:
     device: Device
     data: str
     harness: str
+    siblings: Mapping[str, str] = field(default_factory=dict)
 
 
 def _reading(where: Workspace) -> str:
@@ -199,7 +200,8 @@ class Surroundings:
             if path is not None:
                 raise
             return None
-        return Sight(where, where.read_program(), device, data, harness)
+        program = where.read_program()
+        return Sight(where, program, device, data, harness, where.read_siblings(program))
 
     async def context_of(self, seen: Sight) -> Context:
         """Return what makes outcomes of a workspace comparable, at its own budget."""

@@ -44,6 +44,12 @@ def signed(gain: float) -> str:
     return f"{gain:+.4f}" if gain == 0 or abs(gain) >= _FOUR_DECIMALS else f"{gain:+.2g}"
 
 
+NO_MODEL = (
+    "The packs' methods are for neural networks, and this program is none: its own constants are its knobs. map_code "
+    "lists them; try a value with run_experiment(patch=…, description=…), and each verdict is kept for the next agent."
+)
+
+
 def why(
     method: Method,
     record: TrackRecord,

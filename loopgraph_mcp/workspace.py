@@ -15,6 +15,7 @@ import tomllib
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import IO, Literal
 
@@ -28,6 +29,9 @@ from loopgraph_mcp.printed import check_pattern
 from loopgraph_mcp.quoting import plain_line
 
 CONFIG_NAME = "loopgraph.toml"
+_IMPORTED = re.compile(r"^\s*from ([A-Za-z_][\w.]*) import ", re.MULTILINE)
+_MAX_HEAD = 2**18  # characters of a program in which its imports are looked for
+_MAX_SIBLING_BYTES = 2**18
 DECLARING = (CONFIG_NAME, "train.py", "prepare.py", "uv.lock")  # what tells that a folder is a workspace, and which
 RESULTS_NAME = "results.tsv"
 RESULTS_HEADER = ("commit", "val_bpb", "memory_gb", "status", "description")
@@ -81,6 +85,7 @@ class _Declared(BaseModel):
     trust_reports: bool = False
     verify: list[str] = Field(default_factory=list)
     suspicious_factor: float | None = Field(default=None, gt=1)
+    smoke: bool = False
 
 
 class _Config(BaseModel):
@@ -115,6 +120,7 @@ class Workspace:
         apply_tentative: Whether a gain within the noise is written to the editable file too.
         trust_reports: Whether a metric that an agent reports without its log counts as evidence.
         verify: What measures a run again before it is kept, from the state that it left; empty for nothing.
+        smoke: Whether an edit is tried for one step at a tiny size first, which runs the program's definitions.
         suspicious_factor: How many times better than the best so far a value may be; None for the metric's default.
     """
 
@@ -140,6 +146,7 @@ class Workspace:
     trust_reports: bool = False
     verify: tuple[str, ...] = ()
     suspicious_factor: float | None = None
+    smoke: bool = False
 
     @property
     def editable_path(self) -> Path:
@@ -160,6 +167,30 @@ class Workspace:
             ) from error
         except (OSError, UnicodeDecodeError) as error:
             raise WorkspaceError(f"{self.editable_path}: cannot be read as UTF-8 text ({error})") from error
+
+    def read_siblings(self, program: str) -> dict[str, str]:
+        """Return the texts of the modules that the editable file imports names from, and of the script that is run.
+
+        They are looked for beside the file and in the folder; what cannot be read is left out.
+        """
+        found = dict[str, str]()
+        for name in dict.fromkeys([*_IMPORTED.findall(program[:_MAX_HEAD]), *self._scripts()]):
+            relative = Path(*name.split(".")).with_suffix(".py")
+            for folder in dict.fromkeys([self.editable_path.parent, self.path]):
+                file = folder / relative
+                try:
+                    if file.is_file() and file != self.editable_path and file.stat().st_size <= _MAX_SIBLING_BYTES:
+                        found[name] = read_plain(file).decode("utf-8")
+                        break
+                except (OSError, UnicodeDecodeError):
+                    continue
+        return found
+
+    def _scripts(self) -> list[str]:
+        """Return the Python scripts that the command names, as modules."""
+        paths = [each for each in self.command if each.endswith(".py") and not Path(each).is_absolute()]
+        modules = [after for each, after in pairwise(self.command) if each == "-m"]
+        return [*(".".join(Path(each).with_suffix("").parts) for each in paths), *modules]
 
 
 def load_workspace(path: Path) -> Workspace:
@@ -213,6 +244,7 @@ def load_workspace(path: Path) -> Workspace:
         trust_reports=declared.trust_reports,
         verify=tuple(declared.verify),
         suspicious_factor=declared.suspicious_factor,
+        smoke=declared.smoke,
     )
 
 

@@ -41,7 +41,7 @@ LINKS = {"arxiv": "https://arxiv.org/abs/{}", "github": "https://github.com/{}",
 
 def edit_of(method: Method) -> str:
     """Return what a method's recipe touches."""
-    if method.recipe is None:
+    if method.recipe is None or not method.has_edit:
         return "by hand"
     ops = [*method.recipe.ops, *(op for variant in method.recipe.variants for op in variant.ops)]
     if all(isinstance(op, SetConst) for op in ops):

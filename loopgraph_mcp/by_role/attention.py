@@ -21,7 +21,7 @@ from loopgraph_mcp.by_role.draft import (
     parsed_expression,
     written,
 )
-from loopgraph_mcp.by_role.places import as_there, scalar
+from loopgraph_mcp.by_role.places import as_there, module_constant, scalar
 from loopgraph_mcp.roles import Attention, Roles
 from loopgraph_mcp.syntax import Source
 
@@ -56,6 +56,8 @@ def _norm_of_queries(attention: Attention) -> ast.AST | None:
     """Return the code that normalises the queries, or nothing."""
     for node in syntax.walk(attention.owner.forward):
         match node:
+            case ast.Call() if roles.called(node) == "rsqrt" and _reads_name(node, attention.q):
+                return node
             case ast.Call() if re.search(r"norm|(^|_)ln", roles.called(node), re.IGNORECASE) and any(
                 roles.root_name(each) in {attention.q, "qk"} for each in node.args
             ):
@@ -63,6 +65,10 @@ def _norm_of_queries(attention: Attention) -> ast.AST | None:
             case ast.Attribute(attr=name) if re.fullmatch(r"(q|qk|query)_?(norm|ln|layernorm)\w*", name):
                 return node
     return None
+
+
+def _reads_name(node: ast.AST, name: str) -> bool:
+    return any(isinstance(each, ast.Name) and each.id == name for each in syntax.walk(node))
 
 
 @edit
@@ -195,6 +201,11 @@ def exclusive_attention(source: Source, found: Roles, values: Values) -> Answer:
         raise Misfit("the output of attention in a variable", f"line {attention.at.lineno} goes on with it at once")
     if not _per_head(attention):
         raise Misfit("values cut into heads", f"{attention.owner.name} does not reshape them in its forward")
+    cached = [
+        each for each in syntax.statements(forward) if isinstance(each, ast.Assign) and "cache" in ast.unparse(each)
+    ]
+    if any(attention.v in names_stored(each) for each in cached):
+        raise Misfit("the values of these tokens alone", "a cache adds those of earlier tokens to them")
     own = f"{functional}.normalize({attention.v}, dim=-1)"
     if groups := _groups(attention):
         axis = 1 if roles.called(attention.call) == "scaled_dot_product_attention" else 2
@@ -255,34 +266,54 @@ def grouped_queries(source: Source, found: Roles, values: Values) -> Answer:
         shared = given.get("n_kv_head") or given.get("num_kv_heads")
         if heads is None or shared is None:
             continue
+        if isinstance(shared, ast.Name) and (constants := module_constant(source, shared.id)):
+            if not syntax.alike(shared, heads):
+                shared = constants[0]
+        elif not isinstance(shared, ast.Name | ast.Constant | ast.BinOp) and not _is_divisor(shared):
+            continue
         return _share(source, found, heads, shared, groups)
-    heads, shared = (
-        scalar(source, ("num_heads", "n_head", "n_heads")),
-        scalar(source, ("num_kv_heads", "n_kv_head", "n_kv_heads")),
-    )
-    if heads is None or shared is None:
-        raise Misfit("a number of key and value heads", f"this file gives none{elsewhere(found)}")
-    return _share(source, found, heads, shared, groups)
+    for name, other in (("num_heads", "num_kv_heads"), ("n_head", "n_kv_head"), ("n_heads", "n_kv_heads")):
+        ones, twos = scalar(source, (name,)), scalar(source, (other,))
+        if ones is not None and twos is not None:
+            own = module_constant(source, name)
+            return _share(source, found, ast.Name(name, ast.Load()) if own else ones, twos, groups)
+    raise Misfit("a number of key and value heads", f"this file gives none{elsewhere(found)}")
+
+
+def _is_divisor(node: ast.expr) -> bool:
+    return isinstance(node, ast.Call) and roles.called(node) == "max"
 
 
 def _share(source: Source, found: Roles, heads: ast.expr, shared: ast.expr, groups: int) -> Answer:
-    whole, own = found.constants.number(folding.own_default(heads)), found.constants.number(folding.own_default(shared))
-    text = source.slice(source.span(heads))
+    """Set how many heads are shared: a number where the heads are one, else the program's own division."""
+    whole = found.constants.number(folding.own_default(heads))
+    own = found.constants.number(folding.own_default(shared))
+    text, is_number = ast.unparse(heads), isinstance(folding.own_default(heads), ast.Constant)
+    text = text if isinstance(heads, ast.Name | ast.Attribute | ast.Constant) else f"({text})"
     divisor = f"max(k for k in range(1, max(1, {text} // __hole_groups) + 1) if {text} % k == 0)"
     if groups <= 0:
         wanted = "1"
-    elif whole is not None:
+    elif whole is not None and is_number:
         wanted = str(max(k for k in range(1, max(1, int(whole) // groups) + 1) if int(whole) % k == 0))
     else:
         wanted = divisor.replace("__hole_groups", str(groups))
+        if (
+            isinstance(heads, ast.Name)
+            and (lines := syntax.bindings(source.tree, heads.id))
+            and lines[0] > shared.lineno
+        ):
+            raise Misfit("the number of heads above that of the shared ones", f"line {lines[0]} sets it only below")
+    if own is not None and whole is not None and own >= 1 and groups > 0 and whole / own >= max(2, groups):
+        return Held(f"line {shared.lineno}: {whole / own:g} query heads share a key and value head")
     inner = folding.own_default(shared)
-    there = syntax.alike(parsed_expression(divisor), inner, holes={}) or (
-        own is not None and whole is not None and own < whole
-    )
+    there = syntax.alike(parsed_expression(divisor), inner, holes={})
+    there = there or (own is not None and whole is not None and 1 < own < whole)
     if syntax.alike(parsed_expression(wanted), inner) or (own is not None and wanted.isdigit() and own == int(wanted)):
         if groups > 0 and own == whole and own is not None:
-            raise Misfit("more query heads than one", f"line {heads.lineno} makes it {whole:g}")
+            raise Misfit("more query heads than one", f"line {shared.lineno} makes it {own:g}")
         return Held(f"line {shared.lineno}: query heads share key and value heads")
+    if own is not None and own < 1:
+        raise Misfit("a number of shared heads", f"line {shared.lineno} leaves it to the program")
     draft = Draft(source, resets=there and groups > 0)
     draft.put(inner, as_there(inner, wanted))
     return draft

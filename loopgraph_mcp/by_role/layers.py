@@ -71,6 +71,8 @@ def _squares(function: Function) -> bool:
                 return True
             case ast.BinOp(op=ast.Pow(), right=ast.Constant(value=2)):
                 return True
+            case ast.BinOp(left=ast.Name(id=one), op=ast.Mult(), right=ast.Name(id=other)) if one == other:
+                return True
     return False
 
 

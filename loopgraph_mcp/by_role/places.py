@@ -1,6 +1,7 @@
 """Finds where a program's constant of a role has its value: in the module, a field, a flag or a function."""
 
 import ast
+import re
 from collections.abc import Sequence
 
 from loopgraph_mcp import folding, roles, syntax
@@ -15,6 +16,7 @@ def constant_names(edit: str) -> tuple[str, ...]:
     return tuple(name.upper() for role in SETS.get(edit, ()) for name in SPELLINGS[role])
 
 
+_ONLY_WITH = re.compile(r"(only|when|if|with) [^.;]{0,40}--[a-z_-]+[^.;)]{0,40}")
 SPELLINGS: dict[str, tuple[str, ...]] = {
     "matrix_lr": ("matrix_lr", "muon_lr", "lr_muon", "hidden_lr", "lr_matrix"),
     "embedding_lr": ("embedding_lr", "embed_lr", "wte_lr", "lr_embed", "emb_lr", "tok_emb_lr"),
@@ -25,6 +27,7 @@ SPELLINGS: dict[str, tuple[str, ...]] = {
     "warmup_ratio": ("warmup_ratio", "warmup_frac", "warmup_fraction"),
     "warmup_steps": ("warmup_iters", "warmup_steps", "lr_warmup_steps", "lr_warmup_iters"),
     "steps": ("num_iterations", "max_iters", "iterations", "total_steps", "max_steps", "num_steps", "lr_decay_iters"),
+    "momentum_steps": ("muon_momentum_warmup_steps", "momentum_warmup_steps"),
     "rope_base": ("rope_base", "rope_theta", "rotary_base"),
     "adam_betas": ("adam_betas",),
     "window_pattern": ("window_pattern",),
@@ -38,6 +41,7 @@ SETS: dict[str, tuple[str, ...]] = {
     "muon_lr": ("matrix_lr",),
     "final_lr_floor": ("final_lr_fraction",),
     "warmdown_length": ("warmdown_ratio", "warmdown_steps"),
+    "muon_momentum": ("momentum_steps",),
     "lr_warmup": ("warmup_ratio", "warmup_steps"),
     "rope_base": ("rope_base",),
     "adam_betas": ("adam_betas",),
@@ -88,11 +92,29 @@ def set_value(source: Source, place: ast.expr, value: KnobValue) -> Answer:
     inner = folding.own_default(place)
     text = as_there(inner, written(value))
     current = roles.of(source).constants.get(inner)
+    if any(isinstance(node, ast.Call) and roles.called(node) == "get" for node in syntax.walk(inner)):
+        raise Misfit("a number of the program's own", f"line {place.lineno} looks it up: what it finds would be lost")
+    if condition := _condition(source, inner):
+        raise Misfit("a flag that counts by default", f"line {place.lineno} says of it: {condition}")
+    if current is None or (isinstance(current, int | float) and current < 0):
+        shown = source.slice(source.span(inner))
+        raise Misfit("a number of the program's own", f"line {place.lineno} says {shown}: it takes one from elsewhere")
     if syntax.alike(parsed_expression(text), inner) or (isinstance(current, float | int) and current == value):
         return Held(f"line {place.lineno} has this value already")
     draft = Draft(source)
     draft.put(inner, text)
     return draft
+
+
+def _condition(source: Source, place: ast.expr) -> str:
+    """Return the help of a flag that only counts with another one."""
+    for call in folding.flags(source.tree):
+        given = {keyword.arg: keyword.value for keyword in call.keywords}
+        told = given.get("help")
+        if given.get("default") is place and isinstance(told, ast.Constant) and isinstance(told.value, str):
+            found = _ONLY_WITH.search(told.value)
+            return found.group() if found else ""
+    return ""
 
 
 def as_there(place: ast.expr, text: str) -> str:

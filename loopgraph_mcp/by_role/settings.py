@@ -18,7 +18,7 @@ from loopgraph_mcp.by_role.draft import (
     mentions,
     written,
 )
-from loopgraph_mcp.by_role.places import SPELLINGS, as_there, constant, module_constant, scalar, set_value
+from loopgraph_mcp.by_role.places import SPELLINGS, as_there, constant, module_constant, place_of, scalar, set_value
 from loopgraph_mcp.models import KnobValue
 from loopgraph_mcp.roles import Function, Roles
 from loopgraph_mcp.syntax import Source
@@ -95,6 +95,9 @@ def _part_of_run(source: Source, found: Roles, ratio: KnobValue, kind: str, miss
     if not any(_read_by_schedule(found, name) for name in SPELLINGS[f"{kind}_steps"]):
         raise Misfit(missing, f"line {steps.lineno} is read by no schedule of the learning rate")
     total = None if whole is None else found.constants.number(whole)
+    own = found.constants.number(folding.own_default(steps))
+    if kind == "warmup" and own and own > 1 and (total is None or total <= 1):
+        return Held(f"line {steps.lineno}: the learning rate rises over {own:g} steps already")
     if total is None or total <= 1:
         raise Misfit("the number of steps of a run", "this file has no constant for it: a part of it cannot be told")
     if found.constants.number(steps) is None:
@@ -118,6 +121,15 @@ def _read_by_schedule(found: Roles, name: str) -> bool:
         if any(re.search(r"(^|_)lr|lr_|schedul|learning_rate|anneal", each) for each in told):
             return True
     return False
+
+
+@edit
+def muon_momentum(source: Source, found: Roles, values: Values) -> Answer:
+    """Set over how many steps Muon's momentum rises, where a constant says so."""
+    place = constant(source, "momentum_steps")
+    if place is not None:
+        return set_value(source, place, values["steps"])
+    raise Misfit("a ramp of Muon's momentum", f"this file has none of a known form{elsewhere(found)}")
 
 
 @edit
@@ -288,6 +300,9 @@ def _set_pair(source: Source, places: Sequence[ast.Tuple | ast.List], first: str
     draft, found = Draft(source), roles.of(source)
     for place in places:
         for item, text in zip(place.elts, (first, second), strict=True):
-            if found.constants.number(item) != float(text):
-                draft.put(item, text)
+            value = place_of(source, found, item)
+            if value is None:
+                raise Misfit("betas that are numbers", f"line {item.lineno} works one out")
+            if found.constants.number(value) != float(text):
+                draft.put(value, as_there(value, text))
     return Held(f"line {places[0].lineno} has these betas already") if draft.is_empty else draft

@@ -113,9 +113,10 @@ def _clip_mlx(source: Source, found: Roles, steps: Sequence[roles.Step], norm: s
         alias = "optim" if not syntax.bindings(source.tree, "optim") else "mlx_optimizers"
         draft.after(place, f"import mlx.optimizers as {alias}")
     for step in steps:
-        grads = step.call.args[1] if len(step.call.args) > 1 else None
-        if not isinstance(grads, ast.Name):
-            raise Misfit("gradients in a variable", f"line {step.statement.lineno} passes an expression")
+        passed = [each for each in step.call.args if isinstance(each, ast.Name) and "grad" in each.id]
+        if len(passed) != 1:
+            raise Misfit("gradients in a variable", f"line {step.statement.lineno} passes none that is called so")
+        grads = passed[0]
         draft.before(step.statement, f"{grads.id}, _ = {alias}.clip_grad_norm({grads.id}, max_norm={norm})")
     return draft
 

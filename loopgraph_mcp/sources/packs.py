@@ -261,7 +261,7 @@ class _Mark(_Table):
 
 
 class _Sign(_Mark):
-    state: Literal["present", "conflicting"] = "present"
+    state: Literal["present", "conflicting", "other_form"] = "present"
 
 
 class _Variant(_Table):
