@@ -410,9 +410,7 @@ class Roles:
             if statement is None or not isinstance(statement, ast.Expr | ast.Assign):
                 continue
             parent = self.parents.get(id(statement))
-            while (
-                isinstance(parent, ast.For) and parent is not self.loop and len(parent.body) == 1 and not parent.orelse
-            ):
+            while isinstance(parent, ast.For) and parent is not self.loop and _is_of(node, parent.target):
                 statement, parent = parent, self.parents.get(id(parent))
             body = next((each for each in blocks(parent) if any(item is statement for item in each)), None)
             if body is not None:
@@ -546,6 +544,11 @@ def _is_own(call: ast.Call) -> bool:
     return (
         isinstance(call.func, ast.Attribute) and isinstance(call.func.value, ast.Name) and call.func.value.id == "self"
     )
+
+
+def _is_of(call: ast.Call, target: ast.expr) -> bool:
+    """Return whether a call is of an object that a loop goes over."""
+    return root_name(call.func) in {each.id for each in syntax.walk(target) if isinstance(each, ast.Name)}
 
 
 def _is_step(call: ast.Call) -> bool:

@@ -286,8 +286,7 @@ def _is_divisor(node: ast.expr) -> bool:
 
 def _share(source: Source, found: Roles, heads: ast.expr, shared: ast.expr, groups: int) -> Answer:
     """Set how many heads are shared: a number where the heads are one, else the program's own division."""
-    whole = found.constants.number(folding.own_default(heads))
-    own = found.constants.number(folding.own_default(shared))
+    whole, own = found.constants.number(heads), found.constants.number(shared)
     text, is_number = ast.unparse(heads), isinstance(folding.own_default(heads), ast.Constant)
     text = text if isinstance(heads, ast.Name | ast.Attribute | ast.Constant) else f"({text})"
     divisor = f"max(k for k in range(1, max(1, {text} // __hole_groups) + 1) if {text} % k == 0)"
@@ -314,6 +313,8 @@ def _share(source: Source, found: Roles, heads: ast.expr, shared: ast.expr, grou
         return Held(f"line {shared.lineno}: query heads share key and value heads")
     if own is not None and own < 1:
         raise Misfit("a number of shared heads", f"line {shared.lineno} leaves it to the program")
+    if isinstance(inner, ast.Constant) and isinstance(inner.value, str) and not wanted.isdigit():
+        raise Misfit("a number of heads in the file", f"line {shared.lineno} takes a text, and cannot divide")
     draft = Draft(source, resets=there and groups > 0)
     draft.put(inner, as_there(inner, wanted))
     return draft

@@ -208,12 +208,11 @@ def parallel_block(source: Source, found: Roles, values: Values) -> Answer:
 
 def _adds_both(found: Roles, owner: ModuleClass, statement: ast.stmt) -> bool:
     attending = {each.owner.name for each in found.attentions}
-    feeding = {each.owner.name for each in found.feed_forwards}
     text = ast.unparse(statement)
+    added = text.split(" + ")
     kinds = {name: roles.called(call) for name, call in assigned(owner)}
-    return any(f"self.{n}(" in text for n, k in kinds.items() if k in attending) and any(
-        f"self.{n}(" in text for n, k in kinds.items() if k in feeding
-    )
+    attends = any(f"self.{n}(" in text for n, k in kinds.items() if k in attending)
+    return attends and sum("self." in each and "(" in each for each in added) >= 2
 
 
 @edit

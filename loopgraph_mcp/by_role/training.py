@@ -173,6 +173,8 @@ def smaller_batch(source: Source, found: Roles, values: Values) -> Answer:
         passes = scalar(source, ("gradient_accumulation_steps", "grad_accum_steps", "GRAD_ACCUM_STEPS"))
         if passes is None:
             raise Misfit("a constant for the tokens of a step", f"this file has none{elsewhere(found)}")
+        if found.constants.number(folding.own_default(passes)) is None:
+            raise Misfit("a number of passes a step", f"line {passes.lineno} works it out")
         return _divided(source, found, [passes], factor)
     _divided(source, found, [total], factor)  # which refuses what is no number
     if rows is not None and _reads_constant(total, _ROWS):  # the total follows the rows
