@@ -23,6 +23,15 @@ _DEFINITION = re.compile(r"(?:async\s+def|def|class)\s+(\w+)|@")
 _START = re.compile(r"(?:async\s+def|def|class|import|from|if|for|while|with|try)\b|@|[A-Za-z_]\w*\s*(?::[^=]*)?=[^=]")
 _OPENED = re.compile(r"on line (\d+)")
 _KEY = re.compile(r"([A-Za-z]\w*):(?:\s|$)")
+_PRINTS = re.compile(r"(print\w*|log|info|debug|write|echo)$", re.IGNORECASE)  # print0, logger.info, pbar.write
+# `const rate = 0.1;`, `static constexpr int N = 3;`, `#define N 3`, `rate: 0.1`, `"rate": 0.1,`, `let mut n: u32 = 3;`
+_SETTING = re.compile(
+    r"""\s*(?:\#define\s+|(?:(?:export|public|private|static|const|constexpr|final|let|var|val|mut|pub|readonly|"""
+    r"""int|long|float|double|auto|unsigned|size_t|number|string|bool|boolean)\s+)*)"""
+    r"""["']?([A-Za-z_][\w.-]{0,60})["']?\s*(?::\s*[\w<>]+\s*)?(?:=|:|\s)\s*"""
+    r"""([-+]?(?:\d[\d_]*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?[fFlLuU]*|"[^"]{0,40}"|'[^']{0,40}'|true|false)\s*[;,]?\s*(?:(?://|\#).*)?$"""
+)
+_VALIDATION = re.compile(r"\b(val\w*(?: \w+)?)\s*[:=]\s*$", re.IGNORECASE)
 _CONSTANT = re.compile(r"_?[A-Z][A-Z0-9_]*")
 _NO_TEXT = re.compile(r"[\0\ud800-\udfff]")
 _LINE_END = re.compile(r"\r\n|\r|\n")  # what ends a line for Python; str.splitlines knows more
@@ -93,6 +102,16 @@ def map_text(text: str) -> CodeMap:
         except RecursionError:
             entries.append(Entry(Kind.ERROR, "depth", 1, len(lines), "it is nested too deeply to be read"))
     return CodeMap(tuple(sorted(entries, key=lambda each: (each.line, each.end_line, each.kind.value))), tuple(lines))
+
+
+def map_plain(text: str) -> CodeMap:
+    """Return the map of a text that is no Python: lines that give a name a number or a short text are its knobs."""
+    lines = _LINE_END.split(text.removeprefix("\ufeff")[:MAX_CHARS])
+    entries = []
+    for number_, line in enumerate(lines, start=1):
+        if match := _SETTING.match(line[:400]):
+            entries.append(Entry(Kind.KNOB, _cut(match.group(1)), number_, number_, _cut(match.group(2), 40)))
+    return CodeMap(tuple(entries), tuple(lines))
 
 
 # ------------------------------------------------------------------------------------------------ broken texts
@@ -297,7 +316,7 @@ class _Reader:
                     merged[added] = common
                 case ast.Call(func=ast.Attribute(attr="add_argument"), args=[ast.Constant(value=str() as flag), *_]):
                     yield self._entry(Kind.FLAG, flag, node, self._keyword(node, "default"))
-                case ast.Call(func=ast.Name(id="print"), args=[first, *_]) if key := _key_printed(first):
+                case ast.Call(args=[first, *_]) if key := _key_printed(first, by=roles.called(node)):
                     yield self._entry(Kind.METRIC, key, node)
                 case ast.Call(func=ast.Name(id="dict"), keywords=keywords):
                     yield from self._group(node, {each.arg or "": each.value for each in keywords})
@@ -370,12 +389,17 @@ def _is_setting(value: ast.expr) -> bool:
     return not compares and any(isinstance(each, ast.Constant) for each in inside)
 
 
-def _key_printed(shown: ast.expr) -> str:
-    """Return the name that a print begins with, as in `val_bpb: 0.99`, or nothing."""
-    first = shown.values[0] if isinstance(shown, ast.JoinedStr) and shown.values else shown
-    text = first.value if isinstance(first, ast.Constant) and isinstance(first.value, str) else ""
-    match = _KEY.match(text)
-    return match.group(1) if match and isinstance(shown, ast.JoinedStr) else ""
+def _key_printed(shown: ast.expr, *, by: str) -> str:
+    """Return the name that a print begins with, as in `val_bpb: 0.99`, or a validation metric's anywhere in it."""
+    if not _PRINTS.match(by) or not isinstance(shown, ast.JoinedStr):
+        return ""
+    texts = [
+        each.value if isinstance(each, ast.Constant) and isinstance(each.value, str) else "" for each in shown.values
+    ]
+    if texts and (match := _KEY.match(texts[0])):
+        return match.group(1)
+    named = (_VALIDATION.search(text) for text in texts)
+    return next(("_".join(each.group(1).split()) for each in named if each), "")
 
 
 def _first_loop(tree: ast.Module) -> ast.For | ast.While | None:

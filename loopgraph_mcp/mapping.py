@@ -13,7 +13,7 @@ from loopgraph_mcp.models import Method, Presence
 from loopgraph_mcp.plain_files import read_plain
 from loopgraph_mcp.tokens import estimate_tokens
 
-DEFAULT_BUDGET = 800
+DEFAULT_BUDGET = 750
 _MAX_FILES = 400
 _TOUCHED = 8  # symbols closest to a question, whose files' imports are shown
 _MAX_BYTES = 4 * 2**20  # of a whole folder
@@ -37,8 +37,9 @@ def _map_path(path: Path, methods: Sequence[Method], query: str, budget_tokens: 
         notes = [note, *_imports(maps, path.name, query)]
     else:
         text = texts[path.name]
-        maps = {path.name: codemap.map_text(text)}
-        notes = _present(methods, text)
+        is_python = path.suffix == ".py"
+        maps = {path.name: codemap.map_text(text) if is_python else codemap.map_plain(text)}
+        notes = _present(methods, text) if is_python else []
     lines = sum(len(each.lines) for each in maps.values())
     size = sum(estimate_tokens(text[: codemap.MAX_CHARS]) for text in texts.values())
     files = "" if len(maps) == 1 else f"{len(maps)} files, "
@@ -96,7 +97,9 @@ def _texts(path: Path) -> tuple[dict[str, str], str]:
         WorkspaceError: There is nothing there that can be read.
     """
     try:
-        if path.suffix == ".py" and path.exists() and not path.is_dir():  # a pipe is refused by name
+        if path.is_file() or (
+            path.suffix == ".py" and path.exists() and not path.is_dir()
+        ):  # a pipe is refused by name
             return {path.name: read_plain(path, _MAX_FILE_BYTES).decode("utf-8", "replace")}, ""
         if not path.is_dir():
             raise WorkspaceError(f"{path}: no Python file and no folder; name a file that ends in .py, or a folder")

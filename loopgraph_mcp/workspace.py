@@ -212,7 +212,7 @@ def load_workspace(path: Path) -> Workspace:
     try:
         declared = _Config.model_validate(tomllib.loads(text)).workspace
     except ValidationError as error:
-        raise WorkspaceError(f"{config}: {_misdeclared(error)}") from None
+        raise WorkspaceError(f"{config}{_line_of(error, text)}: {_misdeclared(error)}") from None
     except (ValueError, RecursionError) as error:  # TOMLDecodeError is a ValueError, as is a number of 5,000 digits
         raise WorkspaceError(f"{config}: {error}") from error
     if not declared.metric.strip():
@@ -263,6 +263,15 @@ def resolved(path: Path) -> Path:
         shown = ascii(shown[:_MAX_SHOWN_PATH]) + ("…" if len(shown) > _MAX_SHOWN_PATH else "")
         raise WorkspaceError(f"{shown}: it can be no path ({str(error)[:80]}); name an existing folder") from error
     return found
+
+
+def _line_of(error: ValidationError, text: str) -> str:
+    """Return the line of a declaration that is wrong, as the end of its file's name."""
+    place = [str(each) for each in error.errors(include_url=False)[0]["loc"]]
+    for number, line in enumerate(text.splitlines(), start=1):
+        if len(place) > 1 and re.match(rf"\s*{re.escape(place[1])}\s*=", line):
+            return f":{number}"
+    return ""
 
 
 def _misdeclared(error: ValidationError) -> str:
@@ -354,8 +363,8 @@ def create_workspace(directory: Path, trainer: Path, *, budget_s: float | None) 
         return load_workspace(directory), False
     if directory.is_dir() and any(directory.iterdir()):
         raise WorkspaceError(
-            f"{directory}: not empty and holds no train.py; write a {CONFIG_NAME} there that names the file to improve "
-            "(editable), what runs it (command) and its metric, or name a new folder"
+            f"{directory}: not empty, and no script in it prints a metric by name; write a {CONFIG_NAME} there that "
+            "names the file to improve (editable), what runs it (command) and its metric, or name a new folder"
         )
     directory.mkdir(parents=True, exist_ok=True)
     for name in _TRAINER_FILES:

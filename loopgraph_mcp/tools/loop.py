@@ -291,7 +291,7 @@ async def map_code(
         str | None, Field(description="A Python file or folder of the workspace; its editable file by default")
     ] = None,
     query: Annotated[str, Field(description="What you look for, in plain words: shown first")] = "",
-    budget_tokens: Annotated[int, Field(description="About how long the map may be", ge=150, le=20_000)] = 800,
+    budget_tokens: Annotated[int, Field(description="About how long the map may be", ge=150, le=20_000)] = 750,
     workspace: Workspace = None,
 ) -> Annotated[CallToolResult, CodeMapAnswer]:
     """See what stands where before you read a file: knobs, fields, classes, parameter groups, loop, methods present."""
