@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import TextIO
 
 from loopgraph_mcp.config import Settings
-from loopgraph_mcp.quoting import plain, plain_line, quoted, visible
+from loopgraph_mcp.text import plain, plain_line, quoted, visible
 
 _MOST_CHARS = 4_000  # of one record: what others send may be long
 

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from loopgraph_mcp.config import bundled
-from loopgraph_mcp.workspace import create_workspace
+from loopgraph_mcp.runner.workspace import create_workspace
 
 TRIVIAL = """
 from mcp.server import MCPServer

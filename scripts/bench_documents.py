@@ -8,9 +8,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from loopgraph_mcp.documents import html, latex, pdf
-from loopgraph_mcp.documents.chunking import chunk
-from loopgraph_mcp.documents.model import Document
+from loopgraph_mcp.ingest.chunk import chunk
+from loopgraph_mcp.ingest.parsers import html, latex, pdf
+from loopgraph_mcp.ingest.parsers.model import Document
 
 DATA = Path(__file__).parents[1] / "tests" / "data" / "documents"
 WORDS_A_PAGE = 550  # of a two-column page, by which a text without pages is measured

@@ -15,8 +15,8 @@ import psutil
 from fresh_server import fresh_server
 from mcp_types import TextContent
 
-from loopgraph_mcp.sources.packs import read_pack
-from loopgraph_mcp.tokens import estimate_tokens
+from loopgraph_mcp.ingest.packs import read_pack
+from loopgraph_mcp.text import estimate_tokens
 
 METHODS = [each.id for each in read_pack(Path(__file__).parents[1] / "methodpacks").methods if each.recipe is not None]
 LINES = 1_000

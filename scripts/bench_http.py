@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from loopgraph_mcp.config import bundled
-from loopgraph_mcp.workspace import create_workspace
+from loopgraph_mcp.runner.workspace import create_workspace
 
 QUERIES = ["attention", "learning rate", "what helps a short run on a small device", "SwiGLU", "", "muon step size"]
 SLEEPER = "import time\nfor step in range(100_000):\n    print(f'step {step}', flush=True)\n    time.sleep(1)\n"
@@ -186,7 +186,7 @@ async def measure(
         port,
         process,
     ):
-        add = "from loopgraph_mcp.cli import main; main()"
+        add = "from loopgraph_mcp.cli.main import main; main()"
         other = [sys.executable, "-c", add, "token", "add", "bench", "--calls-per-minute", "10000000"]
         made = subprocess.run(other, env=environment, check=True, capture_output=True, text=True)  # noqa: S603, ASYNC221
         token = made.stdout.strip()

@@ -25,15 +25,15 @@ from rich.console import Console
 from rich.table import Table
 
 import loopgraph_mcp.__main__  # noqa: F401 - the collector looks as seldom as in the server
+from loopgraph_mcp.api.loopgraph import LoopGraph
 from loopgraph_mcp.config import Settings, bundled
-from loopgraph_mcp.loopgraph import LoopGraph
 from loopgraph_mcp.models import Context, Decision, Direction, Method, Outcome, OutcomeKind, Pack, Source, WhatRan
+from loopgraph_mcp.runner.workspace import create_workspace
 from loopgraph_mcp.store import changes, chunks, edits, experiments, methods, search
 from loopgraph_mcp.store.chunks import Chunk
 from loopgraph_mcp.store.database import Database
 from loopgraph_mcp.store.experiments import NewExperiment
-from loopgraph_mcp.store.words import MAX_WORDS, Limits
-from loopgraph_mcp.workspace import create_workspace
+from loopgraph_mcp.store.query import MAX_WORDS, Limits
 
 SEED = 42
 VOCABULARY = 50_000
@@ -153,7 +153,7 @@ async def add_experiments(db: Database, language: Language, context_ids: list[st
         if number % 1000 == 0:
             tell(f"{number:,} experiments")
     for context_id in context_ids:  # what each edit did is worked out when it is run
-        await changes.tried_changes(db, context_id, after=0, newest=EXPERIMENTS)
+        await changes.tried_changes(db, context_id, newest=EXPERIMENTS)
 
 
 async def _run(

@@ -1,7 +1,7 @@
 """Counts what a turn with LoopGraph adds to a model's context, beside reading and rewriting the file it changes.
 
 A turn is search, edit, run and record: what the model writes to call a tool, and the text that it reads of the answer.
-Tokens are estimated (loopgraph_mcp.tokens); the answers are those of a real server over stdio and a real run.
+Tokens are estimated (loopgraph_mcp.text); the answers are those of a real server over stdio and a real run.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from mcp_types import TextContent
 from rich.console import Console
 from rich.table import Table
 
-from loopgraph_mcp.tokens import estimate_tokens
+from loopgraph_mcp.text import estimate_tokens
 
 TRIED = {
     "muon-lr": "learning rate of the weight matrices",

@@ -20,13 +20,13 @@ from mcp_types import MISSING_REQUIRED_CLIENT_CAPABILITY, CallToolResult
 from mcp_types import ClientCapabilities as Can
 from mcp_types import SamplingCapability as Sampling
 
-from loopgraph_mcp import serving
+from loopgraph_mcp.api.loopgraph import LoopGraph
 from loopgraph_mcp.config import HttpOptions, Settings, bundled, read_settings
-from loopgraph_mcp.loopgraph import LoopGraph
-from loopgraph_mcp.server import build_server
-from loopgraph_mcp.tools.loop import experiment_result
-from loopgraph_mcp.tools.tasks import Tasks
-from loopgraph_mcp.workspace import create_workspace
+from loopgraph_mcp.runner.workspace import create_workspace
+from loopgraph_mcp.server import http
+from loopgraph_mcp.server.app import build_server
+from loopgraph_mcp.server.tasks import Tasks
+from loopgraph_mcp.server.tools import experiment_result
 
 REVISION = "2026-07-28"
 BASELINE = Path(__file__).with_suffix(".yml")
@@ -207,7 +207,7 @@ def main() -> None:
     if "serve" in parts:
         settings = read_settings(os.environ, Path.cwd())
         options = HttpOptions("127.0.0.1", 0, auth=False)
-        asyncio.run(serving.serve(settings, options, build_with_fixtures, lambda line: print(line, flush=True)))
+        asyncio.run(http.serve(settings, options, build_with_fixtures, lambda line: print(line, flush=True)))
         return
     for part in parts:
         with tempfile.TemporaryDirectory() as folder:

@@ -7,10 +7,10 @@ import argparse
 import json
 from pathlib import Path
 
-from loopgraph_mcp.backtesting import read_replay
-from loopgraph_mcp.foresight import lessons
-from loopgraph_mcp.replays import fingerprint
-from loopgraph_mcp.sources.day_one import DAY_ONE, PublishedHistory, write_day_one
+from loopgraph_mcp.api.backtest import read_replay
+from loopgraph_mcp.api.replays import fingerprint
+from loopgraph_mcp.ingest.published import DAY_ONE, PublishedHistory, write_day_one
+from loopgraph_mcp.ranking.prior import lessons
 
 
 def main() -> None:

@@ -20,12 +20,12 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from loopgraph_mcp import screen
-from loopgraph_mcp.answers import BestResult, ExperimentAnswer
+from loopgraph_mcp.api.answers import BestResult, ExperimentAnswer
+from loopgraph_mcp.api.loopgraph import LoopGraph
+from loopgraph_mcp.cli import render
 from loopgraph_mcp.config import Settings, bundled, read_settings
 from loopgraph_mcp.errors import LoopGraphError, first_of
-from loopgraph_mcp.loopgraph import LoopGraph
-from loopgraph_mcp.workspace import create_workspace, prepare_command
+from loopgraph_mcp.runner.workspace import create_workspace, prepare_command
 
 
 class ToolFailedError(LoopGraphError):
@@ -34,7 +34,7 @@ class ToolFailedError(LoopGraphError):
 
 _RUNS_IN_TIME = 10  # budgets of training that the demo may take: five minutes by default
 QUERY = "learning rate, batch size or schedule for a short run"
-console: Console = screen.console
+console: Console = render.console
 
 
 async def main() -> None:
@@ -108,8 +108,8 @@ async def _loop(client: Client, methods: int, settings: Settings, *, replicate_u
 
     console.rule("[bold]6. What came of it: the mean of the best program, with its noise")
     answers, best = await _results(settings)
-    console.print(screen.results_table(answers))
-    screen.show_best(best)
+    console.print(render.results_table(answers))
+    render.show_best(best)
 
 
 async def _results(settings: Settings) -> tuple[list[ExperimentAnswer], BestResult | None]:

@@ -6,7 +6,7 @@
     scripts/drift.py --steps                         and train what came of it for two steps (needs torch)
 
 What fits must parse, be there when asked for again, and come out again to the byte, also when the file has moved on.
-`tests/test_drift.py` does a part of this at every run.
+`tests/code/test_drift.py` does a part of this at every run.
 """
 
 import argparse
@@ -23,12 +23,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from loopgraph_mcp import composing, edits, undoing
-from loopgraph_mcp.composing import Wish
-from loopgraph_mcp.edits import Around
+from loopgraph_mcp.code import apply, compose, revert
+from loopgraph_mcp.code.apply import Around
+from loopgraph_mcp.code.compose import Wish
+from loopgraph_mcp.code.syntax import Source, Span, bindings
+from loopgraph_mcp.ingest.packs import read_pack
 from loopgraph_mcp.models import Applied, EditResult, Method, Presence, Present, Refused
-from loopgraph_mcp.sources.packs import read_pack
-from loopgraph_mcp.syntax import Source, Span, bindings
 
 ROOT = Path(__file__).parent.parent
 KNOBS = re.compile(r"^[A-Z][A-Z0-9_]*(_LR|_RATIO|_SIZE|_PATTERN|_DECAY|_FRAC|_BETAS|_DIM|DEPTH|_RATIO)$|^DEPTH$")
@@ -228,19 +228,19 @@ def files() -> dict[str, str]:
 def check(methods: Sequence[Method], text: str, around: Around, *, again: bool = True) -> EditResult:
     """Make an edit and return what came of it; anything but a sound edit or a refusal that teaches is an error."""
     wish = Wish(methods)
-    made = composing.compose(wish, text, around)
+    made = compose.compose(wish, text, around)
     if isinstance(made, Refused):
         assert made.looked_for, made
         assert made.reason, made
         return made
     if isinstance(made, Present):
-        found = [edits.detect(method, text, around=around) for method in methods]
+        found = [apply.detect(method, text, around=around) for method in methods]
         assert all(each in {Presence.PRESENT, Presence.PARTIAL} for each in found), found
         return made
     assert made.text != text
     if again:
-        assert isinstance(composing.compose(wish, made.text, around), Present), "asked for again, it is made again"
-    back = undoing.undo(text, made.text, moved_on(made.text))
+        assert isinstance(compose.compose(wish, made.text, around), Present), "asked for again, it is made again"
+    back = revert.undo(text, made.text, moved_on(made.text))
     assert isinstance(back, Applied), back
     assert back.text == moved_on(text), "it does not come out to the byte"
     return made
@@ -261,7 +261,7 @@ def sets_of(methods: Sequence[Method], count: int, lots: random.Random, *, most:
 def check_set(chosen: Sequence[Method], text: str, around: Around) -> EditResult:
     """Make an edit of several methods in two orders: both must come to the same."""
     made = check(chosen, text, around)
-    assert composing.compose(Wish(chosen[::-1]), text, around) == made, [method.id for method in chosen]
+    assert compose.compose(Wish(chosen[::-1]), text, around) == made, [method.id for method in chosen]
     return made
 
 

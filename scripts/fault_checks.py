@@ -139,7 +139,7 @@ def _said(process: psutil.Process) -> str:
 def is_supervisor(process: psutil.Process) -> bool:
     """Return whether a process is a supervisor."""
     try:
-        return "loopgraph_mcp.supervisor" in process.cmdline()
+        return "loopgraph_mcp.api.supervisor" in process.cmdline()
     except psutil.Error:
         return False
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from mcp import Client, StdioServerParameters
 
 from loopgraph_mcp.config import bundled
-from loopgraph_mcp.workspace import Workspace, create_workspace, prepare_command
+from loopgraph_mcp.runner.workspace import Workspace, create_workspace, prepare_command
 
 
 @asynccontextmanager

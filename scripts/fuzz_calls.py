@@ -27,7 +27,7 @@ import httpx
 import psutil
 
 from loopgraph_mcp.config import bundled
-from loopgraph_mcp.workspace import create_workspace
+from loopgraph_mcp.runner.workspace import create_workspace
 
 MOST_S = 1.0
 MOST_MIB = 20.0

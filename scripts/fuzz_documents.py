@@ -16,9 +16,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import get_args
 
-from loopgraph_mcp.documents.chunking import chunk
-from loopgraph_mcp.documents.model import Format
-from loopgraph_mcp.documents.reading import read
+from loopgraph_mcp.ingest.chunk import chunk
+from loopgraph_mcp.ingest.parsers.model import Format
+from loopgraph_mcp.ingest.parsers.reading import read
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT / "tests" / "data" / "documents"

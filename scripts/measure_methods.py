@@ -21,9 +21,9 @@ from rich.progress import Progress
 
 from loopgraph_mcp import LoopGraph
 from loopgraph_mcp.config import bundled, read_settings
+from loopgraph_mcp.ingest.packs import read_pack
 from loopgraph_mcp.models import SharedOutcome
-from loopgraph_mcp.sources.packs import read_pack
-from loopgraph_mcp.workspace import create_workspace, prepare_command
+from loopgraph_mcp.runner.workspace import create_workspace, prepare_command
 
 BLOCK = 10
 PACK = bundled("methodpacks")

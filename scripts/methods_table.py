@@ -6,9 +6,10 @@ python scripts/methods_table.py > docs/methods.md
 from collections.abc import Sequence
 from statistics import median
 
-from loopgraph_mcp import by_role
+from loopgraph_mcp.code import by_role
+from loopgraph_mcp.code.apply import apply_method
 from loopgraph_mcp.config import bundled
-from loopgraph_mcp.edits import apply_method
+from loopgraph_mcp.ingest.packs import read_pack
 from loopgraph_mcp.models import (
     ByRole,
     Method,
@@ -20,7 +21,6 @@ from loopgraph_mcp.models import (
     SharedOutcome,
     Source,
 )
-from loopgraph_mcp.sources.packs import read_pack
 
 HEAD = """# The methods that ship
 

@@ -16,10 +16,11 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from loopgraph_mcp import edits, undoing
-from loopgraph_mcp.edits import Around
+from loopgraph_mcp.code import apply as edits
+from loopgraph_mcp.code import revert as undoing
+from loopgraph_mcp.code.apply import Around
+from loopgraph_mcp.ingest.packs import read_pack
 from loopgraph_mcp.models import Applied, EditResult, Method, Presence, Present, Refused
-from loopgraph_mcp.sources.packs import read_pack
 
 ROOT = Path(__file__).parent.parent
 

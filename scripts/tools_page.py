@@ -10,7 +10,7 @@ from fresh_server import fresh_server
 from mcp.server.mcpserver.tools import Tool
 from mcp_types import TextContent
 
-from loopgraph_mcp.tools.loop import loop_tools
+from loopgraph_mcp.server.tools import loop_tools
 
 HEAD = """# The tools
 

@@ -10,12 +10,12 @@ import pytest
 import typer
 from typer.core import TyperGroup
 
-from loopgraph_mcp import clients
-from loopgraph_mcp.cli import app
+from loopgraph_mcp.cli import clients
+from loopgraph_mcp.cli.main import app
 from loopgraph_mcp.config import PACKAGE_DIR
 from loopgraph_mcp.models import OutcomeKind
-from loopgraph_mcp.tools.loop import loop_tools
-from loopgraph_mcp.workspace import load_workspace
+from loopgraph_mcp.runner.workspace import load_workspace
+from loopgraph_mcp.server.tools import loop_tools
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -50,7 +50,7 @@ def shown_commands() -> list[tuple[str, list[str]]]:
 def test_every_command_on_a_page_is_taken_as_it_stands(page: str, words: list[str]) -> None:
     program, *given = words
     if program == "loopgraph-mcp":
-        known = (PACKAGE_DIR / "server.py").read_text()
+        known = (PACKAGE_DIR / "server" / "app.py").read_text()
         assert all(f'"{each}"' in known for each in given if each.startswith("--"))
     elif program.startswith("scripts/"):
         assert (ROOT / program).stat().st_mode & 0o111
@@ -72,21 +72,27 @@ def test_the_commands_of_a_page_run_one_after_the_other(
     assert script.count("loopgraph ") > 3
     program = tmp_path / "bin" / "loopgraph"
     program.parent.mkdir()
-    program.write_text(f"#!{sys.executable}\nfrom loopgraph_mcp.cli import main\nmain()\n")
+    program.write_text(f"#!{sys.executable}\nfrom loopgraph_mcp.cli.main import main\nmain()\n")
     program.chmod(0o755)
     variables = {**environment, "HOME": str(tmp_path), "PATH": f"{program.parent}:{environment['PATH']}"}
     subprocess.run(["bash", "-euc", script], env=variables, cwd=tmp_path, check=True, capture_output=True)
 
 
-def test_every_tool_client_and_setting_is_in_the_readme() -> None:
+def test_every_tool_and_client_is_in_the_readme_and_every_setting_on_its_page() -> None:
     for tool in loop_tools():
         assert f"`{tool.name}`" in README
     for client in clients.CLIENTS.values():
         assert f"loopgraph config {client.id}" in README
     settings = set(re.findall(r'(?<!\.)get\("([A-Z_]+)"\)', (PACKAGE_DIR / "config.py").read_text()))
     assert settings
+    page = (ROOT / "docs" / "settings.md").read_text()
     for name in settings:
-        assert f"`LOOPGRAPH_{name}`" in README
+        assert f"`LOOPGRAPH_{name}`" in page
+
+
+def test_the_readme_is_short_and_has_a_picture() -> None:
+    assert len(README.splitlines()) < 150
+    assert "![" in README
 
 
 def test_every_outcome_is_explained() -> None:
@@ -101,11 +107,15 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
         assert (page.parent / target).exists(), target
 
 
-def test_every_module_is_in_its_layer_and_in_the_design() -> None:
+def test_every_room_is_in_its_layer_and_in_the_design() -> None:
     layers = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"][0]["layers"]
+    rooms = {path.parent.name for path in PACKAGE_DIR.glob("*/__init__.py")}
+    modules = {path.stem for path in PACKAGE_DIR.glob("*.py")} - {"__init__"}
+    assert set(re.findall(r"\w+", " ".join(layers))) == rooms | modules
+    assert modules == {"__main__", "auth", "config", "errors", "logs", "models", "text"}
     design = (ROOT / "docs" / "design.md").read_text()
-    for name in " | ".join(layers).split(" | "):
-        assert f"`{name}`" in design or f"`{name}/`" in design, name
+    for name in rooms | modules:
+        assert f"`{name}`" in design, name
 
 
 def test_the_page_of_methods_is_what_its_script_writes() -> None:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from loopgraph_mcp import environments
 from loopgraph_mcp.errors import ConfigError, WorkspaceError
+from loopgraph_mcp.runner.environment import for_probe
 
 _PROBE_TIMEOUT_S = 10
 _UUID = re.compile(r"(?:GPU|MIG)-[\w./-]{1,120}", re.ASCII)
@@ -253,7 +253,7 @@ def command_output(*command: str) -> str:
             timeout=_PROBE_TIMEOUT_S,
             check=True,
             stdin=subprocess.DEVNULL,
-            env=environments.for_probe(os.environ),
+            env=for_probe(os.environ),
             cwd="/",  # a path that is relative names nothing of a workspace
         )
     except (OSError, subprocess.SubprocessError):

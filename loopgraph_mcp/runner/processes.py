@@ -4,6 +4,7 @@ A process is known by its pid and by when the kernel started it, in ticks since 
 with the clock: a step of 3 s made a live training look like another process.
 """
 
+import logging
 import os
 import signal
 import subprocess
@@ -15,15 +16,16 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-import psutil
-
-from loopgraph_mcp.runner import kernel
+from loopgraph_mcp.runner import confinement, kernel
 
 MARKER = "LOOPGRAPH_EXPERIMENT"  # in the environment of a training, which what it starts inherits
 _TICKS = 2**34  # in five years, at 100 a second; a start is boot * _TICKS + ticks, which a float holds exactly
 _BOOTS = 2**18
+_HAS_PROC = sys.platform == "linux"
 _POLL_S = 0.02
 _KILL_S = 5.0  # how long a group that forks while it is killed is followed
+
+logger = logging.getLogger("loopgraph.processes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +94,8 @@ def _find_in_proc(pid: int) -> Process | None:
 
 
 def _find_by_psutil(pid: int) -> Process | None:
+    import psutil  # noqa: PLC0415 - where there is /proc nothing here needs it, and every start would pay for it
+
     try:
         process = psutil.Process(pid)
         with process.oneshot():
@@ -118,7 +122,15 @@ def _same_boot(one: float, other: float) -> bool:
 
 
 def _all_processes() -> dict[int, Process]:
-    return {pid: found for pid in psutil.pids() if (found := find_process(pid)) is not None}
+    return {pid: found for pid in _pids() if (found := find_process(pid)) is not None}
+
+
+def _pids() -> list[int]:
+    if _HAS_PROC:
+        return [int(name) for name in os.listdir("/proc") if name.isdecimal()]  # noqa: PTH208 - names are all it needs
+    import psutil  # noqa: PLC0415 - as above
+
+    return psutil.pids()
 
 
 def descendants(table: Mapping[int, Process], roots: Iterable[int]) -> list[Process]:
@@ -155,7 +167,7 @@ def start_supervisor(experiment_id: str, lock: int, environment: Mapping[str, st
         OSError: It cannot be started.
     """
     # -P: never a module of the folder it starts in
-    command = [sys.executable, "-P", "-m", "loopgraph_mcp.supervisor", experiment_id, str(lock)]
+    command = [sys.executable, "-P", "-m", "loopgraph_mcp.api.supervisor", experiment_id, str(lock)]
     with log_path.open("ab") as log:
         done = subprocess.run(  # noqa: S603 - our own module; the shell sees arguments, not text
             ["/bin/sh", "-c", '"$@" &', "sh", *command],
@@ -173,15 +185,44 @@ def start_supervisor(experiment_id: str, lock: int, environment: Mapping[str, st
 
 
 def start_training(
-    command: Sequence[str], cwd: Path, environment: Mapping[str, str], log_path: Path
+    command: Sequence[str],
+    cwd: Path,
+    environment: Mapping[str, str],
+    log_path: Path,
+    views: Sequence[confinement.View] = (),
 ) -> subprocess.Popen[bytes]:
     """Start a training process in a session and process group of its own, all output to its log.
 
-    It ends when the thread that called this does: call it on the main thread.
+    It ends when the thread that called this does: call it on the main thread. Where the system refuses to show it files
+    as `views` says, it starts and sees them as they are.
 
     Raises:
         OSError: The command cannot be started.
     """
+    enter = confinement.entering(views, cwd)
+    if enter is not None:
+        try:
+            return _start_training(command, cwd, environment, log_path, enter)
+        except subprocess.SubprocessError:  # raised before the command began
+            logger.info("this system lets a run write what is only linked into its folder, the store and other runs")
+    return _start_training(command, cwd, environment, log_path, None)
+
+
+def _start_training(
+    command: Sequence[str],
+    cwd: Path,
+    environment: Mapping[str, str],
+    log_path: Path,
+    enter: Callable[[], None] | None,
+) -> subprocess.Popen[bytes]:
+    die = kernel.dies_with_parent()
+
+    def before_it_begins() -> None:
+        if enter is not None:
+            enter()
+        if die is not None:
+            die()  # the kernel forgets it when a process enters a user namespace
+
     with log_path.open("ab") as log:
         return subprocess.Popen(  # noqa: S603 - the user's own run command, no shell
             list(command),
@@ -191,7 +232,7 @@ def start_training(
             start_new_session=True,
             env=dict(environment),
             cwd=cwd,
-            preexec_fn=kernel.dies_with_parent(),  # noqa: PLW1509 - it calls the kernel and takes no lock
+            preexec_fn=before_it_begins,  # noqa: PLW1509 - it calls the kernel and takes no lock
         )
 
 
@@ -293,6 +334,14 @@ def _belongs(process: Process, training: Training, table: Mapping[int, Process])
 
 
 def _is_marked(pid: int, experiment_id: str) -> bool:
+    if _HAS_PROC:
+        try:
+            variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        except OSError:
+            return False
+        return f"{MARKER}={experiment_id}".encode() in variables
+    import psutil  # noqa: PLC0415 - as above
+
     try:
         return psutil.Process(pid).environ().get(MARKER) == experiment_id
     except (OSError, psutil.Error):
@@ -313,6 +362,13 @@ def _writes_to(pid: int, log: Path) -> bool:
 
 
 def _works_in(pid: int, folder: Path) -> bool:
+    if _HAS_PROC:
+        try:
+            return Path(os.readlink(f"/proc/{pid}/cwd")).is_relative_to(folder.resolve())  # noqa: PTH115 - a link of /proc
+        except OSError:
+            return False
+    import psutil  # noqa: PLC0415 - as above
+
     try:
         return Path(psutil.Process(pid).cwd()).is_relative_to(folder.resolve())
     except (OSError, psutil.Error):

@@ -12,8 +12,8 @@ import stat
 from collections.abc import Collection
 from pathlib import Path, PurePosixPath
 
-from loopgraph_mcp import patterns
-from loopgraph_mcp.workspace import Workspace, verify_command
+from loopgraph_mcp.runner import patterns
+from loopgraph_mcp.runner.workspace import Workspace, verify_command
 
 _CODE = re.compile(
     r"\.(?:py|pyc|pyd|pyo|pyx|pyz|so|dylib|dll|pth|egg-link|sh|bash|js|mjs|cjs|ts|mts|node|wasm|jl|r|rb|pl|lua|exe)$"

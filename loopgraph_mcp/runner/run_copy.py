@@ -16,13 +16,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from loopgraph_mcp import contents, patterns
 from loopgraph_mcp.errors import WorkspaceError
+from loopgraph_mcp.runner import contents, patterns, walk
 from loopgraph_mcp.runner import inputs as run_inputs
-from loopgraph_mcp.runner import walk
 from loopgraph_mcp.runner.inputs import CODE_DIR, Copied, Made, Stamp
 from loopgraph_mcp.runner.walk import File, Folder, Leads, Rules
-from loopgraph_mcp.workspace import CONFIG_NAME, Workspace, data_ids
+from loopgraph_mcp.runner.workspace import CONFIG_NAME, Workspace, data_ids
 
 # All that is copied for one run where the file system cannot share blocks: under a second on a common disk. A copy
 # that the run left as it was is replaced by a link when it ends, so a night's runs do not fill the disk.

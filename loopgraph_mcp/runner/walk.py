@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
-from loopgraph_mcp import contents, patterns
 from loopgraph_mcp.errors import WorkspaceError
-from loopgraph_mcp.workspace import Workspace, git
+from loopgraph_mcp.runner import contents, patterns
+from loopgraph_mcp.runner.workspace import Workspace, git
 
 # A copied file costs about 0.1 ms and as much of the disk as it holds, for each run of a night. What git ignores is
 # data, caches and the outputs of earlier programs, so the bound is lower there.

@@ -4,9 +4,9 @@ import json
 import sqlite3
 from dataclasses import dataclass
 
-from loopgraph_mcp.access import Caller
+from loopgraph_mcp.auth import Caller
+from loopgraph_mcp.runner.queue import Priority, Waiting
 from loopgraph_mcp.store.database import Database, Rows
-from loopgraph_mcp.turns import Priority, Waiting
 
 _SERVED = 1_000  # newest experiments among which it is looked who was served last
 

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from loopgraph_mcp.access import Caller
+from loopgraph_mcp.auth import Caller
 from loopgraph_mcp.errors import RunError
-from loopgraph_mcp.models import Decision, Origin, Outcome, OutcomeKind, State, WhatRan
+from loopgraph_mcp.models import Advice, Decision, NextStep, Origin, Outcome, OutcomeKind, RunState, WhatRan
+from loopgraph_mcp.runner.queue import Priority
 from loopgraph_mcp.store import agents
 from loopgraph_mcp.store.database import Database, insert, new_id
-from loopgraph_mcp.turns import Priority
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ class ExperimentRow:
     timeout_s: float
     silence_s: float
     run_dir: str | None
-    state: State
+    state: RunState
     supervisor: ProcessId | None
     child: ProcessId | None
     cancel_requested: bool
@@ -245,7 +245,8 @@ def _check_cap(conn: sqlite3.Connection, caller: Caller) -> None:
     if len(live) >= caller.runs_at_once:
         raise RunError(
             f"{caller.token or caller.client} has {len(live)} experiments queued or running, the most it may "
-            f"({', '.join(live[:3])}, …); wait for one with get_experiment, or cancel one"
+            f"({', '.join(live[:3])}, …)",
+            next_step=NextStep(Advice.WAIT, "get_experiment", {"experiment_id": live[0]}),
         )
 
 
@@ -294,6 +295,32 @@ async def list_experiments(db: Database, workspace: str, *, limit: int) -> list[
     return [_row(row) for row in rows]
 
 
+async def changed_experiments(
+    db: Database, workspace: str, *, after: int, decided_after: int, live: Sequence[str]
+) -> list[ExperimentRow]:
+    """Return a workspace's experiments behind a place, those decided on since with their replicates, and some by id.
+
+    Args:
+        db: The store.
+        workspace: The workspace's id.
+        after: Place of the newest experiment that is known; 0 for all of them.
+        decided_after: Place of the newest decision that is known.
+        live: Experiments that were not over when they were read.
+    """
+    rows = await db.reader.execute_fetchall(
+        f"""
+        {_SELECT} WHERE context.workspace_id = :workspace AND (
+            experiment.row > :after OR experiment.id IN (SELECT value FROM json_each(:live))
+            OR (experiment.context_id, experiment.group_key) IN (
+                SELECT told.context_id, told.group_key FROM decision JOIN experiment AS told
+                ON told.id = decision.experiment_id WHERE decision.row > :decided))
+        ORDER BY experiment.row
+        """,  # noqa: S608 - no input
+        {"workspace": workspace, "after": after, "decided": decided_after, "live": json.dumps(list(live))},
+    )
+    return [_row(row) for row in rows]
+
+
 async def live_experiments(db: Database) -> list[ExperimentRow]:
     """Return the experiments that are queued or running, oldest first."""
     # By +row, not row: else SQLite goes through all experiments in that order, and not through the few of the index.
@@ -301,13 +328,13 @@ async def live_experiments(db: Database) -> list[ExperimentRow]:
     return [_row(row) for row in rows]
 
 
-async def states_of(db: Database, experiment_ids: Sequence[str]) -> dict[str, State]:
+async def states_of(db: Database, experiment_ids: Sequence[str]) -> dict[str, RunState]:
     """Return the states of those experiments that there are."""
     rows = await db.reader.execute_fetchall(
         "SELECT id, state FROM experiment WHERE id IN (SELECT value FROM json_each(:ids))",
         {"ids": json.dumps(experiment_ids)},
     )
-    return {str(row["id"]): State(row["state"]) for row in rows}
+    return {str(row["id"]): RunState(row["state"]) for row in rows}
 
 
 async def runs_of(db: Database, context_id: str, run_key: str) -> list[ExperimentRow]:
@@ -349,6 +376,17 @@ async def runs_of_group_elsewhere(db: Database, context_id: str, group_key: str)
         {"context": context_id, "first": f"{program}.", "last": f"{program}/", "key": group_key},
     )
     return [_row(row) for row in rows]
+
+
+async def first_program(db: Database, context_id: str) -> str | None:
+    """Return the hash of the first program that was measured in a context, or None."""
+    rows = await db.reader.execute_fetchall(
+        "SELECT program_hash FROM experiment JOIN outcome ON outcome.experiment_id = experiment.id "
+        "WHERE context_id = :context AND outcome.metric_value IS NOT NULL AND program_hash IS NOT NULL "
+        "ORDER BY outcome.rowid LIMIT 1",
+        {"context": context_id},
+    )
+    return next((str(row["program_hash"]) for row in rows), None)
 
 
 async def add_inputs(db: Database, inputs_hash: str, files: Mapping[str, str]) -> None:
@@ -505,7 +543,7 @@ def _row(row: sqlite3.Row) -> ExperimentRow:
     )
     return ExperimentRow(
         **{name: row[name] for name in same.split()},
-        state=State(row["state"]),
+        state=RunState(row["state"]),
         supervisor=_process(row["supervisor_pid"], row["supervisor_started"]),
         child=_process(row["child_pid"], row["child_started"]),
         cancel_requested=row["cancel_requested_at"] is not None,

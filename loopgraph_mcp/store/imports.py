@@ -6,8 +6,8 @@ import sqlite3
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from loopgraph_mcp.foresight import Lesson
 from loopgraph_mcp.models import Context, Decision, Direction, OutcomeKind
+from loopgraph_mcp.ranking.prior import Lesson
 from loopgraph_mcp.store.database import Database, new_id, text_hash
 from loopgraph_mcp.store.edits import add_context_row, context_key, context_of
 

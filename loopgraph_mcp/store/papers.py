@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from loopgraph_mcp.models import DocumentState, Method
-from loopgraph_mcp.reported import Figure
+from loopgraph_mcp.ranking.reported import Figure
 from loopgraph_mcp.store.chunks import Chunk, insert_chunks
 from loopgraph_mcp.store.database import Database
 

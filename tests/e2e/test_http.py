@@ -27,20 +27,20 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as limits
 from hypothesis import strategies as st
 
-from loopgraph_mcp.access import Grant, Scope
+from loopgraph_mcp.auth import Grant, Scope
 from loopgraph_mcp.config import Settings
-from loopgraph_mcp.store import access_tokens
+from loopgraph_mcp.store import tokens
 from loopgraph_mcp.store.database import Database
 
 SLOW = "@@ @@\n-SLEEP_S = 0.05\n-STEPS = 3\n+SLEEP_S = 0.1\n+STEPS = 50\n"
 VERSION = "2026-07-28"
 JSON = {"content-type": "application/json", "accept": "application/json, text/event-stream"}
-SMALL = "from loopgraph_mcp import serving; serving._HEAD_S = serving._BODY_S = 1.0; "
+SMALL = "from loopgraph_mcp.server import http; http._HEAD_S = http._BODY_S = 1.0; "
 
 
 def loopgraph(environment: dict[str, str], *arguments: str) -> Any:
     done = subprocess.run(
-        [sys.executable, "-c", "from loopgraph_mcp.cli import main; main()", *arguments, "--json"],
+        [sys.executable, "-c", "from loopgraph_mcp.cli.main import main; main()", *arguments, "--json"],
         env=environment,
         capture_output=True,
         text=True,
@@ -141,7 +141,7 @@ def test_doors(start_http: Callable[..., Any], environment: dict[str, str]) -> N
         assert time.monotonic() < deadline + 10
     assert call(server, rotated).status_code == 200
     subprocess.run(
-        [sys.executable, "-c", "from loopgraph_mcp.cli import main; main()", "token", "revoke", "reader"],
+        [sys.executable, "-c", "from loopgraph_mcp.cli.main import main; main()", "token", "revoke", "reader"],
         env=environment,
         check=True,
         capture_output=True,
@@ -208,7 +208,7 @@ async def test_agents_share_a_run_and_keys_do_not_meet(
                 [
                     sys.executable,
                     "-c",
-                    "from loopgraph_mcp.cli import main; main()",
+                    "from loopgraph_mcp.cli.main import main; main()",
                     "cancel",
                     experiment["experiment_id"],
                 ],
@@ -350,7 +350,7 @@ async def test_an_expired_token_is_refused_and_a_stolen_one_after_its_rotation(
 ) -> None:
     async with Database.open(settings.db_path) as db:
         grant = Grant("short", Scope.READ, expires_at=time.time() + 6)
-        short = await access_tokens.add_token(db, grant, now=time.time())
+        short = await tokens.add_token(db, grant, now=time.time())
     server = start_http()
     assert (await asyncio.to_thread(call, server, short)).status_code == 200
     while (replayed := await asyncio.to_thread(call, server, short)).status_code == 200:
@@ -402,8 +402,8 @@ def test_names_are_checked_on_all_interfaces_too(start_http: Callable[..., Any])
 
 def test_stdio_imports_nothing_of_http() -> None:
     code = (
-        "import sys, loopgraph_mcp.server; "
-        "print([name for name in ('loopgraph_mcp.serving', 'prometheus_client', 'loopgraph_mcp.oauth') "
+        "import sys, loopgraph_mcp.server.app; "
+        "print([name for name in ('loopgraph_mcp.server.http', 'prometheus_client', 'loopgraph_mcp.server.oauth') "
         "if name in sys.modules])"
     )
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

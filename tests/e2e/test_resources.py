@@ -15,10 +15,10 @@ from mcp_types import ResourceTemplateReference
 
 from loopgraph_mcp.config import Settings
 from loopgraph_mcp.models import DocumentState
+from loopgraph_mcp.server.pages import MAX_CHARS
 from loopgraph_mcp.store.chunks import Chunk
 from loopgraph_mcp.store.database import Database
 from loopgraph_mcp.store.papers import NewDocument, add_document
-from loopgraph_mcp.tools.pages import MAX_CHARS
 
 Connect = Callable[..., AbstractAsyncContextManager[Client]]
 ERAS = ["legacy", "auto"]

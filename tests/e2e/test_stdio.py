@@ -19,7 +19,7 @@ from mcp import Client, StdioServerParameters
 from mcp.shared.exceptions import MCPError
 from mcp_types import INVALID_PARAMS
 
-from loopgraph_mcp.models import State
+from loopgraph_mcp.models import RunState
 
 Connect = Callable[..., AbstractAsyncContextManager[Client]]
 SERVER = [sys.executable, "-m", "loopgraph_mcp"]
@@ -156,7 +156,7 @@ async def test_a_wrong_prompt_is_the_callers_mistake(
 async def test_a_killed_server_loses_nothing(environment: dict[str, str], workspace: Path) -> None:
     async with Client(server(environment)) as client:
         started = await call(client, "run_experiment", patch=SLOW, idempotency_key="k", wait_s=2)
-        assert started["state"] == State.RUNNING
+        assert started["state"] == RunState.RUNNING
         (victim,) = [
             process for process in psutil.Process().children(recursive=True) if "loopgraph_mcp" in process.cmdline()
         ]

@@ -14,9 +14,9 @@ from mcp.shared.exceptions import MCPError
 from mcp_types import CallToolResult, ListResourcesResult, Request, Result
 from pydantic import ConfigDict
 
-from loopgraph_mcp.access import Grant, Scope
+from loopgraph_mcp.auth import Grant, Scope
 from loopgraph_mcp.config import Settings
-from loopgraph_mcp.store import access_tokens
+from loopgraph_mcp.store import tokens
 from loopgraph_mcp.store.database import Database
 
 Connect = Callable[..., AbstractAsyncContextManager[Client]]
@@ -130,7 +130,7 @@ async def test_a_task_belongs_to_whom_asked_for_it(start_http: Callable[..., Any
     async with Database.open(settings.db_path) as db:
         scopes = {"one": Scope.RUN, "two": Scope.RUN, "reader": Scope.READ}
         one, two, reader = [
-            await access_tokens.add_token(db, Grant(name, scope), now=time.time()) for name, scope in scopes.items()
+            await tokens.add_token(db, Grant(name, scope), now=time.time()) for name, scope in scopes.items()
         ]
     server, more = start_http(), {"extensions": [Tasks()]}
     async with (

@@ -46,7 +46,7 @@ def run_script(cache):
         env = clean | threads | {f"LOOPGRAPH_{name}": str(value) for name, value in settings.items()}
         command = [sys.executable, *map(str, argv)]
         done = subprocess.run(
-            command, cwd=folder, env=env, capture_output=True, timeout=200, check=False, preexec_fn=preexec_fn
+            command, cwd=folder, env=env, capture_output=True, timeout=390, check=False, preexec_fn=preexec_fn
         )
         done.stdout, done.stderr = done.stdout.decode(), done.stderr.decode()  # text mode would lose each \r
         return done

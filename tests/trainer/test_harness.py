@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from loopgraph_mcp.printed import parse_summary
+from loopgraph_mcp.runner.printed import parse_summary
 
 torch = pytest.importorskip("torch", reason="the trainer needs torch")
 pytest.importorskip("tokenizers", reason="the trainer needs tokenizers")

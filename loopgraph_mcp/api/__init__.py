@@ -1,0 +1,1 @@
+"""Class LoopGraph and one module for each verb."""

@@ -1,0 +1,1 @@
+"""Commands for people: what they print, tokens, clients, doctor."""

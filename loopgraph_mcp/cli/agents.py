@@ -1,0 +1,256 @@
+"""The commands `loopgraph agent`, `bench`, `read` and `prompt`."""
+
+import asyncio
+import os
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from loopgraph_mcp.agents.plan import Plan
+from loopgraph_mcp.cli import asking, render
+from loopgraph_mcp.config import Settings, read_settings
+from loopgraph_mcp.errors import ConfigError
+
+app = typer.Typer()
+_EXPERIMENTS = 10
+
+Provider = Annotated[
+    str, typer.Option(help="openai, anthropic, openrouter, venice, ollama, llama.cpp, vllm or lmstudio.")
+]
+Model = Annotated[str, typer.Option(help="The model, as its provider calls it.")]
+Policy = Annotated[str, typer.Option(help="A scripted researcher: greedy, random, textbook, forgetful or tpe.")]
+BaseUrl = Annotated[str | None, typer.Option(help="Another server that speaks the provider's protocol.")]
+KeyVariable = Annotated[str | None, typer.Option(help="The environment variable that holds its key.")]
+ContextTokens = Annotated[int | None, typer.Option(help="Tokens that the model reads.", min=1_000)]
+Prices = Annotated[Path | None, typer.Option(help="A price table that comes before the one that ships.")]
+MaxTokens = Annotated[int | None, typer.Option(help="End after so many tokens.", min=1)]
+MaxUsd = Annotated[float | None, typer.Option(help="End after so many dollars.", min=0.0001)]
+BudgetS = Annotated[float | None, typer.Option("--budget-s", help="End after so many seconds.", min=1)]
+
+
+class Switch(StrEnum):
+    """On or off."""
+
+    ON = "on"
+    OFF = "off"
+
+
+class Offer(StrEnum):
+    """When a menu takes the place of tools."""
+
+    AUTO = "auto"
+    ON = "on"
+    OFF = "off"
+
+
+Menu = Annotated[Offer, typer.Option(help="Numbers to choose from in place of tools: auto offers it where calls fail.")]
+
+
+@app.command()
+def agent(
+    *,
+    provider: Provider = "",
+    model: Model = "",
+    policy: Policy = "",
+    experiments: Annotated[
+        int | None, typer.Option("--experiments", "-n", help="How many to make (10).", min=1)
+    ] = None,
+    memory: Annotated[Switch, typer.Option(help="Whether it may ask and teach the memory.")] = Switch.ON,
+    skill: Annotated[bool, typer.Option("--skill", help="Put the skill's text into the model's prompt.")] = False,
+    base_url: BaseUrl = None,
+    key_variable: KeyVariable = None,
+    context_tokens: ContextTokens = None,
+    prices: Prices = None,
+    budget_s: BudgetS = None,
+    max_tokens: MaxTokens = None,
+    max_usd: MaxUsd = None,
+    menu: Menu = Offer.AUTO,
+    timeout_s: Annotated[float, typer.Option("--timeout-s", help="Seconds without a word from the model.")] = 180.0,
+    seed: Annotated[int | None, typer.Option(help="Of every run, and of a policy's choices.", min=0)] = None,
+    resume: Annotated[str | None, typer.Option(help="Go on with this session.")] = None,
+    workspace: Annotated[str | None, typer.Option("--workspace", "-w", help="Folder; here by default.")] = None,
+    trusted: Annotated[
+        bool, typer.Option("--trust", help="Run the command of this folder's loopgraph.toml without asking.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
+) -> None:
+    """Let a model, or a scripted researcher, make experiments: with the memory or without it."""
+    # The MCP SDK takes longer to import than most commands to run.
+    from loopgraph_mcp.agents.opening import open_session, resume_session  # noqa: PLC0415
+    from loopgraph_mcp.cli import sessions  # noqa: PLC0415
+    from loopgraph_mcp.cli.live_view import Board  # noqa: PLC0415
+
+    asking.check_folder(read_settings(os.environ, Path.cwd()), workspace, yes=trusted)
+    settings = _settings(workspace)
+    options = {  # what a session that goes on may be given anew
+        "experiments": experiments, "budget_s": budget_s, "max_tokens": max_tokens, "max_usd": max_usd,
+        "base_url": base_url, "key_variable": key_variable, "context_tokens": context_tokens,
+    }  # fmt: skip
+    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    with Board(render.errors) as board:
+        if resume is not None:
+            opened = resume_session(
+                settings,
+                resume,
+                os.environ,
+                change=lambda plan: plan.model_copy(update=given),
+                on_status=board.show,
+            )
+        else:
+            check_researcher(provider, model, policy)
+            plan = Plan(
+                **{"experiments": _EXPERIMENTS, **given},
+                provider=provider,
+                model=model,
+                policy=policy,
+                prices=None if prices is None else str(prices.resolve()),
+                memory=memory.value,
+                skill=skill,
+                menu="off" if policy else menu.value,
+                timeout_s=timeout_s,
+                seed=seed,
+            )
+            opened = open_session(settings, plan, os.environ, on_status=board.show)
+        found = asyncio.run(sessions.work(opened))
+    sessions.show(found, as_json=as_json)
+    if found["baseline"] is None:
+        raise typer.Exit(1)
+
+
+def check_researcher(provider: str, model: str, policy: str) -> None:
+    """Refuse a call that names no researcher, or two.
+
+    Raises:
+        ConfigError: It does.
+    """
+    if bool(policy) == bool(provider or model) or (not policy and not (provider and model)):
+        raise ConfigError(
+            "name one researcher: --provider and --model, such as --provider openai --model gpt-4o-mini, or --policy"
+        )
+
+
+def _settings(workspace: str | None) -> Settings:
+    environment = dict(os.environ) | ({"LOOPGRAPH_WORKSPACE": workspace} if workspace else {})
+    return read_settings(environment, Path.cwd())
+
+
+@app.command()
+def bench(
+    *,
+    provider: Provider = "",
+    model: Model = "",
+    policy: Policy = "",
+    experiments: Annotated[int, typer.Option("--experiments", "-n", help="How many each session makes.", min=1)] = 20,
+    seeds: Annotated[int, typer.Option(help="Over how many seeds.", min=1)] = 3,
+    first_seed: Annotated[int, typer.Option(help="The first of them, to add seeds to an earlier run.", min=1)] = 1,
+    arms: Annotated[
+        str,
+        typer.Option(help="Of none, outcomes, packs, both, both-skill, both-warm, tpe; the first is compared with."),
+    ] = ("none,both"),
+    again: Annotated[
+        int, typer.Option(help="On how many fresh seeds the program that a session ends with is trained again.", min=0)
+    ] = 3,
+    out: Annotated[Path, typer.Option(help="A new folder for results, workspaces and stores.")] = Path("bench"),
+    base_url: BaseUrl = None,
+    key_variable: KeyVariable = None,
+    context_tokens: ContextTokens = None,
+    prices: Prices = None,
+    budget_s: BudgetS = None,
+    max_tokens: MaxTokens = None,
+    max_usd: MaxUsd = None,
+    menu: Menu = Offer.AUTO,
+    workspace: Annotated[str | None, typer.Option("--workspace", "-w", help="Folder to start from; here.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
+) -> None:
+    """Measure what memory is worth: the same researcher with and without it, from the same start, over seeds."""
+    from loopgraph_mcp.agents import bench as benches  # noqa: PLC0415
+    from loopgraph_mcp.cli import sessions  # noqa: PLC0415 - see agent
+    from loopgraph_mcp.cli.live_view import Board  # noqa: PLC0415
+
+    check_researcher(provider, model, policy)
+    plan = Plan(
+        provider=provider,
+        model=model,
+        policy=policy,
+        base_url=base_url,
+        key_variable=key_variable,
+        context_tokens=context_tokens,
+        prices=None if prices is None else str(prices.resolve()),
+        experiments=experiments,
+        budget_s=budget_s,
+        max_tokens=max_tokens,
+        max_usd=max_usd,
+        menu="off" if policy else menu.value,
+    )
+    chosen = list(dict.fromkeys(arm.strip() for arm in arms.split(",") if arm.strip()))
+    command = "loopgraph " + " ".join(sys.argv[1:])
+
+    async def compare(board: Board) -> tuple[benches.Result, list[Path]]:
+        settings, over, where = _settings(workspace), range(first_seed, first_seed + seeds), out.resolve()
+        async for found in benches.run(
+            settings, plan, chosen, over, where, os.environ, again=again, on_status=board.show
+        ):
+            files = benches.write(found, where, command)  # after each seed: what ends early has told that much
+        return found, files
+
+    with Board(render.errors) as board:
+        found, files = asyncio.run(compare(board))
+    sessions.show_bench(benches.rows(found), files, as_json=as_json)
+
+
+@app.command()
+def read(
+    sources: Annotated[list[str], typer.Argument(help="What `loopgraph ingest` takes.", metavar="SOURCE...")],
+    *,
+    provider: Provider = "",
+    model: Model = "",
+    query: Annotated[str, typer.Option("--query", "-q", help="What the passages to read should tell.")] = "",
+    base_url: BaseUrl = None,
+    key_variable: KeyVariable = None,
+    context_tokens: ContextTokens = None,
+    prices: Prices = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Of each source: end after so many tokens.", min=1)] = None,
+    workspace: Annotated[str | None, typer.Option("--workspace", "-w", help="Folder; here by default.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
+) -> None:
+    """Ingest sources and let a model register the methods that their passages tell of."""
+    from loopgraph_mcp.agents.providers import find_endpoint  # noqa: PLC0415
+    from loopgraph_mcp.cli import read_paper  # noqa: PLC0415 - see agent
+
+    check_researcher(provider, model, "")
+    endpoint = find_endpoint(
+        provider, model, os.environ, base_url=base_url, key_variable=key_variable, context_tokens=context_tokens
+    )
+    with render.errors.status("opening the memory") as shown:
+        found, failed = asyncio.run(
+            read_paper.read_sources(
+                _settings(workspace),
+                [render.named(each) for each in sources],
+                endpoint,
+                prices=prices,
+                query=query,
+                max_tokens=max_tokens,
+                on_step=lambda words: shown.update(escape(words)),
+            )
+        )
+    read_paper.show(found, as_json=as_json)
+    render.end_with(failed)
+
+
+@app.command()
+def prompt(
+    turn: Annotated[str, typer.Argument(help="SESSION:TURN, as `loopgraph trace` names it.")],
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
+) -> None:
+    """Show the exact prompt of one turn, and what was answered."""
+    session_id, _, number = turn.partition(":")
+    if not number.isdigit():
+        raise typer.BadParameter(f"{turn!r} is not SESSION:TURN", param_hint="TURN")
+    from loopgraph_mcp.cli import sessions  # noqa: PLC0415 - see agent
+
+    sessions.show_prompt(asyncio.run(sessions.recall_prompt(_settings(None), session_id, int(number))), as_json=as_json)

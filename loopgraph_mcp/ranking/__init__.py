@@ -1,0 +1,1 @@
+"""Statistics: posterior, verdict, prior, what to try next; no I/O."""
