@@ -582,6 +582,7 @@ class Advice(StrEnum):
     NO_FILTER = "no_filter"
     ALL_PRESENT = "all_present"
     ALL_FLOPPED = "all_flopped"
+    NONE_FITS = "none_fits"
     OTHER_VALUES = "other_values"
     BY_HAND = "by_hand"
     TAKE_PARTS = "take_parts"

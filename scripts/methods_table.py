@@ -96,7 +96,7 @@ def main() -> None:
     """Print the page."""
     methods = read_pack(bundled("methodpacks")).methods
     program = (bundled("trainer") / "train.py").read_text(encoding="utf-8")
-    recipes = sum(method.recipe is not None for method in methods)
+    recipes = sum(method.has_edit for method in methods)
     print(HEAD.format(methods=len(methods), recipes=recipes, noise=noise(methods)))
     for method in sorted(methods, key=lambda each: (each.family, each.id)):
         print(row(method, program))

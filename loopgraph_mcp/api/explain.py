@@ -157,12 +157,15 @@ def after_search(hits: Sequence[MethodHit], retrieval_id: str, *, filtered: bool
     """Return what to do with an answer; `filtered`: of some methods alone, by their family or standing."""
     if not hits:
         return NextStep(Advice.NO_FILTER if filtered else Advice.OTHER_WORDS)
-    ready = [hit for hit in hits if hit.has_edit and hit.presence is not Presence.PRESENT]
+    open_hits = [hit for hit in hits if (hit.has_edit or hit.misfit) and hit.presence is not Presence.PRESENT]
+    ready = [hit for hit in open_hits if hit.has_edit]
     ready.sort(key=lambda hit: hit.standing is Standing.FLOPPED)
-    if not ready:
+    if not open_hits:
         return NextStep(Advice.ALL_PRESENT, "get_code_edit")
-    if ready[0].standing is Standing.FLOPPED:
+    if all(hit.standing is Standing.FLOPPED for hit in ready or open_hits):
         return NextStep(Advice.ALL_FLOPPED)
+    if not ready:
+        return _make_edit(Advice.NONE_FITS, open_hits[0].method_id, retrieval_id=retrieval_id)
     return _make_edit(Advice.MAKE_EDIT, ready[0].method_id, retrieval_id=retrieval_id)
 
 
