@@ -134,6 +134,8 @@ def step(torch: Any, model: Any) -> None:
 
 def main() -> None:
     """Say in one line what came of it."""
+    here = str(Path(__file__).resolve().parent)  # a script's own folder comes first: its queue.py would be taken
+    sys.path[:] = [each for each in sys.path if os.path.realpath(each or ".") != here]
     os.environ["TORCHDYNAMO_DISABLE"] = "1"  # to compile would take a minute
     path, model, config = sys.argv[1:4]
     told: dict[str, str] = {}
