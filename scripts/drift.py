@@ -302,7 +302,7 @@ def main() -> None:
     given = parser.parse_args()
     gc.disable()  # syntax trees hold no cycles
     methods = [method for method in read_pack(ROOT / "methodpacks").methods if method.recipe is not None]
-    around = Around({method.id: method for method in methods})
+    around = Around(library={method.id: method for method in methods})
     texts, lots, began = files(), random.Random(0), time.perf_counter()
     texts |= upstream(given.upstream, given.branch) if given.upstream else {}
     made, refusals = {}, Counter[str]()

@@ -6,10 +6,21 @@ python scripts/methods_table.py > docs/methods.md
 from collections.abc import Sequence
 from statistics import median
 
+from loopgraph_mcp.code import by_role
 from loopgraph_mcp.code.apply import apply_method
 from loopgraph_mcp.config import bundled
 from loopgraph_mcp.ingest.packs import read_pack
-from loopgraph_mcp.models import Method, Present, SetConst, SetDefault, SetKwarg, SetLocal, SharedOutcome, Source
+from loopgraph_mcp.models import (
+    ByRole,
+    Method,
+    Present,
+    SetConst,
+    SetDefault,
+    SetKwarg,
+    SetLocal,
+    SharedOutcome,
+    Source,
+)
 
 HEAD = """# The methods that ship
 
@@ -30,12 +41,14 @@ LINKS = {"arxiv": "https://arxiv.org/abs/{}", "github": "https://github.com/{}",
 
 def edit_of(method: Method) -> str:
     """Return what a method's recipe touches."""
-    if method.recipe is None:
+    if method.recipe is None or not method.has_edit:
         return "by hand"
     ops = [*method.recipe.ops, *(op for variant in method.recipe.variants for op in variant.ops)]
     if all(isinstance(op, SetConst) for op in ops):
         return "constant"
-    return "value" if all(isinstance(op, SetConst | SetLocal | SetDefault | SetKwarg) for op in ops) else "structure"
+    values = (SetConst, SetLocal, SetDefault, SetKwarg)
+    sets = [isinstance(op, values) or (isinstance(op, ByRole) and op.edit in by_role.VALUES) for op in ops]
+    return "value" if all(sets) else "structure"
 
 
 def sign_of(method: Method) -> str:
@@ -83,7 +96,7 @@ def main() -> None:
     """Print the page."""
     methods = read_pack(bundled("methodpacks")).methods
     program = (bundled("trainer") / "train.py").read_text(encoding="utf-8")
-    recipes = sum(method.recipe is not None for method in methods)
+    recipes = sum(method.has_edit for method in methods)
     print(HEAD.format(methods=len(methods), recipes=recipes, noise=noise(methods)))
     for method in sorted(methods, key=lambda each: (each.family, each.id)):
         print(row(method, program))

@@ -42,7 +42,8 @@ class MethodHit:
         mean_gain: Mean improvement over its parents in metric units, positive is better.
         last_tried: Experiments made since its last trial.
         presence: How far the workspace's file already holds it; None where that cannot be told.
-        has_edit: Whether LoopGraph can make the edit.
+        has_edit: Whether LoopGraph can make the edit: where there is a program, it was just tried on it.
+        misfit: Why the recipe does not fit the program; empty where it does, or where there is none.
         parts: The score's parts by name.
         p_keep: Probability that the change is kept, the same that its edit names.
     """
@@ -66,6 +67,7 @@ class MethodHit:
     imported: Trials = Trials()
     reports: int = 0
     p_keep: float | None = None
+    misfit: str = ""
 
 
 @dataclass(frozen=True)
@@ -298,6 +300,7 @@ class EditAnswer:
         learned: Where the recipe was learned from a patch: from which run, and what came of it since.
         guidance: Where no recipe fits: what helps to make the change by hand.
         running: What agents run at this moment of the same method or program.
+        smoke: Whether the edited program took one step at a tiny size: `passed`, or why that was not possible.
     """
 
     status: str
@@ -317,6 +320,7 @@ class EditAnswer:
     learned: str = ""
     guidance: Guidance | None = None
     running: list[RunningNow] = field(default_factory=list)
+    smoke: str = ""
 
 
 @dataclass(frozen=True)

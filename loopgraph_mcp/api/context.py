@@ -110,6 +110,7 @@ class Sight:
     data: str
     harness: str
     contexts: dict[tuple[str | None, ...], Context]
+    siblings: Mapping[str, str] = field(default_factory=dict)
 
 
 def _reading(where: Workspace) -> str:
@@ -197,7 +198,8 @@ class Surroundings:
                 raise
             return None
         where, device, data, harness = seen.found
-        return Sight(where, where.read_program(), device, data, harness, seen.contexts)
+        program = where.read_program()
+        return Sight(where, program, device, data, harness, seen.contexts, where.read_siblings(program))
 
     async def context_of(self, seen: Sight) -> Context:
         """Return what makes outcomes of a workspace comparable, at its own budget."""

@@ -2,11 +2,12 @@
 
 import asyncio
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from loopgraph_mcp.api import activity, explain, incumbent, learned_recipes, lookups, precedents, suggest
+from loopgraph_mcp.api import activity, explain, incumbent, learned_recipes, lookups, precedents, smoke, suggest
 from loopgraph_mcp.api.answers import EditAnswer, Guidance, OfferedChange
 from loopgraph_mcp.api.evidence import Records
 from loopgraph_mcp.api.guidance import guide
@@ -109,11 +110,15 @@ async def _make_edit(state: State, asked: Asked, workspace: str | None) -> EditA
             guidance = await guide(db, method, program, learned=learned_recipes.misfits(offers))
     record = "" if learned is None else learned.record
     if not isinstance(plan.made, Applied):
-        has_recipe = learned is not None or all(method.recipe for method in plan.methods)
+        has_recipe = learned is not None or all(method.has_edit for method in plan.methods)
         return explain.no_edit(
             subject, where.editable, plan.made, has_recipe=has_recipe, guidance=guidance, learned=record
         )
     text = plan.made.text
+    took = "" if asked.revert or asked.whole else await smoke.smoke(where, program, text, os.environ)
+    if took.startswith("failed"):
+        failed = Refused("an edited program that takes a step", f"smoke {took}")
+        return explain.no_edit(subject, where.editable, failed, has_recipe=True)
     context = await here.context(where, where.budget_s)
     diff = await asyncio.to_thread(unified_diff, program, text, where.editable)
     base_hash = await keep_program(db, program, where.editable)
@@ -172,6 +177,7 @@ async def _make_edit(state: State, asked: Asked, workspace: str | None) -> EditA
         if asked.revert or learned is not None or not plan.methods
         else await asyncio.to_thread(_offered, plan, asked, text),
         learned=record,
+        smoke=took,
     )
 
 
@@ -261,7 +267,8 @@ async def _plan(state: State, where: Workspace, asked: Asked, program: str) -> _
             raise RunError(f"{suggest.METHOD_ID} sets constants alone; leave also and companions out")
         return _Plan(_with_values(program, asked.knobs), (), asked.knobs, NOTHING)
     if not asked.revert and not asked.whole:
-        return await _plan_methods(state.db, asked, program)
+        siblings = await asyncio.to_thread(where.read_siblings, program)
+        return await _plan_methods(state.db, asked, program, siblings)
     workspace_id = await state.here.workspace_id(where)
     if asked.revert:
         return await _plan_revert(state.db, workspace_id, asked, program)
@@ -324,10 +331,10 @@ def _noted(*notes: str) -> str:
     return "; ".join(note for note in notes if note)
 
 
-async def _plan_methods(db: Database, asked: Asked, program: str) -> _Plan:
+async def _plan_methods(db: Database, asked: Asked, program: str, siblings: Mapping[str, str]) -> _Plan:
     wanted = [await lookups.the_method(db, each) for each in asked.method_ids]
     library = {method.id: method for method in await methods.all_methods(db)}
-    around = Around(library, asked.companions)
+    around = Around(siblings, library, asked.companions)
     wish = Wish(wanted, compose.knobs_by_method(wanted, asked.knobs))
     made = await asyncio.to_thread(compose.compose, wish, program, around)
     notes: dict[str, KnobValue] = {edit_store.METHODS: " ".join(each.id for each in wanted)} if len(wanted) > 1 else {}

@@ -56,6 +56,12 @@ def signed(gain: float) -> str:
     return f"{gain:+.4f}" if gain == 0 or abs(gain) >= _FOUR_DECIMALS else f"{gain:+.2g}"
 
 
+NO_MODEL = (
+    "The packs' methods are for neural networks, and this program is none: its own constants are its knobs. map_code "
+    "lists them; try a value with run_experiment(patch=…, description=…), and each verdict is kept for the next agent."
+)
+
+
 def why(
     method: Method,
     record: TrackRecord,
@@ -219,12 +225,15 @@ def after_search(
         return _make_edit(Advice.SET_VALUES, "set-values", retrieval_id=retrieval_id)
     if not hits:
         return NextStep(Advice.NO_FILTER if filtered else Advice.OTHER_WORDS)
-    ready = [hit for hit in hits if hit.has_edit and hit.presence is not Presence.PRESENT]
+    open_hits = [hit for hit in hits if (hit.has_edit or hit.misfit) and hit.presence is not Presence.PRESENT]
+    ready = [hit for hit in open_hits if hit.has_edit]
     ready.sort(key=lambda hit: hit.standing is Standing.FLOPPED)
-    if not ready:
+    if not open_hits:
         return NextStep(Advice.ALL_PRESENT, "get_code_edit")
-    if ready[0].standing is Standing.FLOPPED:
+    if all(hit.standing is Standing.FLOPPED for hit in ready or open_hits):
         return NextStep(Advice.ALL_FLOPPED)
+    if not ready:
+        return _make_edit(Advice.NONE_FITS, open_hits[0].method_id, retrieval_id=retrieval_id)
     return _make_edit(Advice.MAKE_EDIT, ready[0].method_id, retrieval_id=retrieval_id)
 
 

@@ -168,12 +168,13 @@ def _check_names(method: Method, known: Sequence[Method]) -> None:
 
 async def _try(state: State, method: Method, workspace: str | None) -> tuple[str, list[str]]:
     """Return how a recipe fits the workspace's present file, in a word, and what to mend."""
-    if method.recipe is None:
+    if not method.has_edit:
         return "no recipe", []
     try:
         where = await state.here.workspace(workspace)
         program = await asyncio.to_thread(where.read_program)
-        made = await asyncio.to_thread(apply.apply_method, method, program, {})
+        siblings = await asyncio.to_thread(where.read_siblings, program)
+        made = await asyncio.to_thread(apply.apply_method, method, program, {}, apply.Around(siblings))
     except LoopGraphError as error:
         return "untried", [f"its recipe was tried on no file: {error}"]
     match made:
@@ -213,7 +214,7 @@ def _answer(
         ],
         reported=list(reported),
         chunk_ids=list(chunk_ids),
-        recipe=fits or ("ready" if method.recipe else "no recipe"),
+        recipe=fits or ("ready" if method.has_edit else "no recipe"),
         versions=list(versions),
         warnings=list(warnings),
         next_step=explain.after_method(method.id, status, amend=bool(warnings)),

@@ -16,7 +16,7 @@ from loopgraph_mcp.runner.workspace import resolved
 from loopgraph_mcp.store import methods
 from loopgraph_mcp.text import estimate_tokens
 
-DEFAULT_BUDGET = 800
+DEFAULT_BUDGET = 750
 _MAX_FILES = 400
 _TOUCHED = 8  # symbols closest to a question, whose files' imports are shown
 _MAX_BYTES = 4 * 2**20  # of a whole folder
@@ -60,8 +60,9 @@ def _map_path(path: Path, known: Sequence[Method], query: str, budget_tokens: in
         notes = [note, *_imports(maps, path.name, query)]
     else:
         text = texts[path.name]
-        maps = {path.name: outline.map_text(text)}
-        notes = _present(known, text)
+        is_python = path.suffix == ".py"
+        maps = {path.name: outline.map_text(text) if is_python else outline.map_plain(text)}
+        notes = _present(known, text) if is_python else []
     lines = sum(len(each.lines) for each in maps.values())
     size = sum(estimate_tokens(text[: outline.MAX_CHARS]) for text in texts.values())
     files = "" if len(maps) == 1 else f"{len(maps)} files, "
@@ -119,7 +120,9 @@ def _texts(path: Path) -> tuple[dict[str, str], str]:
         WorkspaceError: There is nothing there that can be read.
     """
     try:
-        if path.suffix == ".py" and path.exists() and not path.is_dir():  # a pipe is refused by name
+        if path.is_file() or (
+            path.suffix == ".py" and path.exists() and not path.is_dir()
+        ):  # a pipe is refused by name
             return {path.name: read_plain(path, _MAX_FILE_BYTES).decode("utf-8", "replace")}, ""
         if not path.is_dir():
             raise WorkspaceError(f"{path}: no Python file and no folder; name a file that ends in .py, or a folder")

@@ -55,7 +55,7 @@ async def export_pack(state: State, name: str, folder: Path, *, method_ids: Sequ
             beside = tuple(each for each in method.recipe.conflicts if each in chosen)
             method = replace(method, recipe=replace(method.recipe, conflicts=beside))
         found.append(_for_others(replace(method, outcomes=(*method.outcomes, *outcomes))))
-        kind = "learned" if known else "none" if method.recipe is None else "own"
+        kind = "learned" if known else "none" if not method.has_edit else "own"
         tries, wins = sum(each.tries for each in outcomes), sum(each.wins for each in outcomes)
         told.append(ExportedMethod(method_id, kind, tries, wins))
     pack = await asyncio.to_thread(

@@ -13,8 +13,9 @@ from loopgraph_mcp.api.context import Sight
 from loopgraph_mcp.api.evidence import Count, Evidence
 from loopgraph_mcp.api.state import State
 from loopgraph_mcp.auth import Caller
-from loopgraph_mcp.code import apply, programs
-from loopgraph_mcp.models import Applied, Context, Method, Move, Origin, Presence, Standing
+from loopgraph_mcp.code import fits, programs
+from loopgraph_mcp.code.fits import Fit
+from loopgraph_mcp.models import Context, Method, Move, Origin, Presence, Standing
 from loopgraph_mcp.ranking import change, posterior
 from loopgraph_mcp.ranking.prior import Estimate
 from loopgraph_mcp.store import edits, methods, retrievals, search
@@ -26,6 +27,9 @@ SAME_FAMILY = 0.7  # what a method is worth behind another of its family
 PLATEAU_RUNS = 6
 IN_FLIGHT = 0.3  # what a method is worth that an agent runs at this moment
 _UNLIKELY = 0.5  # of the keep rate here: a method less likely to be kept than this does not lead
+NO_FIT = Fit()
+_SPARE = 3  # fitting methods beyond those shown, which the rank of their families may put in front
+_MOST_TRIED = 15  # methods tried on a program for one answer: each takes some hundredths of a second
 PLATEAU_FAMILY = 0.5  # what a method is worth whose family the runs of a plateau have tried
 _CANDIDATES = 50
 _PATIENCE_S = 1.0
@@ -39,6 +43,7 @@ class _View:
         shown: What was shown of late and not tried since.
         known: All methods by their ids.
         program: The workspace's file, None where there is no workspace.
+        siblings: The modules that it imports, and the script that is run.
         context: Where outcomes of that file are comparable, likewise.
         decided: What changes with each outcome and decision.
     """
@@ -46,6 +51,7 @@ class _View:
     shown: Shown
     known: Mapping[str, Method]
     program: str | None
+    siblings: Mapping[str, str]
     context: Context | None
     evidence: Evidence
     decided: object
@@ -136,6 +142,7 @@ async def _view(state: State, shown: Shown, newest: Newest, sight: Sight | None,
         shown=shown,
         known=await methods.library(state.db, newest),
         program=None if sight is None else sight.program,
+        siblings={} if sight is None else sight.siblings,
         context=context,
         evidence=await state.evidence(context, newest),
         decided=(newest.outcome, newest.decision),
@@ -185,23 +192,27 @@ def _choose(
     ranked = posterior.rank(list(candidates.values()), told_bound=bound)
     in_flight = {each for run in view.running for each in run.method_ids}
     losers = {each for each, _ in ranked if lost_here(chosen[each], view) and not _names(query, chosen[each])}
-    best = _diverse(ranked, chosen, stale, in_flight, limit if asked else len(ranked))
-    fits = dict[str, _Fit]()
-    if not asked:
-        best.sort(key=lambda each: each in losers)
-        best = _usable(best, chosen, view, limit, fits)
-    present = {} if view.program is None else _presences([chosen[each] for each in best], view.program)
+    if asked:
+        ranked, known = _that_fit(view, ranked, chosen, limit=limit)
+        best = _diverse(ranked, chosen, stale, in_flight, limit)
+    else:
+        best = _diverse(ranked, chosen, stale, in_flight, len(ranked))
+        best, known = _usable(view, sorted(best, key=lambda each: each in losers), chosen, limit=limit)
+    if view.program is not None:
+        known |= fits.fits([chosen[each] for each in best if each not in known], view.program, view.siblings)
+        best.sort(key=lambda each: bool(known[each].misfit) and each not in view.evidence.learned)
 
     def p_keep(each: str) -> float:
-        moves = fits[each].moves if each in fits and fits[each].moves else chosen[each].moves
-        return prior.estimate(moves, history).with_odds(candidates[each].appraisal.odds).p_keep
+        method, fit = chosen[each], known.get(each, NO_FIT)
+        moves = _moves(view.program, fit.text, method.name) if view.program and fit.text else ()
+        return prior.estimate(moves or method.moves, history).with_odds(candidates[each].appraisal.odds).p_keep
 
     hits = [
         _hit(
             view,
             chosen[each],
             posterior.explain(candidates[each], told_bound=bound),
-            present.get(each),
+            known.get(each, NO_FIT),
             estimates[each],
             p_keep(each),
         )
@@ -209,6 +220,8 @@ def _choose(
     ]
     doubted = history.keep_rate * _UNLIKELY
     hits.sort(key=lambda hit: (hit.method_id in losers, not asked and (hit.p_keep or 0) < doubted))  # they do not lead
+    if view.program is not None and not hits and not fits.is_model(view.program, _metric(view)):
+        return hits, explain.NO_MODEL
     return hits, explain.plateau(PLATEAU_RUNS, stale)
 
 
@@ -235,40 +248,68 @@ def lost_here(method: Method, view: _View) -> bool:
     return not wins and any(gain is not None and gain < 0 for gain in gains)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Fit:
-    """Whether a method's edit fits a program, and what it moves there."""
-
-    fits: bool
-    moves: tuple[Move, ...] = ()
-
-
 def _usable(
-    ranked: Sequence[str], methods: Mapping[str, Method], view: _View, limit: int, fits: dict[str, _Fit]
-) -> list[str]:
-    """Return the first few methods whose edit fits a program and changes it; all where there is no program."""
+    view: _View, ranked: Sequence[str], methods: Mapping[str, Method], *, limit: int
+) -> tuple[list[str], dict[str, Fit]]:
+    """Return the first few methods that fit the program and are not in it yet; all where there is no program.
+
+    Of a program that is no model, those whose edit fits, or that were tried here.
+    """
     if view.program is None:
-        return list(ranked[:limit])
-    found = list[str]()
+        return list(ranked[:limit]), {}
+    is_model = fits.is_model(view.program, _metric(view))
+    known, found = dict[str, Fit](), list[str]()
     for each in ranked:
-        if methods[each].recipe is not None and each not in view.evidence.learned:
-            fits[each] = _fit(methods[each], view.program)
-        if each not in fits or fits[each].fits:
+        known |= fits.fits([methods[each]], view.program, view.siblings)
+        fit, tried = known[each], view.evidence.records.of(each).here.tries
+        if each in view.evidence.learned or (
+            not fit.misfit and fit.presence is not Presence.PRESENT and (is_model or fit.presence is not None or tried)
+        ):
             found.append(each)
         if len(found) == limit:
             break
-    return found
+    return found, known
 
 
-def _fit(method: Method, program: str) -> _Fit:
-    known = _fits_known(program)
-    if known.get(method.id, (None,))[0] is not method:
-        made = apply.apply_method(method, program, {})
-        moves: tuple[Move, ...] = ()
-        if isinstance(made, Applied) and (found := change.change_between(program, made.text)) is not None:
-            moves = change.moves_of(change.named(found), method.name)
-        known[method.id] = method, _Fit(isinstance(made, Applied), moves)
-    return known[method.id][1]
+@programs.remembered(2**20)
+def _moves(program: str, edited: str, name: str) -> tuple[Move, ...]:
+    """Return what an edit moves in a program."""
+    found = change.change_between(program, edited)
+    return () if found is None else change.moves_of(change.named(found), name)
+
+
+def _metric(view: _View) -> str:
+    return "" if view.context is None else view.context.metric
+
+
+def _that_fit(
+    view: _View,
+    ranked: Sequence[tuple[str, float]],
+    methods: Mapping[str, Method],
+    *,
+    limit: int,
+) -> tuple[list[tuple[str, float]], dict[str, Fit]]:
+    """Put what does not fit the program behind the rest; a method is tried when its turn comes.
+
+    Of a program that is no model, methods that do not fit and that nobody tried here are left out.
+    """
+    if view.program is None:
+        return list(ranked), {}
+    is_model = fits.is_model(view.program, _metric(view))
+    known, fitting, others = dict[str, Fit](), list[tuple[str, float]](), list[tuple[str, float]]()
+    for place, (method_id, score) in enumerate(ranked):
+        reached = len(fitting) >= limit + _SPARE or place >= _MOST_TRIED
+        if (reached or place >= limit) and is_model:
+            others.append((method_id, score))
+            continue
+        known |= fits.fits([methods[method_id]], view.program, view.siblings)
+        fit, tried = known[method_id], view.evidence.records.of(method_id).here.tries
+        fitted = not fit.misfit or method_id in view.evidence.learned
+        if fitted and (is_model or fit.presence is not None or tried):
+            fitting.append((method_id, score))
+        elif is_model:
+            others.append((method_id, score))
+    return sorted([*fitting, *others], key=lambda pair: -pair[1]), known
 
 
 def _diverse(
@@ -298,15 +339,8 @@ def _diverse(
     return chosen
 
 
-def _hit(
-    view: _View,
-    method: Method,
-    score: posterior.Score,
-    presence: Presence | None,
-    estimate: Estimate,
-    p_keep: float,
-) -> MethodHit:
-    record = view.evidence.records.of(method.id)
+def _hit(view: _View, method: Method, score: posterior.Score, fit: Fit, estimate: Estimate, p_keep: float) -> MethodHit:
+    record, learned = view.evidence.records.of(method.id), method.id in view.evidence.learned
     return MethodHit(
         method_id=method.id,
         name=method.name,
@@ -318,10 +352,11 @@ def _hit(
         crashes=record.here.crashes,
         mean_gain=record.here.mean_gain,
         last_tried=record.here.last_age,
-        presence=presence,
-        has_edit=method.recipe is not None or method.id in view.evidence.learned,
+        presence=fit.presence,
+        has_edit=(method.has_edit and not fit.misfit) or learned,
+        misfit="" if learned else fit.misfit,
         score=round(score.score, 4),
-        why=explain.why(method, record, presence, estimate, view.context, p_keep=p_keep),
+        why=explain.why(method, record, fit.presence, estimate, view.context, p_keep=p_keep),
         p_keep=round(p_keep, 4),
         parts=score.parts(),
         elsewhere=_trials(record.elsewhere),
@@ -332,23 +367,3 @@ def _hit(
 
 def _trials(count: Count) -> Trials:
     return Trials(count.tries, count.wins, count.crashes, count.mean_gain)
-
-
-def _presences(wanted: Sequence[Method], program: str) -> dict[str, Presence]:
-    """Look for methods in a program, each once: the file changes far less often than it is asked about."""
-    known = _known(program)
-    new = [each for each in wanted if each.recipe is not None and known.get(each.id, (None,))[0] is not each]
-    known.update((method.id, (method, how)) for method, how in zip(new, apply.detect_each(new, program), strict=True))
-    return {each.id: known[each.id][1] for each in wanted if each.recipe is not None}
-
-
-@programs.remembered(2**19)
-def _fits_known(program: str) -> dict[str, tuple[Method, _Fit]]:  # noqa: ARG001 - the result is kept by it
-    """Return what is known of which edits fit a program, to be filled."""
-    return {}
-
-
-@programs.remembered(2**19)
-def _known(program: str) -> dict[str, tuple[Method, Presence]]:  # noqa: ARG001 - the result is kept by it
-    """Return what is known of a program, to be filled."""
-    return {}

@@ -22,7 +22,7 @@ from rich.status import Status
 
 from loopgraph_mcp import __version__
 from loopgraph_mcp.api import backtest as backtesting
-from loopgraph_mcp.api import packs, permissions, trust
+from loopgraph_mcp.api import packs, permissions, propose, trust
 from loopgraph_mcp.api.answers import BestResult, CodeMapAnswer, ExperimentAnswer, ImportAnswer, IngestAnswer
 from loopgraph_mcp.api.loopgraph import LoopGraph
 from loopgraph_mcp.cli import asking, clients, doctor, next_steps, page, render, store, tokens
@@ -124,9 +124,12 @@ def init(
     *,
     budget: Annotated[float | None, typer.Option(help="Training seconds of one experiment.")] = None,
     prepare: Annotated[bool, typer.Option(help="Prepare the data and the tokenizer now.")] = True,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Take what was understood without asking.")] = False,
 ) -> None:
-    """Make a workspace: from the bundled trainer, or of an existing checkout."""
+    """Make a workspace: from the bundled trainer, or of code that is there already."""
     declared = (resolved(directory) / CONFIG_NAME).exists()
+    if not declared:
+        _propose(resolved(directory), budget, yes=yes)
     with permissions.users_mask():
         where, new = create_workspace(directory, bundled("trainer"), budget_s=budget)
     if not declared:
@@ -144,6 +147,27 @@ def init(
     render.console.print(
         f"[dim]next:[/] cd {escape(str(where.path))} && loopgraph run --description baseline", highlight=False
     )
+
+
+def _propose(directory: Path, budget_s: float | None, *, yes: bool) -> None:
+    """Declare a folder of other code as its files suggest, once the user agrees."""
+    own = (directory / "train.py").is_file() and (directory / "prepare.py").is_file()
+    if own or not directory.is_dir() or not any(directory.iterdir()):
+        return
+    made = propose.propose(directory)
+    if made is None:
+        return
+    kind = f"a {made.known_as} checkout" if made.known_as else "code to improve"
+    text = made.declaration(budget_s or 300.0)
+    told = f" (read in {', '.join(made.read_in)})" if made.read_in else ""
+    render.console.print(f"{directory}: {kind}{told}. {CONFIG_NAME} would be:\n\n{text}", markup=False, highlight=False)
+    if not yes and not (sys.stdin.isatty() and typer.confirm("Write it?", default=True)):
+        render.errors.print(
+            f"nothing is written; run it again with --yes, or write {CONFIG_NAME} by hand", markup=False
+        )
+        raise typer.Exit(1)
+    with permissions.users_mask():
+        (directory / CONFIG_NAME).write_text(text, encoding="utf-8")
 
 
 def _prepare(path: Path) -> None:

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import takewhile
 
-from loopgraph_mcp.code import conditions, ops, syntax
+from loopgraph_mcp.code import conditions, ops, soundness, syntax
 from loopgraph_mcp.code.ops import Mismatch
 from loopgraph_mcp.code.syntax import Source, Unparsable
 from loopgraph_mcp.models import (
     Applied,
+    ByRole,
     Companion,
     EditResult,
     Knob,
@@ -24,9 +25,11 @@ from loopgraph_mcp.models import (
     Recipe,
     RecipeOp,
     Refused,
+    all_ops,
 )
 
 ALL = "all"
+OTHER_FORM = "other_form"  # of a sign that counts where the recipe itself does not fit
 _KINDS: dict[type, tuple[type, ...]] = {int: (int,), float: (int, float), str: (str,)}
 _MAX_NUMBER = 2**63
 _CONTEXT_LINES = 3
@@ -40,10 +43,12 @@ class Around:
     """What bears on an edit beside the text.
 
     Args:
+        siblings: The texts of the workspace's other modules, by the name they are imported by.
         library: The methods that a recipe may name, by id.
         companions: The companions asked for, by name; `ALL` for all of them.
     """
 
+    siblings: Mapping[str, str] = field(default_factory=dict)
     library: Mapping[str, Method] = field(default_factory=dict)
     companions: frozenset[str] = frozenset()
 
@@ -75,25 +80,31 @@ def apply_method(method: Method, source: str, knobs: KnobValues, around: Around 
     does not fit, nothing has changed.
     """
     if method.recipe is None:
-        return Refused(method.id, "it has no recipe: make the change by hand from its description")
+        return _by_hand(method)
+    start: Source | None = None
     try:
         values = check_knobs(method.knobs, knobs)
         start = syntax.read(source)
-        if (answer := _forestalled(method, start, around)) is not None:
+        if (answer := _forestalled(method, start, around, knobs)) is not None:
             return answer
+        if not all_ops(method.recipe):
+            return _other_form(method, start) or _by_hand(method)
         made = _Made(start)
         for ways in _parts(method.recipe, values, around):
             made = _taken(made, ways)
         ops.check_names(start, made.changes)
         _check_after(method, start, made.source, around)
+        if made.source is not start and (wrong := soundness.fault(start, made.source, around.siblings)) is not None:
+            return wrong
     except Mismatch as mismatch:
-        return mismatch.refused
+        return _other_form(method, start) or mismatch.refused
     except Unparsable as error:
         return Refused("a text that Python can parse", f"{error}; mend it first")
     except (RecursionError, MemoryError) as error:
         return Refused("a text of sane depth", f"its nesting is too deep to read ({type(error).__name__})")
     if made.source is start:
-        return Present(f"the file already is what {method.id} would make of it")
+        where = ops.held(start, all_ops(method.recipe), values)
+        return Present(where or f"the file already is what {method.id} would make of it")
     return Applied(made.source.bom + made.source.text, tuple(change.summary for change in made.changes))
 
 
@@ -111,7 +122,12 @@ def detect(method: Method, source: str, knobs: KnobValues | None = None, around:
         own = _own_presence(method.recipe, parsed, values, around, exact=knobs is not None)
         if own is not Presence.ABSENT:
             return own
+        if not knobs and not around.companions and _held(method.recipe, parsed, values, around):
+            return Presence.PRESENT
         states = {sign.state for sign in method.recipe.detect if conditions.stands(parsed, sign.mark)}
+        if OTHER_FORM in states and isinstance(apply_method(method, source, {}, around), Present):
+            return Presence.PRESENT
+        states.discard(OTHER_FORM)
     except (Mismatch, Unparsable, RecursionError, MemoryError):
         return Presence.ABSENT
     if Presence.PRESENT.value in states:
@@ -223,8 +239,11 @@ def _taken(made: _Made, ways: Sequence[_Way]) -> _Made:
         return min(fitting, key=lambda pair: pair[0])[1]
     if len(missed) == 1:
         raise missed[0]
-    misses = [mismatch.refused for mismatch in missed]
-    told = "; or ".join(f"{miss.looked_for} ({miss.reason})" for miss in misses[1:])
+    for way, miss in zip(ways, missed, strict=True):
+        if any(isinstance(op, ByRole) for op in way.ops):
+            raise miss  # which says it of the file, not of the recipe's forms
+    misses = [each.refused for each in missed]
+    told = "; or ".join(f"{each.looked_for} ({each.reason})" for each in misses[1:])
     raise Mismatch(replace(misses[0], reason=f"{misses[0].reason}; or {told}: none of its {len(misses)} forms fits"))
 
 
@@ -265,7 +284,7 @@ def _satisfied(source: Source, way: _Way, *, exact: bool) -> int:
             change = ops.change_of(source, op, way.knobs)
         except Mismatch:
             continue
-        satisfied += change is None or (not exact and change.rewrites)
+        satisfied += (change is None or (not exact and change.rewrites)) and not ops.is_import(op)
     return satisfied
 
 
@@ -274,7 +293,7 @@ def _own_presence(recipe: Recipe, source: Source, values: KnobValues, around: Ar
     held, wanted = 0, 0
     for ways in _parts(recipe, values, replace(around, companions=frozenset())):
         able = [way for way in ways if all(conditions.stands(source, mark) for mark in way.needs)] or ways
-        counts = [(_satisfied(source, way, exact=exact), len(way.ops)) for way in able]
+        counts = [(_satisfied(source, way, exact=exact), sum(not ops.is_import(op) for op in way.ops)) for way in able]
         best = max(counts, key=lambda count: (count[0] == count[1], count[0] / max(1, count[1])))
         held, wanted = held + best[0], wanted + best[1]
     if not held:
@@ -285,12 +304,15 @@ def _own_presence(recipe: Recipe, source: Source, values: KnobValues, around: Ar
 # ------------------------------------------------------------------------------------------- conditions
 
 
-def _forestalled(method: Method, source: Source, around: Around) -> EditResult | None:
+def _forestalled(method: Method, source: Source, around: Around, knobs: KnobValues) -> EditResult | None:
     """Return what a file says to a recipe before any of it is made, or None where it may go on."""
     recipe = method.recipe
     if recipe is None:
         return None
-    signs = [sign for sign in recipe.detect if conditions.stands(source, sign.mark)]
+    values = check_knobs(method.knobs, knobs)
+    if not around.companions and (where := _held(recipe, source, values, around)):
+        return Present(where)
+    signs = [each for each in recipe.detect if each.state != OTHER_FORM and conditions.stands(source, each.mark)]
     if signs:
         values = check_knobs(method.knobs, {})
         if _own_presence(recipe, source, values, around, exact=False) is Presence.ABSENT:
@@ -304,6 +326,32 @@ def _forestalled(method: Method, source: Source, around: Around) -> EditResult |
     for mark in recipe.needs:
         if (miss := conditions.missing(source, mark)) is not None:
             return miss
+    return None
+
+
+def _by_hand(method: Method) -> Refused:
+    return Refused(method.id, "it has no recipe: make the change by hand from its description")
+
+
+def _held(recipe: Recipe, source: Source, values: KnobValues, around: Around) -> str:
+    """Return where an edit by role finds the method in another form than the recipe's own code."""
+    where = ops.held(source, all_ops(recipe), values)
+    if not where:
+        return ""
+    variants = tuple(each for each in recipe.variants if not any(isinstance(op, ByRole) for op in each.ops))
+    written = replace(recipe, variants=variants, companions=())
+    if all_ops(written) and any(not isinstance(op, ByRole) for op in all_ops(written)):
+        own = _own_presence(written, source, values, around, exact=False)
+        return where if own in {Presence.ABSENT, Presence.PRESENT} else ""
+    return where
+
+
+def _other_form(method: Method, source: Source | None) -> Present | None:
+    """Return that a file has a method in a form that its recipe cannot change."""
+    recipe = method.recipe or Recipe(())
+    for sign in recipe.detect if source is not None else ():
+        if sign.state == OTHER_FORM and source is not None and conditions.stands(source, sign.mark):
+            return Present(f"the file has {method.id} in a form of its own{conditions.shown(source, sign.mark)}")
     return None
 
 

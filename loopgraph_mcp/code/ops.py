@@ -3,17 +3,18 @@
 import ast
 import contextlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 from loopgraph_mcp import models
-from loopgraph_mcp.code import hashes, programs, syntax
+from loopgraph_mcp.code import by_role, folding, hashes, programs, syntax
 from loopgraph_mcp.code.syntax import CURRENT, HOLE, Run, Scope, Source, Span, Swaps, Unparsable
 from loopgraph_mcp.models import KnobValue, RecipeOp, Refused
 
 PLACEHOLDER = re.compile(r"\{([a-z][a-z0-9_]*)\}")
 NAME_HOLE = re.compile(r"\{(_{1,2}[a-z][a-z0-9_]*)\}")
+_NUMBER = re.compile(r"[-+]?(\d[\d_]*\.?\d*|\.\d+)([eE][-+]?\d+)?")
 _ANY_BRACES = re.compile(r"\{(_{0,2}[a-z][a-z0-9_]*)\}")
 
 
@@ -102,6 +103,42 @@ def change_of(source: Source, op: RecipeOp, knobs: Mapping[str, KnobValue]) -> C
             return _insert(source, scope, _Code(anchor, knobs), _Code(code, knobs))
         case models.AddMethod(scope=scope, code=code):
             return _add_method(source, scope, _Code(code, knobs))
+        case models.ByRole():
+            return _by_role(source, op, knobs)
+
+
+def _by_role(source: Source, op: models.ByRole, knobs: Mapping[str, KnobValue]) -> Change | None:
+    made = _answer(source, op, knobs)
+    if isinstance(made, by_role.Held) or made.is_empty:
+        return None
+    span, text, swaps = made.merged()
+    return Change(span, text, swaps, "; ".join(made.summaries), made.resets)
+
+
+def _answer(source: Source, op: models.ByRole, knobs: Mapping[str, KnobValue]) -> by_role.Answer:
+    try:
+        return by_role.make(op.edit, source, {**knobs, **dict(op.values)})
+    except by_role.Misfit as misfit:
+        raise Mismatch(misfit.refused) from misfit
+    except KeyError as error:
+        raise Mismatch(Refused(f"an edit by role `{op.edit}`", f"{error} is neither a knob nor an edit")) from error
+
+
+def held(source: Source, ops: Iterable[RecipeOp], knobs: Mapping[str, KnobValue]) -> str:
+    """Return where a program has a method already, as far as an edit by role says so."""
+    for op in ops:
+        if isinstance(op, models.ByRole):
+            with contextlib.suppress(Mismatch):
+                made = _answer(source, op, knobs)
+                if isinstance(made, by_role.Held):
+                    return made.reason
+    return ""
+
+
+def is_import(op: RecipeOp) -> bool:
+    """Return whether an op only adds an import, which is no sign of a method: it has other uses."""
+    lines = op.code.strip().splitlines() if isinstance(op, models.InsertAfter) else []
+    return bool(lines) and all(line.startswith(("import ", "from ")) for line in lines)
 
 
 class _Code:
@@ -130,21 +167,59 @@ class _Code:
 def _set_value(
     source: Source, place: ast.expr, label: str, template: str, knobs: Mapping[str, KnobValue]
 ) -> Change | None:
-    """Put a value in an expression's place; a relative one (`{current} // {factor}`) builds on what stood there."""
+    """Put a value in an expression's place; a relative one (`{current} // {factor}`) builds on what stood there.
+
+    Where the place reads an environment variable, its default is set: the override stays.
+    """
+    place = folding.own_default(place)
     base, values = place, {name: literal(value) for name, value in knobs.items()}
     if "{current}" in template:
         pattern = _expression(filled(template, {name: HOLE + name for name in [*knobs, CURRENT]}))
         holes: dict[str, ast.expr] = {}
         if syntax.alike(pattern, place, holes=holes):
             base = holes[CURRENT]
+        _check_number(source, base, label)
         values[CURRENT] = _operand(source, base, alone=template.strip() == "{current}")
     value = filled(template, values)
+    if was_text := _number_as_text(place):
+        values[CURRENT] = was_text
+        value = _as_text(source, filled(template, values), label)
     tree = _expression(value)
     if syntax.alike(tree, place) or hashes.equal_numbers(tree, place):
         return None
     was = " ".join(source.slice(source.span(place)).split())
     summary = f"{label}{' '.join(value.split())} (was {was})"
     return Change(source.span(place), value, {id(place): tree}, summary, base is not place)
+
+
+def _number_as_text(place: ast.expr) -> str:
+    """Return the number that a text holds: environment variables have texts for defaults."""
+    if isinstance(place, ast.Constant) and isinstance(place.value, str) and _NUMBER.fullmatch(place.value.strip()):
+        return place.value.strip()
+    return ""
+
+
+def _as_text(source: Source, value: str, label: str) -> str:
+    """Return a value as the text of its number."""
+    try:
+        number = folding.Constants(source.tree).value(_expression(value))
+    except folding.Unknown as error:
+        raise Mismatch(Refused(f"{label}{value}", "the default is a text, and the new value is no constant")) from error
+    return f'"{number}"'
+
+
+def _check_number(source: Source, base: ast.expr, label: str) -> None:
+    """Refuse to calculate with what is no size: None, a text, or a number such as -1 that says "choose for me"."""
+    try:
+        value = folding.Constants(source.tree).value(base)
+    except folding.Unknown:
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+        reason = (
+            "the program takes that for no number of its own, and works one out: there is nothing to calculate with"
+        )
+        shown = " ".join(source.slice(source.span(base)).split())
+        raise Mismatch(Refused(f"{label}a number above 0", f"it is {shown}; {reason}"))
 
 
 def _check_order(source: Source, name: str, change: Change) -> None:

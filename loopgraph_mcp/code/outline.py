@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import PurePosixPath
 
-from loopgraph_mcp.code import programs
+from loopgraph_mcp.code import folding, programs, roles
 from loopgraph_mcp.code.hashes import number
 from loopgraph_mcp.text import compile_later
 
@@ -25,6 +25,16 @@ _START = compile_later(
 )
 _OPENED = compile_later(r"on line (\d+)")
 _KEY = compile_later(r"([A-Za-z]\w*):(?:\s|$)")
+_PRINTS = compile_later(r"(?i)(print\w*|log|info|debug|write|echo)$")  # print0, logger.info, pbar.write
+# `const rate = 0.1;`, `static constexpr int N = 3;`, `#define N 3`, `rate: 0.1`, `"rate": 0.1,`, `let mut n: u32 = 3;`
+_SETTING = compile_later(
+    r"""\s*(?:\#define\s+|(?:(?:export|public|private|static|const|constexpr|final|let|var|val|mut|pub|readonly|"""
+    r"""int|long|float|double|auto|unsigned|size_t|number|string|bool|boolean)\s+)*)"""
+    r"""["']?([A-Za-z_][\w.-]{0,60})["']?\s*(?::\s*[\w<>]+\s*)?(?:=|:|\s)\s*"""
+    r"""([-+]?(?:\d[\d_]*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?[fFlLuU]*|"[^"]{0,40}"|'[^']{0,40}'|true|false)"""
+    r"""\s*[;,]?\s*(?:(?://|\#).*)?$"""
+)
+_VALIDATION = compile_later(r"(?i)\b(val\w*(?: \w+)?)\s*[:=]\s*$")
 _CONSTANT = compile_later(r"_?[A-Z][A-Z0-9_]*")
 _NO_TEXT = compile_later(r"[\0\ud800-\udfff]")
 _LINE_END = compile_later(r"\r\n|\r|\n")  # what ends a line for Python; str.splitlines knows more
@@ -95,6 +105,16 @@ def map_text(text: str) -> CodeMap:
         except RecursionError:
             entries.append(Entry(Kind.ERROR, "depth", 1, len(lines), "it is nested too deeply to be read"))
     return CodeMap(tuple(sorted(entries, key=lambda each: (each.line, each.end_line, each.kind.value))), tuple(lines))
+
+
+def map_plain(text: str) -> CodeMap:
+    """Return the map of a text that is no Python: lines that give a name a number or a short text are its knobs."""
+    lines = _LINE_END.split(text.removeprefix("\ufeff")[:MAX_CHARS])
+    entries = []
+    for number_, line in enumerate(lines, start=1):
+        if match := _SETTING.match(line[:400]):
+            entries.append(Entry(Kind.KNOB, _cut(match.group(1)), number_, number_, _cut(match.group(2), 40)))
+    return CodeMap(tuple(entries), tuple(lines))
 
 
 # ------------------------------------------------------------------------------------------------ broken texts
@@ -277,8 +297,8 @@ class _Reader:
                     yield self._entry(
                         Kind.FIELD, f"{dotted}.{name}", inner, "" if value is None else self._slice(value)
                     )
-                case ast.Assign(targets=[ast.Name(id=name)], value=value) if _is_literal(value):
-                    yield self._entry(Kind.FIELD, f"{dotted}.{name}", inner, self._slice(value))
+                case ast.Assign(targets=[ast.Name(id=name)], value=value) if _is_literal(folding.own_default(value)):
+                    yield self._entry(Kind.FIELD, f"{dotted}.{name}", inner, self._slice(folding.own_default(value)))
 
     def _locals(self, dotted: str, node: ast.FunctionDef | ast.AsyncFunctionDef) -> Iterator[Entry]:
         """Yield the numbers that a function gives a name."""
@@ -292,14 +312,14 @@ class _Reader:
 
     def _everywhere(self) -> Iterator[Entry]:
         """Yield what may stand at any depth: flags, parameter groups, metric prints, and the training loop."""
-        loops, merged = [], dict[ast.expr, str]()
+        merged = dict[ast.expr, str]()
         for node in ast.walk(self.tree):
             match node:
                 case ast.BinOp(left=ast.Name(id=common), op=ast.BitOr(), right=ast.Dict() as added):
                     merged[added] = common
                 case ast.Call(func=ast.Attribute(attr="add_argument"), args=[ast.Constant(value=str() as flag), *_]):
                     yield self._entry(Kind.FLAG, flag, node, self._keyword(node, "default"))
-                case ast.Call(func=ast.Name(id="print"), args=[first, *_]) if key := _key_printed(first):
+                case ast.Call(args=[first, *_]) if key := _key_printed(first, by=roles.called(node)):
                     yield self._entry(Kind.METRIC, key, node)
                 case ast.Call(func=ast.Name(id="dict"), keywords=keywords):
                     yield from self._group(node, {each.arg or "": each.value for each in keywords})
@@ -310,10 +330,8 @@ class _Reader:
                         {str(key.value): value for key, value in named if isinstance(key, ast.Constant)},
                         merged.get(node, ""),
                     )
-                case ast.For() | ast.While() if _calls(node, "backward"):
-                    loops.append(node)
-        if loops:
-            outer = min(loops, key=lambda each: (each.lineno, -(each.end_lineno or 0)))
+        outer = roles.Roles(self.tree).loop or _first_loop(self.tree)
+        if outer is not None:
             yield self._entry(
                 Kind.LOOP, "training loop", outer, self.lines[outer.lineno - 1].decode("utf-8", "replace")
             )
@@ -374,12 +392,23 @@ def _is_setting(value: ast.expr) -> bool:
     return not compares and any(isinstance(each, ast.Constant) for each in inside)
 
 
-def _key_printed(shown: ast.expr) -> str:
-    """Return the name that a print begins with, as in `val_bpb: 0.99`, or nothing."""
-    first = shown.values[0] if isinstance(shown, ast.JoinedStr) and shown.values else shown
-    text = first.value if isinstance(first, ast.Constant) and isinstance(first.value, str) else ""
-    match = _KEY.match(text)
-    return match.group(1) if match and isinstance(shown, ast.JoinedStr) else ""
+def _key_printed(shown: ast.expr, *, by: str) -> str:
+    """Return the name that a print begins with, as in `val_bpb: 0.99`, or a validation metric's anywhere in it."""
+    if not _PRINTS.match(by) or not isinstance(shown, ast.JoinedStr):
+        return ""
+    texts = [
+        each.value if isinstance(each, ast.Constant) and isinstance(each.value, str) else "" for each in shown.values
+    ]
+    if texts and (match := _KEY.match(texts[0])):
+        return match.group(1)
+    named = (_VALIDATION.search(text) for text in texts)
+    return next(("_".join(each.group(1).split()) for each in named if each), "")
+
+
+def _first_loop(tree: ast.Module) -> ast.For | ast.While | None:
+    """Return the first outermost loop that computes gradients, where no loop steps an optimizer that is known."""
+    loops = [node for node in ast.walk(tree) if isinstance(node, ast.For | ast.While) and _calls(node, "backward")]
+    return min(loops, key=lambda each: (each.lineno, -(each.end_lineno or 0)), default=None)
 
 
 def _calls(node: ast.AST, name: str) -> bool:

@@ -284,7 +284,7 @@ def _own_nodes(statement: ast.stmt) -> Iterator[ast.expr | ast.alias | ast.Excep
 def global_bindings(tree: ast.Module, name: str) -> list[int]:
     """Return the lines in which functions that say `global name` give it a value."""
     lines = []
-    for node in _nodes(tree):
+    for node in nodes(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             inner = list(statements(node))
             if any(isinstance(statement, ast.Global) and name in statement.names for statement in inner):
@@ -319,30 +319,37 @@ def calls(scope: Scope, name: str) -> list[ast.Call]:
 
 def unknown_names(tree: ast.Module, code: Iterable[ast.AST]) -> list[str]:
     """Return the names that some code would read and that stand nowhere in a file: running it would fail."""
-    inside = [node for each in code for node in _walk(each)]
+    inside = [node for each in code for node in walk(each)]
     read = dict.fromkeys(node.id for node in inside if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load))
     known = _BUILTINS | {name for node in inside for name in _names_in(node)}
-    wanted = {name: None for name in read if name not in known}
-    for node in (inner for statement in tree.body for inner in _walk(statement)):  # what is imported stands first
-        if not wanted:
-            break
-        for name in (node.id,) if isinstance(node, ast.Name) else _names_in(node):
-            wanted = {} if name == "*" else wanted
-            wanted.pop(name, None)
-    return list(wanted)
+    wanted = [name for name in read if name not in known]
+    held = _names_of(tree) if wanted else frozenset[str]()
+    return [] if "*" in held else [name for name in wanted if name not in held]
 
 
-def _nodes(tree: ast.Module) -> Sequence[ast.AST]:
+def _names_of(tree: ast.Module) -> frozenset[str]:
+    """Return every name that stands in a file, read or given a value; `*` where it imports all that a module has."""
+    if (found := _names.get(tree)) is None:
+        found = _names[tree] = frozenset(
+            name for node in nodes(tree) for name in ((node.id,) if isinstance(node, ast.Name) else _names_in(node))
+        )
+    return found
+
+
+_names: WeakKeyDictionary[ast.Module, frozenset[str]] = WeakKeyDictionary()
+
+
+def nodes(tree: ast.Module) -> Sequence[ast.AST]:
     """Return all that is inside a module; kept as long as the module is, which it must not hold itself."""
     if (inside := _inside.get(tree)) is None:
-        inside = _inside[tree] = tuple(_walk(tree))[1:]
+        inside = _inside[tree] = tuple(walk(tree))[1:]
     return inside
 
 
 _inside: WeakKeyDictionary[ast.Module, tuple[ast.AST, ...]] = WeakKeyDictionary()
 
 
-def _walk(tree: ast.AST) -> Iterator[ast.AST]:
+def walk(tree: ast.AST) -> Iterator[ast.AST]:
     """Yield a node and all inside it, as ast.walk does in twice the time."""
     pending = [tree]
     while pending:
@@ -463,15 +470,15 @@ def runs_of(scope: Scope, wanted: Sequence[ast.stmt]) -> list[Run]:
 def standing(scope: Scope, wanted: ast.expr) -> list[ast.expr]:
     """Return the expressions of a scope, of those inside it too, that are like a pattern."""
     kind = ast.expr if isinstance(wanted, ast.Name) and wanted.id.startswith(HOLE) else type(wanted)
-    return [node for node in _walk(scope) if isinstance(node, kind) and alike(wanted, node, holes={})]
+    return [node for node in walk(scope) if isinstance(node, kind) and alike(wanted, node, holes={})]
 
 
 def settings(tree: ast.Module, name: str) -> list[ast.expr]:
     """Return the defaults of dataclass fields and argparse flags with a name; case, `-` and `_` do not count."""
     wanted, found = _plain(name), list[ast.expr]()
-    for node in _nodes(tree):
+    for node in nodes(tree):
         if isinstance(node, ast.ClassDef):
-            found += [value for target, value in _fields(node) if _plain(target) == wanted]
+            found += [value for target, value in fields(node) if _plain(target) == wanted]
         elif isinstance(node, ast.Call) and any(_plain(flag) == wanted for flag in _flags(node)):
             found += [keyword.value for keyword in node.keywords if keyword.arg == "default"]
     return sorted(found, key=lambda value: value.lineno)
@@ -479,13 +486,13 @@ def settings(tree: ast.Module, name: str) -> list[ast.expr]:
 
 def given_elsewhere(tree: ast.Module, default: ast.expr) -> list[int]:
     """Return the lines whose calls pass another value in place of a dataclass field's default."""
-    for node in _nodes(tree):
+    for node in nodes(tree):
         if isinstance(node, ast.ClassDef):
-            for name, value in _fields(node):
+            for name, value in fields(node):
                 if value is default:
                     return [
                         call.lineno
-                        for call in _nodes(tree)
+                        for call in nodes(tree)
                         if isinstance(call, ast.Call)
                         and isinstance(call.func, ast.Name)
                         and call.func.id == node.name
@@ -498,7 +505,7 @@ def _plain(name: str) -> str:
     return name.lstrip("-").replace("-", "_").lower()
 
 
-def _fields(node: ast.ClassDef) -> Iterator[tuple[str, ast.expr]]:
+def fields(node: ast.ClassDef) -> Iterator[tuple[str, ast.expr]]:
     """Yield a class's fields with their defaults, `field(default=…)` included."""
     for statement in node.body:
         match statement:

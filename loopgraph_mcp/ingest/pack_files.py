@@ -55,6 +55,10 @@ def _plain(method: Method) -> dict[str, Any]:
         recipe["detect"] = [{"state": each["state"], **each["mark"]} for each in recipe["detect"]]
         for each in recipe["companions"]:
             each["knobs"] = dict(each["knobs"])
+        for part in (recipe, *recipe["variants"], *recipe["companions"]):
+            part["ops"] = [
+                each | ({"values": dict(each["values"])} if "values" in each else {}) for each in part["ops"]
+            ]
     filled: dict[str, Any] = _filled(card)
     return filled
 

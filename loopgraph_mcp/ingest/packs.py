@@ -10,12 +10,13 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from loopgraph_mcp.code import ops, programs
+from loopgraph_mcp.code import by_role, ops, programs
 from loopgraph_mcp.errors import PackError
 from loopgraph_mcp.ingest.pack_texts import MANIFEST, read_file, read_files
 from loopgraph_mcp.models import (
     ONE_LINE,
     AddMethod,
+    ByRole,
     Knob,
     Line,
     Mark,
@@ -33,7 +34,7 @@ from loopgraph_mcp.ranking.descriptions import read_moves
 
 _T = TypeVar("_T", bound=BaseModel)
 _MAX_KEY = 100
-_OPS = ("set_const", "set_local", "set_default", "set_kwarg", "replace_stmt", "insert_after", "add_method")
+_OPS = ("set_const", "set_local", "set_default", "set_kwarg", "replace_stmt", "insert_after", "add_method", "by_role")
 _BRANCHES = {
     *_OPS,
     "int",
@@ -152,8 +153,8 @@ def _all_marks(recipe: Recipe) -> Iterator[tuple[str, Mark]]:
 
 def _check_parts(recipe: Recipe) -> None:
     """Check that each part of a recipe says something."""
-    if not (recipe.ops or recipe.variants):
-        raise ValueError("recipe.ops: none, and no variants")
+    if not (recipe.ops or recipe.variants or recipe.detect):
+        raise ValueError("recipe.ops: none, and neither variants nor detect")
     for n, variant in enumerate(recipe.variants, start=1):
         if not (variant.ops or variant.needs):
             place = f"recipe.variants[{n}]"
@@ -164,8 +165,8 @@ def _check_parts(recipe: Recipe) -> None:
         if bool(each.ops) is bool(each.method) and not (each.needs and not each.method):
             raise ValueError(f"recipe.companions[{n}]: a companion has ops, or the id of another method")
     for place, mark in _all_marks(recipe):
-        if not (mark.has or mark.lacks or mark.scope):
-            raise ValueError(f"{place}: a mark has a scope, `has` or `lacks`")
+        if not (mark.has or mark.lacks or mark.scope or mark.named):
+            raise ValueError(f"{place}: a mark has a scope, `has`, `lacks` or `named`")
 
 
 class _Method(_Table):
@@ -208,6 +209,10 @@ class _Method(_Table):
 
     def _check_op(self, place: str, op: RecipeOp) -> set[str]:
         """Check the code of an op; return the placeholders it uses."""
+        if isinstance(op, ByRole):
+            if op.edit not in by_role.names():
+                raise ValueError(f"{place}.edit: {op.edit} is none of {', '.join(sorted(by_role.names()))}")
+            return set(self.knobs)
         used: set[str] = set()
         fields = {key: code for key, code in asdict(op).items() if key not in {"op", "scope", "name", "call"}}
         holes = set(ops.NAME_HOLE.findall(fields.get("old", fields.get("anchor", ""))))

@@ -5,7 +5,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from loopgraph_mcp.models import Method, Move, SetConst, SetDefault, SetKwarg, SetLocal, all_ops
+from loopgraph_mcp.code import by_role
+from loopgraph_mcp.models import ByRole, Method, Move, SetConst, SetDefault, SetKwarg, SetLocal, all_ops
 from loopgraph_mcp.ranking.descriptions import read_moves, stripped
 from loopgraph_mcp.text import compile_later
 
@@ -91,6 +92,7 @@ def _named(text: str, methods: Sequence[Method]) -> list[str]:
 def _pattern(method: Method) -> re.Pattern[str]:
     ops = [] if method.recipe is None else all_ops(method.recipe)
     set_here = [op.name for op in ops if isinstance(op, SetConst | SetLocal | SetDefault | SetKwarg)]
+    set_here += [name for op in ops if isinstance(op, ByRole) for name in by_role.constant_names(op.edit)[:1]]
     words = [method.name, method.id, *method.aliases, *(name for name in set_here if "_" in name)]
     phrases = {" ".join(re.split(r"[\W_]+", word.casefold())).strip() for word in words}
     longest = sorted((phrase for phrase in phrases if phrase), key=len, reverse=True)

@@ -15,6 +15,7 @@ import tomllib
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import IO, Literal
 
@@ -29,6 +30,9 @@ from loopgraph_mcp.runner.printed import check_pattern
 from loopgraph_mcp.text import plain_line
 
 CONFIG_NAME = "loopgraph.toml"
+_IMPORTED = re.compile(r"^\s*from ([A-Za-z_][\w.]*) import ", re.MULTILINE)
+_MAX_HEAD = 2**18  # characters of a program in which its imports are looked for
+_MAX_SIBLING_BYTES = 2**18
 DECLARING = (CONFIG_NAME, "train.py", "prepare.py", "uv.lock")  # what tells that a folder is a workspace, and which
 RESULTS_NAME = "results.tsv"
 RESULTS_HEADER = ("commit", "val_bpb", "memory_gb", "status", "description")
@@ -84,6 +88,7 @@ class _Declared(BaseModel):
     trust_reports: bool = False
     verify: list[str] = Field(default_factory=list)
     suspicious_factor: float | None = Field(default=None, gt=1)
+    smoke: bool = False
     confine: bool = True
 
 
@@ -120,6 +125,7 @@ class Workspace:
         apply_tentative: Whether a gain within the noise is written to the editable file too.
         trust_reports: Whether a metric that an agent reports without its log counts as evidence.
         verify: What measures a run again before it is kept, from the state that it left; empty for nothing.
+        smoke: Whether an edit is tried for one step at a tiny size first, which runs the program's definitions.
         suspicious_factor: How many times better than the best so far a value may be; None for the metric's default.
         confine: Whether a run sees read-only what is only linked, the store and other runs, where the system allows.
     """
@@ -147,6 +153,7 @@ class Workspace:
     trust_reports: bool = False
     verify: tuple[str, ...] = ()
     suspicious_factor: float | None = None
+    smoke: bool = False
     confine: bool = True
 
     @property
@@ -169,6 +176,30 @@ class Workspace:
         except (OSError, UnicodeDecodeError) as error:
             raise WorkspaceError(f"{self.editable_path}: cannot be read as UTF-8 text ({error})") from error
 
+    def read_siblings(self, program: str) -> dict[str, str]:
+        """Return the texts of the modules that the editable file imports names from, and of the script that is run.
+
+        They are looked for beside the file and in the folder; what cannot be read is left out.
+        """
+        found = dict[str, str]()
+        for name in dict.fromkeys([*_IMPORTED.findall(program[:_MAX_HEAD]), *self._scripts()]):
+            relative = Path(*name.split(".")).with_suffix(".py")
+            for folder in dict.fromkeys([self.editable_path.parent, self.path]):
+                file = folder / relative
+                try:
+                    if file.is_file() and file != self.editable_path and file.stat().st_size <= _MAX_SIBLING_BYTES:
+                        found[name] = read_plain(file).decode("utf-8")
+                        break
+                except (OSError, UnicodeDecodeError):
+                    continue
+        return found
+
+    def _scripts(self) -> list[str]:
+        """Return the Python scripts that the command names, as modules."""
+        paths = [each for each in self.command if each.endswith(".py") and not Path(each).is_absolute()]
+        modules = [after for each, after in pairwise(self.command) if each == "-m"]
+        return [*(".".join(Path(each).with_suffix("").parts) for each in paths), *modules]
+
 
 def load_workspace(path: Path) -> Workspace:
     """Return the workspace in a folder: as loopgraph.toml declares it, or detected without one.
@@ -189,7 +220,7 @@ def load_workspace(path: Path) -> Workspace:
     try:
         declared = _Config.model_validate(tomllib.loads(text)).workspace
     except ValidationError as error:
-        raise WorkspaceError(f"{config}: {_misdeclared(error)}") from None
+        raise WorkspaceError(f"{config}{_line_of(error, text)}: {_misdeclared(error)}") from None
     except (ValueError, RecursionError) as error:  # TOMLDecodeError is a ValueError, as is a number of 5,000 digits
         raise WorkspaceError(f"{config}: {error}") from error
     if not declared.metric.strip():
@@ -222,6 +253,7 @@ def load_workspace(path: Path) -> Workspace:
         trust_reports=declared.trust_reports,
         verify=tuple(declared.verify),
         suspicious_factor=declared.suspicious_factor,
+        smoke=declared.smoke,
         confine=declared.confine,
     )
 
@@ -241,6 +273,15 @@ def resolved(path: Path) -> Path:
         shown = ascii(shown[:_MAX_SHOWN_PATH]) + ("…" if len(shown) > _MAX_SHOWN_PATH else "")
         raise WorkspaceError(f"{shown}: it can be no path ({str(error)[:80]}); name an existing folder") from error
     return found
+
+
+def _line_of(error: ValidationError, text: str) -> str:
+    """Return the line of a declaration that is wrong, as the end of its file's name."""
+    place = [str(each) for each in error.errors(include_url=False)[0]["loc"]]
+    for number, line in enumerate(text.splitlines(), start=1):
+        if len(place) > 1 and re.match(rf"\s*{re.escape(place[1])}\s*=", line):
+            return f":{number}"
+    return ""
 
 
 def _misdeclared(error: ValidationError) -> str:
@@ -332,8 +373,8 @@ def create_workspace(directory: Path, trainer: Path, *, budget_s: float | None) 
         return load_workspace(directory), False
     if directory.is_dir() and any(directory.iterdir()):
         raise WorkspaceError(
-            f"{directory}: not empty and holds no train.py; write a {CONFIG_NAME} there that names the file to improve "
-            "(editable), what runs it (command) and its metric, or name a new folder"
+            f"{directory}: not empty, and no script in it prints a metric by name; write a {CONFIG_NAME} there that "
+            "names the file to improve (editable), what runs it (command) and its metric, or name a new folder"
         )
     directory.mkdir(parents=True, exist_ok=True)
     for name in _TRAINER_FILES:

@@ -17,6 +17,7 @@ WORDS = {
     Advice.NO_FILTER: "No method of that family and standing matches: leave them out.",
     Advice.ALL_PRESENT: "Everything shown is in the file already; change a knob of it, or search for something else.",
     Advice.ALL_FLOPPED: "All that makes an edit flopped here; search for something else, or with no query.",
+    Advice.NONE_FITS: "No recipe shown fits this file; {call} shows where the change belongs, for a patch of your own.",
     Advice.OTHER_VALUES: "Ask for other knob values, or try another method.",
     Advice.BY_HAND: "Make the change by hand near these lines and run it: {call}",
     Advice.TAKE_PARTS: "Take what you want of it as a patch of your own file: {call}",

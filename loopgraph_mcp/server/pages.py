@@ -24,7 +24,7 @@ def address(*parts: str, at: int | None = None) -> str:
 
 def method(shown: Method, passages: Sequence[Chunk]) -> str:
     """Word a method: what it is, its knobs, who told of it, where its passages are."""
-    described, has_recipe = quoted(shown.description), shown.recipe is not None
+    described, has_recipe = quoted(shown.description), shown.has_edit
     shown = plain(dataclasses.replace(shown, recipe=None, moves=()))
     lines = [marked(f"{shown.id} [{shown.family}]: {shown.name}"), *quoted(shown.summary), "", *described]
     lines += [f"Also known as: {', '.join(shown.aliases)}"] if shown.aliases else []

@@ -51,9 +51,9 @@ def search(answer: SearchAnswer, detail: str) -> str:
     """Word a search: a line or two for each method, with `detailed` the score's parts as well."""
     lines = [f"{answer.retrieval_id}: {len(answer.hits)} of {answer.methods_known} methods; {answer.context}"]
     for rank, hit in enumerate(answer.hits, start=1):
-        edit = "edit ready" if hit.has_edit else "no recipe"
+        edit = "edit ready" if hit.has_edit else "does not fit" if hit.misfit else "no recipe"
         lines.append(f"{rank}. {hit.method_id} [{hit.family}, {hit.standing.value}, {edit}] {hit.summary}")
-        lines.append(marked(f"   {hit.why}"))
+        lines.append(marked(f"   {hit.misfit}; {hit.why}" if hit.misfit else f"   {hit.why}"))
         if detail == "detailed":
             parts = " ".join(f"{name}={value:g}" for name, value in hit.parts.items())
             lines.append(f"   score {hit.score:g}: {parts}")
@@ -95,6 +95,7 @@ def edit_parts(answer: EditAnswer) -> tuple[list[str], list[str]]:
         return head, [] if answer.guidance is None else _guidance(answer.guidance)
     head = [f"{answer.edit_id}: {answer.method_id}", *(f"- {change}" for change in answer.changes), *recipe]
     head += [f"Note: {answer.reason}"] if answer.reason else []
+    head += [f"smoke: {answer.smoke}"] if answer.smoke else []
     tail = [f"Goes well with it: {each.name}: {each.why} ({each.change})" for each in answer.companions]
     tail += ['companions=["name"] makes one of them too, companions=true all'] if tail else []
     tail += [f"Prior: {answer.prior}"] if answer.prior else []

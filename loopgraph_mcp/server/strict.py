@@ -13,6 +13,7 @@ from mcp.server.mcpserver.tools import Tool
 from mcp.server.mcpserver.utilities.func_metadata import FuncMetadata
 from mcp.shared.exceptions import MCPError
 from mcp_types import INVALID_PARAMS, ToolAnnotations
+from mcp_types import Tool as ListedTool
 from pydantic import ValidationError
 
 from loopgraph_mcp.auth import Scope
@@ -219,6 +220,42 @@ async def _blame_damage(ctx: Ctx, error: Exception) -> None:
         await ctx.request_context.lifespan_context.db.blame(error)
     except LoopGraphError as damage:
         raise ToolError(refusal(damage)) from error
+
+
+def listed(tool: ListedTool) -> ListedTool:
+    """Return a tool as tools/list shows it: every conversation pays for it, so it says each thing once.
+
+    An argument that may be left out is not also nullable; long limits and empty defaults are left to the refusals, and
+    what an answer holds is said by its text.
+    """
+    return tool.model_copy(update={"input_schema": _lean(tool.input_schema), "output_schema": None})
+
+
+_UNSAID = frozenset({"maxLength", "minLength", "maxItems", "minItems", "title"})
+_LARGE = 100_000  # a bound beyond what anybody sends is none to tell
+
+
+def _lean(schema: Any, *, named: bool = False) -> Any:
+    if isinstance(schema, list):
+        return [_lean(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if named:
+        return {key: _lean(value) for key, value in schema.items()}
+    branches = [each for each in schema.get("anyOf", ()) if each != {"type": "null"}]
+    told = {key: value for key, value in schema.items() if key not in _UNSAID}
+    if len(branches) == 1:
+        told = {**{key: value for key, value in told.items() if key != "anyOf"}, **branches[0]}
+    elif branches:
+        told["anyOf"] = branches
+    dropped = {key for key in ("maximum", "exclusiveMaximum") if abs(told.get(key, 0)) > _LARGE}
+    dropped |= {key for key in ("minimum", "exclusiveMinimum") if told.get(key) == 0}
+    dropped |= {"default"} if told.get("default", 0) in (None, "", False) else set()
+    return {
+        key: _lean(value, named=key == "properties")
+        for key, value in told.items()
+        if key not in dropped and key not in _UNSAID
+    }
 
 
 def _without_titles(schema: Any, *, inside_properties: bool = False) -> Any:

@@ -28,9 +28,7 @@ from loopgraph_mcp.server.callers import Ctx, caller_of, checked_source
 from loopgraph_mcp.server.strict import strict_tool
 from loopgraph_mcp.text import estimate_tokens, plain
 
-Workspace = Annotated[
-    str | None, Field(description="Folder of the training loop; the server's own workspace where it is left out")
-]
+Workspace = Annotated[str | None, Field(description="Folder; by default the server's workspace")]
 WaitS = Annotated[float, Field(description="Seconds to wait for the outcome before answering", ge=0, le=50)]
 ExperimentId = Annotated[str, Field(description="The experiment_id that run_experiment returned", max_length=64)]
 
@@ -293,7 +291,7 @@ async def map_code(
         str | None, Field(description="A Python file or folder of the workspace; its editable file by default")
     ] = None,
     query: Annotated[str, Field(description="What you look for, in plain words: shown first")] = "",
-    budget_tokens: Annotated[int, Field(description="About how long the map may be", ge=150, le=20_000)] = 800,
+    budget_tokens: Annotated[int, Field(description="About how long the map may be", ge=150, le=20_000)] = 750,
     workspace: Workspace = None,
 ) -> Annotated[CallToolResult, CodeMapAnswer]:
     """See what stands where before you read a file: knobs, fields, classes, parameter groups, loop, methods present."""

@@ -10,7 +10,19 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from loopgraph_mcp.models import Knob, Method, Pack, Recipe, SetConst, SetDefault, SetKwarg, SetLocal, all_ops
+from loopgraph_mcp.code import by_role
+from loopgraph_mcp.models import (
+    ByRole,
+    Knob,
+    Method,
+    Pack,
+    Recipe,
+    SetConst,
+    SetDefault,
+    SetKwarg,
+    SetLocal,
+    all_ops,
+)
 from loopgraph_mcp.store.database import Database, text_hash
 from loopgraph_mcp.store.version import Newest, read_newest
 
@@ -225,6 +237,7 @@ def _identifiers(method: Method) -> list[str]:
     """Return the names of the code that a recipe touches, whole and split at underscores."""
     ops = all_ops(method.recipe) if method.recipe else []
     names = dict.fromkeys(op.name for op in ops if isinstance(op, SetConst | SetLocal | SetDefault | SetKwarg))
+    names |= dict.fromkeys(name for op in ops if isinstance(op, ByRole) for name in by_role.constant_names(op.edit))
     return [word for name in names for word in dict.fromkeys([name, *name.split("_")]) if word]
 
 

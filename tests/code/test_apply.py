@@ -12,6 +12,7 @@ from loopgraph_mcp.ingest.packs import read_pack
 from loopgraph_mcp.models import (
     AddMethod,
     Applied,
+    ByRole,
     InsertAfter,
     Knob,
     KnobValue,
@@ -43,6 +44,19 @@ FITTING = {  # what can be changed in the file below; tests/test_recipes_train.p
     "warmdown-length",
 }
 METHODS = {method.id: method for method in SHIPPED if method.id in FITTING}
+
+
+def by_name(method: Method) -> Method:
+    """The method without its edits by role, whose refusals tell of roles: what an op finds by name stays."""
+    constants = {"embedding-lr": "EMBEDDING_LR", "muon-lr": "MATRIX_LR"}
+    if method.id in constants:
+        return replace(method, recipe=Recipe((SetConst(constants[method.id], "{rate}"),)))
+    recipe = method.recipe or Recipe(())
+    variants = [each for each in recipe.variants if not any(isinstance(op, ByRole) for op in each.ops)]
+    return replace(method, recipe=replace(recipe, variants=tuple(variants)))
+
+
+BY_NAME = {method_id: by_name(method) for method_id, method in METHODS.items()}
 
 UPSTREAM_LIKE = '''
 """A training file in the usual form."""
@@ -312,7 +326,7 @@ def test_a_text_without_the_recipe_s_places_holds_none_of_it() -> None:
 
 def test_a_refusal_names_what_was_looked_for_and_the_nearest_lines() -> None:
     source = UPSTREAM_LIKE.replace("MATRIX_LR", "MATRIX_RATE")
-    answer = refused(METHODS["muon-lr"], source)
+    answer = refused(BY_NAME["muon-lr"], source)
     assert answer.looked_for == "`MATRIX_LR = …` at module level"
     assert answer.reason == "nothing assigns it at module level"
     number = source.splitlines().index("MATRIX_RATE = 0.04") + 1
@@ -353,7 +367,7 @@ def test_what_does_not_match_once_is_refused(method_id: str, old: str, new: str,
     assert old in UPSTREAM_LIKE
     source = UPSTREAM_LIKE.replace(old, new, 1)
     ast.parse(source)
-    answer = refused(METHODS[method_id], source)
+    answer = refused(BY_NAME[method_id], source)
     assert looked_for in answer.looked_for
     assert reason in answer.reason
     assert all(source.splitlines()[int(line.split(":")[0]) - 1] == line.split(": ", 1)[1] for line in answer.nearest)

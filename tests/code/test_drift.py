@@ -20,7 +20,7 @@ drift = importlib.util.module_from_spec(_SPEC)
 _SPEC.loader.exec_module(drift)
 
 METHODS = [method for method in read_pack(ROOT / "methodpacks").methods if method.recipe is not None]
-AROUND = Around({method.id: method for method in METHODS})
+AROUND = Around(library={method.id: method for method in METHODS})
 FILES = drift.files()
 SHARE = max(1, len(METHODS) // 3)  # about three recipes a form; scripts/drift.py does them all
 HUNDRED = list(zip(list(FILES) * 100, drift.sets_of(METHODS, 100, random.Random(1), most=3), strict=False))

@@ -182,9 +182,9 @@ def test_what_a_file_must_hold_is_told_with_its_reason() -> None:
 def test_a_conflict_is_refused_where_both_would_stand_and_not_where_one_takes_the_other_s_place() -> None:
     one = method_of("one", ops=(SetConst("A", "2"),), conflicts=("other",))
     beside, instead = method_of("other", ops=(SetConst("B", "2"),)), method_of("other", ops=(SetConst("A", "3"),))
-    assert "take it out first" in refused(one, "A = 1\nB = 2\n", Around({"other": beside})).reason
-    assert detect(one, "A = 1\nB = 2\n", around=Around({"other": beside})) is Presence.CONFLICTING
-    assert applied(one, "A = 3\nB = 2\n", Around({"other": instead})) == "A = 2\nB = 2\n"
+    assert "take it out first" in refused(one, "A = 1\nB = 2\n", Around(library={"other": beside})).reason
+    assert detect(one, "A = 1\nB = 2\n", around=Around(library={"other": beside})) is Presence.CONFLICTING
+    assert applied(one, "A = 3\nB = 2\n", Around(library={"other": instead})) == "A = 2\nB = 2\n"
 
 
 # ------------------------------------------------------------------------------------------------ numbers
@@ -241,7 +241,7 @@ def test_another_method_can_be_a_companion() -> None:
     rate = method_of("rate", (Knob("rate", 0.5, "A rate."),), ops=(SetConst("B", "{rate}"),))
     companion = Companion("slower", "it diverges", method="rate", knobs=(("rate", 0.25),))
     method = method_of(ops=(SetConst("A", "2"),), companions=(companion,))
-    around = Around({"rate": rate}, frozenset({"slower"}))
+    around = Around(library={"rate": rate}, companions=frozenset({"slower"}))
     assert applied(method, "A = 1\nB = 1\n", around) == "A = 2\nB = 0.25\n"
 
 
