@@ -32,7 +32,15 @@ BUDGET_S = 300.0
 RUN_S = 331.0
 AGENT = Caller("claude-code", "night")
 RUNNING = "exp_sampl3run0"
-QUERIES = ("what helps a short run", "learning rate", "batch size", "attention", "schedule", "normalisation", "")
+FIRST = (
+    "warmdown-length",
+    "short-window",
+    "final-lr-floor",
+    "swiglu",
+    "smaller-batch",
+    "parallel-block",
+    "embedding-lr",
+)
 # Gains in bits per byte. What is not named here costs a little, as most changes do.
 GAINS = {
     "smaller-batch": 0.0086,
@@ -187,6 +195,13 @@ async def fill(settings: Settings, count: int, *, began: float) -> Night:
         return await _fill(graph, where, count, clock)
 
 
+def _order() -> list[str]:
+    """Return the methods in the order of the night: a fixed one, whatever the searches rank first."""
+    ids = sorted(file.stem for file in bundled("methodpacks").glob("*.toml") if file.stem != "pack")
+    random.Random(SEED).shuffle(ids)
+    return [*FIRST, *(each for each in ids if each not in FIRST)]
+
+
 async def _fill(graph: LoopGraph, where: Workspace, count: int, clock: Clock) -> Night:
     here = Surroundings(graph.db, graph.settings, lambda: clock.at)
     workspace = await here.workspace_id(where)
@@ -199,25 +214,23 @@ async def _fill(graph: LoopGraph, where: Workspace, count: int, clock: Clock) ->
     for seed in range(42, 42 + min(3, count)):
         await night.run("baseline", text=start, seed=seed)
         made += 1
-    tried = set[str]()
-    for number in range(6 * len(QUERIES)):
-        found = await graph.search_methods(QUERIES[number % len(QUERIES)], limit=20)
-        ready = [hit.method_id for hit in found.hits if hit.has_edit and hit.method_id not in tried]
-        for method_id in ready[:3]:
-            tried.add(method_id)
-            answer = await graph.get_code_edit(method_id, retrieval_id=found.retrieval_id)
-            edit = None if answer.edit_id is None else await edits.get_edit(graph.db, answer.edit_id)
-            if edit is None or made >= count:
-                continue
-            gain = GAINS.get(method_id, night.rng.gauss(-0.0008, 0.0010))
-            hit = next(each for each in found.hits if each.method_id == method_id)
-            row = await night.run(hit.name, text=edit.new_text, edit=edit, gain=gain)
+    for method_id in _order():
+        if made >= count:
+            break
+        found = await graph.search_methods(method_id.replace("-", " "), limit=20)
+        hit = next((each for each in found.hits if each.method_id == method_id and each.has_edit), None)
+        answer = None if hit is None else await graph.get_code_edit(method_id, retrieval_id=found.retrieval_id)
+        edit = None if answer is None or answer.edit_id is None else await edits.get_edit(graph.db, answer.edit_id)
+        if hit is None or edit is None:
+            continue
+        gain = GAINS.get(method_id, night.rng.gauss(-0.0008, 0.0010))
+        row = await night.run(hit.name, text=edit.new_text, edit=edit, gain=gain)
+        made += 1
+        if made % 9 == 0:  # another agent asked for what had been run
+            await graph.add_cost("run_experiment", subject_id=row.id, tokens=260)
+        if row.decision is Decision.KEEP and made < count and night.rng.random() < 0.5:
+            await night.run(hit.name, text=edit.new_text, edit=edit, gain=gain, seed=43)
             made += 1
-            if made % 9 == 0:  # another agent asked for what had been run
-                await graph.add_cost("run_experiment", subject_id=row.id, tokens=260)
-            if row.decision is Decision.KEEP and made < count and night.rng.random() < 0.5:
-                await night.run(hit.name, text=edit.new_text, edit=edit, gain=gain, seed=43)
-                made += 1
     while made < count:
         await _hand_edit(night, workspace, made)
         made += 1

@@ -122,13 +122,14 @@ async def test_records_count_each_change_once(night: Settings) -> None:
     assert by_method["short-window"].better == 1
 
 
-async def test_doubtful_changes_are_those_that_another_run_would_decide(night: Settings) -> None:
-    async with LoopGraph.open(night) as graph:
-        seen = await graph.overview()
-    found = overviews.doubtful(seen)
-    assert found
-    assert all(line.mark in {Mark.TENTATIVE, Mark.NOISE, Mark.DISCARDED} for line in found)
-    assert all((line.p_win or 0.0) < 0.9 for line in found)
+async def test_doubtful_changes_are_those_that_another_run_would_decide(graph: LoopGraph) -> None:
+    await run(graph)
+    little = await run(graph, patch="@@ @@\n-LEARNING_RATE = 0.5\n+LEARNING_RATE = 0.52\n", description="a little")
+    await run(graph, patch="@@ @@\n-LEARNING_RATE = 0.52\n+LEARNING_RATE = 0.9\n", description="much")
+    await run(graph, patch=mishap("raise SystemExit(3)"))
+    seen = await graph.overview()
+    assert [line.mark for line in seen.lines] == [Mark.BASELINE, Mark.TENTATIVE, Mark.KEPT, Mark.FAILED]
+    assert [line.experiment_id for line in overviews.doubtful(seen)] == [little.experiment_id]
 
 
 async def test_runs_that_memory_answered_are_counted_with_the_time_they_spared(graph: LoopGraph) -> None:
