@@ -347,8 +347,15 @@ class Records:
     def of(self, method_id: str) -> TrackRecord:
         """Return what is known of a method."""
         if method_id not in self._records:
-            self._records[method_id] = TrackRecord(tuple(self._trials(method_id)))
+            made = self._changes(self.outcomes.changes.get(method_id, {}).values())
+            self._records[method_id] = TrackRecord((*made, *self._reports(method_id)))
         return self._records[method_id]
+
+    def standing(self, method_id: str) -> Standing:
+        """Return a method's standing alone: it rests on what was measured here, and the other contexts are not read."""
+        contexts, runs = self.outcomes.contexts, self.outcomes.changes.get(method_id, {}).values()
+        own = [run for run in runs if self.here in {None, contexts[run.context_id]}]
+        return TrackRecord(tuple(self._changes(own))).standing
 
     def appraisal(self, method: Method) -> Appraisal:
         """Return what ranks a method: its trials, and what others published of it, for little."""
@@ -368,10 +375,10 @@ class Records:
         both = appraise([*seen, *bare, *_others(method, self.here)], crashes, prior_mean=prior)
         return replace(both, reward=found.reward, told=both.reward / found.reward)
 
-    def _trials(self, method_id: str) -> Iterator[Trial]:
-        """Yield each change that a method made, with the verdict on all its runs, oldest first."""
+    def _changes(self, runs: Iterable[Run]) -> Iterator[Trial]:
+        """Yield the changes that runs are of, each with the verdict on all its runs."""
         outcomes, here = self.outcomes, self.here
-        for run in outcomes.changes.get(method_id, {}).values():
+        for run in runs:
             verdict = outcomes.verdict(run)
             failed_baseline = run.base_group in {None, run.group} and verdict.kind is VerdictKind.CRASH
             if verdict.kind is VerdictKind.BASELINE or failed_baseline:
@@ -379,6 +386,10 @@ class Records:
             context, age = outcomes.contexts[run.context_id], outcomes.age(run)
             observation = self._observation(run, verdict, age=age)
             yield Trial(context, verdict, observation, age, here in {None, context}, run.origin)
+
+    def _reports(self, method_id: str) -> Iterator[Trial]:
+        """Yield the bare numbers that were reported of a method."""
+        outcomes, here = self.outcomes, self.here
         reports = outcomes.reports.get(method_id, ())
         for run in reports:
             context = outcomes.contexts[run.context_id]

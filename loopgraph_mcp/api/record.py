@@ -32,16 +32,7 @@ _MAX_METRIC = 1e30  # its square is a number still
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What is said of a run that LoopGraph did not start.
-
-    Args:
-        method_id: The method that it put into practice.
-        metric_value: Its metric, as reported; None where it failed, or where its log says it.
-        status: How it ended, where that is not clear from the metric.
-        log: Its log: the text, or a path inside the workspace.
-        commit: The commit that holds what ran.
-        measured: Whether LoopGraph's own wrapper measured it.
-    """
+    """What is said of a run that LoopGraph did not start, as the arguments of LoopGraph.record_outcome say."""
 
     method_id: str | None = None
     metric_value: float | None = None
@@ -99,7 +90,7 @@ async def record_outcome(
         noise_floor=None if verdict is None else verdict.noise_floor,
         p_win=None if verdict is None else verdict.p_win,
         decision=decided,
-        standings={each: records.of(each).standing for each in row.method_ids},
+        standings={each: records.standing(each) for each in row.method_ids},
         next_step=explain.after_report() if verdict is None else verdict.next_step,
         origin=row.origin or Origin.MEASURED,
         noise="" if verdict is None else explain.noise(verdict.noise),

@@ -36,17 +36,7 @@ MAX_SEED = 2**31 - 1
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What a call asks to run: an edit, a patch of the present file, or with neither that file as it stands.
-
-    Args:
-        method_id: The method that a patch or the present file puts into practice.
-        description: What is tried, in a few words.
-        seed: The run's seed; None for the default, or the next unused one for a replicate.
-        budget_s: Training seconds, where they should differ from the workspace's.
-        replicate: Whether to run it again though it was run before.
-        idempotency_key: What names this call, so that the same one runs nothing twice.
-        caller: The agent that asks; None for a person at a terminal.
-    """
+    """What a call asks to run, as the arguments of LoopGraph.run_experiment say."""
 
     edit_id: str | None = None
     patch: str | None = None
