@@ -28,6 +28,7 @@ from loopgraph_mcp.runner.workspace import create_workspace
 
 PACKAGE = Path(loopgraph_mcp.__file__).parent
 MOST_FILES = {"search": 10, "edit": 11, "run": 10, "supervisor": 8}
+FIRST, SECOND = "muon-lr", "embedding-lr"  # of the bundled pack, whose recipes fit the bundled trainer
 PRINTS = "print('---'); print('val_bpb: 1.5'); print('training_seconds: 0.1')"
 
 
@@ -88,17 +89,15 @@ async def walk_all(home: Path) -> dict[str, Walk]:
         await graph.search_methods("attention")
         await graph.run_experiment(description="baseline", wait_s=0)
         await supervise(settings, *started.pop())
-        hits = (await graph.search_methods("attention")).hits
-        first, second = [hit.method_id for hit in hits if hit.has_edit][:2]
-        edit = await graph.get_code_edit(first)
+        edit = await graph.get_code_edit(FIRST)
         await graph.run_experiment(edit_id=edit.edit_id, wait_s=0)
         await supervise(settings, *started.pop())
-        await graph.get_code_edit(second)
+        await graph.get_code_edit(SECOND)
         await graph.search_methods("attention heads")
         with walk() as walks["search"]:
             await graph.search_methods("attention heads")
         with walk() as walks["edit"]:
-            edit = await graph.get_code_edit(second)
+            edit = await graph.get_code_edit(SECOND)
         with walk() as walks["run"]:
             await graph.run_experiment(edit_id=edit.edit_id, wait_s=0)
         with walk() as walks["supervisor"]:

@@ -197,10 +197,10 @@ async def test_a_method_that_runs_is_told_and_put_behind(settings: Settings, wor
     slow.write_text(slow.read_text().replace("STEPS = 3", "STEPS = 400"))
     async with LoopGraph.open(settings) as graph:
         top = "muon-lr"
-        before = await graph.search_methods(limit=60, caller=BOB)
+        before = await graph.search_methods("learning rate", limit=60, caller=BOB)
         edit = await graph.get_code_edit(top, caller=ALICE)
         run = await graph.run_experiment(edit_id=edit.edit_id, caller=ALICE, wait_s=0, description="mine")
-        after = await graph.search_methods(limit=60, caller=BOB)
+        after = await graph.search_methods("learning rate", limit=60, caller=BOB)
         assert [each.experiment_id for each in after.running] == [run.experiment_id]
         ranks = [[*(hit.method_id for hit in each.hits), top].index(top) for each in (before, after)]
         assert ranks[1] > ranks[0]

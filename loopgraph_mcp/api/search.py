@@ -73,7 +73,7 @@ async def search_methods(
     best, other = await asyncio.to_thread(incumbent.best_beside, view.evidence.records, view.program), None
     if best is not None and view.context is not None and view.program is not None:
         other = await incumbent.other_program(state, best, view.context, view.program, decided=view.decided)
-    suggested = await suggest.suggest(state, view.program, view.context)
+    suggested = await suggest.suggest(state, view.program, view.context, view.evidence)
     retrieval_id = await retrievals.add_retrieval(
         state.db,
         query,

@@ -37,14 +37,16 @@ class Suggested:
 NOTHING = Suggested()
 
 
-async def suggest(state: State, program: str | None, context: Context | None) -> Suggested:
+async def suggest(
+    state: State, program: str | None, context: Context | None, evidence: Evidence | None = None
+) -> Suggested:
     """Return the values worth a run: nothing where the program has no numeric constants.
 
-    What is worked out is kept until a run ends or the file changes.
+    What is worked out is kept until a run ends or the file changes. `evidence` is the context's, where it is known.
     """
     if program is None or context is None:
         return NOTHING
-    evidence = await state.evidence(context)
+    evidence = evidence or await state.evidence(context)
     key = program, context, evidence.records.outcomes.newest
     if state.values_known[0] != key or not isinstance(state.values_known[1], Suggested):
         found = await _work_out(state, program, context, evidence)

@@ -24,7 +24,7 @@ LOG = "step 00002 (99.0%) | loss: 1.0\n---\nval_bpb:          1.500000\npeak_vra
 
 
 async def reward(graph: LoopGraph) -> float:
-    hits = {hit.method_id: hit for hit in (await graph.search_methods(limit=100)).hits}
+    hits = {hit.method_id: hit for hit in (await graph.search_methods("grouped query attention", limit=20)).hits}
     return hits["gqa"].parts["reward"]
 
 
