@@ -531,17 +531,28 @@ def backtest(
     files: Annotated[list[Path], typer.Argument(help="Histories to replay: results.tsv and its kin.")],
     *,
     memory: Annotated[
-        list[Path] | None, typer.Option("--memory", "-m", help="Histories that the memory knows, behind the others.")
+        list[Path] | None, typer.Option("--memory", "-m", help="Histories to learn from, each file one.")
     ] = None,
     day_one: Annotated[
-        bool, typer.Option("--day-one/--no-day-one", help="Know what ships with LoopGraph as well.")
+        bool, typer.Option("--day-one/--no-day-one", help="Learn from the 50 published histories in LoopGraph too.")
     ] = True,
+    held_out: Annotated[
+        bool, typer.Option("--held-out", help="Replay only histories of the owners set aside to judge the prior.")
+    ] = False,
+    own_searches: Annotated[
+        bool, typer.Option("--own-searches", help="Learn from the other histories of a history's owner as well.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Judge how well the memory foretells which changes were kept; a history's owner never teaches it."""
+    """Measure how well LoopGraph predicts which changes were kept, leaving out each history's owner."""
     with render.errors.status("reading …") as shown:
         report = backtesting.run(
-            files, memory or [], day_one=day_one, progress=lambda words: shown.update(escape(words))
+            files,
+            memory or [],
+            bundled=day_one,
+            held_out=held_out,
+            own_searches=own_searches,
+            progress=lambda words: shown.update(escape(words)),
         )
     render.print_json(report) if as_json else render.show_backtest(report)
 

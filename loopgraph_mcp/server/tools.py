@@ -50,7 +50,7 @@ async def search_methods(
         Literal["concise", "detailed"], Field(description="`detailed` adds the parts of each score")
     ] = "concise",
 ) -> Annotated[CallToolResult, SearchAnswer]:
-    """Find methods worth trying next, ranked by text and by what they gained here. Call it before editing."""
+    """Find methods, and values of constants, worth trying next, by what was gained here. Call it before editing."""
     graph, caller = graph_of(ctx), caller_of(ctx)
     answer = await graph.search_methods(
         query,
@@ -68,7 +68,7 @@ async def get_code_edit(
     method_id: Annotated[
         str,
         Field(
-            description="A method_id, or an experiment_id for its program; reverting, an edit_id too",
+            description="A method_id; `set-values`; an experiment_id for its program; reverting, an edit_id too",
             max_length=200,
         ),
     ],
@@ -81,7 +81,9 @@ async def get_code_edit(
     ] = None,
     knobs: Annotated[
         dict[str, int | float | str] | None,
-        Field(description="Values for the method's knobs; defaults otherwise. Another method's: `gqa.groups`"),
+        Field(
+            description="Values for the method's knobs; else suggested ones or defaults. Another method's: `gqa.groups`"
+        ),
     ] = None,
     companions: Annotated[  # noqa: FBT002 - a JSON flag
         bool | list[str],

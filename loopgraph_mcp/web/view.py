@@ -8,22 +8,21 @@ from loopgraph_mcp.api.overview import Mark, Overview, per_hour
 from loopgraph_mcp.errors import ConfigError
 from loopgraph_mcp.models import RunState
 from loopgraph_mcp.text import plain_line
-from loopgraph_mcp.web import charts, drawing, words
+from loopgraph_mcp.web import curve, drawing, themes, words
 
 _FILE = Path(__file__).parent / "static" / "view.html"
 _ROWS = 12
 _MARKER = "<!-- what draws charts -->"
 
 
-async def progress(graph: LoopGraph, folder: str | None, page: str) -> tuple[Overview, ProgressAnswer]:
-    """Return how the search in a folder goes; without one in the server's own, or where that has none in the newest.
+async def progress(graph: LoopGraph, page: str) -> tuple[Overview, ProgressAnswer]:
+    """Return how the search in the memory's own workspace goes, or where that has none, the newest.
 
     Raises:
         NotFoundError: There are no experiments yet.
     """
-    wanted = str(graph.settings.workspace) if folder is None else folder
-    known = [each.id for each in await graph.workspaces() if each.path == wanted]
-    seen = await graph.overview(known[0] if known else None if folder is None else wanted)
+    own = [each.id for each in await graph.workspaces() if each.path == str(graph.settings.workspace)]
+    seen = await graph.overview(own[0] if own else None)
     headline = words.headline(seen)
     live = [line for line in seen.lines if line.state is not RunState.DONE]
     answer = ProgressAnswer(
@@ -73,9 +72,9 @@ def as_text(answer: ProgressAnswer) -> str:
     return f"{answer.title}\n{answer.sentence}\n{answer.account}\nNewest:\n{newest}\nThe page: {answer.page}"
 
 
-def curve(seen: Overview, *, dark: bool, width: int) -> charts.Spec:
+def chart(seen: Overview, *, dark: bool, width: int) -> themes.Spec:
     """Return the curve for the view."""
-    spec = charts.progress(seen, theme=charts.DARK if dark else charts.LIGHT, width=width, height=280)
+    spec = curve.progress(seen, theme=themes.DARK if dark else themes.LIGHT, width=width, height=280)
     return {**spec, "background": "transparent"}
 
 
