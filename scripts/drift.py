@@ -301,7 +301,7 @@ def main() -> None:
     parser.add_argument("--verbose", action="store_true", help="print every refusal")
     given = parser.parse_args()
     gc.disable()  # syntax trees hold no cycles
-    methods = [method for method in read_pack(ROOT / "methodpacks").methods if method.recipe is not None]
+    methods = [method for method in read_pack(ROOT / "methodpacks").methods if method.has_edit]
     around = Around(library={method.id: method for method in methods})
     texts, lots, began = files(), random.Random(0), time.perf_counter()
     texts |= upstream(given.upstream, given.branch) if given.upstream else {}

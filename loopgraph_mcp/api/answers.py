@@ -66,8 +66,8 @@ class MethodHit:
     elsewhere: Trials = Trials()
     imported: Trials = Trials()
     reports: int = 0
-    p_keep: float | None = None
     misfit: str = ""
+    p_keep: float | None = None
 
 
 @dataclass(frozen=True)

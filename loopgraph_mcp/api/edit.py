@@ -14,12 +14,12 @@ from loopgraph_mcp.api.guidance import guide
 from loopgraph_mcp.api.run_plan import keep_program
 from loopgraph_mcp.api.state import State
 from loopgraph_mcp.auth import Caller
-from loopgraph_mcp.code import compose, constants
+from loopgraph_mcp.code import by_role, compose, constants
 from loopgraph_mcp.code.apply import ALL, NOTHING, Around, detect, offered, unified_diff
 from loopgraph_mcp.code.compose import Wish
 from loopgraph_mcp.code.revert import undo
 from loopgraph_mcp.errors import RunError, WorkspaceError
-from loopgraph_mcp.models import Applied, EditResult, KnobValue, Method, Presence, Refused, SetConst
+from loopgraph_mcp.models import Applied, ByRole, EditResult, KnobValue, Method, Presence, Refused, SetConst
 from loopgraph_mcp.ranking.prior import Estimate
 from loopgraph_mcp.runner import schemas
 from loopgraph_mcp.runner.workspace import Workspace
@@ -324,7 +324,12 @@ def _with_suggested_knobs(
 def _constants_of(method: Method) -> dict[str, str]:
     """Return the constants that a method sets to a knob's value as it is, by the knob."""
     ops = () if method.recipe is None else method.recipe.ops
-    return {op.value[1:-1]: op.name for op in ops if isinstance(op, SetConst) and _ONLY_A_KNOB.fullmatch(op.value)}
+    found = {op.value[1:-1]: op.name for op in ops if isinstance(op, SetConst) and _ONLY_A_KNOB.fullmatch(op.value)}
+    for op in ops:
+        names = by_role.constant_names(op.edit) if isinstance(op, ByRole) and len(method.knobs) == 1 else ()
+        if names:
+            found[method.knobs[0].name] = names[0]
+    return found
 
 
 def _noted(*notes: str) -> str:

@@ -28,8 +28,6 @@ PLATEAU_RUNS = 6
 IN_FLIGHT = 0.3  # what a method is worth that an agent runs at this moment
 _UNLIKELY = 0.5  # of the keep rate here: a method less likely to be kept than this does not lead
 NO_FIT = Fit()
-_SPARE = 3  # fitting methods beyond those shown, which the rank of their families may put in front
-_MOST_TRIED = 15  # methods tried on a program for one answer: each takes some hundredths of a second
 PLATEAU_FAMILY = 0.5  # what a method is worth whose family the runs of a plateau have tried
 _CANDIDATES = 50
 _PATIENCE_S = 1.0
@@ -191,13 +189,11 @@ def _choose(
     stale = records.plateau_families(PLATEAU_RUNS)
     ranked = posterior.rank(list(candidates.values()), told_bound=bound)
     in_flight = {each for run in view.running for each in run.method_ids}
+    ranked, known = _of_models(view, ranked, chosen)
     losers = {each for each, _ in ranked if lost_here(chosen[each], view) and not _names(query, chosen[each])}
-    if asked:
-        ranked, known = _that_fit(view, ranked, chosen, limit=limit)
-        best = _diverse(ranked, chosen, stale, in_flight, limit)
-    else:
-        best = _diverse(ranked, chosen, stale, in_flight, len(ranked))
-        best, known = _usable(view, sorted(best, key=lambda each: each in losers), chosen, limit=limit)
+    best = _diverse(ranked, chosen, stale, in_flight, limit if asked else len(ranked))
+    if not asked:
+        best = _usable(view, sorted(best, key=lambda each: each in losers), chosen, known, limit=limit)
     if view.program is not None:
         known |= fits.fits([chosen[each] for each in best if each not in known], view.program, view.siblings)
         best.sort(key=lambda each: bool(known[each].misfit) and each not in view.evidence.learned)
@@ -219,7 +215,8 @@ def _choose(
         for each in best
     ]
     doubted = history.keep_rate * _UNLIKELY
-    hits.sort(key=lambda hit: (hit.method_id in losers, not asked and (hit.p_keep or 0) < doubted))  # they do not lead
+    # What lost here, does not fit or is hardly kept does not lead.
+    hits.sort(key=lambda hit: (bool(hit.misfit), hit.method_id in losers, not asked and (hit.p_keep or 0) < doubted))
     if view.program is not None and not hits and not fits.is_model(view.program, _metric(view)):
         return hits, explain.NO_MODEL
     return hits, explain.plateau(PLATEAU_RUNS, stale)
@@ -249,26 +246,24 @@ def lost_here(method: Method, view: _View) -> bool:
 
 
 def _usable(
-    view: _View, ranked: Sequence[str], methods: Mapping[str, Method], *, limit: int
-) -> tuple[list[str], dict[str, Fit]]:
+    view: _View, ranked: Sequence[str], methods: Mapping[str, Method], known: dict[str, Fit], *, limit: int
+) -> list[str]:
     """Return the first few methods that fit the program and are not in it yet; all where there is no program.
 
-    Of a program that is no model, those whose edit fits, or that were tried here.
+    Each is tried when its turn comes, and `known` keeps how it fits.
     """
     if view.program is None:
-        return list(ranked[:limit]), {}
-    is_model = fits.is_model(view.program, _metric(view))
-    known, found = dict[str, Fit](), list[str]()
+        return list(ranked[:limit])
+    found = list[str]()
     for each in ranked:
         known |= fits.fits([methods[each]], view.program, view.siblings)
-        fit, tried = known[each], view.evidence.records.of(each).here.tries
-        if each in view.evidence.learned or (
-            not fit.misfit and fit.presence is not Presence.PRESENT and (is_model or fit.presence is not None or tried)
-        ):
+        fit = known[each]
+        usable = not fit.misfit and fit.presence is not Presence.PRESENT
+        if usable or not methods[each].has_edit or each in view.evidence.learned:
             found.append(each)
         if len(found) == limit:
             break
-    return found, known
+    return found
 
 
 @programs.remembered(2**20)
@@ -282,34 +277,19 @@ def _metric(view: _View) -> str:
     return "" if view.context is None else view.context.metric
 
 
-def _that_fit(
-    view: _View,
-    ranked: Sequence[tuple[str, float]],
-    methods: Mapping[str, Method],
-    *,
-    limit: int,
+def _of_models(
+    view: _View, ranked: Sequence[tuple[str, float]], methods: Mapping[str, Method]
 ) -> tuple[list[tuple[str, float]], dict[str, Fit]]:
-    """Put what does not fit the program behind the rest; a method is tried when its turn comes.
-
-    Of a program that is no model, methods that do not fit and that nobody tried here are left out.
-    """
-    if view.program is None:
+    """Leave out, for a program that is no model, the methods that do not fit it and that nobody tried here."""
+    if view.program is None or fits.is_model(view.program, _metric(view)):
         return list(ranked), {}
-    is_model = fits.is_model(view.program, _metric(view))
-    known, fitting, others = dict[str, Fit](), list[tuple[str, float]](), list[tuple[str, float]]()
-    for place, (method_id, score) in enumerate(ranked):
-        reached = len(fitting) >= limit + _SPARE or place >= _MOST_TRIED
-        if (reached or place >= limit) and is_model:
-            others.append((method_id, score))
-            continue
-        known |= fits.fits([methods[method_id]], view.program, view.siblings)
-        fit, tried = known[method_id], view.evidence.records.of(method_id).here.tries
-        fitted = not fit.misfit or method_id in view.evidence.learned
-        if fitted and (is_model or fit.presence is not None or tried):
-            fitting.append((method_id, score))
-        elif is_model:
-            others.append((method_id, score))
-    return sorted([*fitting, *others], key=lambda pair: -pair[1]), known
+    known = fits.fits([methods[each] for each, _ in ranked], view.program, view.siblings)
+
+    def belongs(each: str) -> bool:
+        fit, tried = known[each], view.evidence.records.of(each).here.tries
+        return bool(tried) or each in view.evidence.learned or (fit.presence is not None and not fit.misfit)
+
+    return [pair for pair in ranked if belongs(pair[0])], known
 
 
 def _diverse(

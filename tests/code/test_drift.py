@@ -19,7 +19,7 @@ assert _SPEC.loader is not None
 drift = importlib.util.module_from_spec(_SPEC)
 _SPEC.loader.exec_module(drift)
 
-METHODS = [method for method in read_pack(ROOT / "methodpacks").methods if method.recipe is not None]
+METHODS = [method for method in read_pack(ROOT / "methodpacks").methods if method.has_edit]
 AROUND = Around(library={method.id: method for method in METHODS})
 FILES = drift.files()
 SHARE = max(1, len(METHODS) // 3)  # about three recipes a form; scripts/drift.py does them all

@@ -17,7 +17,7 @@ from loopgraph_mcp.models import Applied, Method, Presence, Present
 from tests.conftest import ROOT
 
 TRAINER = (ROOT / "trainer" / "train.py").read_text(encoding="utf-8")
-METHODS = {method.id: method for method in read_pack(ROOT / "methodpacks").methods if method.recipe is not None}
+METHODS = {method.id: method for method in read_pack(ROOT / "methodpacks").methods if method.has_edit}
 MISSING = [name for name in ("torch", "tokenizers", "numpy") if importlib.util.find_spec(name) is None]
 IN_THE_TRAINER = {
     "cautious-weight-decay",

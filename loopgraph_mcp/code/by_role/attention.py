@@ -59,7 +59,7 @@ def _norm_of_queries(attention: Attention) -> ast.AST | None:
             case ast.Call() if roles.called(node) == "rsqrt" and _reads_name(node, attention.q):
                 return node
             case ast.Call() if re.search(r"norm|(^|_)ln", roles.called(node), re.IGNORECASE) and any(
-                roles.root_name(each) in {attention.q, "qk"} for each in node.args
+                _reads_name(each, attention.q) or roles.root_name(each) == "qk" for each in node.args
             ):
                 return node
             case ast.Attribute(attr=name) if re.fullmatch(r"(q|qk|query)_?(norm|ln|layernorm)\w*", name):
