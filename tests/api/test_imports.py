@@ -18,6 +18,10 @@ from loopgraph_mcp.models import Decision, Direction, OutcomeKind, Standing, Ver
 from loopgraph_mcp.store import experiments
 from loopgraph_mcp.store.experiments import ExperimentRow
 
+METHODS = (
+    "GQA; SwiGLU; smaller batch; sliding window pattern; Muon learning rate; warmdown"  # in words: not all fit the file
+)
+
 HEADER = "commit\tval_bpb\tmemory_gb\tstatus\tdescription\n"
 ROWS = (
     "aaaaaa1\t1.000000\t1.0\tkeep\tbaseline\n"
@@ -48,7 +52,7 @@ async def test_rows_become_experiments_and_evidence(settings: Settings, tmp_path
     assert answer.understood == (3, 1)
     assert (answer.rows[4].understood, answer.rows[4].notes) == ("left_out", ["is no row of a table"])
     async with LoopGraph.open(settings) as graph:
-        hits = {hit.method_id: hit for hit in (await graph.search_methods(limit=100)).hits}
+        hits = {hit.method_id: hit for hit in (await graph.search_methods(METHODS, limit=100)).hits}
         assert (await graph.count())["experiments"] == 4
     kept, lost = hits["smaller-batch"], hits["muon-lr"]
     assert (kept.standing, lost.standing, kept.tries) == (Standing.UNTRIED, Standing.UNTRIED, 0)  # nothing ran here
@@ -85,7 +89,7 @@ async def test_a_higher_metric_is_judged_the_right_way_round(settings: Settings,
     answer = await imported(settings, path, metric="val_acc")
     assert answer.direction is Direction.HIGHER
     async with LoopGraph.open(settings) as graph:
-        hits = {hit.method_id: hit for hit in (await graph.search_methods(limit=100)).hits}
+        hits = {hit.method_id: hit for hit in (await graph.search_methods(METHODS, limit=100)).hits}
     assert hits["smaller-batch"].imported.mean_gain == pytest.approx(0.2)
 
 
@@ -147,10 +151,10 @@ async def test_what_a_history_teaches_counts_until_it_is_switched_off(settings: 
     path = tmp_path / "results.tsv"
     path.write_text("".join(lines), encoding="utf-8")
     async with LoopGraph.open(settings) as graph:  # what another process imports meanwhile counts here too
-        before = {hit.method_id: hit.parts["prior"] for hit in (await graph.search_methods(limit=100)).hits}
+        before = {hit.method_id: hit.parts["prior"] for hit in (await graph.search_methods(METHODS, limit=100)).hits}
         answer = await imported(settings, path)
         assert answer.kinds > 0
-        hits = {hit.method_id: hit.parts["prior"] for hit in (await graph.search_methods(limit=100)).hits}
+        hits = {hit.method_id: hit.parts["prior"] for hit in (await graph.search_methods(METHODS, limit=100)).hits}
     assert hits["sliding-window-pattern"] > hits["gqa"]
     assert hits["sliding-window-pattern"] > before["sliding-window-pattern"]
 
@@ -232,7 +236,7 @@ async def test_each_machine_is_compared_within_itself(settings: Settings, tmp_pa
     assert first.context_id == second.context_id != third.context_id == fourth.context_id
     assert any("compared within itself" in note for note in answer.notes)
     async with LoopGraph.open(settings) as graph:
-        hits = {hit.method_id: hit for hit in (await graph.search_methods(limit=100)).hits}
+        hits = {hit.method_id: hit for hit in (await graph.search_methods(METHODS, limit=100)).hits}
     assert hits["swiglu"].imported.mean_gain == pytest.approx(0.1)
 
 
@@ -285,7 +289,7 @@ async def test_a_kept_gain_in_a_metric_of_any_name_is_a_win(settings: Settings, 
     answer = await imported(settings, path, metric=metric)
     assert (answer.direction, answer.direction_from) == (Direction.HIGHER, "shown by 1 of 1 kept rows")
     async with LoopGraph.open(settings) as graph:
-        hits = {hit.method_id: hit for hit in (await graph.search_methods(limit=100)).hits}
+        hits = {hit.method_id: hit for hit in (await graph.search_methods(METHODS, limit=100)).hits}
     assert hits["gqa"].imported.mean_gain == pytest.approx(6.0)
 
 
@@ -363,7 +367,7 @@ async def test_imports_age_nothing_of_ones_own(settings: Settings, tmp_path: Pat
         await graph.record_outcome(metric_value=2.0, description="baseline", decision=Decision.KEEP, measured=True)
         await graph.record_outcome(method_id="gqa", metric_value=1.9, description="GQA", measured=True)
         await graph.import_history(path)
-        hits = {hit.method_id: hit for hit in (await graph.search_methods(limit=100)).hits}
+        hits = {hit.method_id: hit for hit in (await graph.search_methods(METHODS, limit=100)).hits}
     assert hits["gqa"].last_tried == 0
     assert hits["smaller-batch"].last_tried is None
     assert "untried here; in imported histories: tried once" in hits["smaller-batch"].why

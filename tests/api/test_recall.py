@@ -8,6 +8,7 @@ import pytest
 
 from loopgraph_mcp.api.loopgraph import LoopGraph
 from loopgraph_mcp.config import Settings
+from loopgraph_mcp.store import methods
 from tests.conftest import ROOT
 
 QUESTIONS = tomllib.loads((ROOT / "tests" / "data" / "questions.toml").read_text(encoding="utf-8"))["question"]
@@ -43,7 +44,7 @@ async def test_nine_of_ten_questions_find_a_right_method_in_the_first_three(aske
 
 async def test_questions_name_known_methods_and_most_methods_are_asked_for(settings: Settings) -> None:
     async with LoopGraph.open(settings) as graph:
-        known = {hit.method_id for hit in (await graph.search_methods("", limit=100)).hits}
+        known = {method.id for method in await methods.all_methods(graph.db)}
     right = {each for question in QUESTIONS for each in question["right"]}
     assert right <= known
     assert len(right) >= 0.9 * len(known)
