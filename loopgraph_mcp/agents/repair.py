@@ -20,8 +20,8 @@ _WRITTEN = re.compile(r"\b([A-Za-z_]\w*)\(")
 
 
 @dataclass(frozen=True, slots=True)
-class Mended:
-    """A call that can be carried out; `note` says what was mended."""
+class Fixed:
+    """A call that can be carried out; `note` says what was fixed."""
 
     call: ToolCall
     arguments: dict[str, Any]
@@ -36,7 +36,7 @@ class Refused:
     reason: str
 
 
-def mend(call: ToolCall, tools: Sequence[ToolSpec]) -> Mended | Refused:
+def fix(call: ToolCall, tools: Sequence[ToolSpec]) -> Fixed | Refused:
     """Return a call as its tool takes it, or what is wrong with it."""
     tool = _named(call.name, tools)
     if tool is None:
@@ -67,7 +67,7 @@ def mend(call: ToolCall, tools: Sequence[ToolSpec]) -> Mended | Refused:
     wrong = _not_allowed(arguments, properties)
     if wrong:
         return Refused(call, wrong)
-    return Mended(ToolCall(call.id, tool.name, json.dumps(arguments, ensure_ascii=False)), arguments, "; ".join(notes))
+    return Fixed(ToolCall(call.id, tool.name, json.dumps(arguments, ensure_ascii=False)), arguments, "; ".join(notes))
 
 
 def calls_in_text(text: str, tools: Sequence[ToolSpec]) -> list[ToolCall]:

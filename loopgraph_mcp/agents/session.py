@@ -314,16 +314,16 @@ class Session:
         self._pending = []
         moved = False
         for place, call in calls:
-            mended = repair.mend(call, self.desk.tools())
+            fixed = repair.fix(call, self.desk.tools())
             began = time.monotonic()
-            if isinstance(mended, repair.Refused):
-                answer = Answer(mended.reason, failed=True)
-            elif mended.call.name == "run" and self.desk.runs and self.spent.over(self.plan, self.counted):
+            if isinstance(fixed, repair.Refused):
+                answer = Answer(fixed.reason, failed=True)
+            elif fixed.call.name == "run" and self.desk.runs and self.spent.over(self.plan, self.counted):
                 answer = Answer("not run: the budget is spent", failed=True)
             else:
-                answer, new = await self._do(mended, place)
+                answer, new = await self._do(fixed, place)
                 moved |= new
-            await self._note_call(call, mended, answer, place, time.monotonic() - began)
+            await self._note_call(call, fixed, answer, place, time.monotonic() - began)
             if not self._number:
                 await self._check_baseline(answer)
         self._idle = 0 if moved else self._idle + 1
@@ -332,19 +332,19 @@ class Session:
         if self._idle >= _IDLE_END:
             await self.end(f"{self._idle} turns led nowhere: the calls fail or repeat")
 
-    async def _do(self, mended: repair.Mended, place: int) -> tuple[Answer, bool]:
+    async def _do(self, fixed: repair.Fixed, place: int) -> tuple[Answer, bool]:
         """Carry out one call; return its answer, and whether it led anywhere: what repeats, or is a note, does not."""
-        call = mended.call
+        call = fixed.call
         trained = sum(not run.repeated for run in self.desk.runs)
         state = (call.name, call.arguments, self.desk.draft, trained)
         same = state in self._seen
         self._seen.add(state)
-        self._show(f"running: {mended.arguments.get('description', '')}" if call.name == "run" else call.name)
+        self._show(f"running: {fixed.arguments.get('description', '')}" if call.name == "run" else call.name)
         key = f"{self.id}:{self._number}:{place}"
         try:
             if call.name == "run":
                 key = await self._fresh(key)
-            answer = await self.desk.carry_out(call, mended.arguments, key=key)
+            answer = await self.desk.carry_out(call, fixed.arguments, key=key)
         except asyncio.CancelledError:
             await asyncio.shield(self._cancel(key))
             raise
@@ -355,15 +355,15 @@ class Session:
         if self._idle >= _IDLE_TOLD and (repeated or (same and answer.run is None)):
             words = f"{answer.text}\n{prompts.KNOWN}" if repeated else prompts.AGAIN
             answer = dataclasses.replace(answer, text=words, failed=True)
-        if mended.note:
-            answer = dataclasses.replace(answer, text=f"({mended.note})\n{answer.text}")
+        if fixed.note:
+            answer = dataclasses.replace(answer, text=f"({fixed.note})\n{answer.text}")
         return answer, new
 
     async def _note_call(
-        self, call: ToolCall, mended: repair.Mended | repair.Refused, answer: Answer, place: int, seconds: float
+        self, call: ToolCall, fixed: repair.Fixed | repair.Refused, answer: Answer, place: int, seconds: float
     ) -> None:
         run, desk = answer.run, self.desk
-        result = ToolResult(call.id, mended.call.name, answer.text, answer.data)
+        result = ToolResult(call.id, fixed.call.name, answer.text, answer.data)
         row = CallRow(
             session_id=self.id,
             turn=self._number,

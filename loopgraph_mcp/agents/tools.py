@@ -106,7 +106,7 @@ class Desk:
         return "\n".join(lines + ([f"Best: {best}"] if best else []))
 
     async def carry_out(self, call: ToolCall, arguments: Mapping[str, Any], *, key: str) -> Answer:
-        """Carry out a mended call. `key` names it for good: carried out again after a crash, it runs nothing twice."""
+        """Carry out a fixed call. `key` names it for good: carried out again after a crash, it runs nothing twice."""
         own: dict[str, Callable[[], Awaitable[Answer]]] = {
             "read_code": lambda: _now(self._read(**arguments)),
             "edit_code": lambda: _now(self._edit(**arguments)),

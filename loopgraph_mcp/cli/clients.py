@@ -1,4 +1,4 @@
-"""The entry that makes each MCP client start LoopGraph, and the file it belongs in."""
+"""The configuration entry of each MCP client, and the file it is written to."""
 
 import json
 import os
@@ -17,9 +17,9 @@ from loopgraph_mcp.errors import ConfigError
 from loopgraph_mcp.runner.environment import without_secrets
 
 NAME = "loopgraph"
-_TOOL_TIMEOUT_S = 120
-_TOKEN_VARIABLE = "LOOPGRAPH_TOKEN"  # noqa: S105 - where a token is found, not one
-# How an entry names a variable of the client's environment, so that no token is written to a file.
+_TOOL_TIMEOUT_S = 120  # Codex gives up on a call after 60 s by default; a wait takes up to 50 s
+_TOKEN_VARIABLE = "LOOPGRAPH_TOKEN"  # noqa: S105 - the name of a variable, not a secret
+# How an entry refers to a variable of the client's environment: no token is written to a file.
 _TOKEN_IN = {
     "claude-code": f"${{{_TOKEN_VARIABLE}}}",
     "cursor": f"${{env:{_TOKEN_VARIABLE}}}",
@@ -94,19 +94,19 @@ def server_command() -> list[str]:
 def entry(
     client: Client, workspace: Path, environment: Mapping[str, str], *, context_env: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Return a client's entry: with where the store is, unless it is in its usual place, and what a run depends on.
+    """Return a client's entry, with the settings and variables that its runs depend on.
 
     Args:
         client: The client.
         workspace: The folder to work on.
-        environment: The variables at hand.
-        context_env: Variables that the workspace declares to matter; without them a client's runs would be of
-            another context.
+        environment: The variables of this process.
+        context_env: The workspace's declared variables; without them the client's runs would be in another
+            context.
     """
     command, *arguments = server_command()
     names = ("LOOPGRAPH_DB", "LOOPGRAPH_HOME", "LOOPGRAPH_DEVICE", *context_env)
     passed = {name: environment[name] for name in names if environment.get(name)}
-    passed = without_secrets(passed)  # a client's file is read by others, and committed
+    passed = without_secrets(passed)  # a client's file may be committed to git
     return {
         **client.extra,
         "command": command,
@@ -116,21 +116,23 @@ def entry(
 
 
 def remote_entry(client: Client, url: str) -> dict[str, Any]:
-    """Return the entry of a server that runs elsewhere; the client reads the token from its environment.
+    """Return the entry of a running server; the client reads the token from its environment.
 
     Raises:
-        ConfigError: The client's file takes no such entry.
+        ConfigError: The client's file cannot hold such an entry.
     """
     if client.id == "codex":
         return {"url": url, "bearer_token_env_var": _TOKEN_VARIABLE}
     if client.id not in _TOKEN_IN:
-        raise ConfigError(f"{client.title}: its file takes no server by URL and token; leave out --url, or use another")
+        raise ConfigError(
+            f"{client.title}: its file cannot name a server by URL and token; leave out --url, or use another client"
+        )
     kind = {"type": "http"} if client.extra else {}
     return {**kind, "url": url, "headers": {"Authorization": f"Bearer {_TOKEN_IN[client.id]}"}}
 
 
 def as_text(client: Client, made: Mapping[str, Any]) -> str:
-    """Return an entry as it stands in the client's file."""
+    """Return an entry as text for the client's file."""
     if client.id == "codex":
         return _toml(made)
     return json.dumps({client.key: {NAME: made}}, indent=2) + "\n"
@@ -152,10 +154,10 @@ def as_command(client: Client, made: Mapping[str, Any]) -> str | None:
 
 
 def write(client: Client, made: Mapping[str, Any], file: Path) -> bool:
-    """Put an entry into a client's file beside whatever stands there; return whether anything changed.
+    """Add an entry to a client's file and keep everything else; return whether anything changed.
 
     Raises:
-        ConfigError: The file does not parse, or holds something else in the entry's place.
+        ConfigError: The file does not parse, or another entry has the name.
     """
     text = _read(file)
     new = _merged_toml(text, made, file) if client.id == "codex" else _merged_json(text, client, made, file)
@@ -197,9 +199,9 @@ def _merged_json(text: str, client: Client, made: Mapping[str, Any], file: Path)
     try:
         settings = json.loads(text) if text.strip() else {}
     except json.JSONDecodeError as error:
-        raise ConfigError(f"{file}: not JSON ({error}); mend it, or add the printed entry by hand") from error
+        raise ConfigError(f"{file}: not JSON ({error}); fix it, or add the printed entry by hand") from error
     if not isinstance(settings, dict) or not isinstance(settings.setdefault(client.key, {}), dict):
-        raise ConfigError(f"{file}: {client.key!r} is no table of servers; add the printed entry by hand")
+        raise ConfigError(f"{file}: {client.key!r} is not a table of servers; add the printed entry by hand")
     if settings[client.key].get(NAME) == made:
         return text
     settings[client.key][NAME] = dict(made)
@@ -210,22 +212,22 @@ def _merged_toml(text: str, made: Mapping[str, Any], file: Path) -> str:
     try:
         settings = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{file}: not TOML ({error}); mend it, or add the printed entry by hand") from error
+        raise ConfigError(f"{file}: not TOML ({error}); fix it, or add the printed entry by hand") from error
     present = settings.get("mcp_servers", {}).get(NAME)
     if present is None:
         return text + ("\n" if text and not text.endswith("\n\n") else "") + _toml(made)
     if present == tomllib.loads(_toml(made))["mcp_servers"][NAME]:
         return text
-    raise ConfigError(f"{file}: already has another [mcp_servers.{NAME}]; remove it first, then run this again")
+    raise ConfigError(f"{file}: has a different [mcp_servers.{NAME}]; remove it, then run this again")
 
 
 def _toml(made: Mapping[str, Any]) -> str:
-    """Return Codex's table; JSON strings and lists of them are TOML's."""
+    """Return Codex's table; a JSON string or list of strings is valid TOML too."""
 
-    def value(told: Any) -> str:
-        if isinstance(told, dict):
-            return "{ " + ", ".join(f"{name} = {json.dumps(each)}" for name, each in told.items()) + " }"
-        return json.dumps(told)
+    def value(given: Any) -> str:
+        if isinstance(given, dict):
+            return "{ " + ", ".join(f"{name} = {json.dumps(each)}" for name, each in given.items()) + " }"
+        return json.dumps(given)
 
-    lines = [f"{key} = {value(told)}" for key, told in {**made, "tool_timeout_sec": _TOOL_TIMEOUT_S}.items()]
+    lines = [f"{key} = {value(given)}" for key, given in {**made, "tool_timeout_sec": _TOOL_TIMEOUT_S}.items()]
     return "\n".join([f"[mcp_servers.{NAME}]", *lines]) + "\n"
