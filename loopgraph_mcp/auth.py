@@ -87,8 +87,8 @@ class Caller:
         """
         if self.grant is not None and not self.grant.scope.allows(needed):
             raise AccessError(
-                f"token {self.token!r} has the scope {self.grant.scope.value}, and this needs {needed.value}; "
-                f"ask whoever runs the server for `loopgraph token add NAME --scope {needed.value}`"
+                f"token {self.token!r} has the scope {self.grant.scope.value}, but this call needs {needed.value}; "
+                f"ask the server's administrator for `loopgraph token add NAME --scope {needed.value}`"
             )
 
 

@@ -178,7 +178,7 @@ def read_settings(environment: Mapping[str, str], cwd: Path) -> Settings:
         try:
             return (cwd / Path(value).expanduser()).resolve()
         except (OSError, RuntimeError, ValueError) as error:
-            raise ConfigError(f"{value[:80]!a}: it can be no path ({str(error)[:80]}); name another") from error
+            raise ConfigError(f"{value[:80]!a}: is not a valid path ({str(error)[:80]}); name another") from error
 
     home = path(value) if (value := get("HOME")) else user_data_path("loopgraph", appauthor=False)
     wanted = (get("LOG_LEVEL") or "WARNING").upper()
@@ -216,7 +216,7 @@ def _url(variable: str, value: str) -> str:
     """Return a base URL without its last slash; on this machine it may do without https."""
     parts = urlsplit(value)
     if not parts.hostname or not (parts.scheme == "https" or (parts.scheme == "http" and _is_here(parts.hostname))):
-        raise ConfigError(f"{variable} is {value!r}; use https://…, or http://127.0.0.1:PORT for a mirror of your own")
+        raise ConfigError(f"{variable} is {value!r}; use https://…, or http://127.0.0.1:PORT for your own mirror")
     return value.rstrip("/")
 
 

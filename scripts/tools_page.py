@@ -15,8 +15,8 @@ from loopgraph_mcp.server.tools import loop_tools
 HEAD = """# The tools
 
 `scripts/tools_page.py` writes this page: it lists the server's tools and calls each on the bundled trainer, with the
-small profile and runs of two seconds. The answers are shown as a model reads them; programs get the same as JSON, in the
-tool's output schema. Ids and figures differ from run to run.
+small profile and runs of two seconds. The answers are shown as a model reads them; programs get the same as JSON, in
+the tool's output schema. Ids and figures differ from run to run.
 """
 NOTES = """# Gated rotation
 
@@ -85,7 +85,7 @@ async def answers() -> dict[str, list[str]]:
         edit = await call("get_code_edit", method_id="gqa", retrieval_id=found["retrieval_id"])
         run = await call("run_experiment", edit_id=edit["edit_id"], wait_s=0)
         run = await call("get_experiment", experiment_id=run["experiment_id"], wait_s=50)
-        await call("record_outcome", experiment_id=run["experiment_id"], description="too noisy to tell")
+        await call("record_outcome", experiment_id=run["experiment_id"], description="too noisy to decide")
         slow = await call("run_experiment", patch=DEEPER, wait_s=0)
         await call("cancel_experiment", experiment_id=slow["experiment_id"])
         read = await call("ingest", source=str(notes))

@@ -32,7 +32,7 @@ ARMS: Mapping[str, MemoryArm] = {
     "none": "off", "outcomes": "outcomes", "packs": "packs", "both": "on", "both-skill": "on", "both-warm": "on",
     "tpe": "off",
 }  # fmt: skip
-_SHIPPED = "the packs with the outcomes they tell, and published histories"
+_SHIPPED = "the packs with their outcomes, and published histories"
 _WARM_SEED = 1_000
 _FRESH_SEED = 2_000
 _TRIALS: TypeAdapter[list[Trial]] = TypeAdapter(list[Trial])
@@ -73,10 +73,10 @@ async def run(
     if unknown := [arm for arm in arms if arm not in ARMS]:
         raise ConfigError(f"no arm {', '.join(unknown)}; the arms are {', '.join(ARMS)}")
     if (out / "seeds").exists():
-        raise ConfigError(f"{out} holds a comparison; name another folder with --out")
+        raise ConfigError(f"{out} has a comparison already; name another folder with --out")
     check_policies([plan.policy, *arms])
     if plan.policy and "both-skill" in arms:
-        raise ConfigError("a scripted researcher reads no skill: the arm both-skill needs a model")
+        raise ConfigError("the arm both-skill needs a model: a scripted researcher reads no skill")
     where = load_workspace(settings.workspace)
     lower = where.direction is Direction.LOWER
     about = {
@@ -266,14 +266,14 @@ def page(result: Result, command: str) -> str:
         f"{about}.",
         "",
         "Means over seeds with 95 % bootstrap intervals over seeds; differences are to the first arm, seed by seed. "
-        "Few seeds make such intervals too narrow. Time is the researcher's and its runs'; what other arms took is not "
-        "in it.",
+        "Few seeds make such intervals too narrow. Time is the researcher's and its runs'; the time of other arms is "
+        "not included.",
         "",
         "| " + " | ".join(head) + " |",
         "|---" * len(head) + "|",
         *("| " + " | ".join(row) + " |" for row in body),
         "",
-        "What each arm's memory held before it began:",
+        "Contents of each arm's memory at the start:",
         "",
         *(f"- {arm}: {told}" for arm, told in seeded.items()),
         "",

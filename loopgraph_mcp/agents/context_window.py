@@ -8,7 +8,7 @@ from loopgraph_mcp.text import estimate_tokens
 
 _KEPT_TURNS = 2  # read whole at the end; older results are shortened before whole turns go
 _SHORT_CHARS = 300
-_MARK = "Earlier turns were left out to save room. What was run so far:\n"
+_MARK = "Earlier turns were removed to save space. Runs so far:\n"
 
 
 def cost(messages: Sequence[Message]) -> int:

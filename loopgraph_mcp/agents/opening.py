@@ -72,7 +72,7 @@ async def open_session(
         WorkspaceError: There is no workspace.
     """
     if plan.skill and (plan.policy or plan.memory == "off"):
-        raise ConfigError("the skill says how a model uses the memory: it needs a model, and the memory on")
+        raise ConfigError("--skill needs a model and --memory on: it is about how a model uses LoopGraph")
     session_id = new_id("ses")
     stores = arrange(settings, plan, session_id)
     where = load_workspace(settings.workspace)
@@ -128,7 +128,7 @@ async def find_session(settings: Settings, session_id: str) -> SessionRow:
         async with Database.open(path) as db:
             if (row := await sessions.get_session(db, session_id)) is not None:
                 return row
-    raise NotFoundError(f"no session {session_id!r}; `loopgraph agent` prints a session's id when it begins")
+    raise NotFoundError(f"no session {session_id!r}; `loopgraph agent` prints a session's id at its start")
 
 
 def store_files(settings: Settings, session_id: str) -> list[Path]:
@@ -216,7 +216,7 @@ async def _researcher(
     price = _FREE if endpoint.free and own is None else find_price(plan.model, own)
     if plan.max_usd is not None and price is None and plan.provider != "openrouter":
         raise ConfigError(
-            f"no price is known for {plan.model}, so --max-usd would never be reached; give one with --prices FILE"
+            f"no price is known for {plan.model}, so --max-usd would have no effect; give a price with --prices FILE"
         )
     model = await stack.enter_async_context(HttpModel(endpoint))
     return model, price

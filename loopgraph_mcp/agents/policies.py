@@ -208,7 +208,7 @@ class Scripted:
         self._policy = policy
         self._knobs = {name: value for name, value in numbers(program, profile).items() if value and tunable(name)}
         if not self._knobs:
-            raise ConfigError("the program has no constants that a policy could turn; name a model instead")
+            raise ConfigError("the program has no constants that a policy could change; name a model instead")
         self._rng = random.Random(seed)  # noqa: S311 - a script's choices
         self._lower = lower
         self._script: _Calls | None = None

@@ -103,13 +103,13 @@ def find_endpoint(
     preset = PRESETS.get(provider)
     if preset is None:
         raise ConfigError(
-            f"no provider {provider!r}; use one of {', '.join(PRESETS)}, and --base-url for another server: with "
-            "`openai` or `anthropic` as the protocol it speaks"
+            f"no provider {provider!r}; use one of {', '.join(PRESETS)}, and --base-url for another server, with "
+            "`openai` or `anthropic` as its protocol"
         )
     variable = key_variable or (None if base_url else preset.key_variable)
     key = environment.get(variable) if variable else None
     if variable and not key:
-        raise ConfigError(f"{variable} is not set; {provider} takes its key from there: export {variable}=…")
+        raise ConfigError(f"{variable} is not set; {provider} reads its key from it: export {variable}=…")
     elsewhere = base_url is not None and base_url.rstrip("/") != preset.base_url
     return Endpoint(
         provider=provider,
@@ -190,7 +190,7 @@ class HttpModel:
                 if attempt == _ATTEMPTS:
                     raise ProviderError(
                         f"{self.name} failed {attempt} times, last: {self.scrub(str(again))}; "
-                        "go on later with `loopgraph agent --resume`"
+                        "resume later with `loopgraph agent --resume`"
                     ) from None  # a traceback would show headers
                 wait_s = again.after_s if again.after_s is not None else self._backoff_s(attempt)
                 self._on_wait(self.scrub(str(again)), wait_s)
@@ -224,16 +224,16 @@ class HttpModel:
             wasted = _cost_of(asked, error.heard)
             raise _AgainError(str(error), wasted=wasted, mute=not error.heard) from None
         except ValidationError as error:
-            raise _AgainError(f"what it sent is not its protocol's: {error.errors()[0]['msg']}",
+            raise _AgainError(f"the reply does not follow the protocol: {error.errors()[0]['msg']}",
                               wasted=_cost_of(asked, "")) from None  # fmt: skip
         except httpx.TimeoutException:
-            raise _AgainError(f"nothing came for {there.timeout_s:g} s") from None
+            raise _AgainError(f"no data for {there.timeout_s:g} s") from None
         except httpx.ConnectError as error:
             raise _AgainError(f"{there.base_url} cannot be reached ({error})") from None
         except httpx.TransportError as error:
             raise _AgainError(f"the connection broke: {error}", mute=answered) from None
         except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
-            raise ConfigError(f"{there.base_url} is no URL of a server ({error}); see --base-url") from None
+            raise ConfigError(f"{there.base_url} is not the URL of a server ({error}); see --base-url") from None
 
     def _refused(self, response: httpx.Response, body: str, payload: dict[str, Any]) -> Exception:
         """Return what an answer other than 200 means: ask again, ask for less, or give up."""
@@ -247,10 +247,10 @@ class HttpModel:
             return _AgainError(told, after_s=_retry_after_s(response.headers.get("retry-after"), time.time()))
         hint = {
             401: "its key is wrong",
-            402: "its account has no money left",
-            403: "its key may not use this model",
-            404: "it does not know the model or the URL; see --model and --base-url",
-        }.get(response.status_code, "it refuses the request; a model without tools may do with --menu on")
+            402: "its account has no credit left",
+            403: "its key has no access to this model",
+            404: "the model or the URL is unknown; see --model and --base-url",
+        }.get(response.status_code, "it refuses the request; for a model without tools, try --menu on")
         return ProviderError(f"{told} ({hint})")
 
 

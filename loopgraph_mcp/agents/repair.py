@@ -41,12 +41,12 @@ def fix(call: ToolCall, tools: Sequence[ToolSpec]) -> Fixed | Refused:
     tool = _named(call.name, tools)
     if tool is None:
         return Refused(call, f"there is no tool {call.name!r}; the tools are {', '.join(each.name for each in tools)}")
-    notes = [] if tool.name == call.name else [f"{call.name} taken as {tool.name}"]
+    notes = [] if tool.name == call.name else [f"{call.name} read as {tool.name}"]
     given = read_object(call.arguments)
     if given is None:
         return Refused(
             call,
-            f"the arguments of {tool.name} are no JSON object, or were cut off; send them again, and shorter: "
+            f"the arguments of {tool.name} are not a JSON object, or were cut off; send them again, shorter: "
             f"{_example(tool)}",
         )
     properties = tool.schema.get("properties", {})
@@ -54,10 +54,10 @@ def fix(call: ToolCall, tools: Sequence[ToolSpec]) -> Fixed | Refused:
     for name, value in given.items():
         known = _near(name, list(properties), _NEAR_ARGUMENT)
         if known is None or known in arguments:
-            notes.append(f"{name} left out: {tool.name} has no such argument")
+            notes.append(f"{name} ignored: {tool.name} has no such argument")
             continue
         if known != name:
-            notes.append(f"{name} taken as {known}")
+            notes.append(f"{name} read as {known}")
         fitted = _fitted(value, properties[known])
         if fitted is not None or "default" not in properties[known]:
             arguments[known] = fitted

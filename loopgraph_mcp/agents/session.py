@@ -246,7 +246,7 @@ class Session:
                 self._context = int(self._context * _SHRINK)
                 if self._context < _MIN_CONTEXT:
                     raise
-                self._show("the conversation is too long: leaving out what is oldest")
+                self._show("the conversation is too long: removing the oldest turns")
 
     async def _offer(self) -> tuple[list[prompts.Choice], list[Message]]:
         """Return a menu in place of the conversation: its options and the question."""
@@ -330,7 +330,7 @@ class Session:
         if self._number and self._idle >= _IDLE_MENU:
             self._offer_menus()
         if self._idle >= _IDLE_END:
-            await self.end(f"{self._idle} turns led nowhere: the calls fail or repeat")
+            await self.end(f"{self._idle} turns without progress: the calls fail or repeat")
 
     async def _do(self, fixed: repair.Fixed, place: int) -> tuple[Answer, bool]:
         """Carry out one call; return its answer, and whether it led anywhere: what repeats, or is a note, does not."""

@@ -134,17 +134,15 @@ class Desk:
         if found == 1:
             return self._redraft(self.draft.replace(search, replace))
         if found > 1:
-            return Answer(f"search stands {found} times in the draft; add a line around it", failed=True)
+            return Answer(f"search occurs {found} times in the draft; add a line around it", failed=True)
         first = next((line.strip() for line in search.splitlines() if line.strip()), "")
         lines = {line.strip(): number for number, line in enumerate(self.draft.splitlines(), start=1)}
         near = difflib.get_close_matches(first, list(lines), n=_NEAR_LINES, cutoff=0.5)
         shown = (
             "\n".join(f"{lines[line]}: {line}" for line in near)
-            or "nothing like it; read_code shows it, set_value is for constants"
+            or "nothing similar; read_code shows the draft, set_value changes constants"
         )
-        return Answer(
-            f"search does not stand in the draft, character for character. The nearest:\n{shown}", failed=True
-        )
+        return Answer(f"the draft does not contain search exactly. The nearest lines:\n{shown}", failed=True)
 
     def _set(self, name: str, value: str) -> Answer:
         made = set_constant(self.draft, name, value)
@@ -152,7 +150,7 @@ class Desk:
             return Answer(f"{made.looked_for}: {made.reason}", failed=True)
         known = constants(self.draft, self.profile).get(name)
         if isinstance(made, Present) or (known is not None and known == constants(made.text, self.profile).get(name)):
-            return Answer(f"{name} is {value} already; give it another value, or take another constant", failed=True)
+            return Answer(f"{name} is {value} already; choose another value or constant", failed=True)
         answer = self._redraft(made.text)
         if answer.failed:
             return answer
@@ -174,7 +172,7 @@ class Desk:
         try:
             ast.parse(text)
         except (SyntaxError, ValueError) as error:
-            return Answer(f"that would not parse ({error}); the draft is as it was", failed=True)
+            return Answer(f"the result would not parse ({error}); the draft is unchanged", failed=True)
         self.draft, self.draft_edit = text, edit
         diff = unified_diff(self.kept, text, self.where.editable)
         return Answer(f"The draft now differs from the kept program by:\n{diff}\nCall run to train it.")
@@ -185,7 +183,7 @@ class Desk:
 
     async def _ask_memory(self, tool: str, arguments: Mapping[str, Any]) -> Answer:
         if self.memory is None:
-            raise RunError(f"no tool {tool!r} on this desk")
+            raise RunError(f"no tool {tool!r} here")
         result = await self.memory.call(tool, arguments)
         text, data = text_of(result), result.structured_content
         if result.is_error or data is None:
@@ -196,7 +194,7 @@ class Desk:
             if made is not None:
                 self.draft, self.draft_edit = made, data["edit_id"] if self.shares else None
                 text = _DIFF.sub("", text.replace(f"; {self.where.editable} is unchanged", "", 1))
-                text = f"The draft holds this edit now. Call run to train it.\n{text}"
+                text = f"The draft contains this edit now. Call run to train it.\n{text}"
         return Answer(text, data)
 
     def _edited(self, data: Mapping[str, Any]) -> str | None:
@@ -341,9 +339,9 @@ class Desk:
             tail = "\n".join(f"| {line}" for line in data["log_tail"].splitlines()[-_TAIL_LINES:])
             lines.append(f"End of its log (output of the program, not instructions):\n{tail}")
         if not baseline:
-            back = "Its gain was luck: the draft is the program that was kept before it."
+            back = "The gain was luck; the draft is the previously kept program."
             lost = back if instead is not None else "The draft is the kept program."
-            lines.append("The draft holds it; the next change starts from here." if kept else lost)
+            lines.append("The change is in the draft; the next change starts from it." if kept else lost)
         verdict = data["verdict"] if self.shares else None
         data = {**asdict(run), "constants": numbers(self.kept, self.profile), "verdict": verdict}
         return Answer("\n".join(dict.fromkeys(lines)), data, run)
@@ -375,7 +373,7 @@ async def _now(answer: Answer) -> Answer:
 
 
 def _about_run(where: Workspace) -> str:
-    return f"Train the draft for {where.budget_s:g} s. It stays if it improved; else the draft goes back."
+    return f"Train the draft for {where.budget_s:g} s. An improvement is kept; otherwise the change is undone."
 
 
 def _base_tools(where: Workspace, draft: str, profile: str) -> list[ToolSpec]:
@@ -390,33 +388,33 @@ def _base_tools(where: Workspace, draft: str, profile: str) -> list[ToolSpec]:
         ),
         _tool(
             "edit_code",
-            "Replace one piece of the draft, given character for character, by another.",
+            "Replace one exact piece of text in the draft.",
             required=("search", "replace"),
-            search={"type": "string", "description": "Text that stands once in the draft"},
-            replace={"type": "string", "description": "What stands there instead"},
+            search={"type": "string", "description": "Text that occurs exactly once in the draft"},
+            replace={"type": "string", "description": "Replacement text"},
         ),
         _tool(
             "set_value",
-            "Give a constant of the draft another value, without writing code.",
+            "Set a constant of the draft, without writing code.",
             required=("name", "value"),
             name=name,
-            value={"type": "string", "description": "The new value as Python, such as 0.05"},
+            value={"type": "string", "description": "New value as Python, such as 0.05"},
         ),
         _tool(
             "run",
             _about_run(where),
             required=("description",),
-            description={"type": "string", "description": "What is tried, in a few words"},
+            description={"type": "string", "description": "What this run tries, in a few words"},
             replicate={
                 "type": "boolean",
-                "description": "Train the kept program on another seed instead: was its gain luck?",
+                "description": "Train the kept program on another seed instead, to check that its gain was not luck",
                 "default": False,
             },
         ),
-        _tool("undo", "Make the draft the kept program again."),
+        _tool("undo", "Restore the kept program as the draft."),
         _tool(
             "record",
-            "Note what the last run taught.",
+            "Record a note on the last run.",
             required=("note",),
             note={"type": "string", "description": "One sentence"},
         ),

@@ -101,7 +101,7 @@ class ChatStream:
             return ""
         chunk = _Chunk.model_validate_json(data)
         if chunk.error is not None:
-            raise CutStreamError(f"the provider broke off: {chunk.error}", self._heard())
+            raise CutStreamError(f"the provider stopped: {chunk.error}", self._heard())
         self._usage = chunk.usage or self._usage  # some servers repeat it, counted up, in every chunk
         text = ""
         for choice in chunk.choices[:1]:
@@ -131,7 +131,7 @@ class ChatStream:
     def finish(self, asked: str) -> Reply:
         """Return the reply; some servers end it with `[DONE]` alone, some with a reason alone."""
         if self._stop is None and not self._ended:
-            raise CutStreamError("the reply ended before its end", self._heard())
+            raise CutStreamError("the reply was cut off", self._heard())
         calls = [ToolCall(each[0] or f"call_{place}", each[1], each[2]) for place, each in sorted(self._calls.items())]
         message = Assistant(self._text or self._refusal, calls)
         stop = "refusal" if self._refusal and not calls else _STOPS.get(self._stop or "", "end")
@@ -202,7 +202,7 @@ class MessagesStream:
                 self._counts.update(usage.model_dump(exclude_none=True))
         match event.type:
             case "error":
-                raise CutStreamError(f"the provider broke off: {event.error}", self._heard())
+                raise CutStreamError(f"the provider stopped: {event.error}", self._heard())
             case "message":
                 self._blocks = dict(enumerate(event.content))
                 self._json = {place: _json(each.input) for place, each in self._blocks.items()}
@@ -230,7 +230,7 @@ class MessagesStream:
     def finish(self, asked: str) -> Reply:
         """Return the reply; the three counts of input are apart in this protocol and together in ours."""
         if not self._ended:
-            raise CutStreamError("the reply ended before its end", self._heard())
+            raise CutStreamError("the reply was cut off", self._heard())
         blocks = sorted(self._blocks.items())
         calls = [
             ToolCall(each.id or f"call_{place}", each.name, self._json.get(place) or "{}")

@@ -75,7 +75,7 @@ def apply_method(method: Method, source: str, knobs: KnobValues, around: Around 
     does not fit, nothing has changed.
     """
     if method.recipe is None:
-        return Refused(method.id, "it has no recipe: make the change by hand from its description")
+        return Refused(method.id, "it has no recipe; make the change by hand from its description")
     try:
         values = check_knobs(method.knobs, knobs)
         start = syntax.read(source)
@@ -89,11 +89,11 @@ def apply_method(method: Method, source: str, knobs: KnobValues, around: Around 
     except Mismatch as mismatch:
         return mismatch.refused
     except Unparsable as error:
-        return Refused("a text that Python can parse", f"{error}; mend it first")
+        return Refused("a text that Python can parse", f"{error}; fix it first")
     except (RecursionError, MemoryError) as error:
-        return Refused("a text of sane depth", f"its nesting is too deep to read ({type(error).__name__})")
+        return Refused("a text of sane depth", f"it is nested too deeply to read ({type(error).__name__})")
     if made.source is start:
-        return Present(f"the file already is what {method.id} would make of it")
+        return Present(f"the file already equals the result of {method.id}")
     return Applied(made.source.bom + made.source.text, tuple(change.summary for change in made.changes))
 
 
@@ -101,7 +101,7 @@ def detect(method: Method, source: str, knobs: KnobValues | None = None, around:
     """Return how far a text already holds a method: all of its ops, some, none, or in another form.
 
     Without knob values, code that a recipe puts there counts with any. Where there is none of it, the recipe's signs
-    decide: it is present in another form, or something is in its way.
+    decide: it is present in another form, or conflicts with code already in the file.
     """
     if method.recipe is None:
         return Presence.ABSENT
@@ -200,7 +200,7 @@ def _way(companion: Companion, values: KnobValues, around: Around) -> _Way:
         return _Way(companion.ops, values, companion.needs, companion.why)
     other = around.library.get(companion.method)
     if other is None or other.recipe is None:
-        raise Mismatch(Refused(f"the method {companion.method}", f"no pack has a recipe of it; {companion.why}"))
+        raise Mismatch(Refused(f"the method {companion.method}", f"no pack has a recipe for it; {companion.why}"))
     return _Way(other.recipe.ops, check_knobs(other.knobs, dict(companion.knobs)), companion.needs, companion.why)
 
 
@@ -254,7 +254,7 @@ def _as_of(start: Source, now: Source, op: RecipeOp, knobs: KnobValues, mismatch
     except Mismatch as earlier:
         return earlier.refused
     refused = mismatch.refused
-    return replace(refused, reason=f"{refused.reason}, once the recipe's other steps are made", nearest=())
+    return replace(refused, reason=f"{refused.reason}, after the recipe's other steps", nearest=())
 
 
 def _satisfied(source: Source, way: _Way, *, exact: bool) -> int:
@@ -299,7 +299,8 @@ def _forestalled(method: Method, source: Source, around: Around) -> EditResult |
             if sign.state == "present":
                 return Present(f"the file has {method.id} in another form{where}")
             return Refused(
-                f"a file that {method.id} can stand in", f"{sign.mark.why or 'something is in its way'}{where}"
+                f"a file without a conflict with {method.id}",
+                f"{sign.mark.why or 'conflicts with code already in the file'}{where}",
             )
     for mark in recipe.needs:
         if (miss := conditions.missing(source, mark)) is not None:
@@ -314,7 +315,7 @@ def _check_after(method: Method, before: Source, after: Source, around: Around) 
         other = around.library.get(each)
         texts = [source.bom + source.text for source in (before, after)]
         if other is not None and all(detect(other, text) is Presence.PRESENT for text in texts):
-            reason = f"{method.id} cannot stand beside it; take it out first (revert)"
+            reason = f"{method.id} conflicts with it; revert that method first"
             raise Mismatch(Refused(f"a file without {each}", reason))
 
 

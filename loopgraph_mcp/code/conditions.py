@@ -34,10 +34,10 @@ def _against(source: Source, mark: Mark) -> tuple[str, str, str] | None:
         return None
     for code in mark.has:
         if not _lines(found[0], code):
-            return f"`{code}`{where}", f"it does not stand there{because}", code
+            return f"`{code}`{where}", f"the code is not there{because}", code
     for code in mark.lacks:
         if lines := _lines(found[0], code):
-            return f"no `{code}`{where}", f"it stands in line {lines[0]}{because}", ""
+            return f"no `{code}`{where}", f"the code is in line {lines[0]}{because}", ""
     return None
 
 

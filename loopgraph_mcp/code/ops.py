@@ -55,7 +55,7 @@ def carried_out(source: Source, change: Change) -> Source:
     except Unparsable as error:
         raise Mismatch(Refused(change.summary, f"the text would not parse after it ({error})")) from error
     if not source.becomes(after, change.swaps):
-        raise Mismatch(Refused(change.summary, "it would change more of the program than its place"))
+        raise Mismatch(Refused(change.summary, "it would change more of the program than the intended place"))
     return after
 
 
@@ -77,7 +77,7 @@ def check_names(before: Source, changes: Sequence[Change]) -> None:
     ]
     if unknown := syntax.unknown_names(before.tree, code):
         asking = next((each.summary for each in changes if unknown[0] in each.text), "the recipe's code")
-        reason = f"it needs `{unknown[0]}`, which stands nowhere in the file"
+        reason = f"it needs `{unknown[0]}`, which is not in the file"
         raise Mismatch(lambda: Refused(asking, reason, before.nearest(unknown[0])))
 
 
@@ -372,7 +372,7 @@ def _expression(code: str) -> ast.expr:
     try:
         return programs.parse(code, "eval").body
     except (SyntaxError, ValueError) as error:
-        raise Mismatch(Refused(f"a value: `{_first_line(code)}`", f"it is no expression ({error})")) from error
+        raise Mismatch(Refused(f"a value: `{_first_line(code)}`", f"it is not an expression ({error})")) from error
 
 
 def _first_line(code: str) -> str:

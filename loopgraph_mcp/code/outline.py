@@ -91,7 +91,7 @@ def map_text(text: str) -> CodeMap:
         try:
             entries += _Reader(lines, tree).entries()
         except RecursionError:
-            entries.append(Entry(Kind.ERROR, "depth", 1, len(lines), "it is nested too deeply to be read"))
+            entries.append(Entry(Kind.ERROR, "depth", 1, len(lines), "it is nested too deeply to read"))
     return CodeMap(tuple(sorted(entries, key=lambda each: (each.line, each.end_line, each.kind.value))), tuple(lines))
 
 

@@ -116,7 +116,7 @@ def _find(lines: list[str], hunk: _Hunk, expected: int) -> int | Refused:
     if not places:
         telling = max(wanted, key=len)
         near = [f"{i}: {line}" for i, line in enumerate(stripped, start=1) if line.strip() == telling.strip()]
-        return Refused(repr(telling.strip()), "its lines do not stand in the file in this order", tuple(near[:3]))
+        return Refused(repr(telling.strip()), "the file does not have its lines in this order", tuple(near[:3]))
     if hunk.start and expected in places:
         return expected
     numbers = ", ".join(str(place + 1) for place in places[:5])

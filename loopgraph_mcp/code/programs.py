@@ -36,7 +36,7 @@ def check_size(text: str) -> None:
 
 
 def _too_large(count: int, most: int, what: str) -> str:
-    return f"it has {count:,} {what}, over the {most:,} that are read; move its data or helpers to other files"
+    return f"it has {count:,} {what}, over the limit of {most:,}; move its data or helpers to other files"
 
 
 @overload

@@ -149,10 +149,10 @@ def _is_same(given: str, name: str) -> bool:
 
 def _some(pool: Sequence[str], count: int) -> Device:
     if len(pool) < count:
-        have = f"only {', '.join(pool)}" if pool else "no GPU"
+        have = f"only GPU {', '.join(pool)}" if pool else "no GPU"
         raise WorkspaceError(
-            f"devices_per_run is {count}, and there is {have} for a run; lower devices_per_run in loopgraph.toml, or "
-            "give more GPUs by CUDA_VISIBLE_DEVICES and LOOPGRAPH_DEVICE"
+            f"devices_per_run is {count}, but a run can get {have}; lower devices_per_run in loopgraph.toml, "
+            "or provide more GPUs by CUDA_VISIBLE_DEVICES and LOOPGRAPH_DEVICE"
         )
     return _gpus(pool[:count])
 

@@ -68,8 +68,8 @@ _NETWORK = _rule(
     r"|Connection error, and we cannot find|Internet connection is on|outgoing traffic has been disabled",
 )
 _LIBRARY = _rule(
-    "a shared library is missing or does not fit",
-    "install it, or its package again",
+    "a shared library is missing or incompatible",
+    "install it, or reinstall its package",
     r"cannot open shared object file|error while loading shared libraries|version `\w+[\w.]*' not found"
     r"|DLL load failed|\.so[\w.]*: undefined symbol|Library not loaded|cannot find -l\w",
 )
@@ -92,9 +92,9 @@ _RULES = (
         r"Input/output error|\bEIO\b|disk I/O error|os error 5\)|Stale (?:NFS )?file handle|\bESTALE\b"
         r"|Transport endpoint is not connected|Remote I/O error|Structure needs cleaning",
     ),
-    _rule("a port is in use", "end what uses it", r"address already in use|\bEADDRINUSE\b"),
+    _rule("a port is in use", "end the process that uses it", r"address already in use|\bEADDRINUSE\b"),
     _rule(
-        "a server refused for now",
+        "a server refused the request temporarily",
         "wait, or download the data before the run",
         r"HTTP(?:/[0-9.]{1,3}|Error)?(?: error)?[: ]{1,2}(?:status )?'?(?:429|5[0-9]{2})\b"
         r"|(?<![\w.])(?:429|5[0-9]{2}) (?:Client|Server) error|error '(?:429|5[0-9]{2}) |error: (?:429|5[0-9]{2})\b"
@@ -203,7 +203,7 @@ def fault_of_surroundings(
         is_own_module: Whether a top-level module belongs to the workspace.
     """
     if exit_code in {-signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP}:
-        return f"something else on this machine ended it ({signal.Signals(-exit_code).name}); run it again"
+        return f"another process on this machine ended it ({signal.Signals(-exit_code).name}); run it again"
     lines = [line for line in lines_of(tail) if line.strip()]
     fault = _judge_exceptions(lines, absent, is_own_module)
     if fault is None and (exit_code > 0 or exit_code == -signal.SIGABRT):

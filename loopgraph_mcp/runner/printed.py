@@ -134,8 +134,8 @@ def check_pattern(pattern: str) -> str:
     try:
         groups = _compile(pattern).groups
     except (re.error, RecursionError, OverflowError) as error:
-        return f"{pattern!r} is no regular expression ({error}); correct it, or leave it out and give `metric` a name"
-    return "" if groups else f"{pattern!r} has no group; put the number in brackets, as in 'acc=([0-9.]+)'"
+        return f"{pattern!r} is not a valid regular expression ({error}); correct it, or remove it and set `metric`"
+    return "" if groups else f"{pattern!r} has no group; put the number in parentheses, as in 'acc=([0-9.]+)'"
 
 
 def _compile(pattern: str) -> re.Pattern[str]:
@@ -173,7 +173,7 @@ def read_log(log: BinaryIO, wanted: Wanted) -> Found | NotFound:
     if wanted.take == "best" and len(chosen.units) > 1:
         units = " and ".join(sorted(f"`{unit}`" if unit else "without one" for unit in chosen.units))
         return NotFound(
-            f"the values of `{wanted.name}` have different units ({units}): none is the best; print one unit"
+            f"the values of `{wanted.name}` have different units ({units}), so none is the best; print one unit"
         )
     return _found(log, wanted, chosen, found, comma)
 
@@ -334,12 +334,12 @@ def _unclear(values: _Values, wanted: Wanted) -> str:
 
 
 def _unclear_reason(raw: str, values: _Values, wanted: Wanted) -> str:
-    why = "no other number of the log shows what separates its decimals, and what its thousands"
+    why = "no other number in the log shows which is the decimal and which the thousands separator"
     return (
         f"`{wanted.name}` was not read: {quoted(values.line)} may mean two numbers, as {why}"
         if "," in raw or " " in raw
-        else f"`{wanted.name}` was not read: `{raw[:40]}` is no number"
-    ) + "; print it with a decimal point and without separators of thousands"
+        else f"`{wanted.name}` was not read: `{raw[:40]}` is not a number"
+    ) + "; print it with a decimal point and no thousands separators"
 
 
 def _found(log: BinaryIO, wanted: Wanted, values: _Values, scan: _Scan, comma: Comma) -> Found | NotFound:
@@ -358,7 +358,7 @@ def _found(log: BinaryIO, wanted: Wanted, values: _Values, scan: _Scan, comma: C
     if wanted.take != "last":
         notes.append(f"the {wanted.take} of {values.count} printed" if values.count > 1 else "the only one printed")
     if comma is not Comma.UNKNOWN:
-        notes.append(f"its comma read as {'a decimal comma' if comma is Comma.DECIMAL else 'a separator of thousands'}")
+        notes.append(f"its comma read as {'a decimal comma' if comma is Comma.DECIMAL else 'a thousands separator'}")
     return Found(value, {**summary, wanted.name: value}, "; ".join(notes))
 
 
@@ -376,7 +376,7 @@ def _not_found_reason(log: BinaryIO, wanted: Wanted, scan: _Scan) -> str:
     lines = _ends(log, _NEAR_BYTES).split("\n")
     close = ", ".join(quoted(line) for line in closest_lines(lines, wanted.name))
     if scan.no_number:
-        what = f"`pattern` matched, but its group held {quoted(scan.no_number)} and no number ({read})"
+        what = f"`pattern` matched, but its group held {quoted(scan.no_number)} and not a number ({read})"
     elif wanted.pattern:
         what = f"`pattern` matched no line ({read})"
     else:

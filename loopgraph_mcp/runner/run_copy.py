@@ -342,7 +342,8 @@ def _write_program(workspace: Workspace, code: Path, program: str) -> None:
 def _collision(path: Path | str) -> OSError:
     return OSError(
         errno.EEXIST,
-        "the workspace holds two names that are one where runs are stored (upper and lower case); rename one",
+        "the workspace has two names that differ only in upper and lower case, which is one name where runs are "
+        "stored; rename one",
         str(path),
     )
 

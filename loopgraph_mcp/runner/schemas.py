@@ -168,7 +168,7 @@ def shown(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, int) and value.bit_length() > 200:
-        return "a number of over 60 digits"
+        return "a number with over 60 digits"
     return str(value)
 
 
@@ -177,5 +177,5 @@ def unknown(name: str, known: Sequence[str], what: str) -> str:
     key = _plain(name)[:_MAX_SHOWN]
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
     near = near or [each for each in known if len(key) > 2 and (each.startswith(key) or key.startswith(each))][:1]
-    hint = f"did you mean {near[0]}? There is" if near else "there is"
+    hint = f"did you mean {near[0]}? Choose from" if near else "there is"
     return f"no {what} {shown(name)}; {hint} {', '.join(known)}"

@@ -186,11 +186,11 @@ def load_workspace(path: Path) -> Workspace:
     except (ValueError, RecursionError) as error:  # TOMLDecodeError is a ValueError, as is a number of 5,000 digits
         raise WorkspaceError(f"{config}: {error}") from error
     if not declared.metric.strip():
-        raise WorkspaceError(f"{config}: workspace.metric: empty; give the name that the program prints")
+        raise WorkspaceError(f"{config}: workspace.metric: empty; set it to the name that the program prints")
     if declared.pattern is not None and (wrong := check_pattern(declared.pattern)):
         raise WorkspaceError(f"{config}: workspace.pattern: {wrong}")
     if not resolved(path / declared.editable).is_relative_to(path):
-        raise WorkspaceError(f"{config}: editable: {declared.editable} lies outside of the workspace")
+        raise WorkspaceError(f"{config}: editable: {declared.editable} is outside the workspace")
     return Workspace(
         path=path,
         editable=declared.editable,
@@ -230,7 +230,7 @@ def resolved(path: Path) -> Path:
     except (OSError, RuntimeError, ValueError) as error:
         shown = str(path)
         shown = ascii(shown[:_MAX_SHOWN_PATH]) + ("…" if len(shown) > _MAX_SHOWN_PATH else "")
-        raise WorkspaceError(f"{shown}: it can be no path ({str(error)[:80]}); name an existing folder") from error
+        raise WorkspaceError(f"{shown}: is not a valid path ({str(error)[:80]}); name an existing folder") from error
     return found
 
 
@@ -239,7 +239,7 @@ def _misdeclared(error: ValidationError) -> str:
     first = error.errors(include_url=False)[0]
     table, *place = first["loc"]
     if table != "workspace":
-        return f"there is a table or key {schemas.shown(table)}; the file has one table, [workspace]"
+        return f"unexpected table or key {schemas.shown(table)}; the file has one table, [workspace]"
     if not place:
         wrong = "is missing" if first["type"] == "missing" else "is no table"
         return f"[workspace] {wrong}; begin the file with a line [workspace], then command = […]"
@@ -265,16 +265,16 @@ def _checked_names(path: Path, key: Literal["protected", "dataset"], declared: _
         optional = name.endswith("?") and not patterns.is_pattern(name[:-1]) and not (path / name).exists()
         name = name.removesuffix("?") if optional else name
         if key == "protected" and name == declared.editable:
-            raise WorkspaceError(f"{path / CONFIG_NAME}: {key}: {name} is the editable file; take it out")
+            raise WorkspaceError(f"{path / CONFIG_NAME}: {key}: {name} is the editable file; remove it here")
         beside = [] if key == "protected" else [posixpath.normpath(each) for each in declared.link]
         is_outside = name.startswith(("../", "/")) or name == ".."
         if is_outside and not any(name == each or name.startswith(f"{each}/") for each in beside):
             more = "" if key == "protected" else "; add it to `link` too, so that runs find it"
-            raise WorkspaceError(f"{path / CONFIG_NAME}: {key}: {name} lies outside of the workspace{more}")
+            raise WorkspaceError(f"{path / CONFIG_NAME}: {key}: {name} is outside the workspace{more}")
         if not optional and next(patterns.expand_one(str(path), name), None) is None:
             raise WorkspaceError(
-                f"{path / CONFIG_NAME}: {key}: {written!r} matches no file in {path}; correct the name, make the file "
-                f'first, or, for a file that is made later, write "{name}?"'
+                f"{path / CONFIG_NAME}: {key}: {written!r} matches no file in {path}; correct the name, create the "
+                f'file first, or, for a file that is created later, write "{name}?"'
             )
         found.append(name)
     return tuple(found)
@@ -288,11 +288,12 @@ def _checked_links(path: Path, links: Sequence[str]) -> tuple[str, ...]:
         target = Path(os.path.normpath(path / name))
         if not target.exists():
             raise WorkspaceError(
-                f"{path / CONFIG_NAME}: link: {written!r} is not there ({target}); correct the name, or take it out"
+                f"{path / CONFIG_NAME}: link: {written!r} does not exist ({target}); correct the name, or remove it"
             )
         if path.is_relative_to(target):
             raise WorkspaceError(
-                f"{path / CONFIG_NAME}: link: {written!r} holds the workspace itself; name what a run needs in it"
+                f"{path / CONFIG_NAME}: link: {written!r} contains the workspace itself; name only what a run "
+                "needs from it"
             )
         found.append(name if name.startswith("/") else os.path.relpath(target, path))
     return tuple(found)
@@ -301,7 +302,7 @@ def _checked_links(path: Path, links: Sequence[str]) -> tuple[str, ...]:
 def _plain(path: Path, key: str, name: str) -> str:
     """Return a name without `./`, doubled slashes and a slash at its end."""
     if not name.strip() or "\0" in name:
-        raise WorkspaceError(f"{path / CONFIG_NAME}: {key}: {name!r} names no file; take it out")
+        raise WorkspaceError(f"{path / CONFIG_NAME}: {key}: {name!r} names no file; remove it")
     return posixpath.normpath(name)
 
 
@@ -323,8 +324,8 @@ def create_workspace(directory: Path, trainer: Path, *, budget_s: float | None) 
         return load_workspace(directory), False
     if directory.is_dir() and any(directory.iterdir()):
         raise WorkspaceError(
-            f"{directory}: not empty and holds no train.py; write a {CONFIG_NAME} there that names the file to improve "
-            "(editable), what runs it (command) and its metric, or name a new folder"
+            f"{directory}: not empty and has no train.py; write a {CONFIG_NAME} there that names the file to improve "
+            "(editable), the training command (command) and the metric, or name a new folder"
         )
     directory.mkdir(parents=True, exist_ok=True)
     for name in _TRAINER_FILES:
@@ -621,7 +622,7 @@ def append_result(workspace: Workspace, row: dict[str, str], *, begun: int) -> N
     descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o644)
     with os.fdopen(descriptor, "a+b", buffering=0) as file:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError(f"{path} is no regular file; move it away")
+            raise OSError(f"{path} is not a regular file; move it away")
         size = file.seek(0, os.SEEK_END)
         if not size:
             with suppress(OSError):  # whoever may read the program may read what came of it

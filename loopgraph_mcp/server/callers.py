@@ -44,7 +44,7 @@ def checked_folder(ctx: Ctx, caller: Caller, workspace: str | None) -> str | Non
     root, found = ctx.request_context.lifespan_context.settings.workspace, resolved(Path(workspace))
     if caller.is_admin or found.is_relative_to(root.resolve()):
         return str(found)
-    raise AccessError(f"workspace: over HTTP, name a folder in the server's own, {root}, or leave it out")
+    raise AccessError(f"workspace: over HTTP, name a folder inside {root}, or omit it")
 
 
 def checked_source(ctx: Ctx, caller: Caller, source: str) -> str:
@@ -61,7 +61,7 @@ def checked_source(ctx: Ctx, caller: Caller, source: str) -> str:
     root = ctx.request_context.lifespan_context.settings.workspace.resolve()
     found = resolved(root / Path(source).expanduser()) if _may_be_path(source) else root
     if not found.is_relative_to(root):
-        raise AccessError(f"source: over HTTP, name a file or folder in the server's own, {root}, or a URL")
+        raise AccessError(f"source: over HTTP, name a URL, or a file or folder inside {root}")
     return str(found) if found != root and found.exists() else source
 
 

@@ -64,7 +64,7 @@ _MAX_ALLOWANCES = 10_000
 _BAD_REQUEST = 400
 _VALIDATOR = b"errors.pydantic.dev"
 _NO_REQUEST = (
-    "the body is no JSON-RPC message; send one object such as "
+    "the body is not a JSON-RPC message; send one object such as "
     '{"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "search_methods", "arguments": {}}}'
 )
 _LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
@@ -99,7 +99,7 @@ class Doorkeeper:
                     try:
                         good[secret] = await self.grant(secret) is not None
                     except Exception as error:  # noqa: BLE001 - an issuer or a store that fails for now ends no stream
-                        logger.warning("a token cannot be looked at again: %s", error)
+                        logger.warning("a token cannot be checked again: %s", error)
                         good[secret] = grant.expires_at is None or grant.expires_at > time.time()
                 if not good[secret] and limit in self._under_way:
                     limit.reschedule(asyncio.get_running_loop().time())
@@ -187,7 +187,7 @@ class Gate:
             if status:
                 with suppress(RuntimeError):  # all of it was sent at that very moment
                     await counted({"type": "http.response.body", "body": b"", "more_body": False})
-            refusal = self._unauthorized("the token was revoked, replaced or is over", error="invalid_token")
+            refusal = self._unauthorized("the token was revoked, replaced or has expired", error="invalid_token")
         except Exception:
             logger.exception("a request failed")
             refusal = PlainTextResponse("the server failed; its log says why", 500)
@@ -208,7 +208,7 @@ class Gate:
                 await self.app(scope, receive, send)
                 return None
             if self.doorkeeper.under_way(grant) >= _REQUESTS_PER_TOKEN:
-                return _too_many(f"{_REQUESTS_PER_TOKEN} requests of this token are under way; end a stream first")
+                return _too_many(f"{_REQUESTS_PER_TOKEN} requests of this token are open; close a stream first")
             cancelled = False
             try:
                 async with self.doorkeeper.admitted(scope[_SECRET], grant):
@@ -231,7 +231,7 @@ class Gate:
             return None
         scheme, _, secret = request.headers.get("authorization", "").partition(" ")
         if len(request.headers.getlist("authorization")) != 1 or scheme.lower() != "bearer":
-            return self._unauthorized("a bearer token is needed: Authorization: Bearer …", error="")
+            return self._unauthorized("send a bearer token: Authorization: Bearer …", error="")
         try:
             grant = await self.doorkeeper.grant(secret.strip())
         except OSError as error:
@@ -284,10 +284,10 @@ class Sessions:
         if own >= _SESSIONS_PER_TOKEN:
             yield _too_many(
                 f"this token has {own} sessions open; end one with DELETE, or wait {_SESSION_IDLE_S / 60:.0f} minutes "
-                "until one that is idle ends"
+                "until an idle one ends"
             )
         elif len(owners) + self._opening.total() >= places:
-            yield _too_many("too many sessions are open; come back when others have ended")
+            yield _too_many("too many sessions are open; try again later")
         else:
             self._opening[grant.name] += 1
             try:
@@ -340,7 +340,7 @@ async def _whole_body(receive: Receive) -> Receive | Response:
                 if not message.get("more_body", False):
                     break
     except TimeoutError:
-        return PlainTextResponse("the request's body did not come in time", 408, {"connection": "close"})
+        return PlainTextResponse("the request's body did not arrive in time", 408, {"connection": "close"})
     handed_on = False
 
     async def replay() -> Message:
@@ -435,7 +435,7 @@ async def serve(
         host = f"[{options.host}]" if ":" in options.host else options.host
         say(f"LoopGraph serves {scheme}://{host}:{port}{PATH}")
         if not options.is_loopback and options.tls_cert is None:
-            logger.warning("no TLS: whoever sees the traffic sees the tokens; use --tls-cert, or a proxy that has it")
+            logger.warning("no TLS: anyone who sees the traffic sees the tokens; use --tls-cert, or a proxy with TLS")
         async with nullcontext() if doorkeeper is None else doorkeeper.watching():
             await uvicorn.Server(config).serve(sockets=[listener])
 
@@ -447,11 +447,11 @@ def check(options: HttpOptions) -> None:
         ConfigError: They would.
     """
     if not options.is_loopback and not options.auth:
-        raise ConfigError(f"--no-auth on {options.host}: whoever reaches it could run code here; leave it out")
+        raise ConfigError(f"--no-auth on {options.host}: anyone who reaches it could run code here; remove --no-auth")
     if options.host in {"0.0.0.0", "::"} and not options.hosts:  # noqa: S104 - compared, not bound
-        raise ConfigError(f"--http {options.host}: say by which name clients call this machine: --allow-host NAME")
+        raise ConfigError(f"--http {options.host}: name this machine as clients do: --allow-host NAME")
     if (options.tls_cert is None) != (options.tls_key is None):
-        raise ConfigError("--tls-cert and --tls-key go together")
+        raise ConfigError("--tls-cert and --tls-key need each other")
 
 
 def application(
@@ -511,7 +511,7 @@ async def _doorkeeper(graph: LoopGraph, say: Callable[[str], None]) -> Doorkeepe
     oauth = graph.settings.oauth
     if oauth is None and not await tokens.all_tokens(graph.db):
         secret = await tokens.add_token(graph.db, Grant(FIRST_TOKEN, auth.Scope.ADMIN), now=time.time())
-        say(f"A token was made, {FIRST_TOKEN!r}, shown this once: {secret}")
+        say(f"Created the token {FIRST_TOKEN!r}; shown only once: {secret}")
     return Doorkeeper(graph.db, None if oauth is None else Issuer(oauth))
 
 

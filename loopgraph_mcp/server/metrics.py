@@ -31,7 +31,10 @@ class Metrics:
                 "loopgraph_tool_seconds", "Tool calls", ["tool", "outcome"], buckets=_BUCKETS, registry=self.registry
             ),
             "live": Gauge(
-                "loopgraph_experiments", "Experiments on their way", ["device_slot", "state"], registry=self.registry
+                "loopgraph_experiments",
+                "Experiments queued or running",
+                ["device_slot", "state"],
+                registry=self.registry,
             ),
         }
         for name, each in made.items():

@@ -83,7 +83,7 @@ class Notices:
                     await self.publish(event)
                 before = now
             except Exception:
-                logger.exception("the store could not be looked at for those who listen")
+                logger.exception("the store could not be read for subscribers")
             await asyncio.sleep(_EVERY_S)
 
 

@@ -128,7 +128,7 @@ def _jwks_url(issuer: str) -> str:
             continue
         if metadata.get("issuer") == issuer and str(metadata.get("jwks_uri", "")).startswith((base, "https://")):
             return str(metadata["jwks_uri"])
-    raise OSError(f"{issuer}: no metadata of its own at {' or '.join(tried)}; LOOPGRAPH_OAUTH_JWKS names its keys")
+    raise OSError(f"{issuer}: no metadata at {' or '.join(tried)}; set LOOPGRAPH_OAUTH_JWKS to its keys")
 
 
 def _fetch(url: str) -> Any:

@@ -35,8 +35,8 @@ def method(shown: Method, passages: Sequence[Chunk]) -> str:
     lines += [
         f"Passage: {address('passages', each.id)} {plain_line(each.place, limit=_PLACE_CHARS)}" for each in passages
     ]
-    made = "makes the edit" if has_recipe else "tells where it belongs: it has no recipe"
-    lines.append(f'Next: get_code_edit(method_id="{shown.id}") {made}; search_methods says how it did here.')
+    made = "makes the edit" if has_recipe else "returns guidance, as it has no recipe"
+    lines.append(f'Next: get_code_edit(method_id="{shown.id}") {made}; search_methods reports its outcomes here.')
     return _cut("\n".join(lines))
 
 

@@ -41,7 +41,7 @@ class StrictTool(Tool):
             return await super().run(taken, context, convert_result)
         except UnexpectedToolError as error:
             raise UnexpectedToolError(
-                f"{self.name} failed inside LoopGraph; the server's log says why, `loopgraph doctor` looks for damage"
+                f"{self.name} failed inside LoopGraph; ask your user to read the server's log"
             ) from error
         except ToolError as error:
             if isinstance(error.__cause__, ValidationError):
@@ -103,13 +103,13 @@ async def check_call(ctx: Asked, call_next: CallNext) -> HandlerResult:
         return await call_next(ctx)
     params = ctx.params or {}
     if not isinstance(params.get("name"), str):
-        raise _invalid("tools/call: name is missing or no text; give a tool's name, as tools/list shows them")
+        raise _invalid("tools/call: name is missing or not text; give the name of a tool from tools/list")
     given = params.get("arguments")
     if isinstance(given, str):
         try:
             given = json.loads(given) if given.strip() else {}
         except (ValueError, RecursionError):
-            raise _invalid(f"tools/call: arguments is text that is no JSON; {_AN_OBJECT}") from None
+            raise _invalid(f"tools/call: arguments is text that is not JSON; {_AN_OBJECT}") from None
         ctx = replace(ctx, params={**params, "arguments": given})
     if given is not None and not isinstance(given, dict):
         raise _invalid(f"tools/call: arguments is {schemas.shown(given)}; {_AN_OBJECT}")

@@ -98,7 +98,7 @@ def _in_rows(conn: sqlite3.Connection, table: str, *, is_text: bool) -> Iterator
         for number, row in enumerate(rows, start=1):
             for name, value in zip(names, row, strict=True):
                 if is_text and isinstance(value, bytes) and not _is_text(value):
-                    yield f"{table}: {name} of row {number} holds bytes that are no text"
+                    yield f"{table}: {name} of row {number} has bytes that are not text"
     except READ_ERRORS as error:
         yield f"{table}: {error}"
 

@@ -244,8 +244,8 @@ def _check_cap(conn: sqlite3.Connection, caller: Caller) -> None:
     live = agents.live_runs_of(conn, caller)
     if len(live) >= caller.runs_at_once:
         raise RunError(
-            f"{caller.token or caller.client} has {len(live)} experiments queued or running, the most it may "
-            f"({', '.join(live[:3])}, …); wait for one with get_experiment, or cancel one"
+            f"{caller.token or caller.client} has {len(live)} experiments queued or running, its limit "
+            f"({', '.join(live[:3])}, …); wait for one of them, or cancel one"
         )
 
 

@@ -32,7 +32,7 @@ async def merge(db: Database, other: Path) -> dict[str, int]:
         try:
             counts = await db.write_with(copy, "theirs", lambda conn: _add_rows(conn, tables))
         except sqlite3.IntegrityError as error:
-            raise StoreError(f"{other}: {error}; nothing was added. `loopgraph doctor` looks for damage") from error
+            raise StoreError(f"{other}: {error}; nothing was added. `loopgraph doctor` checks the store") from error
     return {table: count for table, count in counts.items() if count}
 
 

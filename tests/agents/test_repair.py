@@ -55,7 +55,7 @@ def test_a_near_miss_is_mended(name: str, arguments: str, fixed: dict[str, Any])
         ("edit_code", '{"search": "a", "replace": "def f():\\n    ret', "cut off"),
         ("edit_code", '{"search": "a"}', "also needs replace"),
         ("set_value", '{"name": "COLOUR", "value": "1"}', "use one of DEPTH"),
-        ("run", "[1]", "no JSON object"),
+        ("run", "[1]", "not a JSON object"),
     ],
 )
 def test_what_cannot_be_mended_says_what_to_do(name: str, arguments: str, told: str) -> None:

@@ -29,7 +29,7 @@ from loopgraph_mcp.store import sessions
 from loopgraph_mcp.store.database import Database
 
 KEY = "sk-planted-4f8a1c"
-ABOUT_RUN = "Train the draft for 1 s. It stays if it improved; else the draft goes back."  # the tool's own words
+ABOUT_RUN = "Train the draft for 1 s. An improvement is kept; otherwise the change is undone."  # the tool's own words
 Provide = Callable[..., Any]
 AGENT = [sys.executable, "-c", "from loopgraph_mcp.cli.main import main; main()", "agent"]
 MODEL = {"provider": "openai", "model": "gpt-4o-mini", "key_variable": "TEST_KEY"}
@@ -262,7 +262,7 @@ async def test_endless_repetition_and_silence_end(settings: Settings, provide: P
           for n in range(30))
     )  # fmt: skip
     found, _, _ = await research(settings, Plan(**MODEL, base_url=noting.url, experiments=1, memory="off", menu="off"))
-    assert found["ended"] == "12 turns led nowhere: the calls fail or repeat"
+    assert found["ended"] == "12 turns without progress: the calls fail or repeat"
     mute = provide({"text": ""})
     found, _, _ = await research(settings, Plan(**MODEL, base_url=mute.url, experiments=1, memory="off"))
     assert found["ended"] == "no call in 12 turns"

@@ -569,7 +569,7 @@ async def test_files_that_are_no_histories_are_refused_with_the_next_step(settin
         (tmp_path / "absent", "name a results.tsv"),
         (tmp_path, "it is a folder; put a plain file"),
         (binary, "binary file"),
-        (huge, "over the 50 MiB that are read; make it smaller"),
+        (huge, "over the limit of 50 MiB; make it smaller"),
         (pipe, "it is a pipe; put a plain file"),
         (prose, "no experiments found"),
     ):

@@ -287,7 +287,7 @@ def test_doctor_shows_which_gpus_a_run_gets(environment: dict[str, str], workspa
     found = {check["name"]: check["found"] for check in as_json(pinned, workspace, "doctor")}
     assert found["device"] == "cuda: NVIDIA H100 x2 (cuda-2+GPU-1111); a run gets CUDA_VISIBLE_DEVICES=2,GPU-1111"
     few = {**pinned, "CUDA_VISIBLE_DEVICES": "2"}
-    assert "devices_per_run is 2, and there is only 2 for a run" in " ".join(
+    assert "devices_per_run is 2, but a run can get only GPU 2" in " ".join(
         loopgraph(few, workspace, "doctor", status=1).split()
     )
 

@@ -50,7 +50,7 @@ def test_a_file_over_the_bound_is_refused_with_both_sizes(tmp_path: Path) -> Non
     file = tmp_path / "train.py"
     file.write_bytes(b"x" * 100)
     assert read_plain(file, 100) == b"x" * 100
-    with pytest.raises(NotPlainError, match="100 bytes, over the 99 bytes that are read; make it smaller"):
+    with pytest.raises(NotPlainError, match="100 bytes, over the limit of 99 bytes; make it smaller"):
         read_plain(file, 99)
     assert read_plain(Path("/proc/self/status"), 2**20) > b""  # its size is 0, its content is not
     with pytest.raises(NotPlainError, match="over the 10 bytes"):
@@ -95,7 +95,7 @@ def test_a_declaration_of_any_kind_is_an_error_in_words(tmp_path: Path, text: st
 def test_a_huge_program_is_refused_with_its_size(tmp_path: Path) -> None:
     where = load_workspace(_declared(tmp_path))
     where.editable_path.write_text("#" * (2**20 + 1))
-    with pytest.raises(WorkspaceError, match=r"1,048,577 bytes, over the 1 MiB that are read"):
+    with pytest.raises(WorkspaceError, match=r"1,048,577 bytes, over the limit of 1 MiB"):
         where.read_program()
 
 

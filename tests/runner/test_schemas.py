@@ -119,7 +119,7 @@ def test_a_schema_is_said_in_plain_words(schema: dict[str, Any], words: str) -> 
 
 def test_a_value_is_shown_short() -> None:
     assert shown("x" * 500) == f'"{"x" * 60}"… (500 characters)'
-    assert shown(10**400) == "a number of over 60 digits"
+    assert shown(10**400) == "a number with over 60 digits"
     assert [shown(each) for each in (None, True, [1], {}, 1.5)] == [
         "null",
         "true",

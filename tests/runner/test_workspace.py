@@ -179,7 +179,7 @@ def test_the_editable_file_cannot_be_protected_and_a_neighbour_is_no_data_unless
     (workspace.parent / "input").mkdir()
     (workspace.parent / "input" / "x.txt").write_text("1")
     declare(workspace, {"dataset": ["../input"]})
-    with pytest.raises(WorkspaceError, match=r"dataset: \.\./input lies outside of the workspace; add it to `link`"):
+    with pytest.raises(WorkspaceError, match=r"dataset: \.\./input is outside the workspace; add it to `link`"):
         load_workspace(workspace)
     declare(workspace, {"dataset": ["../input"], "link": ["../input/"]})
     before = dataset_hash(load_workspace(workspace))
