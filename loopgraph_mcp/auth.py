@@ -1,4 +1,4 @@
-"""Who asks and what they may do: agents told apart by token, client and session; scopes; how often a token may call."""
+"""Who asks and what they may do: agents by token, client and session; scopes; call rates of tokens."""
 
 import hashlib
 import json
@@ -45,7 +45,7 @@ class Grant:
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """One agent, as far as it can be told from others: its client program, its session, and the token it came with.
+    """One agent, identified by its client program, its session, and the token it came with.
 
     Without a token it is a program of this user on this machine and may do anything.
     """
@@ -61,9 +61,9 @@ class Caller:
 
     @property
     def id(self) -> str:
-        """The hash of what tells it from others."""
-        told = json.dumps([self.token, self.client, self.session])
-        return "agt_" + hashlib.sha256(told.encode("utf-8", "replace")).hexdigest()[:16]
+        """The hash that identifies the agent."""
+        identity = json.dumps([self.token, self.client, self.session])
+        return "agt_" + hashlib.sha256(identity.encode("utf-8", "replace")).hexdigest()[:16]
 
     @property
     def is_admin(self) -> bool:

@@ -29,7 +29,7 @@ SKILL = PACKAGE_DIR / "plugin" / "skills" / "loopgraph" / "SKILL.md"
 
 
 def read_skill() -> str:
-    """Return the skill's text, without what tells a client when to use it."""
+    """Return the skill's text without its front matter."""
     _, _, text = SKILL.read_text(encoding="utf-8").removeprefix("---\n").partition("---\n")
     return text.strip()
 
@@ -113,7 +113,7 @@ class Settings:
         device: What a run gets (`cpu`, `mps`, `cuda:1`, `cuda:2,3`, `all`) when not the first one found.
         visible_gpus: Indices or UUIDs of the GPUs that may be used (CUDA_VISIBLE_DEVICES); None for all.
         packs: Folder of method packs to load at start.
-        day_one: Whether what other people's published histories teach counts, for little.
+        day_one: Whether the bundled prior from published histories is used.
         log_level: Level of the log on stderr.
         arxiv_url: Where arXiv's API and files are asked for.
         github_url: Where GitHub's API is asked.

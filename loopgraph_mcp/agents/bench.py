@@ -26,8 +26,8 @@ from loopgraph_mcp.runner.workspace import Workspace, load_workspace
 from loopgraph_mcp.store import retrievals
 from loopgraph_mcp.store.database import Database
 
-# What each arm's researcher may know; `-skill` is told besides how to use it. A warm arm's memory holds one earlier
-# session of the same researcher, in the same folder and with other choices; what that session cost is told apart.
+# What each arm's memory has; with `-skill` the prompt also has the skill. A warm arm's memory has one earlier
+# session of the same researcher, in the same folder and with other choices; its cost is reported separately.
 ARMS: Mapping[str, MemoryArm] = {
     "none": "off", "outcomes": "outcomes", "packs": "packs", "both": "on", "both-skill": "on", "both-warm": "on",
     "tpe": "off",
@@ -98,8 +98,10 @@ async def run(
             trials += await _one_seed(
                 settings, where, plan, arms, seed, out, environment, on_status, stack, again=again
             )
-        told = sum(trial.estimated_turns for trial in trials)
-        counted = "as the provider counted them" + (f", estimated in {told} turns where it told none" if told else "")
+        estimated = sum(trial.estimated_turns for trial in trials)
+        counted = "as the provider counted them" + (
+            f", estimated in {estimated} turns without its counts" if estimated else ""
+        )
         known = {
             "seeds": sorted({trial.seed for trial in trials}),
             "tokens": "estimated from words: no model is asked" if plan.policy else counted,
@@ -143,13 +145,13 @@ async def _one_seed(
             if done == 0 or session.ended is None:
                 await _advance(session, done)
                 curves[arm].append(_point(session))
-    anew: dict[str, list[float]] = {arm: [] for arm in arms}
+    again_on: dict[str, list[float]] = {arm: [] for arm in arms}
     for number in range(again):
         for arm in arms:
             session, fresh = opened[arm], _FRESH_SEED + number
             metric_value = await session.desk.remeasure(fresh, key=f"{session.id}:fresh:{fresh}")
-            anew[arm] += [] if metric_value is None else [metric_value]
-    return [_trial(arm, seed, opened[arm], curves[arm], seeded[arm], anew[arm]) for arm in arms]
+            again_on[arm] += [] if metric_value is None else [metric_value]
+    return [_trial(arm, seed, opened[arm], curves[arm], seeded[arm], again_on[arm]) for arm in arms]
 
 
 async def _advance(session: Session, done: int) -> None:
@@ -170,11 +172,11 @@ async def _warm(
     async with open_session(settings, before, environment, on_status=on_status) as session:
         await session.advance(plan.experiments)
         spent = session.spent
-        told = f"an earlier session: {session.counted} experiments, {spent.tokens:,} tokens, {spent.seconds:.0f} s"
+        estimated = f"an earlier session: {session.counted} experiments, {spent.tokens:,} tokens, {spent.seconds:.0f} s"
     (settings.workspace / where.editable).write_text(where.read_program(), encoding="utf-8", newline="")
     async with Database.open(settings.db_path) as db:
         counted = await retrievals.count_rows(db)
-    return f"{told}; {counted['experiments']} experiments in all, and the packs"
+    return f"{estimated}; {counted['experiments']} experiments in all, and the packs"
 
 
 def _point(session: Session) -> Point:
@@ -242,12 +244,12 @@ def rows(result: Result) -> list[list[str]]:
             continue
         for arm in result.arms:
             figures = result.figures[arm]
-            difference = "" if arm == result.arms[0] else _told(figures[f"difference in {name}"], sign="+")
-            table.append([name, arm, _told(figures[name]), difference])
+            difference = "" if arm == result.arms[0] else _shown(figures[f"difference in {name}"], sign="+")
+            table.append([name, arm, _shown(figures[name]), difference])
     return table
 
 
-def _told(value: Estimate | None, sign: str = "") -> str:
+def _shown(value: Estimate | None, sign: str = "") -> str:
     if value is None:
         return "never"
     return f"{value.mean:{sign},.5g} ({value.low:{sign},.5g} to {value.high:{sign},.5g}), n={value.seeds}"
@@ -275,7 +277,7 @@ def page(result: Result, command: str) -> str:
         "",
         "Contents of each arm's memory at the start:",
         "",
-        *(f"- {arm}: {told}" for arm, told in seeded.items()),
+        *(f"- {arm}: {estimated}" for arm, estimated in seeded.items()),
         "",
         *(f"![best by {name}](best-by-{name}.svg)" for name in ("experiments", "tokens", "seconds")),
         "",

@@ -53,7 +53,7 @@ RESULT: TypeAdapter[ToolResult] = TypeAdapter(ToolResult)
 
 @dataclass(frozen=True, slots=True)
 class ToolSpec:
-    """A tool as a model is told of it; `schema` is the JSON schema of its arguments."""
+    """A tool as a model sees it; `schema` is the JSON schema of its arguments."""
 
     name: str
     description: str

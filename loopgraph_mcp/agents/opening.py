@@ -187,7 +187,7 @@ async def _at_work(
 
 
 def _taken(tools: Sequence[ToolSpec], context_tokens: int) -> tuple[ToolSpec, ...]:
-    """Return the memory's tools that a model is told of: where they would fill much of what it reads, the first two."""
+    """Return the memory's tools that a model sees; only the first two if all would fill much of its context window."""
     small = context_tokens < _SMALL_CONTEXT
     return tuple(tool for tool in tools if not small or tool.name in _FEW_TOOLS)
 

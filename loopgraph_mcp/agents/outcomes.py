@@ -191,7 +191,7 @@ def decided(run: Run, later: Sequence[Run] = ()) -> str:
     return explain.decision(Decision.KEEP, tentative=True) if run.tentative else "kept"
 
 
-def told(run: Run, later: Sequence[Run] = ()) -> str:
+def result_text(run: Run, later: Sequence[Run] = ()) -> str:
     """Return what came of a run in a few words."""
     value = run.outcome.replace("_", " ") if run.metric_value is None else f"{run.metric_value:.6f}"
     how = "answered from memory, nothing was trained" if run.repeated else decided(run, later)

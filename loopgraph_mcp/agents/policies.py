@@ -186,7 +186,7 @@ _Calls = Generator[ToolCall, ToolResult, None]
 
 
 class Scripted:
-    """A researcher that follows a habit. Its state is the conversation: told the same again, it stands where it stood.
+    """A researcher that follows a habit. Its state is the conversation: the same messages lead to the same state.
 
     Args:
         policy: The habit's name.
@@ -218,7 +218,7 @@ class Scripted:
     async def reply(
         self, system: str, messages: Sequence[Message], tools: Sequence[ToolSpec], on_text: Callable[[str], None]
     ) -> Reply:
-        """Return the habit's next call. Tokens are estimated: what it was told since its last call, each word once."""
+        """Return the habit's next call. Tokens are estimated: the messages since its last call, each counted once."""
         if self._script is None:
             memory = any(tool.name == "search_methods" for tool in tools)
             self._script = self._research(memory=memory)
@@ -229,11 +229,11 @@ class Scripted:
         heard = results[self._results :] if self._results else messages
         self._results = len(results)
         assert self._next is not None  # noqa: S101 - habits go on for ever
-        told = sum(estimate_tokens(message.text) for message in heard)
-        told += 0 if self._results else estimate_tokens(system + json.dumps([tool.schema for tool in tools]))
+        read = sum(estimate_tokens(message.text) for message in heard)
+        read += 0 if self._results else estimate_tokens(system + json.dumps([tool.schema for tool in tools]))
         said = estimate_tokens(self._next.name + self._next.arguments)
         on_text(self._next.name)
-        return Reply(Assistant("", [self._next]), Usage(told, said, cost_usd=0.0, estimated=True), "calls")
+        return Reply(Assistant("", [self._next]), Usage(read, said, cost_usd=0.0, estimated=True), "calls")
 
     def _research(self, *, memory: bool) -> _Calls:
         knobs = dict(self._knobs)

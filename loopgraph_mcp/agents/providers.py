@@ -40,8 +40,8 @@ class Preset:
 
     Args:
         limit_field: The field of a request that bounds the reply.
-        context_tokens: How much its models read, unless told otherwise.
-        free: Whether its tokens cost nothing: it runs on one's own machine.
+        context_tokens: The context window of its models, unless given.
+        free: Whether its tokens cost nothing: it runs on this machine.
     """
 
     base_url: str
@@ -130,7 +130,7 @@ class HttpModel:
 
     Args:
         endpoint: Which model, and where.
-        on_wait: Told why it is asked again, and after how many seconds.
+        on_wait: Called with the reason for a retry and the seconds until it.
         sleep: Waits between attempts.
         rng: Spreads retries, so that several agents do not come back at once.
     """
@@ -237,21 +237,21 @@ class HttpModel:
 
     def _refused(self, response: httpx.Response, body: str, payload: dict[str, Any]) -> Exception:
         """Return what an answer other than 200 means: ask again, ask for less, or give up."""
-        told = f"{self.name} answered {response.status_code}: {' '.join(self.scrub(body).split())[:_SHOWN_CHARS]}"
+        failure = f"{self.name} answered {response.status_code}: {' '.join(self.scrub(body).split())[:_SHOWN_CHARS]}"
         if response.status_code == httpx.codes.BAD_REQUEST and "stream_options" in body:
-            payload.pop("stream_options", None)  # an older server: usage is estimated if it tells none
-            return _AgainError(told, after_s=0.0)
+            payload.pop("stream_options", None)  # an older server: without its usage, tokens are estimated
+            return _AgainError(failure, after_s=0.0)
         if response.status_code in {400, 413, 422, 500} and any(words in body.lower() for words in _OVERFLOW):
-            return ContextOverflowError(told)
+            return ContextOverflowError(failure)
         if response.status_code in _RETRIED:
-            return _AgainError(told, after_s=_retry_after_s(response.headers.get("retry-after"), time.time()))
+            return _AgainError(failure, after_s=_retry_after_s(response.headers.get("retry-after"), time.time()))
         hint = {
             401: "its key is wrong",
             402: "its account has no credit left",
             403: "its key has no access to this model",
             404: "the model or the URL is unknown; see --model and --base-url",
         }.get(response.status_code, "it refuses the request; for a model without tools, try --menu on")
-        return ProviderError(f"{told} ({hint})")
+        return ProviderError(f"{failure} ({hint})")
 
 
 class _AgainError(Exception):

@@ -1,4 +1,4 @@
-"""Mends tool calls that are nearly right, and finds calls that a model wrote as text; never guesses at code."""
+"""Fixes nearly correct tool calls, and finds calls that a model wrote as text; never guesses at code."""
 
 import ast
 import difflib

@@ -27,7 +27,7 @@ from loopgraph_mcp.agents.messages import (
     Usage,
     User,
 )
-from loopgraph_mcp.agents.outcomes import Best, Run, told
+from loopgraph_mcp.agents.outcomes import Best, Run, result_text
 from loopgraph_mcp.agents.plan import Plan, Spent
 from loopgraph_mcp.agents.prices import Price
 from loopgraph_mcp.agents.providers import ContextOverflowError
@@ -43,7 +43,7 @@ RUN: TypeAdapter[Run] = TypeAdapter(Run)
 
 _ROOM = 0.7  # of the context, for all that is sent; the rest is for the reply, and for what was estimated too low
 _SHRINK, _MIN_CONTEXT = 0.6, 500
-_IDLE_TOLD, _IDLE_MENU, _IDLE_END = 2, 4, 12  # turns that led nowhere
+_IDLE_HINT, _IDLE_MENU, _IDLE_END = 2, 4, 12  # turns that led nowhere
 _LONG_TEXT_CHARS = 1_000
 _MENU_LINES = 100
 _SHOWN, _OFFERED = 5, 10
@@ -237,8 +237,8 @@ class Session:
         """Ask the researcher, with less of the conversation where it does not fit."""
         while True:
             system = prompts.MENU if self._menu else self._system
-            told = estimate_tokens(system + json.dumps([dataclasses.asdict(tool) for tool in tools]))
-            fits = condense(prompt, limit=int(self._context * _ROOM) - told, runs=self.desk.table())
+            fixed_tokens = estimate_tokens(system + json.dumps([dataclasses.asdict(tool) for tool in tools]))
+            fits = condense(prompt, limit=int(self._context * _ROOM) - fixed_tokens, runs=self.desk.table())
             self._answer = ""
             try:
                 return await self._researcher.reply(system, fits, tools, self._hear), fits
@@ -352,7 +352,7 @@ class Session:
             answer = Answer(str(error), failed=True)
         repeated = answer.run is not None and answer.run.repeated
         new = not (same or repeated or answer.failed or call.name == "record")
-        if self._idle >= _IDLE_TOLD and (repeated or (same and answer.run is None)):
+        if self._idle >= _IDLE_HINT and (repeated or (same and answer.run is None)):
             words = f"{answer.text}\n{prompts.KNOWN}" if repeated else prompts.AGAIN
             answer = dataclasses.replace(answer, text=words, failed=True)
         if fixed.note:
@@ -381,7 +381,7 @@ class Session:
         if self._number:
             self._talk.append(result)
         if run is not None:
-            self._note = f"{run.description}: {told(run)}"
+            self._note = f"{run.description}: {result_text(run)}"
             tokens, usd = self._unbilled
             await retrievals.add_cost(
                 self._db, "agent", subject_id=run.experiment_id, tokens=tokens, cost_usd=usd, now=time.time()

@@ -1,4 +1,4 @@
-"""What a comparison of arms says: means over seeds with bootstrap intervals, and how each arm stands to the first."""
+"""What a comparison of arms says: means over seeds with bootstrap intervals, and each arm's difference to the first."""
 
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +30,7 @@ class Trial:
         valid: The share of tool calls that could be carried out.
         seeded: What the memory held before it began.
         again: What the program it ended with reached on fresh seeds; no run of it was chosen for being good.
-        estimated_turns: Turns whose tokens the provider did not tell.
+        estimated_turns: Turns without token counts from the provider.
     """
 
     arm: str

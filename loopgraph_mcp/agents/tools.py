@@ -20,7 +20,7 @@ from mcp_types import CallToolResult
 from loopgraph_mcp.agents.client import THE_DESKS, Server, text_of
 from loopgraph_mcp.agents.constants import constants, numbers, set_constant
 from loopgraph_mcp.agents.messages import ToolCall, ToolSpec
-from loopgraph_mcp.agents.outcomes import Best, Run, find_best, told
+from loopgraph_mcp.agents.outcomes import Best, Run, find_best, result_text
 from loopgraph_mcp.code.apply import unified_diff
 from loopgraph_mcp.code.hashes import group_hash, program_hash
 from loopgraph_mcp.code.patch import apply_patch
@@ -57,7 +57,7 @@ class Desk:
     Args:
         runner: The server that runs programs.
         memory: The server whose other tools the researcher may call, or None without memory.
-        shares: Whether runs teach that memory and may be answered from it: it is the runner.
+        shares: Whether runs are recorded in that memory and may be answered from it: it is the runner.
         seed: The seed of every run, where the trainer reads one.
         profile: Which of the trainer's profiles runs use.
         device: The kind of device that they run on.
@@ -99,7 +99,7 @@ class Desk:
     def table(self) -> str:
         """Return the table of runs in a line each, and the best program with its noise."""
         lines = [
-            f"{run.number}. {run.description}: {told(run, self.runs[place:])}"
+            f"{run.number}. {run.description}: {result_text(run, self.runs[place:])}"
             for place, run in enumerate(self.runs, start=1)
         ]
         best = self.best
@@ -198,7 +198,7 @@ class Desk:
         return Answer(text, data)
 
     def _edited(self, data: Mapping[str, Any]) -> str | None:
-        """Return the workspace's file with an edit that the server tells of."""
+        """Return the workspace's file with an edit from the server applied."""
         made = apply_patch(self.where.read_program(), data.get("diff") or "")
         return made.text if isinstance(made, Applied) else None
 
@@ -329,7 +329,7 @@ class Desk:
             write_program(self.where, instead, expected=self.where.read_program())
             self.kept = instead
         self.draft, self.draft_edit = self.kept, None
-        lines = [f"Run {run.number}, {run.description}: {told(run)}"]
+        lines = [f"Run {run.number}, {run.description}: {result_text(run)}"]
         if now := self.best:
             lines.append(f"Best so far: {now}")
         if self.shares:

@@ -138,13 +138,13 @@ class ChatStream:
         if self._usage is None or not self._usage.prompt_tokens:
             return Reply(message, _estimated(asked, self._heard()), stop)
         details = self._usage.prompt_tokens_details
-        told = Usage(
+        sent = Usage(
             self._usage.prompt_tokens,
             self._usage.completion_tokens,
             cached=min((details and details.cached_tokens) or 0, self._usage.prompt_tokens),
             cost_usd=self._usage.cost,
         )
-        return Reply(message, told, stop)
+        return Reply(message, sent, stop)
 
 
 class _Block(_Loose):
@@ -266,34 +266,34 @@ def _object(arguments: str) -> dict[str, Any]:
 def _as_written(messages: Sequence[Message]) -> list[Message]:
     """Return a conversation in which calls that were written as text stay text, and so do their answers.
 
-    Told as calls as well they would stand there twice, and a model repeats what it sees.
+    Sent as calls too, they would appear twice, and a model repeats what it sees.
     """
-    told, written = list[Message](), set[str]()
+    sent, written = list[Message](), set[str]()
     for message in messages:
         if isinstance(message, Assistant) and message.as_text:
             written |= {call.id for call in message.calls}
-            told.append(Assistant(message.text))
+            sent.append(Assistant(message.text))
         elif isinstance(message, ToolResult) and message.call_id in written:
             answer = f"<tool_response>\n{message.text}\n</tool_response>"
-            last = told[-1]
+            last = sent[-1]
             if isinstance(last, User):  # roles must take turns
-                told[-1] = User(f"{last.text}\n{answer}")
+                sent[-1] = User(f"{last.text}\n{answer}")
             else:
-                told.append(User(answer))
+                sent.append(User(answer))
         else:
-            told.append(message)
-    return told
+            sent.append(message)
+    return sent
 
 
 def chat_payload(
     model: str, system: str, messages: Sequence[Message], tools: Sequence[ToolSpec], *, limit: Mapping[str, int]
 ) -> dict[str, Any]:
     """Return a request of the chat-completions protocol; `limit` names the field that bounds the reply."""
-    told: list[dict[str, Any]] = [{"role": "system", "content": system}]
+    sent: list[dict[str, Any]] = [{"role": "system", "content": system}]
     for message in _as_written(messages):
         match message:
             case User(text=text):
-                told.append({"role": "user", "content": text})
+                sent.append({"role": "user", "content": text})
             case Assistant(text=text, calls=calls):
                 said: dict[str, Any] = {"role": "assistant", "content": text or None}
                 if calls:
@@ -307,11 +307,11 @@ def chat_payload(
                     ]
                 elif not text:
                     said["content"] = "(nothing)"
-                told.append(said)
+                sent.append(said)
             case ToolResult(call_id=call_id, text=text):
-                told.append({"role": "tool", "tool_call_id": call_id, "content": text})
+                sent.append({"role": "tool", "tool_call_id": call_id, "content": text})
     payload: dict[str, Any] = {
-        "model": model, "messages": told, "stream": True, "stream_options": {"include_usage": True}, **limit,
+        "model": model, "messages": sent, "stream": True, "stream_options": {"include_usage": True}, **limit,
     }  # fmt: skip
     if tools:
         payload["tools"] = [
@@ -328,18 +328,18 @@ def messages_payload(
     model: str, system: str, messages: Sequence[Message], tools: Sequence[ToolSpec], *, limit: Mapping[str, int]
 ) -> dict[str, Any]:
     """Return a request of Anthropic's messages protocol, with what it begins with marked for its cache."""
-    told: list[dict[str, Any]] = []
+    sent: list[dict[str, Any]] = []
     for message in _as_written(messages):
         role, blocks = _blocks(message)
-        if told and told[-1]["role"] == role:
-            told[-1]["content"] += blocks  # roles must take turns
+        if sent and sent[-1]["role"] == role:
+            sent[-1]["content"] += blocks  # roles must take turns
         else:
-            told.append({"role": role, "content": blocks})
+            sent.append({"role": role, "content": blocks})
     cached = {"type": "ephemeral"}
-    if told:
-        told[-1]["content"][-1]["cache_control"] = cached
+    if sent:
+        sent[-1]["content"][-1]["cache_control"] = cached
     payload: dict[str, Any] = {
-        "model": model, "system": [{"type": "text", "text": system, "cache_control": cached}], "messages": told,
+        "model": model, "system": [{"type": "text", "text": system, "cache_control": cached}], "messages": sent,
         "stream": True, **limit,
     }  # fmt: skip
     if tools:

@@ -111,7 +111,7 @@ def detect(method: Method, source: str, knobs: KnobValues | None = None, around:
         own = _own_presence(method.recipe, parsed, values, around, exact=knobs is not None)
         if own is not Presence.ABSENT:
             return own
-        states = {sign.state for sign in method.recipe.detect if conditions.stands(parsed, sign.mark)}
+        states = {sign.state for sign in method.recipe.detect if conditions.matches(parsed, sign.mark)}
     except (Mismatch, Unparsable, RecursionError, MemoryError):
         return Presence.ABSENT
     if Presence.PRESENT.value in states:
@@ -224,8 +224,8 @@ def _taken(made: _Made, ways: Sequence[_Way]) -> _Made:
     if len(missed) == 1:
         raise missed[0]
     misses = [mismatch.refused for mismatch in missed]
-    told = "; or ".join(f"{miss.looked_for} ({miss.reason})" for miss in misses[1:])
-    raise Mismatch(replace(misses[0], reason=f"{misses[0].reason}; or {told}: none of its {len(misses)} forms fits"))
+    others = "; or ".join(f"{miss.looked_for} ({miss.reason})" for miss in misses[1:])
+    raise Mismatch(replace(misses[0], reason=f"{misses[0].reason}; or {others}: none of its {len(misses)} forms fits"))
 
 
 def _carried_out(made: _Made, way: _Way) -> _Made:
@@ -273,7 +273,7 @@ def _own_presence(recipe: Recipe, source: Source, values: KnobValues, around: Ar
     """Return how far a text holds what a recipe's own code would make of it."""
     held, wanted = 0, 0
     for ways in _parts(recipe, values, replace(around, companions=frozenset())):
-        able = [way for way in ways if all(conditions.stands(source, mark) for mark in way.needs)] or ways
+        able = [way for way in ways if all(conditions.matches(source, mark) for mark in way.needs)] or ways
         counts = [(_satisfied(source, way, exact=exact), len(way.ops)) for way in able]
         best = max(counts, key=lambda count: (count[0] == count[1], count[0] / max(1, count[1])))
         held, wanted = held + best[0], wanted + best[1]
@@ -290,7 +290,7 @@ def _forestalled(method: Method, source: Source, around: Around) -> EditResult |
     recipe = method.recipe
     if recipe is None:
         return None
-    signs = [sign for sign in recipe.detect if conditions.stands(source, sign.mark)]
+    signs = [sign for sign in recipe.detect if conditions.matches(source, sign.mark)]
     if signs:
         values = check_knobs(method.knobs, {})
         if _own_presence(recipe, source, values, around, exact=False) is Presence.ABSENT:

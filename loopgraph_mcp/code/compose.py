@@ -17,7 +17,7 @@ class Wish:
 
 
 def knobs_by_method(methods: Sequence[Method], given: KnobValues) -> dict[str, dict[str, KnobValue]]:
-    """Return knob values by method: `gqa.groups` is one method's, a plain name the first one's."""
+    """Return knob values by method: `gqa.groups` belongs to that method, a plain name to the first method."""
     found: dict[str, dict[str, KnobValue]] = {method.id: {} for method in methods}
     for name, value in given.items():
         owner, _, knob = name.rpartition(".")

@@ -1,4 +1,4 @@
-"""Looks for what shows something in a text: code that stands in a scope, whatever its variables are called."""
+"""Looks for code in a scope of a text, whatever its variables are called."""
 
 import ast
 
@@ -7,7 +7,7 @@ from loopgraph_mcp.code.syntax import HOLE, Scope, Source
 from loopgraph_mcp.models import Mark, Refused
 
 
-def stands(source: Source, mark: Mark) -> bool:
+def matches(source: Source, mark: Mark) -> bool:
     """Return whether a mark is there."""
     return _against(source, mark) is None
 
@@ -42,14 +42,14 @@ def _against(source: Source, mark: Mark) -> tuple[str, str, str] | None:
 
 
 def shown(source: Source, mark: Mark) -> str:
-    """Return where a mark stands, as the end of a sentence."""
+    """Return where a mark matches, as the end of a sentence."""
     found = syntax.scopes(source.tree, mark.scope)
     lines = [line for code in mark.has for line in _lines(found[0], code)[:1]] if len(found) == 1 else []
     return f" (line {lines[0]}: `{source.lines()[lines[0] - 1].strip()}`)" if lines else ""
 
 
 def _lines(scope: Scope, code: str) -> list[int]:
-    """Return the lines in which code stands, an expression anywhere, statements among statements."""
+    """Return the lines where code occurs: an expression anywhere, statements among statements."""
     pattern = ops.filled(code, {name: HOLE + name for name in ops.NAME_HOLE.findall(code)})
     try:
         return [node.lineno for node in syntax.standing(scope, programs.parse(pattern.strip(), "eval").body)]

@@ -17,8 +17,11 @@ NAME_HOLE = re.compile(r"\{(_{1,2}[a-z][a-z0-9_]*)\}")
 _ANY_BRACES = re.compile(r"\{(_{0,2}[a-z][a-z0-9_]*)\}")
 
 
-class Mismatch(Exception):  # noqa: N818 - how an op tells its recipe that it does not fit
-    """An op that does not fit a text, with its refusal: made when it is told, since the nearest lines take long."""
+class Mismatch(Exception):  # noqa: N818 - how an op reports to its recipe that it does not fit
+    """An op that does not fit a text.
+
+    Its refusal is made only when it is read, because finding the nearest lines takes long.
+    """
 
     def __init__(self, refused: Refused | Callable[[], Refused]) -> None:
         super().__init__()
@@ -26,7 +29,7 @@ class Mismatch(Exception):  # noqa: N818 - how an op tells its recipe that it do
 
     @property
     def refused(self) -> Refused:
-        """What is told of it."""
+        """The refusal."""
         return self._refused if isinstance(self._refused, Refused) else self._refused()
 
 
@@ -107,7 +110,7 @@ def change_of(source: Source, op: RecipeOp, knobs: Mapping[str, KnobValue]) -> C
 class _Code:
     """A template's text with the knob values in it, its statements, and its pattern for any knob values.
 
-    `bound` says what stands for the names that people choose, such as `{_x}`; without it they are holes.
+    `bound` maps the names that people choose, such as `{_x}`; without it they are holes.
     """
 
     def __init__(self, template: str, knobs: Mapping[str, KnobValue], bound: Mapping[str, str] | None = None) -> None:
@@ -317,7 +320,7 @@ def _only(source: Source, dotted: str, found: Sequence[Run], code: _Code) -> Run
     if len(found) == 1:
         return found[0]
     lines = [run.statements[0].lineno for run in found]
-    reason = _times("stands there", lines) if found else "no statement there equals it"
+    reason = _times("is there", lines) if found else "no statement there equals it"
     raise _mismatch(source, f"`{code.head}` in {_named(dotted)}", reason, code.head)
 
 

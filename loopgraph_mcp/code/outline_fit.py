@@ -100,7 +100,7 @@ def _head(entry: Entry) -> str:
 
 
 def _lines(entries: Sequence[Entry]) -> Iterator[str]:
-    """Yield the text of a map, group by group; a method stands behind its class."""
+    """Yield the text of a map, group by group; a method comes after its class."""
     groups: dict[tuple[str, str], list[str]] = {}
     standing = dict[tuple[str, str], int]()
     for entry in sorted(

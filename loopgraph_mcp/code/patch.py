@@ -114,9 +114,9 @@ def _find(lines: list[str], hunk: _Hunk, expected: int) -> int | Refused:
     if len(places) == 1:
         return places[0]
     if not places:
-        telling = max(wanted, key=len)
-        near = [f"{i}: {line}" for i, line in enumerate(stripped, start=1) if line.strip() == telling.strip()]
-        return Refused(repr(telling.strip()), "the file does not have its lines in this order", tuple(near[:3]))
+        longest = max(wanted, key=len)
+        near = [f"{i}: {line}" for i, line in enumerate(stripped, start=1) if line.strip() == longest.strip()]
+        return Refused(repr(longest.strip()), "the file does not have its lines in this order", tuple(near[:3]))
     if hunk.start and expected in places:
         return expected
     numbers = ", ".join(str(place + 1) for place in places[:5])

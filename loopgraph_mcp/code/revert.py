@@ -1,4 +1,4 @@
-"""Takes an edit back out of a text that has moved on since, to the byte, or says what stands in the way."""
+"""Removes an edit from a text that has changed since, to the byte, or says what prevents it."""
 
 import ast
 import difflib
@@ -118,8 +118,8 @@ def _find(hunk: _Hunk, new: Sequence[str], lines: Sequence[str], within: tuple[i
         if len(found) == 1:
             return found[0] + hunk.start - start
         places = places or found
-    told = next((line.strip() for line in [*new[hunk.start : hunk.stop], *hunk.old] if line.strip()), "an empty line")
-    where = f"`{told}`{f' in {hunk.scope}' if hunk.scope else ''}, as the edit left it"
+    shown = next((line.strip() for line in [*new[hunk.start : hunk.stop], *hunk.old] if line.strip()), "an empty line")
+    where = f"`{shown}`{f' in {hunk.scope}' if hunk.scope else ''}, as the edit left it"
     if places:
         numbers = ", ".join(str(place + 1) for place in places[:5])
         return Refused(where, f"it occurs {len(places)} times (lines {numbers}); remove it by hand")

@@ -1,4 +1,4 @@
-"""Whose fault a failed run is, as its exit status and the end of its log tell: the program's, or its surroundings'.
+"""Whose fault a failed run is, by its exit status and the end of its log: the program's, or its surroundings'.
 
 A full disk or a lost network says nothing of a change, so such a run is interrupted and not crashed. The last exception
 decides, never a word somewhere in the log: a program may warn of a full disk and die of its own mistake.
@@ -20,7 +20,7 @@ _NOT_EXECUTABLE, _NOT_FOUND = 126, 127  # what shells exit with
 
 # Each prints its rank or process before every line; the lines of several may alternate.
 _RANK = re.compile(r"\[(?:rank|default)?([0-9]{1,5})\]:? ?|\((?:[\w.:]{1,80} )?pid=([0-9]{1,10})[^)\n]{0,80}\) ?")
-_GROUP_BAR = re.compile(r" {0,40}(?:\| ?|\+-[-+0-9 ]*$)")  # what stands before the lines of an ExceptionGroup
+_GROUP_BAR = re.compile(r" {0,40}(?:\| ?|\+-[-+0-9 ]*$)")  # the prefix of lines of an ExceptionGroup
 _TRACEBACK = "Traceback (most recent call last):"
 _RAISED = re.compile(r"([A-Za-z_][\w.]{0,200})(?:: ?(.*))?$")
 _FRAME = re.compile(r'\s+File "([^"\n]{1,500})", line [0-9]+')
@@ -217,12 +217,12 @@ def fault_of_surroundings(
 def _judge_exceptions(
     lines: Sequence[str], absent: Callable[[str], str | None], is_own_module: Callable[[str], bool]
 ) -> str | None:
-    """Return the fault that the last exceptions tell; empty where it is the program's; None where there are none."""
+    """Return the fault that the last exceptions show; empty where it is the program's; None where there are none."""
     ends = [last for stream in _streams(lines) if (last := _last_raised(stream)) is not None]
-    told = [each for each in ends if not (_PEERS.search(each.first_line) and "in use" not in each.first_line)]
-    if not told:
+    raised_here = [each for each in ends if not (_PEERS.search(each.first_line) and "in use" not in each.first_line)]
+    if not raised_here:
         return "" if ends else None
-    faults = [_judge(each, absent, is_own_module) for each in told]
+    faults = [_judge(each, absent, is_own_module) for each in raised_here]
     return faults[-1] if all(faults) else ""  # of several ranks, one that failed by itself failed the others
 
 
@@ -296,7 +296,7 @@ def _message(first: str, following: Sequence[str]) -> str:
 
 
 def _judge(raised: _Raised, absent: Callable[[str], str | None], is_own_module: Callable[[str], bool]) -> str:
-    """Return the fault of the surroundings that one exception tells, or nothing."""
+    """Return the fault of the surroundings that one exception shows, or nothing."""
     if raised.type == "ModuleNotFoundError" or _NO_PACKAGE.search(raised.first_line):
         return _missing_module(raised, absent, is_own_module)
     own = _is_own(raised.type)
@@ -387,7 +387,7 @@ def _absent_path(text: str, absent: Callable[[str], str | None], *, bare_words: 
 
 
 def _judge_lines(lines: Sequence[str], absent: Callable[[str], str | None]) -> str:
-    """Return the fault that a program without exceptions tells in its last lines; the last about an error decides."""
+    """Return the fault that the last lines of a program without exceptions show; the last about an error decides."""
     spoken = [line for line in lines[-100:] if not _WRAPPING_LINE.match(line) and not _WARNING.search(line)]
     for line in reversed(spoken[-_LAST_LINES:]):
         if (fault := _judge_line(line, absent)) is not None:
@@ -396,7 +396,7 @@ def _judge_lines(lines: Sequence[str], absent: Callable[[str], str | None]) -> s
 
 
 def _judge_line(line: str, absent: Callable[[str], str | None]) -> str | None:
-    """Return the fault that one line tells; empty where it is the program's; None where it is about no error."""
+    """Return the fault that one line shows; empty where it is the program's; None where it is about no error."""
     error = _RAISED.match(line)
     if shows_progress(line) or (error and _is_own(error.group(1))):
         return ""  # what was printed before a step of progress was survived

@@ -28,7 +28,7 @@ _MAX_OWNERS = 50
 _MAX_SHAPES = 10_000
 _MAX_SUMMARY = 200
 _SPLITS = "train|training|val|valid|validation|eval|evaluation|test|testing|dev|holdout|held-out"
-# The part of the data stands before: `train: loss 1`, `[train] loss 1`, `{"split": "train", "loss": 1}`
+# The part of the data comes before: `train: loss 1`, `[train] loss 1`, `{"split": "train", "loss": 1}`
 _SECTION = re.compile(
     rf"(?:^|[^\w./-])({_SPLITS})[\"'\])}}]*[ \t]*[:|,;>{{(\])}}\u2502\u2503-]",
     re.IGNORECASE,
@@ -254,7 +254,7 @@ def _line_at(text: str, at: int) -> str:
 
 
 def _value_of(name: str) -> re.Pattern[str]:
-    """Return what finds a name and the number that belongs to it; the name stands first, so that the search is fast."""
+    """Return what finds a name and the number that belongs to it; the name comes first, so that the search is fast."""
     words = r"[ \t\u00a0]+".join(re.escape(word) for word in name.split())
     wrapper = r"(?:tensor|[Aa]rray|float|Decimal|tf\.Tensor|(?:np|numpy)\.\w{1,20})\([\"'\[]?"
     return re.compile(

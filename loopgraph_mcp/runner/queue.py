@@ -31,7 +31,7 @@ def in_turn(queue: Sequence[Waiting], served: Mapping[Waiting, float]) -> list[s
 
     Args:
         queue: What waits, oldest first.
-        served: When those that ran lately started.
+        served: When recent runs started.
     """
     tokens, agents = dict[str, float](), dict[str, float]()
     for run, at in served.items():

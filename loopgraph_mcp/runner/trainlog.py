@@ -93,7 +93,7 @@ def tail_lines(log: str, *, count: int) -> str:
 
 
 def looks_out_of_memory(tail: str) -> bool:
-    """Return whether the end of a log tells of memory running out."""
+    """Return whether the end of a log reports that memory ran out."""
     return bool(re.search(r"out of memory|OutOfMemoryError|MemoryError|Cannot allocate memory|std::bad_alloc", tail))
 
 

@@ -29,7 +29,7 @@ from loopgraph_mcp.runner.printed import check_pattern
 from loopgraph_mcp.text import plain_line
 
 CONFIG_NAME = "loopgraph.toml"
-DECLARING = (CONFIG_NAME, "train.py", "prepare.py", "uv.lock")  # what tells that a folder is a workspace, and which
+DECLARING = (CONFIG_NAME, "train.py", "prepare.py", "uv.lock")  # files that define a workspace
 RESULTS_NAME = "results.tsv"
 RESULTS_HEADER = ("commit", "val_bpb", "memory_gb", "status", "description")
 _MAX_READ_BYTES = 2**20  # of a file that is looked through for a variable's name

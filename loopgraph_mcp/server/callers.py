@@ -50,7 +50,7 @@ def checked_folder(ctx: Ctx, caller: Caller, workspace: str | None) -> str | Non
 def checked_source(ctx: Ctx, caller: Caller, source: str) -> str:
     """Return a source as it may be read: where it is a path, only an admin may name one outside of the server's folder.
 
-    Whether there is something outside is not told.
+    The answer does not reveal whether anything outside exists.
 
     Raises:
         AccessError: It leads outside.

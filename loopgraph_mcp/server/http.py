@@ -148,11 +148,11 @@ class Doorkeeper:
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """Stands before the application: names and origins first, then the token and its allowance, then the body in time.
+    """Guards the application: names and origins first, then the token and its allowance, then the body in time.
 
     Args:
         doorkeeper: None where no token is asked for.
-        challenge: What a refused caller is told of how to get in.
+        challenge: How a refused caller can authenticate.
     """
 
     app: ASGIApp
@@ -246,11 +246,11 @@ class Gate:
         return None
 
     def _unauthorized(self, description: str, *, error: str) -> Response:
-        told = (
+        answer = (
             f'Bearer error="{error}"{self.challenge and ", " + self.challenge}' if error else "Bearer " + self.challenge
         )
         body = {"error": error or "unauthorized", "error_description": description}
-        return JSONResponse(body, 401, {"www-authenticate": told.strip()})
+        return JSONResponse(body, 401, {"www-authenticate": answer.strip()})
 
 
 class _TokenOver(Exception):  # noqa: N818 - no fault: it ends a request
@@ -258,8 +258,8 @@ class _TokenOver(Exception):  # noqa: N818 - no fault: it ends a request
 
 
 def _too_many(description: str, *, wait_s: float = 10.0) -> Response:
-    told = {"error": "too_many_requests", "error_description": description}
-    return JSONResponse(told, 429, {"retry-after": str(int(wait_s) + 1)})
+    answer = {"error": "too_many_requests", "error_description": description}
+    return JSONResponse(answer, 429, {"retry-after": str(int(wait_s) + 1)})
 
 
 @dataclass(slots=True)

@@ -49,8 +49,8 @@ class Metrics:
         began, outcome = time.perf_counter(), "failed"
         try:
             result = await call_next(ctx)
-            told = result.get("isError") if isinstance(result, dict) else getattr(result, "is_error", False)
-            outcome = "refused" if told else "ok"
+            is_failed = result.get("isError") if isinstance(result, dict) else getattr(result, "is_error", False)
+            outcome = "refused" if is_failed else "ok"
             return result
         finally:
             self.seconds.labels(tool, outcome).observe(time.perf_counter() - began)

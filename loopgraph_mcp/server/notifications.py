@@ -1,4 +1,4 @@
-"""Tells clients that listen what changed: an experiment, its log, the list of what can be read."""
+"""Notifies subscribed clients of changes: an experiment, its log, the list of resources."""
 
 import asyncio
 import logging
@@ -104,7 +104,7 @@ def _log_size(run_dir: str | None) -> int:
 
 
 async def changes(db: Database, before: Sight | None, now: Sight) -> list[ServerEvent]:
-    """Return what to tell of the way from one sight to the next."""
+    """Return the notifications for the changes between two snapshots."""
     if before is None:
         return []
     events: list[ServerEvent] = []

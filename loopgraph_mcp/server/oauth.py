@@ -88,8 +88,8 @@ class Issuer:
 
 def _grant(claims: dict[str, Any]) -> Grant | None:
     """Return what a token's claims allow, or None where they name none of our scopes or nobody."""
-    told = claims.get("scope", claims.get("scp", ""))
-    words = set(told.split() if isinstance(told, str) else map(str, told) if isinstance(told, list) else ())
+    given = claims.get("scope", claims.get("scp", ""))
+    words = set(given.split() if isinstance(given, str) else map(str, given) if isinstance(given, list) else ())
     scopes = [scope for scope in Scope if SCOPE_PREFIX + scope.value in words]
     who = claims.get("sub") or claims.get("client_id") or claims.get("azp")
     if not scopes or not isinstance(who, str):
@@ -101,8 +101,8 @@ def _name(who: str) -> str:
     """Return a subject as one word for logs and answers; no two subjects share a name, and with it their rights."""
     if len(who) <= _NAME_CHARS and _PLAIN_NAME.fullmatch(who):
         return who
-    told = re.sub(r"[^\w.@:|/+-]+", "_", who, flags=re.ASCII)[:_NAME_CHARS]
-    return f"{told}#{hashlib.sha256(who.encode('utf-8', 'surrogatepass')).hexdigest()[:16]}"
+    given = re.sub(r"[^\w.@:|/+-]+", "_", who, flags=re.ASCII)[:_NAME_CHARS]
+    return f"{given}#{hashlib.sha256(who.encode('utf-8', 'surrogatepass')).hexdigest()[:16]}"
 
 
 def _fetch_keys(oauth: OAuth) -> jwt.PyJWKSet:

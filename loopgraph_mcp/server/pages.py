@@ -23,7 +23,7 @@ def address(*parts: str, at: int | None = None) -> str:
 
 
 def method(shown: Method, passages: Sequence[Chunk]) -> str:
-    """Word a method: what it is, its knobs, who told of it, where its passages are."""
+    """Word a method: description, knobs, published results, addresses of its passages."""
     described, has_recipe = quoted(shown.description), shown.recipe is not None
     shown = plain(dataclasses.replace(shown, recipe=None, moves=()))
     lines = [marked(f"{shown.id} [{shown.family}]: {shown.name}"), *quoted(shown.summary), "", *described]
@@ -61,10 +61,10 @@ def passage(shown: Chunk) -> str:
 def paper(shown: StoredDocument, chunks: Sequence[StoredChunk], at: int) -> str:
     """Word a document from one of its passages on: as many as fit, and the address of the rest."""
     shown, chunks = plain(shown), plain(chunks)
-    told = ", ".join(
+    facts = ", ".join(
         part for part in (shown.state.value, shown.form, shown.licence and f"licence {shown.licence}") if part
     )
-    lines = [marked(f"{shown.id} [{told}]"), *quoted(shown.note), f"{len(chunks)} passages. {_QUOTED}"]
+    lines = [marked(f"{shown.id} [{facts}]"), *quoted(shown.note), f"{len(chunks)} passages. {_QUOTED}"]
     lines += quoted(shown.title)
     room = MAX_CHARS - sum(map(len, lines))
     for number, each in enumerate(chunks[at:], start=at):

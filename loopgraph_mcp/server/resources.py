@@ -104,7 +104,7 @@ async def list_page(asked: Asked, params: PaginatedRequestParams) -> ListResourc
                 uri=pages.address(_SHELVES[each.kind], each.id),
                 name=plain_line(each.id),
                 title=plain_line(each.title, limit=120) or plain_line(each.id),
-                description=plain_line(each.told, limit=200) or None,
+                description=plain_line(each.note, limit=200) or None,
                 mime_type="text/plain",
             )
             for each in found[:_PAGE]

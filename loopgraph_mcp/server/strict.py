@@ -55,7 +55,7 @@ class StrictTool(Tool):
 
 
 class _AsSent(FuncMetadata):
-    """The SDK reads text that is JSON as JSON, wherever it stands; here only where the schema has no text."""
+    """The SDK parses any text that is JSON; here that happens only where the schema has no text."""
 
     def pre_parse_json(self, data: dict[str, Any]) -> dict[str, Any]:
         return data
@@ -72,7 +72,7 @@ def strict_tool(
         annotations: What clients may expect of it.
         needs: The scope that a token needs to call it: a tool that forgets to say is for admins.
     """
-    tool = StrictTool.from_function(_told(function, needs), title=title, annotations=annotations)
+    tool = StrictTool.from_function(_with_errors(function, needs), title=title, annotations=annotations)
     strict = tool.fn_metadata.arg_model
     strict.model_config = {**strict.model_config, "extra": "forbid", "strict": True}
     strict.model_rebuild(force=True)
@@ -192,7 +192,7 @@ def _give(schema: schemas.Schema) -> str:
     return f"give {schemas.wanted(schema)}" + (f": {meaning}" if meaning else "")
 
 
-def _told(function: Callable[..., Awaitable[Any]], needs: Scope) -> Callable[..., Awaitable[Any]]:
+def _with_errors(function: Callable[..., Awaitable[Any]], needs: Scope) -> Callable[..., Awaitable[Any]]:
     """Check the token, and turn our errors into ToolErrors: the SDK hides all other exceptions' text from the model."""
 
     @functools.wraps(function)

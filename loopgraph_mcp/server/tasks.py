@@ -62,11 +62,11 @@ class Tasks(Extension):
             return await call_next(ctx)
         params.arguments = {"wait_s": 0, **(params.arguments or {})}
         result = await call_next(ctx)
-        told = result.structured_content if isinstance(result, CallToolResult) and not result.is_error else None
-        if not told or told["state"] == State.DONE:
+        found = result.structured_content if isinstance(result, CallToolResult) and not result.is_error else None
+        if not found or found["state"] == State.DONE:
             return result
-        row = await lookups.the_experiment(ctx.lifespan_context.db, told["experiment_id"])
-        return {"resultType": "task", **_task(row, told["poll_after_s"]), "statusMessage": _words(result)}
+        row = await lookups.the_experiment(ctx.lifespan_context.db, found["experiment_id"])
+        return {"resultType": "task", **_task(row, found["poll_after_s"]), "statusMessage": _words(result)}
 
 
 async def check_listen(ctx: Asked, call_next: CallNext) -> HandlerResult:

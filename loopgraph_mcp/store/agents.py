@@ -21,7 +21,7 @@ class Asker:
 
     @property
     def name(self) -> str:
-        """What others are told of it."""
+        """The agent as other agents see it."""
         return self.token or self.client
 
 

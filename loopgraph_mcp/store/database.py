@@ -188,8 +188,8 @@ def _connect(file: Path | str) -> sqlite3.Connection:
 class Database:
     """One SQLite file in WAL mode, safe with other processes writing to it.
 
-    Tasks that shared one connection would interleave, and one's rollback would erase another's insert. So each write
-    is one job, and jobs run through one after another on the writing connection's thread; reads have a connection of
+    Tasks that shared one connection would interleave, and a rollback in one would erase the insert of another. So each
+    write is one job, and jobs run one after another on the writing connection's thread; reads have a connection of
     their own. Searches have a third one with its own thread, where one takes place at a time. What was written is moved
     from SQLite's log into the file on a fourth: that waits for the disk, and no caller should.
     """

@@ -402,12 +402,12 @@ async def request_cancel(db: Database, experiment_id: str, *, now: float) -> Non
 
 
 async def add_outcome(db: Database, experiment_id: str, outcome: Outcome, *, now: float) -> bool:
-    """Write how an experiment ended; the first writer wins, later ones change nothing and are told so."""
+    """Write how an experiment ended; the first writer wins; return whether this call was the first."""
     return await db.write(lambda conn: _insert_outcome(conn, experiment_id, outcome, now))
 
 
 async def mark_done(db: Database, experiment_id: str, *, now: float) -> None:
-    """End an experiment that has its outcome: whoever waits for it is told only now."""
+    """End an experiment that has its outcome; waiting callers see it only now."""
     await db.change(_MARK_DONE, {"id": experiment_id, "now": now})
 
 

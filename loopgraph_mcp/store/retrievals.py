@@ -77,7 +77,7 @@ async def retrieval_exists(db: Database, retrieval_id: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """What was shown of late and not tried since.
+    """What was shown recently and not tried since.
 
     Args:
         newest: The newest retrieval's row.
@@ -93,7 +93,7 @@ class Shown:
 
 
 class Fatigue:
-    """Follows what was shown of late and what was tried since, reading only what is new."""
+    """Follows what was shown recently and tried since; reads only new rows."""
 
     def __init__(self) -> None:
         self._shown: deque[tuple[int, str]] = deque()  # retrieval's row and a method that it showed; the newest last
@@ -102,7 +102,7 @@ class Fatigue:
         self._newest = self._newest_experiment = 0
 
     def shown(self, conn: sqlite3.Connection) -> Shown:
-        """Return what was shown of late and not tried since."""
+        """Return what was shown recently and not tried since."""
         newest, shown, tried = conn.execute(
             _NEW_ROWS, {"seen": self._newest, "window": _FATIGUE_WINDOW, "experiment": self._newest_experiment}
         ).fetchone()
@@ -126,7 +126,7 @@ class Fatigue:
             del self._times[method_id]
 
 
-# Times are told to the last digit, which SQLite's JSON does not.
+# Times need all their digits, and SQLite's JSON drops some.
 _NEW_ROWS = """
     WITH newest (row) AS (SELECT coalesce(max(row), 0) FROM retrieval)
     SELECT newest.row, (

@@ -176,7 +176,7 @@ def _version_of(found: _Found) -> int:
 
 
 def _tables(conn: sqlite3.Connection) -> list[Table]:
-    """Return the tables that hold what was told, those first that others point at."""
+    """Return the tables with original data, referenced tables first."""
     rows = conn.execute(
         "SELECT name, sql FROM sqlite_schema WHERE type = 'table' AND sql LIKE '%STRICT%' ORDER BY rowid"
     )

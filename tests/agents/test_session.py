@@ -84,7 +84,7 @@ async def test_a_model_that_errs_in_every_way_finishes_and_each_token_counts_onc
             for t in turns) / 1e6)  # fmt: skip
     assert [call.name for call in calls if not call.valid] == ["launch_rocket", "edit_code", "run", "edit_code"]
     results = " ".join(call.result for call in calls)
-    for told in ("there is no tool", "cut off", "would not parse", "taken as", "a description changes nothing"):
+    for told in ("there is no tool", "cut off", "would not parse", "read as", "a description changes nothing"):
         assert told in results
 
 
