@@ -8,8 +8,8 @@ from enum import StrEnum
 
 from loopgraph_mcp.errors import AccessError
 
-CALLS_PER_MINUTE = 3_000
-RUNS_AT_ONCE = 16
+CALLS_PER_MINUTE = 3_000  # 50 a second: no agent needs more, and a loop gone wild is stopped
+RUNS_AT_ONCE = 16  # a night's queue; more would hide the others' runs
 
 
 class Scope(StrEnum):

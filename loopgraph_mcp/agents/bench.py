@@ -33,8 +33,8 @@ ARMS: Mapping[str, MemoryArm] = {
     "tpe": "off",
 }  # fmt: skip
 _SHIPPED = "the packs with their outcomes, and published histories"
-_WARM_SEED = 1_000
-_FRESH_SEED = 2_000
+_WARM_SEED = 1_000  # far from the seeds of the sessions that count
+_FRESH_SEED = 2_000  # far from every seed that a session uses
 _TRIALS: TypeAdapter[list[Trial]] = TypeAdapter(list[Trial])
 _FIGURES: TypeAdapter[dict[str, dict[str, Estimate | None]]] = TypeAdapter(dict[str, dict[str, Estimate | None]])
 

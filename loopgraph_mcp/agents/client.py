@@ -13,7 +13,7 @@ from mcp_types import CallToolResult, TextContent
 from loopgraph_mcp.agents.messages import ToolSpec
 from loopgraph_mcp.errors import RunError
 
-_CALL_TIMEOUT_S = 90.0
+_CALL_TIMEOUT_S = 90.0  # the longest wait of a call is 50 s
 # What the desk does itself, in both arms: run and record stand for them.
 THE_DESKS = frozenset({"run_experiment", "get_experiment", "cancel_experiment", "record_outcome"})
 _SERVERS_OWN = frozenset({"workspace", "apply"})  # arguments that the desk decides

@@ -11,7 +11,7 @@ from loopgraph_mcp.models import EditResult, Method, Recipe, SetConst
 Value = int | float | str | bool | tuple[float, ...]
 
 _NAME = re.compile(r"[A-Z][A-Z0-9_]*")
-_MAX_POWER = 64
+_MAX_POWER = 64  # an exponent in a program's constants; larger ones would compute for long
 _OPERATORS: Mapping[type[ast.operator], Callable[[float, float], float]] = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
     ast.FloorDiv: operator.floordiv, ast.Pow: operator.pow,

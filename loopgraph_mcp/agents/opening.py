@@ -31,7 +31,7 @@ from loopgraph_mcp.store.sessions import SessionRow
 _TOOLS: TypeAdapter[list[ToolSpec]] = TypeAdapter(list[ToolSpec])
 _FREE = Price(prompt=0, completion=0)
 AGENTS_DIR = "agents"
-_SMALL_CONTEXT = 16_000
+_SMALL_CONTEXT = 16_000  # tokens; the descriptions of all tools take 4,000
 _FEW_TOOLS = frozenset({"search_methods", "get_code_edit"})
 
 

@@ -22,10 +22,10 @@ from loopgraph_mcp.errors import ConfigError
 from loopgraph_mcp.text import estimate_tokens
 
 _LIKELY = 0.2  # about what agents keep of all they try (EVIDENCE: 17 to 25 %)
-_FACTORS = (0.5, 2.0, 0.8, 1.25)
-_FORGETFUL_MENU = 6
-_POWERS_FROM = 16
-_REPLICATES = 2
+_FACTORS = (0.5, 2.0, 0.8, 1.25)  # halve, double, and small steps for what a factor of two breaks
+_FORGETFUL_MENU = 6  # few, so that repeats are certain
+_POWERS_FROM = 16  # smaller powers of two are often counts, such as layers
+_REPLICATES = 2  # of a doubtful gain; one was no better (docs/agents.md)
 
 
 Knobs = Mapping[str, float]

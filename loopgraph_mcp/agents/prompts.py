@@ -11,7 +11,7 @@ from loopgraph_mcp.runner.workspace import Workspace
 
 _MENU_CONSTANTS = 8
 _MENU_METHODS = 4
-_LISTED = 60
+_LISTED = 60  # constants in the first message
 _HANDS_OFF = re.compile(r"SEED|EVAL|UNTIMED|DEVICE|PROFILE|COMPILE")  # what changes no idea, or the measure itself
 
 SYSTEM = """\

@@ -22,12 +22,12 @@ Protocol = Literal["openai", "anthropic"]
 _RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529})
 _OVERFLOW = ("context length", "context_length", "context window", "too many tokens", "prompt is too long",
              "exceeds the available context", "maximum context", "exceed_context", "input is too long")  # fmt: skip
-_ATTEMPTS = 6
+_ATTEMPTS = 6  # half a minute of waiting in all; a longer outage is for --resume
 _BACKOFF_S, _MAX_BACKOFF_S = 1.0, 60.0
-_MAX_RETRY_AFTER_S = 300.0
-_CONNECT_S = 10.0
-_MAX_REPLY_CHARS = 2_000_000
-_SHOWN_CHARS = 300
+_MAX_RETRY_AFTER_S = 300.0  # a provider that asks for hours is out of quota
+_CONNECT_S = 10.0  # a reachable server accepts within seconds
+_MAX_REPLY_CHARS = 2_000_000  # a stream without an end must not fill the memory
+_SHOWN_CHARS = 300  # of a provider's error
 
 
 class ContextOverflowError(ProviderError):

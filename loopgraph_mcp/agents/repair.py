@@ -10,8 +10,9 @@ from typing import Any
 
 from loopgraph_mcp.agents.messages import ToolCall, ToolSpec
 
+# Similarity of names; a wrong tool does more harm than a wrong argument.
 _NEAR_NAME, _NEAR_ARGUMENT = 0.7, 0.6
-_MAX_FOUND = 8
+_MAX_FOUND = 8  # calls in one text; more are a model that repeats itself
 _THOUGHT = re.compile(r"<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)", re.DOTALL)
 _FENCED = re.compile(r"```(?:json|tool_call|tool|python)?\s*\n(.*?)(?:```|\Z)", re.DOTALL)
 _TAGGED = re.compile(r"<(?:tool_calls?|function_call|tools?)>(.*?)(?:</|\Z)", re.DOTALL)

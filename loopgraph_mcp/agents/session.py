@@ -42,12 +42,12 @@ from loopgraph_mcp.text import estimate_tokens
 RUN: TypeAdapter[Run] = TypeAdapter(Run)
 
 _ROOM = 0.7  # of the context, for all that is sent; the rest is for the reply, and for what was estimated too low
-_SHRINK, _MIN_CONTEXT = 0.6, 500
+_SHRINK, _MIN_CONTEXT = 0.6, 500  # of the estimated context window, after a refusal for length
 _IDLE_HINT, _IDLE_MENU, _IDLE_END = 2, 4, 12  # turns that led nowhere
-_LONG_TEXT_CHARS = 1_000
+_LONG_TEXT_CHARS = 1_000  # of a reply in words; longer ones repeat themselves
 _MENU_LINES = 100
 _SHOWN, _OFFERED = 5, 10
-_CANCEL_PATIENCE_S = 20.0
+_CANCEL_PATIENCE_S = 20.0  # a supervisor first lets its run end by itself, then kills it
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 
-_RESAMPLES = 4_000
+_RESAMPLES = 4_000  # the noise of resampling is then small beside that of the seeds
 _LOW, _HIGH = 0.025, 0.975
 
 

@@ -25,7 +25,7 @@ from loopgraph_mcp.runner.workspace import Workspace, load_workspace, python_of
 from loopgraph_mcp.store import tokens
 from loopgraph_mcp.store.database import Database
 
-_IMPORT_TIMEOUT_S = 60
+_IMPORT_TIMEOUT_S = 60  # importing torch from a cold disk is slow
 _SAVE = (
     "end LoopGraph's servers, then `loopgraph restore BACKUP`; without a backup, `loopgraph salvage FILE NEW` copies "
     "the readable rows, and `loopgraph restore NEW` makes them the store"

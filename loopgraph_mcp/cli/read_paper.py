@@ -23,8 +23,8 @@ from loopgraph_mcp.server.tools import loop_tools
 from loopgraph_mcp.store import papers
 from loopgraph_mcp.text import plain_line
 
-_TURNS, _IDLE_TURNS = 8, 2
-_PASSAGE_CHARS = 6_000
+_TURNS, _IDLE_TURNS = 8, 2  # a source has few methods; a model idle for two turns stays idle
+_PASSAGE_CHARS = 6_000  # of each passage, about 1,500 tokens
 _SYSTEM = """\
 You read passages of a source and register training methods for language models. Call add_method for each method that \
 the passages themselves propose or measure and that could be tried on a training script: a change of the model, the \

@@ -28,7 +28,7 @@ from loopgraph_mcp.models import (
 
 ALL = "all"
 _KINDS: dict[type, tuple[type, ...]] = {int: (int,), float: (int, float), str: (str,)}
-_MAX_NUMBER = 2**63
+_MAX_NUMBER = 2**63  # what the store can hold
 _CONTEXT_LINES = 3
 _MOST_COMPARED = 4_000_000  # pairs of lines: a second
 _HUNK = re.compile(r"(?<=[ ])([-+])(\d+)")

@@ -30,8 +30,8 @@ from loopgraph_mcp.models import (
     SetLocal,
 )
 
-_MAX_OPS = 50
-_MAX_ATTEMPTS = 200
+_MAX_OPS = 50  # a change of more places is a rewrite, not a recipe
+_MAX_ATTEMPTS = 200  # each applies an op to the whole program while a server waits
 _MAX_CODE = 4_000
 _MAX_VALUE = 200
 _MAX_CONTEXT = 4  # neighbours that make an ambiguous statement unique

@@ -15,7 +15,7 @@ from loopgraph_mcp.code import programs
 from loopgraph_mcp.code.hashes import number
 
 MAX_CHARS = programs.MAX_CHARS
-_MAX_MENDS = 8
+_MAX_MENDS = 8  # syntax errors; each costs a parse
 _MAX_TEXT = 60  # characters of a value, a signature or a name in an entry
 _MAX_SIGNATURE = 100
 _NAMED = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from loopgraph_mcp.models import Applied, EditResult, Present, Refused
 
 _HUNK = re.compile(r"^@@(?: -(\d{1,9})(?:,\d+)? \+(\d{1,9})(?:,\d+)? @@| @@|\s*$)")
-_MAX_PATCH_CHARS = 400_000
+_MAX_PATCH_CHARS = 400_000  # more than a diff that replaces the largest program
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from loopgraph_mcp.code.hashes import tree_hash
 
 SMALL_BYTES = 16 * 2**20  # a file up to this is known by its bytes: hashing it takes about 10 ms
 MAX_LISTED = 200_000  # entries of one folder; more would take seconds for every run
-_MAX_CACHED = 20_000
+_MAX_CACHED = 20_000  # file hashes remembered; bounds the memory
 _SETTLED_NS = 2 * 10**9  # a file system may keep times in steps of up to 2 s, so a younger file may change unseen
 BY_PRODUCTS = frozenset(
     {

@@ -12,7 +12,7 @@ from pathlib import Path
 from loopgraph_mcp.errors import ConfigError, WorkspaceError
 from loopgraph_mcp.runner.environment import for_probe
 
-_PROBE_TIMEOUT_S = 10
+_PROBE_TIMEOUT_S = 10  # nvidia-smi takes seconds without persistence mode
 _UUID = re.compile(r"(?:GPU|MIG)-[\w./-]{1,120}", re.ASCII)
 _INDEX = re.compile(r"\d{1,4}", re.ASCII)
 _NO_FILE_NAME = re.compile(r"[^\w.-]")

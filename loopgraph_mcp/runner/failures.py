@@ -14,8 +14,8 @@ from loopgraph_mcp.runner.trainlog import lines_of, shows_progress
 
 _LAST_LINES = 10  # of a program that raises no Python exception
 _LINES_AFTER = 40  # that launchers and atexit handlers print after the exception
-_MESSAGE_LINES = 8
-_MAX_PATHS = 8
+_MESSAGE_LINES = 8  # an exception's message may span lines
+_MAX_PATHS = 8  # paths of one message that are looked for on disk
 _NOT_EXECUTABLE, _NOT_FOUND = 126, 127  # what shells exit with
 
 # Each prints its rank or process before every line; the lines of several may alternate.

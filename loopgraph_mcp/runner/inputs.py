@@ -13,8 +13,8 @@ from loopgraph_mcp.runner.workspace import CONFIG_NAME
 
 CODE_DIR = "code"
 INPUTS_NAME = "inputs.json"
-_MAX_NAMED = 3
-_MAX_WORDS = 400
+_MAX_NAMED = 3  # files named in one message
+_MAX_WORDS = 400  # words of a log's end that may be file names; each costs a look at the disk
 _MISSING = re.compile(
     r"no such file|cannot find|can't (?:open|find)|cannot open|not found|no module named|does not exist|ENOENT",
     re.IGNORECASE,

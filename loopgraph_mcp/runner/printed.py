@@ -17,16 +17,16 @@ from loopgraph_mcp.runner.lookalikes import closest_lines, quoted
 from loopgraph_mcp.runner.numerals import RAW, UNIT, Comma, comma_in, read_number
 from loopgraph_mcp.runner.trainlog import lines_of, plain
 
-_PIECE_BYTES = 2**20
+_PIECE_BYTES = 2**20  # a log is read piece by piece, as it may have gigabytes
 _BLOCK_BYTES = 2**16  # more than any summary
 _SAMPLE_BYTES = 2 * 2**20  # of the log's other numbers
 _NEAR_BYTES = 2**20  # in which lines like the metric are looked for
-_MAX_PATTERN = 1_000
-_PATTERN_LINE = 2_000
+_MAX_PATTERN = 1_000  # characters of a regular expression; none that a person wrote is longer
+_PATTERN_LINE = 2_000  # characters of a line: a pattern's time may grow with their square
 _HEAD = 160  # characters before a name that may say which metric it is
-_MAX_OWNERS = 50
-_MAX_SHAPES = 10_000
-_MAX_SUMMARY = 200
+_MAX_OWNERS = 50  # names and units that one log may print a metric under
+_MAX_SHAPES = 10_000  # shapes of lines remembered; bounds the memory
+_MAX_SUMMARY = 200  # numbers of a summary that are stored
 _SPLITS = "train|training|val|valid|validation|eval|evaluation|test|testing|dev|holdout|held-out"
 # The part of the data comes before: `train: loss 1`, `[train] loss 1`, `{"split": "train", "loss": 1}`
 _SECTION = re.compile(

@@ -21,8 +21,8 @@ from loopgraph_mcp.runner import kernel
 
 MARKER = "LOOPGRAPH_EXPERIMENT"  # in the environment of a training, which what it starts inherits
 _TICKS = 2**34  # in five years, at 100 a second; a start is boot * _TICKS + ticks, which a float holds exactly
-_BOOTS = 2**18
-_POLL_S = 0.02
+_BOOTS = 2**18  # values of a hashed boot id; together with _TICKS 52 bits, which a float holds exactly
+_POLL_S = 0.02  # between looks at processes that were sent a signal
 _KILL_S = 5.0  # how long a group that forks while it is killed is followed
 
 

@@ -13,7 +13,7 @@ Schema = Mapping[str, Any]
 _NUMBER = re.compile(r"[+-]?(?:\d{1,40}(?:\.\d{0,40})?|\.\d{1,40})(?:[eE][+-]?\d{1,3})?", re.ASCII)
 _WHOLE = re.compile(r"[+-]?\d{1,40}", re.ASCII)
 _YES, _NO = frozenset({"true", "yes", "on", "1"}), frozenset({"false", "no", "off", "0"})
-_MAX_SHOWN = 60
+_MAX_SHOWN = 60  # characters of a wrong value that an error quotes
 _TYPES = {
     "string": "text",
     "integer": "a whole number",

@@ -12,7 +12,7 @@ _LOSS = re.compile(
 _REMAINING = re.compile(r"\bremaining[ :=]+([0-9]{1,12}(?:\.[0-9]+)?)s")
 # tqdm: `45%|####5     | 450/1000 [00:30<00:37, 14.8it/s, loss=2.31]`
 _BAR = re.compile(r"([0-9]{1,3})%\|[^|\n]{0,300}\| *([0-9]{1,12})/[0-9]{1,12} \[[0-9:]{1,12}<([0-9:]{1,12})")
-_MAX_LINE = 4_000
+_MAX_LINE = 4_000  # characters; longer lines are data
 # Colours, titles and links vanish; what moves the cursor begins another line, as it overwrites what was there.
 _STYLE = re.compile(r"\x1b(?:\[[0-9;:]*[mK]|\[\?[0-9;]*[hl]|\][^\x07\x1b]{0,2000}(?:\x07|\x1b\\)|[()][0-9A-Za-z])")
 _MOVE = re.compile(r"\x1b(?:\[[0-9;:?]*[ -/]*[@-~]|[@-Z^-~=>78])|\x08+")

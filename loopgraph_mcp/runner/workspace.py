@@ -34,10 +34,10 @@ RESULTS_NAME = "results.tsv"
 RESULTS_HEADER = ("commit", "val_bpb", "memory_gb", "status", "description")
 _MAX_READ_BYTES = 2**20  # of a file that is looked through for a variable's name
 _FEW_FILES = 1_000  # of declared data that is known by its bytes, and looked through for every search
-_LOOK_AGAIN_S = 60
+_LOOK_AGAIN_S = 60  # seconds until large folders are listed again
 _MAX_DECLARATION_BYTES = 2**14  # some keys take the parser a time that grows with their square
-_GIT_TIMEOUT_S = 20
-_MAX_HEADER = 64 * 2**10
+_GIT_TIMEOUT_S = 20  # a large repository on a slow disk takes seconds
+_MAX_HEADER = 64 * 2**10  # bytes; a longer first line is not a header
 _MAX_SINCE = 2**20  # of results.tsv behind the place where a line was begun
 # No hook, signature, monitor, pager or helper that the folder's or the user's settings name is run, and no maintenance
 # is left behind. Filters are: what they make of a file is what git compares and commits.
@@ -50,9 +50,9 @@ _GIT = (
     ) for word in ("-c", setting)),
 )  # fmt: skip
 _ONLY_READS = {"GIT_OPTIONAL_LOCKS": "0"}
-MAX_BUDGET_S = 7 * 86_400
-_MAX_SHOWN_PATH = 80
-_MAX_CELL = 1_000
+MAX_BUDGET_S = 7 * 86_400  # a week; a larger number is a mistake
+_MAX_SHOWN_PATH = 80  # characters of a path that an error quotes
+_MAX_CELL = 1_000  # characters of a cell of results.tsv
 _TRAINER_FILES = ("train.py", "harness.py", "prepare.py", "verify.py", "climbmix.py", "program.md", CONFIG_NAME)
 
 

@@ -14,7 +14,7 @@ from loopgraph_mcp.text import plain_line
 
 Ctx = Context[LoopGraph, Any]
 Asked = ServerRequestContext[LoopGraph, Any]
-_MAX_PATH, _MAX_PART = 4_000, 255
+_MAX_PATH, _MAX_PART = 4_000, 255  # the limits of Linux file systems, rounded down
 GRANT = "loopgraph.grant"  # where a request's ASGI scope holds what its token allows
 
 

@@ -20,7 +20,7 @@ from loopgraph_mcp.server.background import running
 from loopgraph_mcp.store import experiments, resources
 from loopgraph_mcp.store.database import Database
 
-_EVERY_S = 1.0
+_EVERY_S = 1.0  # a person watching sees no difference below
 
 logger = logging.getLogger("loopgraph.notices")
 

@@ -17,11 +17,11 @@ from loopgraph_mcp.config import OAuth
 
 SCOPE_PREFIX = "loopgraph:"
 _ALGORITHMS = ["RS256", "RS384", "RS512", "PS256", "ES256", "ES384", "EdDSA"]  # none with a shared secret
-_TIMEOUT_S = 10.0
-_KEYS_FOR_S = 300.0
+_TIMEOUT_S = 10.0  # the caller waits meanwhile
+_KEYS_FOR_S = 300.0  # a removed key stays valid for at most this long
 _ASK_AGAIN_S = 10.0  # a token with an unknown key makes us fetch the keys at most so often
-_MAX_BYTES = 2**20
-_NAME_CHARS = 100
+_MAX_BYTES = 2**20  # of an issuer's metadata or keys, which have a few kilobytes
+_NAME_CHARS = 100  # of a name in logs and answers
 _PLAIN_NAME = re.compile(r"[\w.@:|/+-]+", re.ASCII)
 
 

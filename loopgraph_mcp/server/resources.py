@@ -32,7 +32,7 @@ from loopgraph_mcp.server.callers import Asked, Ctx, asker, caller_of
 from loopgraph_mcp.store import chunks, papers, resources
 from loopgraph_mcp.text import plain_line, said
 
-_PAGE = 100
+_PAGE = 100  # resources of one page; a client reads them into its context
 _COMPLETIONS = 100  # the protocol's maximum
 _PASSAGES = 20
 _SHELVES = {"method": "methods", "paper": "papers", "experiment": "experiments"}

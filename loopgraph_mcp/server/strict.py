@@ -22,7 +22,7 @@ from loopgraph_mcp.server.callers import Asked, Ctx, caller_of, checked_folder
 from loopgraph_mcp.text import said
 
 _MAX_WHOLE = 2**63  # what the store can hold
-_MAX_PROBLEMS = 5
+_MAX_PROBLEMS = 5  # problems of one call that its refusal lists
 
 
 class StrictTool(Tool):

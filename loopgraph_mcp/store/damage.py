@@ -9,7 +9,7 @@ from pathlib import Path
 
 from loopgraph_mcp.store.files import PATIENCE_S, READ_ERRORS, uri_to_read
 
-_SHOWN = 20
+_SHOWN = 20  # findings; a badly damaged store has thousands
 
 
 def find_damage(path: Path) -> list[str]:

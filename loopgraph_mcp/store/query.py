@@ -7,11 +7,11 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-MAX_WORDS = 12
-MAX_OTHER_NAMES = 6
-_MAX_CHARS = 2_000
+MAX_WORDS = 12  # each word costs a scan of its rows; longer questions repeat themselves
+MAX_OTHER_NAMES = 6  # of the methods that a query names; more would drown its own words
+_MAX_CHARS = 2_000  # of a query; a pasted page would be thousands of words
 _NAMED_IN = 30  # words of a query in which names are looked for
-_NAME_WORDS = 5
+_NAME_WORDS = 5  # words of a method's name
 # fmt: off
 # Words that say nothing of a method; dropped unless they are all there is.
 _STOP_WORDS = frozenset({

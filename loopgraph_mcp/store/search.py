@@ -19,11 +19,11 @@ from loopgraph_mcp.store.query import Limits, Match, plan, read_concepts, read_w
 
 _HITS = 30  # rows of an index that are followed to their methods
 _SOME_WORDS = 0.6  # how far a method with some of the words counts, where another has them all
-_LEAST_RELEVANCE = 0.05
-_LEAST_SCORE = 0.01
+_LEAST_RELEVANCE = 0.05  # a weak match still ranks by its evidence
+_LEAST_SCORE = 0.01  # of a match in one index
 _SCORED_ALL = 5_000  # rows of an index that is small enough to score common words in
 _MEANT = 3  # a name of more methods than this is no name of any
-_COUNTED_WORDS = 10_000
+_COUNTED_WORDS = 10_000  # word counts remembered for an index; bounds the memory
 _PRUNED = Limits()
 
 
