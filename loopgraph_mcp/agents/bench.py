@@ -1,4 +1,4 @@
-"""Runs the same researcher in several arms from the same start, and writes down what memory was worth."""
+"""Runs the same researcher in several arms from the same start, and reports what memory was worth."""
 
 import dataclasses
 import json

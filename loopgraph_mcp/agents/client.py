@@ -1,4 +1,4 @@
-"""A LoopGraph server in a process of its own, and a real MCP client on this side of it."""
+"""A LoopGraph server in a separate process, and an MCP client connected to it."""
 
 import asyncio
 import logging

@@ -1,4 +1,4 @@
-"""The named constants of a program: what can be changed without writing code."""
+"""The named constants of a program, which can be changed without writing code."""
 
 import ast
 import operator

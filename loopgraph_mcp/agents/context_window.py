@@ -1,4 +1,4 @@
-"""Keeps a conversation within what a model reads: old turns go, the table of runs stays."""
+"""Keeps a conversation within a model's context window: old turns are removed, the table of runs stays."""
 
 from collections.abc import Sequence
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""What passes between the harness and a researcher: messages, tools, tool calls, and what a reply cost."""
+"""Messages between harness and researcher: texts, tools, tool calls, and what a reply cost."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""Opens sessions: which store an arm sees, what its servers inherit, who researches."""
+"""Opens sessions: which store an arm sees, what its servers inherit, which researcher runs."""
 
 import dataclasses
 import time

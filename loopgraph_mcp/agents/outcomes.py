@@ -1,4 +1,4 @@
-"""What a session ran: how each run is listed, and which program is best, as the mean of its runs with its noise."""
+"""The runs of a session: how each is listed, and the best program by the mean of its runs and their noise."""
 
 import math
 from collections import defaultdict

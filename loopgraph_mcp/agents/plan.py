@@ -1,4 +1,4 @@
-"""What a session is to do and may cost, and what it has cost."""
+"""The plan of a session, its limits, and what it has spent."""
 
 from dataclasses import dataclass
 from typing import Literal

@@ -1,4 +1,4 @@
-"""What tokens cost: a table that ships, and the user's own before it."""
+"""Prices of tokens: a bundled table, and the user's own, which overrides it."""
 
 import re
 import tomllib

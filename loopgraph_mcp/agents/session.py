@@ -1,4 +1,4 @@
-"""One session of a researcher: turn by turn, written down before it is acted on, so that a crash loses nothing."""
+"""One session of a researcher, turn by turn; each turn is stored before it is acted on, so a crash loses nothing."""
 
 import asyncio
 import dataclasses

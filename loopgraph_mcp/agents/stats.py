@@ -1,4 +1,4 @@
-"""What a comparison of arms says: means over seeds with bootstrap intervals, and each arm's difference to the first."""
+"""Statistics of a comparison: means over seeds with bootstrap intervals, and each arm's difference to the first."""
 
 import random
 from collections.abc import Callable, Mapping, Sequence

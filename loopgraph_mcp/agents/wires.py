@@ -1,4 +1,4 @@
-"""Two protocols as pure functions: what is sent to a model, and how its streamed reply is put together."""
+"""The two provider protocols as pure functions: requests to a model, and its streamed reply."""
 
 import json
 from collections.abc import Mapping, Sequence

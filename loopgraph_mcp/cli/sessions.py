@@ -1,4 +1,4 @@
-"""Run an agent session to its end, report it, show a prompt."""
+"""Runs an agent session to its end, reports it, shows a prompt."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""Puts several methods in one edit: one result for every order they are named in, or a refusal names the pair."""
+"""Combines several methods in one edit with one result for any order of names, or refuses and names the pair."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace

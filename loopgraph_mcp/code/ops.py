@@ -1,4 +1,4 @@
-"""What each op of a recipe changes in one text: its place is found once, or the op says what it looked for."""
+"""The ops of a recipe: each finds its place in the text exactly once, or reports what it looked for."""
 
 import ast
 import contextlib

@@ -1,4 +1,4 @@
-"""Chooses what of a code map to show: what a question touches first, or else what is most useful, within a budget."""
+"""Selects the entries of an outline within a token budget: those that match the query, else the most useful."""
 
 import math
 import re

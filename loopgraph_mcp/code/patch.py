@@ -1,4 +1,4 @@
-"""Applies an agent's unified diff to one text, or takes it out; line numbers are only hints, lines must match."""
+"""Applies or reverts a unified diff; line numbers are only hints, lines must match."""
 
 import re
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Parses Python texts of others, up to a size: Python's parser stops every other thread while it works."""
+"""Parses other people's Python up to a size, because Python's parser blocks every other thread."""
 
 import ast
 import re

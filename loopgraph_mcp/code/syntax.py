@@ -1,4 +1,4 @@
-"""Finds places in a Python text by name in its syntax tree, as byte spans: the rest of it stays as it is."""
+"""Finds places in a Python text by name in its syntax tree, as byte spans; all other bytes stay unchanged."""
 
 import ast
 import builtins

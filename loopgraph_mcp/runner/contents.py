@@ -1,4 +1,4 @@
-"""What a file or a folder is known by: its bytes, its syntax tree, or the sizes and times of what it holds."""
+"""The identity of a file or folder: by its bytes, its syntax tree, or the sizes and times of its files."""
 
 import errno
 import hashlib

@@ -1,4 +1,4 @@
-"""Finds the devices to train on without importing torch; a run gets those that its user has given, and no other."""
+"""Finds training devices without importing torch; a run gets only those that its user allows."""
 
 import os
 import platform

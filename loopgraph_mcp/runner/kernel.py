@@ -1,4 +1,4 @@
-"""Asks Linux for what Python has no function for: who may read a process, and who inherits its orphans."""
+"""Linux system calls that Python lacks: who may read a process, and who inherits its orphans."""
 
 import ctypes
 import os

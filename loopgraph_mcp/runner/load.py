@@ -1,4 +1,4 @@
-"""How much of a device others use while a run has it: what makes a five-minute budget worth less."""
+"""Measures which share of a device other processes use during a run: it makes the budget worth less."""
 
 import os
 import resource

@@ -1,4 +1,4 @@
-"""Locks that outlive no process: one run at a time on a device, and which experiments are looked after."""
+"""Locks that end with their process: one run at a time on a device, and one supervisor for each experiment."""
 
 import fcntl
 import hashlib

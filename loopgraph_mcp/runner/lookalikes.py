@@ -1,4 +1,4 @@
-"""The lines of a log that come closest to a metric's name: misspelt, in other letters, shortened, or longer."""
+"""Finds the lines of a log whose names are most similar to a metric's: misspelt, shortened, or longer."""
 
 import re
 from collections.abc import Sequence

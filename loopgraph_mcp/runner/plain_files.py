@@ -1,4 +1,4 @@
-"""Reads files that others can replace: plain ones alone, up to a size, never one that makes the reader wait."""
+"""Reads files that others can replace: only regular files, up to a size, without blocking."""
 
 import os
 import stat

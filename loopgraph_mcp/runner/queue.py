@@ -1,4 +1,4 @@
-"""Whose turn it is on a device: agents take turns, and each says which of its own experiments comes first."""
+"""The order of runs on a device: agents take turns, and each orders its own experiments."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Takes values as clients send them in the types that a JSON schema wants, and says in plain words what it wants."""
+"""Converts values from clients to the types of a JSON schema, and describes in plain words what it expects."""
 
 import difflib
 import json

@@ -1,4 +1,4 @@
-"""Looks through a workspace: what is in it, and which folders are too large to copy for every run."""
+"""Lists a workspace: its files, and the folders that are too large to copy for every run."""
 
 import os
 import posixpath

@@ -1,4 +1,4 @@
-"""Who calls a tool, and whether the token is for it."""
+"""Identifies the caller of a tool, and checks its token and paths."""
 
 from pathlib import Path
 from typing import Any

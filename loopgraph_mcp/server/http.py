@@ -1,4 +1,4 @@
-"""Serves over streamable HTTP: who may come in, how often, and how it ends. Imported with --http alone."""
+"""Serves over streamable HTTP: access, limits, shutdown. Imported only with --http."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""Serves over stdio and answers every line: the SDK drops what it cannot read, and the client waits for good."""
+"""Serves over stdio and answers every line: the SDK drops unreadable ones, and their client would wait forever."""
 
 import asyncio
 import json

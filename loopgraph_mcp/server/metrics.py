@@ -1,4 +1,4 @@
-"""Counts what the HTTP server does, for Prometheus."""
+"""Prometheus metrics of the HTTP server."""
 
 import time
 from collections.abc import Collection

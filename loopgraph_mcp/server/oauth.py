@@ -1,4 +1,4 @@
-"""Takes access tokens that an OAuth authorization server issued: signed by its keys, for this server, and not over."""
+"""Verifies access tokens of an OAuth authorization server: signature, issuer, audience, expiry."""
 
 import asyncio
 import hashlib

@@ -1,4 +1,4 @@
-"""Words what can be read by its address: methods, papers and their passages, logs; long ones in parts."""
+"""Words resources for a model: methods, papers with their passages, logs; long ones in parts."""
 
 import dataclasses
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The prompt of the loop: the skill's text with a goal, for clients that offer prompts."""
+"""The prompt `research_loop`: the skill's text with a goal."""
 
 from typing import Annotated
 

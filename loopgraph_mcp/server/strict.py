@@ -1,4 +1,4 @@
-"""Registers tools that take arguments as clients send them, refuse what has no plain meaning, and say what to do."""
+"""Registers tools that check their arguments strictly and explain every refusal."""
 
 import functools
 import json

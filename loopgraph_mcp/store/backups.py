@@ -1,4 +1,4 @@
-"""Copies of a store: made while others write to it, and put back in its place."""
+"""Backups of a store: made while others write to it, and restored."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""The steps after an outcome: what is due, begun, done or failed, so that no kill leaves one half made."""
+"""The steps after an outcome and their states (due, begun, done, failed), so that a killed run can be concluded."""
 
 import json
 import sqlite3

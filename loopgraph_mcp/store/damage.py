@@ -1,4 +1,4 @@
-"""Looks for damage in a store by reading all of it: each row of each table, each index, each full-text index."""
+"""Checks a store for damage by reading every row of every table and every index."""
 
 import re
 import sqlite3

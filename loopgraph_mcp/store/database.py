@@ -1,4 +1,4 @@
-"""Opens the SQLite file: writes one after another, a reader of its own, migrations at the door."""
+"""Opens the SQLite file: one writing connection, separate readers, migrations at opening."""
 
 import asyncio
 import hashlib

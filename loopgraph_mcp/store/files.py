@@ -1,4 +1,4 @@
-"""A store as a file: how it can be opened, whether another process has it open, how one takes another's place."""
+"""The store as a file: how to open it, whether another process has it open, how to replace it."""
 
 import fcntl
 import os

@@ -1,4 +1,4 @@
-"""Learned recipes: made of winning patches, offered with what came of the edits that they made."""
+"""Learned recipes: made from winning patches, offered with the outcomes of the edits that they made."""
 
 import json
 import sqlite3

@@ -1,4 +1,4 @@
-"""Takes in what another copy of the store holds: two machines that began with one, or a colleague's."""
+"""Adds the rows of another store: of another machine, or a colleague's."""
 
 import asyncio
 import sqlite3

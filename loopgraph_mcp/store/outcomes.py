@@ -1,4 +1,4 @@
-"""Outcomes as evidence: what programs measured in a context, and what the runs of each method gained."""
+"""Outcomes as evidence: the metrics measured in a context, and the gains of each method's runs."""
 
 import json
 from dataclasses import dataclass

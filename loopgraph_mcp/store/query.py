@@ -1,4 +1,4 @@
-"""Reads any string as full-text queries that are safe and quick: what it means, and which of its words to look for."""
+"""Turns any string into safe and fast full-text queries: its names, and which of its words to search for."""
 
 import itertools
 import math

@@ -1,4 +1,4 @@
-"""Bearer tokens by name: their secrets are shown once and kept as hashes."""
+"""Bearer tokens by name: secrets are shown once and stored as hashes."""
 
 import secrets
 import sqlite3

@@ -1,4 +1,4 @@
-"""How far the store has come: what was read of it before still holds for as long as this has not moved."""
+"""The version of the store, its newest row ids: cached results are valid while it is unchanged."""
 
 import sqlite3
 from dataclasses import dataclass
