@@ -20,7 +20,7 @@ class Scope(StrEnum):
     ADMIN = "admin"
 
     def allows(self, needed: "Scope") -> bool:
-        """Return whether whoever has this scope may do what needs the other."""
+        """Return whether this scope includes another."""
         ranks = list(Scope)
         return ranks.index(self) >= ranks.index(needed)
 

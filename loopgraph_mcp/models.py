@@ -118,7 +118,7 @@ class SetKwarg:
 
 @dataclass(frozen=True, slots=True)
 class ReplaceStmt:
-    """Put `new` in the place of the one statement in `scope` whose syntax tree equals `old`'s."""
+    """Put `new` in place of the one statement in `scope` whose syntax tree equals `old`'s."""
 
     scope: str
     old: str

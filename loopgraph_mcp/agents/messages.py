@@ -90,7 +90,7 @@ class Reply:
 
 
 class EnoughError(Exception):
-    """Raised by whoever hears a reply as it comes: the rest of it need not be written."""
+    """Raised by the callback of a streamed reply: the rest is not needed."""
 
 
 class Researcher(Protocol):
@@ -102,5 +102,5 @@ class Researcher(Protocol):
     async def reply(
         self, system: str, messages: Sequence[Message], tools: Sequence[ToolSpec], on_text: Callable[[str], None]
     ) -> Reply:
-        """Return what it says next; `on_text` hears it as it comes, and may end it with EnoughError."""
+        """Return the next reply; `on_text` gets it as it streams, and may stop it with EnoughError."""
         ...

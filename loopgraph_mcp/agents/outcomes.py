@@ -192,7 +192,7 @@ def decided(run: Run, later: Sequence[Run] = ()) -> str:
 
 
 def result_text(run: Run, later: Sequence[Run] = ()) -> str:
-    """Return what came of a run in a few words."""
+    """Return a run's result in a few words."""
     value = run.outcome.replace("_", " ") if run.metric_value is None else f"{run.metric_value:.6f}"
     how = "answered from memory, nothing was trained" if run.repeated else decided(run, later)
     return f"{value}, {how}"

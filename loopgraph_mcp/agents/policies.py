@@ -1,7 +1,7 @@
 """Scripted researchers of several habits: no model and no key, the same desk, prompts and runs.
 
-Each habit proposes values of the program's constants and hears what came of them. With memory on it has the same habit
-and heeds the memory as a reader would: it asks search_methods before each proposal, takes a method that is proven or
+Each policy proposes values of the program's constants and sees their outcomes. With memory on, it follows the same
+policy and also the memory's advice: it calls search_methods before each proposal, takes a method that is proven or
 likely enough by get_code_edit in place of its own idea, leaves what flopped, and trains again what gained within the
 noise before it goes on from there.
 """

@@ -184,7 +184,7 @@ class HttpModel:
                 )
             except _AgainError as again:
                 wasted += again.wasted
-                if again.mute:  # some servers say why only to whoever does not stream
+                if again.mute:  # some servers give the reason only without streaming
                     payload["stream"] = False
                     payload.pop("stream_options", None)
                 if attempt == _ATTEMPTS:

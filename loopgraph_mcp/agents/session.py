@@ -52,7 +52,7 @@ _CANCEL_PATIENCE_S = 20.0  # a supervisor first lets its run end by itself, then
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """How far a session is, for whoever watches."""
+    """A session's progress, for the live view."""
 
     session_id: str
     researcher: str

@@ -292,7 +292,7 @@ class Desk:
         instead: str | None = None,
         replicate: bool = False,
     ) -> Answer:
-        """Take in what came of the draft; a program to go back to takes its place where it was kept and is not now."""
+        """Record the draft's outcome; if a kept program no longer is, restore the one before it."""
         program, before = program_hash(self.draft), {each.program: each for each in self.runs}
         baseline = not self.runs
         repeated = bool(data["repeated"])
@@ -347,7 +347,7 @@ class Desk:
         return Answer("\n".join(dict.fromkeys(lines)), data, run)
 
     def _standing(self, group: str) -> float | None:
-        """Return the mean of a program's runs in this session, None where there is none."""
+        """Return the mean of a program's runs in this session, None if there is none."""
         values = [run.metric_value for run in self.runs if run.group == group and run.metric_value is not None]
         return fmean(values) if values else None
 

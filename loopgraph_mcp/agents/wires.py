@@ -17,7 +17,7 @@ _STOPS = {
 
 
 class CutStreamError(Exception):
-    """A reply ended before its end; `heard` is what came of it."""
+    """A reply was cut off; `heard` is the part that arrived."""
 
     def __init__(self, reason: str, heard: str = "") -> None:
         super().__init__(reason)

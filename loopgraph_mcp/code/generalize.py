@@ -289,7 +289,7 @@ class _Difference:
     def _template(
         self, code: ast.AST, numbers: Sequence[ast.expr], were: Sequence[ast.expr], name: str
     ) -> tuple[str, list[Knob]]:
-        """Return code with knobs in the place of some of its numbers; equal numbers that were equal share a knob."""
+        """Return code with knobs in place of some of its numbers; equal numbers that were equal share a knob."""
         knobs, holes, known = list[Knob](), dict[int, str](), dict[tuple[str, str], str]()
         for node, was in zip(numbers, were, strict=True):
             key = (written(was), written(node))

@@ -224,7 +224,7 @@ def _add_method(source: Source, dotted: str, code: _Code) -> Change | None:
 
 
 def _put(source: Source, dotted: str, run: Run, new: _Code, *, rewrites: bool = False) -> Change:
-    """Put code in the place of some statements; comments between them go above it."""
+    """Put code in place of some statements; comments between them go above it."""
     old = run.statements
     span = Span(source.start(old[0]), source.span(old[-1]).end)
     was = _first_line(source.slice(span))

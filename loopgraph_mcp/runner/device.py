@@ -243,7 +243,7 @@ def _cpu_name() -> str:
 
 
 def command_output(*command: str) -> str:
-    """Return what a command of this machine prints, or nothing where there is none or it fails."""
+    """Return what a command of this machine prints, or nothing if there is none or it fails."""
     try:
         done = subprocess.run(  # noqa: S603 - fixed commands, no shell
             command,

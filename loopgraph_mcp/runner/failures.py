@@ -217,7 +217,7 @@ def fault_of_surroundings(
 def _judge_exceptions(
     lines: Sequence[str], absent: Callable[[str], str | None], is_own_module: Callable[[str], bool]
 ) -> str | None:
-    """Return the fault that the last exceptions show; empty where it is the program's; None where there are none."""
+    """Return the fault that the last exceptions show; empty where it is the program's; None if there are none."""
     ends = [last for stream in _streams(lines) if (last := _last_raised(stream)) is not None]
     raised_here = [each for each in ends if not (_PEERS.search(each.first_line) and "in use" not in each.first_line)]
     if not raised_here:

@@ -76,7 +76,7 @@ def write_made(run_dir: Path, made: Made) -> None:
 
 
 def read_made(run_dir: Path) -> Made | None:
-    """Return a run's record, or None where there is none that can be read: an older version made none."""
+    """Return a run's record, or None if there is none that can be read: an older version made none."""
     try:
         found = json.loads((run_dir / INPUTS_NAME).read_text(encoding="utf-8"))
         return Made(
@@ -140,7 +140,7 @@ def harm_done(made: Made, workspace: Path) -> str:
 
 
 def missing_for_it(log_tail: str, workspace: Path, code: Path) -> str:
-    """Return what to say of files that a run looked for and only the user's folder has; empty where there are none."""
+    """Return what to say of files that a run looked for and only the user's folder has; empty if there are none."""
     names = only_with_the_user(log_tail, workspace, code)
     if not names:
         return ""
@@ -173,7 +173,7 @@ def _younger(folder: str, since_ns: int, skip: Callable[[str], bool]) -> Iterato
 
 
 def drop_copies(run_dir: Path, made: Made) -> None:
-    """Put links in the place of large copies that the run left as they were: they only kept the originals safe."""
+    """Put links in place of large copies that the run left as they were: they only kept the originals safe."""
     for path, copied in made.copied.items():
         copy = run_dir / made.code / path
         try:

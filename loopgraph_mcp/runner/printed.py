@@ -310,7 +310,7 @@ def _scan_pattern(log: BinaryIO, wanted: Wanted, comma: Comma) -> _Scan:
 
 
 def _choose(scan: _Scan, wanted: Wanted) -> "_Values | NotFound | None":
-    """Return the values of the name alone; where there are none, those of the one longer name that ends in it."""
+    """Return the values of the name alone; if there are none, those of the one longer name that ends in it."""
     values = scan.values
     if not values:
         return None

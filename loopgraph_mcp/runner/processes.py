@@ -65,12 +65,12 @@ class Training:
 
 
 def find_process(pid: int) -> Process | None:
-    """Return a process, which may be a zombie; None where there is none."""
+    """Return a process, which may be a zombie; None if there is none."""
     return _find_in_proc(pid) if sys.platform == "linux" else _find_by_psutil(pid)
 
 
 def start_mark(pid: int) -> float | None:
-    """Return when a process started: with the pid it names this one process for good; None where there is none."""
+    """Return when a process started: with the pid it names this one process for good; None if there is none."""
     found = find_process(pid)
     return None if found is None else found.started
 
@@ -199,7 +199,7 @@ def start_training(
 
 
 class Descendants:
-    """All that a training starts, so that all of it can be ended, whoever its parent is by then.
+    """All processes that a training starts, so that all can be ended, whatever their parent is by then.
 
     On Linux its orphans become this process's children. Elsewhere what was seen to descend from it is remembered, and
     searched for by what it inherited.
@@ -353,7 +353,7 @@ def _send(process: Process, signum: signal.Signals) -> None:
 
 @contextmanager
 def _held(pid: int) -> Iterator[int | None]:
-    """Give a handle that never comes to mean another process; None where there is none."""
+    """Give a handle that never comes to mean another process; None if there is none."""
     handle = None
     if sys.platform == "linux":
         with suppress(OSError):  # a kernel before 5.3, or a sandbox

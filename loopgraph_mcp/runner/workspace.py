@@ -597,7 +597,7 @@ def files_unlike(workspace: Workspace, commit: str, names: Collection[str]) -> l
 
 
 def results_size(workspace: Workspace) -> int:
-    """Return how long results.tsv is in bytes; 0 where there is none."""
+    """Return how long results.tsv is in bytes; 0 if there is none."""
     try:
         return (workspace.path / RESULTS_NAME).stat().st_size
     except FileNotFoundError:
@@ -625,7 +625,7 @@ def append_result(workspace: Workspace, row: dict[str, str], *, begun: int) -> N
             raise OSError(f"{path} is not a regular file; move it away")
         size = file.seek(0, os.SEEK_END)
         if not size:
-            with suppress(OSError):  # whoever may read the program may read what came of it
+            with suppress(OSError):  # readable by everybody who may read the program
                 os.fchmod(descriptor, workspace.editable_path.stat().st_mode & 0o666)
         begun = min(begun, size)
         header = _read_header(file, begun) or _header(workspace)

@@ -58,7 +58,7 @@ _MAX_SESSIONS = 2_000
 _SESSIONS_FOR_ADMINS = 100  # of these: nobody else can take them
 _SESSION_IDLE_S = 15 * 60.0  # an agent may think for minutes between calls
 _REQUESTS_PER_TOKEN = 500  # at one moment, those that stream among them
-_LOOK_EVERY_S = 1.0  # at the tokens of requests that are under way
+_LOOK_EVERY_S = 1.0  # at the tokens of open requests
 _MAX_BODY_BYTES = 4 * 2**20  # the SDK's own limit
 _MAX_ALLOWANCES = 10_000  # tokens whose call rates are remembered
 _BAD_REQUEST = 400
@@ -86,7 +86,7 @@ class Doorkeeper:
 
     @asynccontextmanager
     async def watching(self) -> AsyncIterator[None]:
-        """End what is under way for a token that is revoked, rotated or over: a stream would go on for days."""
+        """End open requests of a token that is revoked, rotated or expired: a stream would continue for days."""
         async with running(self._watch()):
             yield
 
@@ -507,7 +507,7 @@ def application(
 
 
 async def _doorkeeper(graph: LoopGraph, say: Callable[[str], None]) -> Doorkeeper:
-    """Return who checks tokens; where there is none yet and nobody else issues any, make the first."""
+    """Return the token checker; create the first token if there is none and no OAuth issuer."""
     oauth = graph.settings.oauth
     if oauth is None and not await tokens.all_tokens(graph.db):
         secret = await tokens.add_token(graph.db, Grant(FIRST_TOKEN, auth.Scope.ADMIN), now=time.time())

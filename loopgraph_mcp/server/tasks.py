@@ -1,4 +1,4 @@
-"""The tasks extension (SEP-2663): an experiment on its way, handed to clients that declare it as a task to poll.
+"""The tasks extension (SEP-2663): clients that declare it get an active experiment as a task to poll.
 
 The task is the experiment's row and its id the experiment's, so that it outlives the server and the call.
 """

@@ -351,7 +351,7 @@ def _reporter(ctx: Ctx) -> OnProgress:
 
 
 async def experiment_result(graph: LoopGraph, tool: str, answer: ExperimentAnswer) -> CallToolResult:
-    """Return how far an experiment is, or what came of it."""
+    """Return an experiment's progress or outcome."""
     return await _answer(graph, tool, answer.experiment_id, answer, render.experiment(answer))
 
 

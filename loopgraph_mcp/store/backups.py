@@ -56,7 +56,7 @@ def back_up(path: Path, folder: Path, *, now: datetime, keep: int | None = None)
 
     Args:
         path: The store.
-        folder: Where backups are; it is made where there is none.
+        folder: Where backups are; it is made if there is none.
         now: The time in the file's name.
         keep: How many backups to keep there, this one included; all by default.
 

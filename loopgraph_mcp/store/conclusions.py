@@ -32,7 +32,7 @@ class StepRow:
     """One step of one experiment.
 
     Args:
-        note: What came of it.
+        note: Its result.
         place: Of a row of results.tsv that was begun: how long the file was before it.
         commit: Of an edit that was applied: the commit that holds it.
     """

@@ -448,7 +448,7 @@ class Database:
 
 
 def _make_file(path: Path) -> str | None:
-    """Make the file where there is none; return why it cannot be written, or None where it can.
+    """Make the file if there is none; return why it cannot be written, or None where it can.
 
     Raises:
         StoreError: There is none and none can be made.

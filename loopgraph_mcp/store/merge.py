@@ -18,7 +18,7 @@ _NUMBER = "row"
 async def merge(db: Database, other: Path) -> dict[str, int]:
     """Add the rows of another store that this one lacks, all or none; return how many by table.
 
-    Runs that are under way there stay out until they are over. A workspace that both have at one path under two ids
+    Runs that are active there are skipped until they are done. A workspace that both have at one path under two ids
     gets a second path here, since its programs need not be the same.
 
     Raises:

@@ -52,7 +52,7 @@ class Search:
     Args:
         context_id: One of its contexts.
         outcome: Place of its newest outcome.
-        decision: Place of its newest decision, 0 where there is none.
+        decision: Place of its newest decision, 0 if there is none.
     """
 
     workspace_id: str
