@@ -81,7 +81,7 @@ def test_wrong_addresses_teach(text: str) -> None:
         (HttpOptions("lab.example", auth=False), "--no-auth"),
         (HttpOptions("0.0.0.0"), "--allow-host"),
         (HttpOptions("::"), "--allow-host"),
-        (HttpOptions(tls_cert=Path("x")), "go together"),
+        (HttpOptions(tls_cert=Path("x")), "need each other"),
     ],
 )
 def test_no_door_is_left_open(options: HttpOptions, told: str) -> None:

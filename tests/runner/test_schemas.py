@@ -131,6 +131,7 @@ def test_a_value_is_shown_short() -> None:
 
 def test_an_unknown_name_is_answered_with_the_nearest() -> None:
     assert (
-        unknown("serch", ["search", "trace"], "tool") == 'no tool "serch"; did you mean search? There is search, trace'
+        unknown("serch", ["search", "trace"], "tool")
+        == 'no tool "serch"; did you mean search? Choose from search, trace'
     )
     assert unknown("zzz", ["search"], "tool") == 'no tool "zzz"; there is search'
