@@ -6,28 +6,57 @@ Plain words move no cursor, hide nothing, and look like no line of ours.
 import dataclasses
 import re
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 _T = TypeVar("_T")
 
+
+# Regular expressions are compiled when they are first used: all of them together take a tenth of a start.
+_PATTERN_METHODS = ("search", "match", "fullmatch", "finditer", "findall", "split", "sub", "subn")
+
+
+class _Expression:
+    """Stands for a compiled expression until one of its methods is asked for."""
+
+    __slots__ = ("_flags", "_text", *_PATTERN_METHODS)
+
+    def __init__(self, text: str, flags: int) -> None:
+        self._text = text
+        self._flags = flags
+
+    def __getattr__(self, name: str) -> Any:
+        """Compile it; after that its methods are attributes, and this is not called again for them."""
+        if name not in _PATTERN_METHODS:
+            raise AttributeError(name)
+        compiled = re.compile(self._text, self._flags)
+        for each in _PATTERN_METHODS:
+            setattr(self, each, getattr(compiled, each))
+        return getattr(compiled, name)
+
+
+def compile_later(text: str, flags: int = 0) -> re.Pattern[str]:
+    """Return an expression whose methods work as those of `re.compile(text, flags)`, and that costs nothing unused."""
+    return cast("re.Pattern[str]", _Expression(text, flags))
+
+
 # A terminal's commands with what belongs to them: colours and cursor (CSI), titles, links and clipboards (OSC and its
 # like). Each part is bounded: an unclosed one costs its first 4,000 characters, and the rest is words.
-_COMMANDS = re.compile(
+_COMMANDS = compile_later(
     "(?:\x1b\\[|\x9b)[0-?]{0,99}[ -/]{0,9}[@-~]?"
     "|(?:\x1b[\\]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x9c\n\r]{0,4000}(?:\x07|\x1b\\\\|\x9c)?"
     "|\x1b[ -/]{0,9}[0-~]?"
 )
-_BREAKS = re.compile("\r\n|[\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")  # all that str.splitlines takes for a new line
+_BREAKS = compile_later("\r\n|[\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")  # all that str.splitlines takes for a new line
 # Controls but tab and newline; what has no width, turns the writing direction or spells hidden text: soft hyphen,
 # joiners, marks, bidi, the byte-order mark, fillers, variation selectors, tags.
-_UNSEEN = re.compile(
+_UNSEEN = compile_later(
     "[\x00-\x08\x0e-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e"
     "\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\U0001bca0-\U0001bca3\U0001d173-\U0001d17a"
     "\U000e0000-\U000e0fff]"
 )
-_SURROGATES = re.compile("[\ud800-\udfff]")
+_SURROGATES = compile_later("[\ud800-\udfff]")
 # How a line of ours begins: a word or a few, a bracket perhaps, a colon.
-OUR_LINES = re.compile(
+OUR_LINES = compile_later(
     r"\s*(?:next|verdict|decision|note|notes|before|now|undone|recipe|foresight|plateau|best|best known here|source|"
     r"mend|passage|passages|methods|reported|measured|guidance|left out|led to it|came of it|goes well with it|"
     r"also misfits|also known as|nearest recipe|papers report|end of its log|where it may belong in the file|goal|"

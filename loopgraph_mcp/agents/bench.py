@@ -11,7 +11,6 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from loopgraph_mcp import __version__
-from loopgraph_mcp.agents import plots
 from loopgraph_mcp.agents.opening import open_session
 from loopgraph_mcp.agents.plan import MemoryArm, Plan
 from loopgraph_mcp.agents.policies import check_policies
@@ -25,6 +24,7 @@ from loopgraph_mcp.runner.run_copy import snapshot
 from loopgraph_mcp.runner.workspace import Workspace, load_workspace
 from loopgraph_mcp.store import retrievals
 from loopgraph_mcp.store.database import Database
+from loopgraph_mcp.web import charts, drawing
 
 # What each arm's memory has; with `-skill` the prompt also has the skill. A warm arm's memory has one earlier
 # session of the same researcher, in the same folder and with other choices; its cost is reported separately.
@@ -206,8 +206,9 @@ def _trial(arm: str, seed: int, session: Session, curve: list[Point], seeded: st
 
 
 def write(result: Result, out: Path, command: str) -> list[Path]:
-    """Write results.json, results.md and the plots; return the files."""
+    """Write results.json, results.md and the charts; return the files."""
     out.mkdir(parents=True, exist_ok=True)
+    charted = _charts(result)
     files = {
         "results.json": json.dumps(
             {
@@ -219,8 +220,17 @@ def write(result: Result, out: Path, command: str) -> list[Path]:
             },
             indent=2,
         ),
-        "results.md": page(result, command),
+        "results.md": page(result, command, [name for name in charted if name.endswith(".svg")]),
+        **charted,
     }
+    for name, text in files.items():
+        (out / name).write_text(text, encoding="utf-8")
+    return [out / name for name in files]
+
+
+def _charts(result: Result) -> dict[str, str]:
+    """Return the curves as images; without the extra that draws, as the specifications that others can draw."""
+    files = {}
     for name in ("experiments", "tokens", "seconds"):
         curves = {
             arm: [
@@ -230,10 +240,12 @@ def write(result: Result, out: Path, command: str) -> list[Path]:
             ]
             for arm in result.arms
         }
-        files[f"best-by-{name}.svg"] = plots.draw(curves, across=name, up=f"best mean {result.about['metric']}")
-    for name, text in files.items():
-        (out / name).write_text(text, encoding="utf-8")
-    return [out / name for name in files]
+        spec = charts.arms(curves, across=name, up=f"best mean {result.about['metric']}")
+        try:
+            files[f"best-by-{name}.svg"] = drawing.svg(spec)
+        except ConfigError:
+            files[f"best-by-{name}.vl.json"] = json.dumps(spec)
+    return files
 
 
 def rows(result: Result) -> list[list[str]]:
@@ -255,7 +267,7 @@ def _shown(value: Estimate | None, sign: str = "") -> str:
     return f"{value.mean:{sign},.5g} ({value.low:{sign},.5g} to {value.high:{sign},.5g}), n={value.seeds}"
 
 
-def page(result: Result, command: str) -> str:
+def page(result: Result, command: str, images: Sequence[str]) -> str:
     """Return the results as a page of Markdown."""
     head, *body = rows(result)
     seeded = {trial.arm: trial.seeded for trial in result.trials}
@@ -279,7 +291,7 @@ def page(result: Result, command: str) -> str:
         "",
         *(f"- {arm}: {estimated}" for arm, estimated in seeded.items()),
         "",
-        *(f"![best by {name}](best-by-{name}.svg)" for name in ("experiments", "tokens", "seconds")),
+        *(f"![{name.removesuffix('.svg').replace('-', ' ')}]({name})" for name in images),
         "",
     ]
     return "\n".join(lines)

@@ -1,8 +1,8 @@
-"""Prices of tokens: a bundled table, and the user's own, which overrides it."""
+"""Prices of tokens: the list prices of genai-prices, and the user's own table, which overrides them."""
 
-import re
 import tomllib
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -10,9 +10,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from loopgraph_mcp.agents.messages import Usage
 from loopgraph_mcp.errors import ConfigError
 from loopgraph_mcp.runner import schemas
-
-_SHIPPED = Path(__file__).with_name("prices.toml")
-_DATED = re.compile(r"[-@:](?:20\d{2}-?\d{2}-?\d{2}|latest|free)$")  # gpt-4o-mini-2024-07-18, claude-...-latest
 
 
 class Price(BaseModel):
@@ -49,12 +46,25 @@ def find_price(model: str, own: Path | None = None) -> Price | None:
     Raises:
         ConfigError: The user's table cannot be read.
     """
-    bare = _DATED.sub("", model.rpartition("/")[2])
-    for path in (own, _SHIPPED):
-        table = {} if path is None else _read(path)
-        if (price := table.get(model) or table.get(bare)) is not None:
-            return price
-    return None
+    table = {} if own is None else _read(own)
+    bare = model.rpartition("/")[2]
+    return table.get(model) or table.get(bare) or _listed(bare)
+
+
+def _listed(model: str) -> Price | None:
+    """Return a model's list price, without what long prompts or batches cost."""
+    from genai_prices.data_snapshot import get_snapshot  # noqa: PLC0415 - a table of a megabyte, asked for once
+
+    try:
+        _, found = get_snapshot().find_provider_model(model, None, None, None)
+    except LookupError:
+        return None
+    listed = found.get_prices(datetime.now(UTC))
+    prices = {"prompt": "input", "completion": "output", "cached": "cache_read", "written": "cache_write"}
+    told = {ours: getattr(listed, f"{theirs}_mtok") for ours, theirs in prices.items()}
+    if told["prompt"] is None or told["completion"] is None:
+        return None
+    return Price.model_validate({name: getattr(each, "base", each) for name, each in told.items()})
 
 
 def _read(path: Path) -> Mapping[str, Price]:

@@ -314,6 +314,14 @@ class Ledger:
             self._contexts[experiment.context_id] = await edits.get_context(self._db, experiment.context_id)
         return self._judge(experiment.context_id, group if base_group is None else base_group, group, failed=failed)
 
+    def verdict_of(self, experiment: ExperimentRow) -> Verdict:
+        """Judge a finished experiment as `judge` does, once the ledger has followed; most of it is kept."""
+        group, base_group = experiment.group_key, experiment.base_group_key
+        base = group if base_group is None else base_group
+        if experiment.outcome is not None and experiment.outcome.metric_value is None:
+            return self._judge(experiment.context_id, base, group, failed=True)
+        return self._verdict(experiment.context_id, base, group)
+
     def record(self, method_id: str, here: Context | None) -> TrackRecord:
         """Return what is known of a method, seen from one context."""
         self._forget_stale(here)

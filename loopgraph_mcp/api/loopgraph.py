@@ -38,14 +38,17 @@ from loopgraph_mcp.api.answers import (
     ImportAnswer,
     IngestAnswer,
     MethodAnswer,
+    MethodHit,
     PackExportAnswer,
     RecordAnswer,
     SearchAnswer,
     TraceAnswer,
 )
+from loopgraph_mcp.api.closeup import Closeup, Loss, closeup, loss_of, parent_of
 from loopgraph_mcp.api.context import Inputs, Sight, Surroundings
 from loopgraph_mcp.api.edit import Asked, make_edit
 from loopgraph_mcp.api.incumbent import Bests, best_result
+from loopgraph_mcp.api.overview import Overview, Overviews
 from loopgraph_mcp.auth import Caller
 from loopgraph_mcp.code.apply import ALL
 from loopgraph_mcp.code.hashes import group_hash
@@ -69,7 +72,7 @@ from loopgraph_mcp.ranking.prior import Foresight, Lesson
 from loopgraph_mcp.runner.queue import Priority
 from loopgraph_mcp.runner.workspace import default_timeout_s, resolved
 from loopgraph_mcp.store import edits as edit_store
-from loopgraph_mcp.store import experiments, imports, merge, methods, retrievals, search
+from loopgraph_mcp.store import experiments, imports, merge, methods, nights, retrievals, search
 from loopgraph_mcp.store import learned as learned_store
 from loopgraph_mcp.store.database import Database, new_id
 from loopgraph_mcp.store.experiments import NewExperiment
@@ -136,6 +139,7 @@ class LoopGraph:
         self._fatigue = retrievals.Fatigue()
         self._bests = Bests(db)
         self._followed = precedents.Followed(db)
+        self._overviews = Overviews(db)
         self._with_recipe: tuple[tuple[int, int], Collection[str]] = ((0, 0), ())
 
     async def _foresight(self, context: Context | None, newest: Newest | None = None) -> Foresight:
@@ -208,6 +212,42 @@ class LoopGraph:
             standing: Show methods of this standing alone.
             caller: The agent that asks; None for a person at a terminal.
         """
+        look, hits, note = await self._ranked(query, workspace, limit, family=family, standing=standing, caller=caller)
+        retrieval_id = await retrievals.add_retrieval(
+            self.db,
+            query,
+            [retrievals.ShownMethod(hit.method_id, hit.score, hit.parts) for hit in hits],
+            context_id=None if look.context is None else await edit_store.context_id(self.db, look.context),
+            now=self._now(),
+            caller=caller,
+        )
+        return SearchAnswer(
+            retrieval_id=retrieval_id,
+            query=query,
+            context=explain.context(look.context),
+            methods_known=len(look.known),
+            hits=hits,
+            next_step=explain.after_search(hits, retrieval_id, filtered=family is not None or standing is not None),
+            note=explain.unrecorded(note, self.db.unrecorded),
+            running=activity.running_now(look.under_way, caller),
+            best=await self._bests.other(look.memory, look.program, decided=look.decided),
+        )
+
+    async def suggestions(self, *, workspace: str | None = None, limit: int = 5) -> list[MethodHit]:
+        """Return the methods that a search without words would show, without recording that they were shown."""
+        return (await self._ranked("", workspace, limit))[1]
+
+    async def _ranked(
+        self,
+        query: str,
+        workspace: str | None,
+        limit: int,
+        *,
+        family: str | None = None,
+        standing: Standing | None = None,
+        caller: Caller | None = None,
+    ) -> tuple[_Look, list[MethodHit], str]:
+        """Return what every search looks at, the methods that one shows, and what is to be said of it as a whole."""
         await self._here.look(workspace)
         shown, newest, sight, relevance = await self.db.search(
             lambda conn: (
@@ -243,25 +283,7 @@ class LoopGraph:
         if large and look.context is not None:  # what asks for the best program takes it from there
             await asyncio.to_thread(group_hash, look.program, look.context.editable)
         hits = [dataclasses.replace(hit, has_edit=True) if hit.method_id in look.learned else hit for hit in hits]
-        retrieval_id = await retrievals.add_retrieval(
-            self.db,
-            query,
-            [retrievals.ShownMethod(hit.method_id, hit.score, hit.parts) for hit in hits],
-            context_id=None if look.context is None else await edit_store.context_id(self.db, look.context),
-            now=self._now(),
-            caller=caller,
-        )
-        return SearchAnswer(
-            retrieval_id=retrieval_id,
-            query=query,
-            context=explain.context(look.context),
-            methods_known=len(look.known),
-            hits=hits,
-            next_step=explain.after_search(hits, retrieval_id, filtered=family is not None or standing is not None),
-            note=explain.unrecorded(note, self.db.unrecorded),
-            running=running,
-            best=await self._bests.other(look.memory, look.program, decided=look.decided),
-        )
+        return look, hits, note
 
     async def _look(self, shown: Shown, newest: Newest, sight: Sight | None) -> _Look:
         """Return what every search in a workspace has to know: little of it is read again before the store moves."""
@@ -530,6 +552,39 @@ class LoopGraph:
         if row.state is not State.DONE:
             await experiments.request_cancel(self.db, experiment_id, now=self._now())
         return await self.get_experiment(experiment_id, wait_s=_CANCEL_WAIT_S)
+
+    async def overview(self, workspace_id: str | None = None, setting: str | None = None) -> Overview:
+        """Return all experiments of a workspace with what they add up to; by default of the one with the newest.
+
+        Args:
+            workspace_id: Its id in the store, as `workspaces` gives it.
+            setting: The id of the context that the best and the charts are of; by default the newest experiment's.
+
+        Raises:
+            NotFoundError: There are no experiments of it.
+        """
+        return await self._overviews.look(self._ledger, workspace_id, setting)
+
+    async def workspaces(self) -> list[nights.WorkspaceRow]:
+        """Return the workspaces that have experiments, the one with the newest first."""
+        return await nights.workspaces(self.db)
+
+    async def closeup(self, experiment_id: str) -> Closeup:
+        """Return one experiment with its change, its loss, its log, runs like it, and the chain that led to it.
+
+        Raises:
+            NotFoundError: No such experiment.
+        """
+        return await closeup(self.db, self._ledger, self._followed, experiment_id, now=self._now())
+
+    async def loss(self, experiment_id: str) -> Loss:
+        """Return how the loss of an experiment goes, over its parent's.
+
+        Raises:
+            NotFoundError: No such experiment.
+        """
+        row = await lookups.the_experiment(self.db, experiment_id)
+        return await loss_of(row, await parent_of(self.db, row))
 
     async def list_experiments(self, *, workspace: str | None = None, limit: int = 20) -> list[ExperimentAnswer]:
         """Return a workspace's newest experiments, newest first."""

@@ -140,6 +140,21 @@ async def find_precedents(
     return Precedents(tuple(earlier), foresight.foresee(moves_of(change, description), others.past))
 
 
+async def kin_among(db: Database, before: Sequence[TriedChange], run: TriedChange) -> list[EarlierRun]:
+    """Return the runs among those before one that bear on its change: what its agent was told when it asked."""
+    change = _change_of(run)
+    if change is None:
+        return []
+    others = [each for each in before if each.group_key != run.group_key]
+    by_id = {each.experiment_id: each for each in others}
+    return [
+        earlier
+        for found in kin(change, _precedents(others))
+        for earlier in await _told(db, found, by_id, run.base_hash or "")
+        if earlier.experiment_id
+    ]
+
+
 class OtherSearches:
     """What one's searches in other workspaces teach of kinds of moves; worked out anew only where one went on."""
 
@@ -209,7 +224,7 @@ async def _told(db: Database, found: Kin, by_id: dict[str, TriedChange], base_ha
 
 async def _since(db: Database, run: TriedChange, base_hash: str) -> str:
     """Return how the parent of an earlier run differs from the present one."""
-    if run.base_hash is None or run.base_hash == base_hash:
+    if run.base_hash is None or run.base_hash == base_hash or not base_hash:
         return ""
     texts = [await edits.program_text(db, each) for each in (run.base_hash, base_hash)]
     differs = await asyncio.to_thread(change_between, *texts)

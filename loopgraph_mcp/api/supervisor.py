@@ -20,6 +20,7 @@ from loopgraph_mcp.api import conclude, recovery, verify
 from loopgraph_mcp.api.recovery import (
     GRACE_S,
     LOG_NAME,
+    OUTCOME_NAME,
     TAIL_LINES,
     forget_lock,
     is_abandoned,
@@ -31,7 +32,7 @@ from loopgraph_mcp.api.recovery import (
 from loopgraph_mcp.config import Settings, read_settings
 from loopgraph_mcp.errors import StoreError, WorkspaceError
 from loopgraph_mcp.models import Outcome, OutcomeKind
-from loopgraph_mcp.runner import failures, inputs, kernel, processes, queue, trainlog
+from loopgraph_mcp.runner import confinement, failures, inputs, kernel, processes, queue, trainlog
 from loopgraph_mcp.runner.device import Device, device_at
 from loopgraph_mcp.runner.environment import for_training
 from loopgraph_mcp.runner.load import LoadMeter
@@ -160,7 +161,7 @@ async def _run(db: Database, settings: Settings, experiment: ExperimentRow) -> N
     with ExitStack() as held:
         if await _wait_for_turn(db, settings, experiment, held):
             await recover(db, settings)  # what a killed supervisor left running would share the device with us
-            outcome = await _train(db, experiment, workspace, device)
+            outcome = await _train(db, settings, experiment, workspace, device)
         else:
             outcome = Outcome(OutcomeKind.CANCELLED, None, "cancelled while it waited for the device", {})
         await _conclude(db, settings, experiment, workspace, outcome)
@@ -194,7 +195,9 @@ async def _cancelled(db: Database, experiment_id: str) -> bool:
     return row is None or row.cancel_requested
 
 
-async def _train(db: Database, experiment: ExperimentRow, workspace: Workspace, device: Device) -> Outcome:
+async def _train(
+    db: Database, settings: Settings, experiment: ExperimentRow, workspace: Workspace, device: Device
+) -> Outcome:
     """Run the training command in the run's copy of the workspace, and say how it ended."""
     run_dir = Path(experiment.run_dir or "")
     made = inputs.read_made(run_dir)
@@ -211,12 +214,14 @@ async def _train(db: Database, experiment: ExperimentRow, workspace: Workspace, 
         **device.environment(),
         **verify.state_dir(workspace, run_dir),
     }
+    own = confinement.Own(settings.home, settings.db_path, run_dir, records=(OUTCOME_NAME,))
+    views = confinement.views_of(own, made, workspace.path, environment) if workspace.confine else ()
     protected = protected_hashes(workspace, code)
     command = run_command(workspace)
     load, room = LoadMeter.start(device), RoomMeter(run_dir)
     kills = count_memory_kills()
     try:
-        child = processes.start_training(command, code, environment, log)
+        child = processes.start_training(command, code, environment, log, views)
     except OSError as error:
         reason = f"the run command {command[0]!r} could not be started ({error}); correct `command` in loopgraph.toml"
         return _interrupted(reason)
@@ -242,10 +247,12 @@ async def _train(db: Database, experiment: ExperimentRow, workspace: Workspace, 
         outcome = Outcome(OutcomeKind.VOID, None, reason, {})
     failed = outcome.kind in {OutcomeKind.CRASHED, OutcomeKind.NO_METRIC, OutcomeKind.INTERRUPTED}
     if failed and _NOT_IN_COPY not in outcome.reason:
-        missing = inputs.missing_for_it(tail, workspace.path, code)
-        outcome = dataclasses.replace(outcome, reason="; ".join(filter(None, [outcome.reason, missing])))
+        refused = inputs.read_only_for_it(tail, made) if views else ""
+        kind = OutcomeKind.INTERRUPTED if refused and outcome.kind is OutcomeKind.CRASHED else outcome.kind
+        said = [outcome.reason, inputs.missing_for_it(tail, workspace.path, code), refused]
+        outcome = dataclasses.replace(outcome, kind=kind, reason="; ".join(filter(None, said)))
     others = load.read() if outcome.kind is OutcomeKind.FINISHED else None
-    outcome = await verify.doubted(db, experiment, workspace, outcome, verify.place_of(code, environment, made))
+    outcome = await verify.doubted(db, experiment, workspace, outcome, verify.place_of(code, environment, made, views))
     if made is not None:
         await asyncio.to_thread(inputs.drop_copies, run_dir, made)
     return Outcome(

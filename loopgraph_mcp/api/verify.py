@@ -17,6 +17,7 @@ from statistics import fmean
 from loopgraph_mcp.models import Direction, Outcome, OutcomeKind
 from loopgraph_mcp.ranking.verdicts import LOAD_LIMIT
 from loopgraph_mcp.runner import failures, inputs, processes, restoring, trainlog
+from loopgraph_mcp.runner.confinement import View
 from loopgraph_mcp.runner.metric_log import read_metric
 from loopgraph_mcp.runner.printed import NotFound, Wanted
 from loopgraph_mcp.runner.workspace import CONFIG_NAME, Workspace, verify_command
@@ -24,6 +25,7 @@ from loopgraph_mcp.store import edits, experiments, outcomes
 from loopgraph_mcp.store.database import Database
 from loopgraph_mcp.store.experiments import ExperimentRow
 from loopgraph_mcp.store.outcomes import Measured
+from loopgraph_mcp.text import compile_later
 
 STATE_DIR = "state"  # in the run's folder; programs get it as LOOPGRAPH_STATE_DIR
 LOG_NAME = "verify.log"
@@ -35,12 +37,12 @@ _TAIL_BYTES = 64 * 2**10
 
 # The largest step from one best to the next in 52 published histories of val_bpb is 1.4; other losses may fall further.
 _FACTOR_OF_BITS, _FACTOR = 3.0, 10.0
-_BITS = re.compile(r"bpb|bpc|bits?_per", re.IGNORECASE)
-_NEVER_NEGATIVE = re.compile(
+_BITS = compile_later(r"bpb|bpc|bits?_per", re.IGNORECASE)
+_NEVER_NEGATIVE = compile_later(
     r"bpb|bpc|bits?_per|ppl|perplexity|(?:^|_)(?:error|err|wer|cer|mse|rmse|mae|seconds|latency)(?:_|$)", re.IGNORECASE
 )
-_LOSS = re.compile(r"loss|nll|entropy", re.IGNORECASE)
-_SHARE = re.compile(
+_LOSS = compile_later(r"loss|nll|entropy", re.IGNORECASE)
+_SHARE = compile_later(
     r"(?:^|_)(?:acc|accuracy|f1|auc|auroc|precision|recall|iou|miou|dice|top[15])(?:_|$)", re.IGNORECASE
 )
 
@@ -105,16 +107,19 @@ def agrees(printed: float, verified: float) -> bool:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Place:
-    """Where a run was: its copy of the workspace, the environment of its program, and what is only linked."""
+    """Where a run was: its copy of the workspace, its environment, what is only linked, and how it sees files."""
 
     code: Path
     environment: Mapping[str, str]
     linked: tuple[str, ...] = ()
+    views: tuple[View, ...] = ()
 
 
-def place_of(code: Path, environment: Mapping[str, str], made: inputs.Made | None) -> Place:
+def place_of(
+    code: Path, environment: Mapping[str, str], made: inputs.Made | None, views: tuple[View, ...] = ()
+) -> Place:
     """Return where a run was, from its record."""
-    return Place(code, environment, () if made is None else tuple(made.linked))
+    return Place(code, environment, () if made is None else tuple(made.linked), views)
 
 
 def state_dir(workspace: Workspace, run_dir: Path) -> dict[str, str]:
@@ -185,7 +190,7 @@ async def _verified(
         program = await edits.program_text(db, experiment.program_hash or "")
         await asyncio.to_thread(restoring.restore, workspace, place.code, program, place.linked)
         log.unlink(missing_ok=True)
-        child = processes.start_training(command, place.code, place.environment, log)
+        child = processes.start_training(command, place.code, place.environment, log, place.views)
     except OSError as error:
         reason = f"it could not be verified ({error}); correct that, then run it again"
         return _without_value(outcome, OutcomeKind.INTERRUPTED, reason)

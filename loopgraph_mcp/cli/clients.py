@@ -7,11 +7,13 @@ import re
 import shlex
 import shutil
 import sys
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import tomlkit
+from tomlkit.exceptions import TOMLKitError
 
 from loopgraph_mcp.errors import ConfigError
 from loopgraph_mcp.runner.environment import without_secrets
@@ -134,7 +136,7 @@ def remote_entry(client: Client, url: str) -> dict[str, Any]:
 def as_text(client: Client, made: Mapping[str, Any]) -> str:
     """Return an entry as text for the client's file."""
     if client.id == "codex":
-        return _toml(made)
+        return _merged_toml("", made, Path())
     return json.dumps({client.key: {NAME: made}}, indent=2) + "\n"
 
 
@@ -210,24 +212,13 @@ def _merged_json(text: str, client: Client, made: Mapping[str, Any], file: Path)
 
 def _merged_toml(text: str, made: Mapping[str, Any], file: Path) -> str:
     try:
-        settings = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        settings = tomlkit.parse(text)
+    except TOMLKitError as error:
         raise ConfigError(f"{file}: not TOML ({error}); fix it, or add the printed entry by hand") from error
-    present = settings.get("mcp_servers", {}).get(NAME)
-    if present is None:
-        return text + ("\n" if text and not text.endswith("\n\n") else "") + _toml(made)
-    if present == tomllib.loads(_toml(made))["mcp_servers"][NAME]:
-        return text
-    raise ConfigError(f"{file}: has a different [mcp_servers.{NAME}]; remove it, then run this again")
-
-
-def _toml(made: Mapping[str, Any]) -> str:
-    """Return Codex's table; a JSON string or list of strings is valid TOML too."""
-
-    def value(given: Any) -> str:
-        if isinstance(given, dict):
-            return "{ " + ", ".join(f"{name} = {json.dumps(each)}" for name, each in given.items()) + " }"
-        return json.dumps(given)
-
-    lines = [f"{key} = {value(given)}" for key, given in {**made, "tool_timeout_sec": _TOOL_TIMEOUT_S}.items()]
-    return "\n".join([f"[mcp_servers.{NAME}]", *lines]) + "\n"
+    servers = settings.setdefault("mcp_servers", tomlkit.table(is_super_table=True))
+    wanted = {**made, "tool_timeout_sec": _TOOL_TIMEOUT_S}
+    if not isinstance(servers, dict) or servers.get(NAME, wanted) != wanted:
+        raise ConfigError(f"{file}: has a different [mcp_servers.{NAME}]; remove it, then run this again")
+    if NAME not in servers:
+        servers[NAME] = wanted
+    return tomlkit.dumps(settings)

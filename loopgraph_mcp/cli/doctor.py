@@ -19,7 +19,7 @@ from loopgraph_mcp.api.loopgraph import LoopGraph
 from loopgraph_mcp.cli.clients import CLIENTS, mentions
 from loopgraph_mcp.config import Settings
 from loopgraph_mcp.errors import LoopGraphError, WorkspaceError
-from loopgraph_mcp.runner import environment
+from loopgraph_mcp.runner import confinement, environment
 from loopgraph_mcp.runner.device import choose_device
 from loopgraph_mcp.runner.workspace import Workspace, load_workspace, python_of
 from loopgraph_mcp.store import tokens
@@ -59,7 +59,7 @@ async def examine(settings: Settings, *, home: Path, cwd: Path) -> list[Check]:
     checks += [await store(settings), check]
     if workspace is not None:
         checks.append(await asyncio.to_thread(_trainer, workspace))
-    checks += [_git(), _private(settings)]
+    checks += [_git(), _private(settings), await asyncio.to_thread(_confinement, workspace)]
     checks += [_clients(home, cwd), _skill(home, cwd), await _tokens(settings), _uv(), _completion(home)]
     return checks
 
@@ -162,6 +162,21 @@ def _private(settings: Settings) -> Check:
         names = ", ".join(map(str, found))
         return Check("private", Level.FAIL, f"other users may read {names}", f"as its owner: chmod -R go= {names}")
     return Check("private", Level.OK, f"only this user can read {settings.db_path.parent}")
+
+
+def _confinement(where: Workspace | None) -> Check:
+    """Say what keeps a run from writing the user's data."""
+    what = "what a run's copy only links, the store and other runs' folders"
+    if where is not None and not where.confine:
+        found = f"{where.path} says `confine = false`: a run may write {what}"
+        return Check("confinement", Level.NOTE, f"{found}; links are compared afterwards")
+    if not confinement.is_allowed():
+        found = f"this system lets a run write {what}; links are compared afterwards, and a change is void"
+        next_step = (
+            "" if sys.platform != "linux" else "allow user namespaces (or CAP_SYS_ADMIN in a container), Linux 5.12"
+        )
+        return Check("confinement", Level.NOTE, found, next_step)
+    return Check("confinement", Level.OK, f"a run sees read-only {what}")
 
 
 def _clients(home: Path, cwd: Path) -> Check:

@@ -21,7 +21,7 @@ from loopgraph_mcp.api import backtest as backtesting
 from loopgraph_mcp.api import packs, permissions, trust
 from loopgraph_mcp.api.answers import BestResult, CodeMapAnswer, ExperimentAnswer, ImportAnswer, IngestAnswer
 from loopgraph_mcp.api.loopgraph import LoopGraph
-from loopgraph_mcp.cli import asking, clients, doctor, render, store, tokens
+from loopgraph_mcp.cli import asking, clients, doctor, page, render, store, tokens
 from loopgraph_mcp.cli.agents import app as harness_app
 from loopgraph_mcp.config import SKILL, Settings, bundled, read_settings
 from loopgraph_mcp.errors import HistoryError, LoopGraphError, first_of
@@ -45,6 +45,7 @@ app.add_typer(tokens.app)
 _T = TypeVar("_T")
 app.add_typer(harness_app)
 app.add_typer(store.app)
+app.add_typer(page.app)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 WorkspaceOption = Annotated[

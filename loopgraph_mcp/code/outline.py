@@ -4,7 +4,6 @@ Nothing is run. A text with a syntax error is mapped without the smallest defini
 """
 
 import ast
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,19 +12,22 @@ from pathlib import PurePosixPath
 
 from loopgraph_mcp.code import programs
 from loopgraph_mcp.code.hashes import number
+from loopgraph_mcp.text import compile_later
 
 MAX_CHARS = programs.MAX_CHARS
 _MAX_MENDS = 8  # syntax errors; each costs a parse
 _MAX_TEXT = 60  # characters of a value, a signature or a name in an entry
 _MAX_SIGNATURE = 100
 _NAMED = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-_DEFINITION = re.compile(r"(?:async\s+def|def|class)\s+(\w+)|@")
-_START = re.compile(r"(?:async\s+def|def|class|import|from|if|for|while|with|try)\b|@|[A-Za-z_]\w*\s*(?::[^=]*)?=[^=]")
-_OPENED = re.compile(r"on line (\d+)")
-_KEY = re.compile(r"([A-Za-z]\w*):(?:\s|$)")
-_CONSTANT = re.compile(r"_?[A-Z][A-Z0-9_]*")
-_NO_TEXT = re.compile(r"[\0\ud800-\udfff]")
-_LINE_END = re.compile(r"\r\n|\r|\n")  # what ends a line for Python; str.splitlines knows more
+_DEFINITION = compile_later(r"(?:async\s+def|def|class)\s+(\w+)|@")
+_START = compile_later(
+    r"(?:async\s+def|def|class|import|from|if|for|while|with|try)\b|@|[A-Za-z_]\w*\s*(?::[^=]*)?=[^=]"
+)
+_OPENED = compile_later(r"on line (\d+)")
+_KEY = compile_later(r"([A-Za-z]\w*):(?:\s|$)")
+_CONSTANT = compile_later(r"_?[A-Z][A-Z0-9_]*")
+_NO_TEXT = compile_later(r"[\0\ud800-\udfff]")
+_LINE_END = compile_later(r"\r\n|\r|\n")  # what ends a line for Python; str.splitlines knows more
 
 
 class Kind(StrEnum):

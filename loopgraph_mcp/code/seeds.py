@@ -4,8 +4,10 @@ import ast
 import re
 from collections.abc import Sequence
 
+from loopgraph_mcp.text import compile_later
+
 # `SEED`, `data_seed`, `random_state`, but not `num_seeds` (how many) or `seed_len`.
-_NAME = re.compile(r"(?!(?:\w*_)?(?:n|num|use|max|min|total)_)(?:\w*_)?(?:seeds?|random_state)", re.IGNORECASE)
+_NAME = compile_later(r"(?!(?:\w*_)?(?:n|num|use|max|min|total)_)(?:\w*_)?(?:seeds?|random_state)", re.IGNORECASE)
 _SEEDING = frozenset(
     {
         "seed",
@@ -25,7 +27,7 @@ _SEEDING = frozenset(
 )
 _HIDDEN = "seed"
 # Of other languages: `seed: 42`, `"seed": 42`, `SEED = 42`, `#define SEED 42`, `--seed 42`, `srand(42)`.
-_IN_TEXT = re.compile(
+_IN_TEXT = compile_later(
     r"""(?ix)
     ( (?<![\w-]) (?!n_|num_|use_) (?:\w{0,40}_)? (?:seed|random_state) ["']? [ \t]* [:=] [ \t]*
     | \#define [ \t]+ (?:\w{0,40}_)? seed [ \t]+

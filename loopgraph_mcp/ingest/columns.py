@@ -12,6 +12,7 @@ from loopgraph_mcp.code import programs
 from loopgraph_mcp.ingest.cells import as_text, column_name, flatten
 from loopgraph_mcp.ranking.directions import DIRECTION_KEYS, named
 from loopgraph_mcp.ranking.knobs import ANY
+from loopgraph_mcp.text import compile_later
 
 MAX_COLUMNS = 4_096
 _SLASHES = 2  # of a path
@@ -41,11 +42,11 @@ METRICS = (
     "score", "val_accuracy", "val_acc", "accuracy", "acc", "objective_value", "objective", "value", "values_0",
 )  # fmt: skip
 _METRIC_PREFIXES = ("metrics.", "summary.", "summary_metrics.", "data.metrics.", "val_", "metrics/", "metric.")
-_PARAMETER_PREFIX = re.compile(
+_PARAMETER_PREFIX = compile_later(
     r"(?:config|params?|hparams?|hp|hyper_?param(?:eter)?s|args|data\.params)[./](?=.)|(?:params|param|hparam|hp)_(?=.)"
 )
 # Columns beside a metric: ids, times, counts, what is known of a run and no result of it.
-_BESIDE = re.compile(
+_BESIDE = compile_later(
     r"#|_?(?:id|idx|index|no|num|order|exp|run|iter\w*|step\w*|date\w*|time|timestamp|runtime|relative_time\w*)|created\w*"
     r"|unnamed:?_\d+|updated\w*|duration\w*|elapsed\w*|wall\w*|(?:train(?:ing)?|total|run)_?(?:time\w*|seconds|secs?|s|minutes|min)"
     r"|\w*(?:_id|_hash|_at|_uuid)|datetime\w*|start\w*|end\w*|finish\w*|epochs?|trial\w*|number|rank|seed|mfu\w*|params\w*"
@@ -53,14 +54,14 @@ _BESIDE = re.compile(
     r"|change|best\w*|confidence|segment|tokens(?:_m|_total)?|total_tokens\w*|cost\w*|guard|worker|tags\..*|info\..*"
     r"|system_attrs\w*|user_attrs\w*|system/.*|_wandb.*|parent\w*|base\w*|lifecycle_stage|artifact_uri|vram\w*|memory\w*|peak_\w*"
 )
-_PARAMETER = re.compile(
+_PARAMETER = compile_later(
     r"(?:.*[_./])?(?:lr|learning_?rate|optimi[sz]er|scheduler|schedule|batch\w*|bs|dropout|decay|wd|momentum|betas?|beta[12_]*|eps"
     r"|epsilon|warm_?up\w*|layers?|depth|heads?|dim|width|hidden\w*|embd?|units|activation|norm|init|clip\w*|max_depth|n_estimators"
     r"|num_leaves|subsample|colsample\w*|gamma|alpha|lambda|reg_\w+|kernel\w*|temperature|top_[pk]|seq_?len\w*|block_size|rank"
     r"|precision|dtype|loss_fn|architecture|arch|backbone|augment\w*|num_boost\w*|min_child\w*|tree_method|grad_accum\w*)"
 )
 # Parameters that say where and under which name a run was made.
-_OF_RUN = re.compile(
+_OF_RUN = compile_later(
     r"(?:.*[._])?(?:(?:run|exp|experiment|project|group|job)_?(?:name|id)|\w*(?:dir|path|file|folder|url|uri)|notes?"
     r"|host\w*|user\w*|timestamp|date|time|git\w*|commit|wandb\w*|num_workers|logging\w*|verbose|resume|tags?"
     r"|log_(?:every|freq|interval|steps|level)\w*)|_.*"
@@ -79,15 +80,15 @@ class Kind(StrEnum):
     WORDS = "words"
 
 
-_IS_NUMBER = re.compile(
+_IS_NUMBER = compile_later(
     r"[~<>=+-]*\s*[\d.,]+(?:e[-+]?\d+)?\s*(?:%|[kmgb]|[a-z]{1,3}/s|ms|s)?|[-+]?(?:nan|inf(?:inity)?)", re.IGNORECASE
 )
-_IS_ID = re.compile(
+_IS_ID = compile_later(
     r"[0-9a-f]{7,64}|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|(?=[a-z]*\d)[a-z0-9]{8}"
     r"|[a-z]{0,12}[-_#]?\d{1,12}[a-z]?|[a-z]{2,16}-[a-z]{2,16}-\d{1,5}|-",
     re.IGNORECASE,
 )
-_IS_TIME = re.compile(
+_IS_TIME = compile_later(
     r"\d{4}-\d\d?-\d\d?(?:[t ].*)?|\d{1,2}[/.]\d{1,2}[/.]\d{2,4}.*|(?:\d+ days?,? ?)?\d{1,3}:\d\d(?::\d\d.*)?"
     r"|(?:\d+ ?(?:d|h|m|min|s|sec|days?|hours?|minutes?|seconds?)\b[ ,]*){1,4}(?:ago)?",
     re.IGNORECASE,
@@ -261,7 +262,7 @@ def _is_prose(cells: Sequence[str]) -> bool:
 # ------------------------------------------------------------------------------------------------ nested cells
 
 _MAX_NESTED = 50_000
-_NOT_A_NUMBER = re.compile(r"(?<=[:\[ ,])nan(?=[,}\] ])")
+_NOT_A_NUMBER = compile_later(r"(?<=[:\[ ,])nan(?=[,}\] ])")
 
 
 def nested_in(columns: Sequence[Sequence[str]]) -> list[int]:

@@ -24,6 +24,7 @@ from loopgraph_mcp.ingest.columns import MAX_COLUMNS, Columns
 from loopgraph_mcp.models import Direction, Move
 from loopgraph_mcp.ranking import directions
 from loopgraph_mcp.ranking.descriptions import is_baseline, is_rerun
+from loopgraph_mcp.text import compile_later
 
 MAX_ROWS = 100_000
 MAX_ALL_CELLS = 5_000_000
@@ -89,12 +90,12 @@ _STATUSES: tuple[tuple[RowStatus, str], ...] = (
     (RowStatus.DISCARD, r"discard|reject|revert|not?(?![a-z])|worse|drop|false|bad|lose|loss|regress|neutral|skip"),
     (RowStatus.KEEP, r"keep|kept|best|baseline|accept|improv|win|won|yes|true|good|success|new.?best"),
 )  # fmt: skip
-_UNDER_WAY = re.compile(r"running|scheduled|pending|queued|waiting|started|preempting|in.?progress|wip(?![a-z])")
+_UNDER_WAY = compile_later(r"running|scheduled|pending|queued|waiting|started|preempting|in.?progress|wip(?![a-z])")
 # How a tracker says that a run ended: nothing of these says whether its change was kept.
-_OVER = re.compile(r"finished|complete[d]?|done|ok|success\w*|succeeded")
-_STOPPED = re.compile(r"prun\w+|cancel\w*|preempted|aborted|stopped|early.?stop\w*")
-_KILLED = re.compile(r"killed")  # in a tracker by a person, in a results.tsv because it did not end
-_NO_EXPERIMENT = re.compile(
+_OVER = compile_later(r"finished|complete[d]?|done|ok|success\w*|succeeded")
+_STOPPED = compile_later(r"prun\w+|cancel\w*|preempted|aborted|stopped|early.?stop\w*")
+_KILLED = compile_later(r"killed")  # in a tracker by a person, in a results.tsv because it did not end
+_NO_EXPERIMENT = compile_later(
     r"no.?op(?![a-z])|blocked|refine\w*|pivot\w*|search(?:ed)?(?![a-z])|drift\w*|split(?![a-z])|info(?![a-z])|meta"
 )
 

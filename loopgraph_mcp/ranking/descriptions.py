@@ -12,6 +12,7 @@ from functools import cache, lru_cache
 
 from loopgraph_mcp.models import Move
 from loopgraph_mcp.ranking.knobs import ANY, PATTERNS
+from loopgraph_mcp.text import compile_later
 
 _MAX_CHARS = 400
 
@@ -28,9 +29,9 @@ def _patterns() -> tuple[tuple[str, re.Pattern[str]], ...]:
     return tuple((knob, re.compile(pattern)) for knob, pattern in PATTERNS.items())
 
 
-_PERCENT = re.compile(r" ?\bper ?cent\b")
-_GREEK = re.compile("[\u03b2\u03b5\u03bb]")  # the names of beta, epsilon and lambda, as knobs are written
-_HALVING = re.compile(r"\bhalv(?:e|ing)\b")
+_PERCENT = compile_later(r" ?\bper ?cent\b")
+_GREEK = compile_later("[\u03b2\u03b5\u03bb]")  # the names of beta, epsilon and lambda, as knobs are written
+_HALVING = compile_later(r"\bhalv(?:e|ing)\b")
 _FILLERS = frozenset({"a", "an", "and", "by", "change", "for", "from", "in", "of", "set", "the", "to", "try", "with"})
 
 _NUMBER = (
@@ -57,20 +58,22 @@ _OF_KNOB = (
     r"groups|kv|slightly|further|again|back|even|down|up|set|changed?|increased|reduced|raised|lowered))"
 )
 # As in `from 0.1 to 0.2`, `(0.1 -> 0.2`; `from default (0.1) to 0.2`; `= 0.2`; ` to 0.2`, `(p=0.2`.
-_FROM_TO = re.compile(rf"^{_WORD}{{0,3}}[\s(:=]*(?:from )?~?({_NUMBER})(?: [a-z]+)?{_ARROW}{_VALUE}")
-_FROM_WORDS = re.compile(
+_FROM_TO = compile_later(rf"^{_WORD}{{0,3}}[\s(:=]*(?:from )?~?({_NUMBER})(?: [a-z]+)?{_ARROW}{_VALUE}")
+_FROM_WORDS = compile_later(
     rf"^{_WORD}? from [a-z][a-z' -]{{0,40}}(?:\(~?({_NUMBER}|[a-z ]{{1,20}})\) ?(?:value )?)?to {_VALUE}"
 )
-_NEXT = re.compile(rf"^{_OF_KNOB}{{0,2}}[\s(=:~]*{_VALUE}(?!, ?[-+~]\d)")
-_TO = re.compile(rf"^{_OF_KNOB}{{0,2}}(?: ?\(?(?:p|p max|kv))? ?(?:to|=|->|:|of|at|is)(?: about| around)? ?{_VALUE}")
-_OLD = re.compile(rf"^,? \(?(?:from|instead of|rather than|was) ~?({_NUMBER})(?!{_UNLIKE_VALUE})")
-_FROM_TO_BEFORE = re.compile(rf"(?<![\w.+-])({_NUMBER}){_ARROW}{_VALUE}[ -]$")
-_BEFORE = re.compile(rf"(?<![\w.,+^*-])(?:\d+x)?({_NUMBER})[ -]?(?:(?:attention|kv|query|linear|transformer|total) )?$")
+_NEXT = compile_later(rf"^{_OF_KNOB}{{0,2}}[\s(=:~]*{_VALUE}(?!, ?[-+~]\d)")
+_TO = compile_later(rf"^{_OF_KNOB}{{0,2}}(?: ?\(?(?:p|p max|kv))? ?(?:to|=|->|:|of|at|is)(?: about| around)? ?{_VALUE}")
+_OLD = compile_later(rf"^,? \(?(?:from|instead of|rather than|was) ~?({_NUMBER})(?!{_UNLIKE_VALUE})")
+_FROM_TO_BEFORE = compile_later(rf"(?<![\w.+-])({_NUMBER}){_ARROW}{_VALUE}[ -]$")
+_BEFORE = compile_later(
+    rf"(?<![\w.,+^*-])(?:\d+x)?({_NUMBER})[ -]?(?:(?:attention|kv|query|linear|transformer|total) )?$"
+)
 _PAIR = rf"\(? ?({_NUMBER}) ?, ?({_NUMBER}) ?\)?"
-_PAIRS = re.compile(rf"^{_WORD}{{0,2}}[\s(:=]*(?:from |to )?{_PAIR}(?:{_ARROW}{_PAIR})?")
+_PAIRS = compile_later(rf"^{_WORD}{{0,2}}[\s(:=]*(?:from |to )?{_PAIR}(?:{_ARROW}{_PAIR})?")
 # Knobs that are counted: a fraction behind one is no value of it but a result.
-_COUNTED_NOUN = re.compile(r"layers?|(?:kv |attention )?heads?|mlp")  # its number is in front
-_PASSING = re.compile(r"(?:\(with|decay) $")  # `weight decay 0.1 to 0.2 (with LR 0.9)`, `decay LR to 0`
+_COUNTED_NOUN = compile_later(r"layers?|(?:kv |attention )?heads?|mlp")  # its number is in front
+_PASSING = compile_later(r"(?:\(with|decay) $")  # `weight decay 0.1 to 0.2 (with LR 0.9)`, `decay LR to 0`
 _FACTORS = frozenset({"init_scale", "mlp_ratio", "resid_lambda", "value_embed"})  # counted in `x`
 _LEAST_BETA2 = 0.9
 _DECIMALS_OF_RESULTS = 4
@@ -79,11 +82,11 @@ _WHOLE = frozenset(
     {"batch_size", "depth", "device_batch", "gqa", "head_dim", "muon_ns", "seq_len", "width", "window_size"}
 )
 
-_UP = re.compile(
+_UP = compile_later(
     r"\b(?:increas\w+|rais\w+|higher|larger|bigger|doubl\w+|longer|wider|deeper|more|add(?:s|ed|ing)?|enabl\w+|introduc\w+"
     r"|extend\w*|stronger|grow\w*|up|expand\w*|quadrupl\w+|triple|boost\w*)\b"
 )
-_DOWN = re.compile(
+_DOWN = compile_later(
     r"\b(?:decreas\w+|reduc\w+|lower\w*|smaller|halv\w+|half|shorter|narrower|shallower|fewer|less|remov\w+|disabl\w+|drop(?!out|path)\w*"
     r"|without|no|zero|cut|shrink\w*|weaker|thinner|delet\w+|down|lessen\w*|turn off|eliminat\w+|skip|quarter)\b"
 )
@@ -102,7 +105,7 @@ _KEPT = (
     r"gentle|high|improved|long|longer|low|more|new|now|optimised|optimized|our|previous|"
     r"proven|same|slower|smooth|stable|this|winning"
 )
-_ASIDE = re.compile(
+_ASIDE = compile_later(
     rf" at \d+[ -]?(?:d|dim|layers?|heads)\b"
     rf"| (?:to|in order to) (?:more )?(?:{_VERBS}).*"
     r"|,? (?:while|given|because|since|based on|keeping|combined with the|following|after|which|that|as|where) .*"
@@ -113,13 +116,13 @@ _ASIDE = re.compile(
     r"| [-+~]?[\d.]+ ?(?:(?:val )?bpb|nats|points?) (?:worse|better|lower|higher)\b.*"
     r"| (?:worse|regress\w*|improve[ds]?|better|best|no help|hurts?|marginal\w*|neutral|failed|slower|faster)\b.*"
 )
-_DASH = re.compile(" (?:\u2014|\u2013|-{1,2}|=>) |\u2014 ?|\\(exp ?[0-9]+\\)")
-_OUTCOME_NOTE = re.compile(
+_DASH = compile_later(" (?:\u2014|\u2013|-{1,2}|=>) |\u2014 ?|\\(exp ?[0-9]+\\)")
+_OUTCOME_NOTE = compile_later(
     r"\([^()]*\b(?:worse|better|best|slower|faster|oom|improv\w*|regress\w*|too|steps?|noise|crash\w*|fail\w*|nan|"
     r"preserved|unchanged|constant)\b"
     r"[^()]*\)"
 )
-_PREFIX = re.compile(
+_PREFIX = compile_later(
     r"^\s*(?:(?:agent|gpu|h|exp|experiment|idea|trial|run) ?#?\d+|combo|retry|retest|re-?run|new best|discard|keep)"
     r"\s*[:.)]\s*"
 )
@@ -326,12 +329,12 @@ def _direction(before: str, name: str, after: str, old: float | None, value: flo
     return 0
 
 
-_ACTIVATION = re.compile(
+_ACTIVATION = compile_later(
     r"swiglu|geglu|reglu|leaky relu(?: ?(?:\^ ?2|squared|sq|2\b))?|relu ?(?:\^ ?2|squared|sq|2\b)|squared[ -]?relu"
     r"|gelu|silu|swish|mish|relu|gated mlp|glu\b"
 )
-_LEFT_BEHIND = re.compile(r"(?:instead of|replac\w+|rather than|over|from) [^,;]*?(?:with|by|to|->|$)")
-_SQUARED_RELU = re.compile(r"relu ?(?:\^ ?2|squared|sq|2\b)|squared[ -]?relu")
+_LEFT_BEHIND = compile_later(r"(?:instead of|replac\w+|rather than|over|from) [^,;]*?(?:with|by|to|->|$)")
+_SQUARED_RELU = compile_later(r"relu ?(?:\^ ?2|squared|sq|2\b)|squared[ -]?relu")
 
 
 def _activation(text: str) -> str:
@@ -343,8 +346,8 @@ def _activation(text: str) -> str:
     return {"swish": "silu", "gated mlp": "glu"}.get(name, name)
 
 
-_COUNTED = re.compile(r"(?<!\d)(\d{1,3}) ?s ?\+ ?(\d{1,3}) ?l\b")  # so many short and so many long
-_PATTERN = re.compile(
+_COUNTED = compile_later(r"(?<!\d)(\d{1,3}) ?s ?\+ ?(\d{1,3}) ?l\b")  # so many short and so many long
+_PATTERN = compile_later(
     r"(?<![a-z])[sl]{2,12}(?![a-z])|(?:(?<=[=:>])|(?<=[=:>] )|(?<=pattern )|(?<=all-)|(?<=to ))[sl]\b"
 )
 

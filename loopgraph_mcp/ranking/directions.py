@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from loopgraph_mcp.models import Direction
+from loopgraph_mcp.text import compile_later
 
 
 class Origin(StrEnum):
@@ -54,10 +55,10 @@ _UNITS_OF_WORK = (
     "word|words|char|chars|byte|bytes|kb|mb|gb|kib|mib|gib|flop|flops|game|games|episodes?|updates?|examples"
 )
 _TIMES = "s|sec|secs|second|seconds|min|mins|minute|minutes|h|hr|hour|hours|day|ms|us|ns"
-_WORK_PER_TIME = re.compile(
+_WORK_PER_TIME = compile_later(
     rf"(?:^|[^a-z])(?:{_UNITS_OF_WORK})(?:[^a-z0-9]+(?:per[^a-z0-9]*)?|per)(?:{_TIMES})(?:$|[^a-z])"
 )
-_TIME_PER_WORK = re.compile(
+_TIME_PER_WORK = compile_later(
     rf"(?:^|[^a-z])(?:{_TIMES}|time)[^a-z0-9]*(?:per|/)[^a-z0-9]*(?:{_UNITS_OF_WORK})(?:$|[^a-z])"
 )
 # fmt: off
@@ -139,14 +140,14 @@ DIRECTION_KEYS = frozenset(
     {"direction", "metricdirection", "bestdirection", "optimizationdirection", "objectivedirection", "studydirection"}
     | {"directions", "better", "goal", "metricgoal", "optimize", "optimise", *_FLAGS}
 )
-_KEYED = re.compile(
+_KEYED = compile_later(
     rf"(?<![a-z]){_KEY}[\"'\])]*\s*(?:\([^()]{{0,60}}\)\s*)?(?:[:=]|\bis\b)\s*[\[\"'(]*(?:studydirection\.)?(?:(?P<up>{_UP})|(?P<down>{_DOWN}))(?![a-z])"
 )
-_IS_BETTER = re.compile(
+_IS_BETTER = compile_later(
     r"(?:(?P<up>higher|bigger|larger|greater|more|maximum)|(?P<down>lower|smaller|less|fewer|minimum))[ _-]"
     r"(?:values? )?(?:is|are)[ _-](?:the[ _-])?better(?P<no>[\"']?\s*[:=]\s*[\"']?(?:false|no|0)\b)?"
 )
-_FLAGGED = re.compile(
+_FLAGGED = compile_later(
     r"(?<![a-z])(?:(?P<up>maximi[sz]e)|(?P<down>minimi[sz]e))[\"']?\s*[:=]\s*[\"']?(?:(?P<yes>true|yes|1\b)|false|no\b|0\b)"
 )
 _MAX_COMMENT = 500
@@ -190,7 +191,7 @@ def agreed(values: Iterable[Direction | None]) -> Direction | None:
     return found.pop() if len(found) == 1 else None
 
 
-_MARKED = re.compile(
+_MARKED = compile_later(
     r"\s*[\[(]?\s*(?:(?P<up>[\u2191\u25b2\u2b06]|(?:higher|max\w*)(?: is better)?)"
     r"|(?P<down>[\u2193\u25bc\u2b07]|(?:lower|min\w*)(?: is better)?))\ufe0f?\s*[\])]?\s*$"
 )

@@ -7,6 +7,7 @@ from functools import lru_cache
 
 from loopgraph_mcp.models import Method, Move, SetConst, SetDefault, SetKwarg, SetLocal, all_ops
 from loopgraph_mcp.ranking.descriptions import read_moves, stripped
+from loopgraph_mcp.text import compile_later
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,16 +99,16 @@ def _pattern(method: Method) -> re.Pattern[str]:
 
 # ------------------------------------------------------------------------------------------------ passages
 
-_BESIDE = re.compile(r"related work|\breferences?\b|bibliograph|acknowledg|table of contents", re.IGNORECASE)
-_SET_AGAINST = re.compile(
+_BESIDE = compile_later(r"related work|\breferences?\b|bibliograph|acknowledg|table of contents", re.IGNORECASE)
+_SET_AGAINST = compile_later(
     r"\b(?:unlike|instead of|rather than|in contrast (?:to|with)|as opposed to|in place of|not|no|nor|neither|without|"
     r"except|replac\w+|such as|e\.g\.|including|for example|see|cf\.)\b[^.;:]{0,40}$",
     re.IGNORECASE,
 )
 _LOOK_BACK = 60
 _SHORT = 6  # letters of an acronym at most, and of a word that is a name only beside others of its method
-_WORD = re.compile(r"[a-z]{5,}")
-_PLAIN_WORD = re.compile(r"[^\W_]+")
+_WORD = compile_later(r"[a-z]{5,}")
+_PLAIN_WORD = compile_later(r"[^\W_]+")
 
 
 @dataclass(frozen=True, slots=True)

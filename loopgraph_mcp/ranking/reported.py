@@ -3,14 +3,16 @@
 import re
 from dataclasses import dataclass
 
-_SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z0-9(\"“])")
-_MEASURED = re.compile(
+from loopgraph_mcp.text import compile_later
+
+_SENTENCE = compile_later(r"(?<=[.!?])\s+(?=[A-Z0-9(\"“])")
+_MEASURED = compile_later(
     r"\b(?:perplexity|ppl|loss(?:es)?|bpb|bits[- ]per[- ](?:byte|character)|accuracy|error|scores?|bleu|throughput|"
     r"speed-?ups?|speed|latency|memory|flops?|(?:training|wall[- ]clock) (?:time|compute|steps)|steps|tokens)\b",
     re.IGNORECASE,
 )
 _NUMBER = r"-?\d+(?:[.,]\d+)*"
-_COMPARED = re.compile(
+_COMPARED = compile_later(
     rf"\bfrom\s+{_NUMBER}\s?%?\s+to\s+{_NUMBER}|"
     rf"\bby\s+(?:about |roughly |up to |over |~)?{_NUMBER}\s?(?:%|percent|\u00d7|x\b|points?\b|bits?\b|nats?\b)|"
     rf"{_NUMBER}\s?(?:%|percent)?\s+(?:lower|higher|better|worse|less|fewer|more|faster|slower|smaller)\b|"
@@ -18,8 +20,8 @@ _COMPARED = re.compile(
     rf"\b(?:improve|reduce|lower|increase|raise|cut|decrease)\w*\b[^.;]{{0,60}}\b(?:by|of)\s+{_NUMBER}",
     re.IGNORECASE,
 )
-_HEDGED = re.compile(r"\b(?:could|might|may|would|expect|hypothesi[sz]e|future work|assum)\w*", re.IGNORECASE)
-_SETTING = re.compile(
+_HEDGED = compile_later(r"\b(?:could|might|may|would|expect|hypothesi[sz]e|future work|assum)\w*", re.IGNORECASE)
+_SETTING = compile_later(
     r"\b\d+(?:\.\d+)?\s?[MB](?:illion|illion-parameter)?\b(?:[- ]param\w*)?|\bGPT-\d\w*|\bLLaMA[- ]?\d*\w*|\bC4\b|"
     r"\bOpenWebText\b|\bFineWeb[-\w]*|\bWikiText[-\w]*|\bThe Pile\b|\bSlimPajama\b|\bImageNet\b|\benwik8\b|\bT5[-\w]*|"
     r"\b(?:\d+ )?[HAV]100s?\b|\bTPU[- ]?v?\d*\b",

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from loopgraph_mcp.runner.lookalikes import quoted
 from loopgraph_mcp.runner.trainlog import lines_of, shows_progress
+from loopgraph_mcp.text import compile_later
 
 _LAST_LINES = 10  # of a program that raises no Python exception
 _LINES_AFTER = 40  # that launchers and atexit handlers print after the exception
@@ -19,18 +20,18 @@ _MAX_PATHS = 8  # paths of one message that are looked for on disk
 _NOT_EXECUTABLE, _NOT_FOUND = 126, 127  # what shells exit with
 
 # Each prints its rank or process before every line; the lines of several may alternate.
-_RANK = re.compile(r"\[(?:rank|default)?([0-9]{1,5})\]:? ?|\((?:[\w.:]{1,80} )?pid=([0-9]{1,10})[^)\n]{0,80}\) ?")
-_GROUP_BAR = re.compile(r" {0,40}(?:\| ?|\+-[-+0-9 ]*$)")  # the prefix of lines of an ExceptionGroup
+_RANK = compile_later(r"\[(?:rank|default)?([0-9]{1,5})\]:? ?|\((?:[\w.:]{1,80} )?pid=([0-9]{1,10})[^)\n]{0,80}\) ?")
+_GROUP_BAR = compile_later(r" {0,40}(?:\| ?|\+-[-+0-9 ]*$)")  # the prefix of lines of an ExceptionGroup
 _TRACEBACK = "Traceback (most recent call last):"
-_RAISED = re.compile(r"([A-Za-z_][\w.]{0,200})(?:: ?(.*))?$")
-_FRAME = re.compile(r'\s+File "([^"\n]{1,500})", line [0-9]+')
-_NODE_RAISED = re.compile(r"(?:Uncaught )?((?:[A-Z]\w{0,60})?Error)(?: \[([A-Z_]{1,60})\])?: (.*)$")
-_NODE_FRAME = re.compile(r"\s+at \S")
-_HANDLED = re.compile(r"Exception ignored |--- Logging error ---|Error in atexit")
-_THREAD = re.compile(r"Exception in thread ")
+_RAISED = compile_later(r"([A-Za-z_][\w.]{0,200})(?:: ?(.*))?$")
+_FRAME = compile_later(r'\s+File "([^"\n]{1,500})", line [0-9]+')
+_NODE_RAISED = compile_later(r"(?:Uncaught )?((?:[A-Z]\w{0,60})?Error)(?: \[([A-Z_]{1,60})\])?: (.*)$")
+_NODE_FRAME = compile_later(r"\s+at \S")
+_HANDLED = compile_later(r"Exception ignored |--- Logging error ---|Error in atexit")
+_THREAD = compile_later(r"Exception in thread ")
 
 # Errors that a program makes by itself, whatever their message says.
-_OWN_ERRORS = re.compile(
+_OWN_ERRORS = compile_later(
     r"Arithmetic|Assertion|Attribute|FloatingPoint|Indentation|Index|Key|Lookup|Name|NotImplemented|Overflow|Recursion"
     r"|Reference|Syntax|Tab|Type|UnboundLocal|Unicode(?:Decode|Encode)?|Value|ZeroDivision|Range|Eval"
 )
@@ -48,7 +49,7 @@ class _Rule:
 
 
 def _rule(what: str, fix: str, signs: str) -> _Rule:
-    return _Rule(what, fix, re.compile(signs, re.IGNORECASE))  # Go and Rust say the same in small letters
+    return _Rule(what, fix, compile_later(signs, re.IGNORECASE))  # Go and Rust say the same in small letters
 
 
 _NETWORK = _rule(
@@ -117,10 +118,10 @@ _RULES = (
         r"|NVIDIA-SMI has failed",
     ),
 )
-_PEERS = re.compile(  # one process of several says that another is gone, which has its own reason
+_PEERS = compile_later(  # one process of several says that another is gone, which has its own reason
     r"\bgloo\b|NCCL|TCPStore|c10d|ProcessGroup|Dist(?:Backend|Network|Store)Error|[Cc]onnection closed by peer"
 )
-_NETWORK_TYPES = re.compile(
+_NETWORK_TYPES = compile_later(
     r"(?:Connection(?:Error|RefusedError|ResetError|AbortedError|Timeout)|Connect(?:Error|Timeout)|ReadTimeout(?:Error)?"
     r"|WriteTimeout|PoolTimeout|ReadError|RemoteProtocolError|RemoteDisconnected|SSLError|SSLCertVerificationError"
     r"|ProxyError|gaierror|ChunkedEncodingError|NewConnectionError|MaxRetryError|NameResolutionError|ProtocolError"
@@ -129,42 +130,42 @@ _NETWORK_TYPES = re.compile(
     r"|ServiceUnavailable|TooManyRequests|OfflineModeIsEnabled|LocalEntryNotFoundError|CommError|URLError)"
 )
 # What libraries are known to raise as an error of the program.
-_KNOWN_AS_OWN = re.compile(
+_KNOWN_AS_OWN = compile_later(
     r"Torch not compiled with CUDA|\bfetch failed\b|Internet connection is on|Connection error, and we cannot find"
 )
-_TIMED_OUT = re.compile(r"timed out$|_ssl\.c:[0-9]+: ")
-_NO_MODULE = re.compile(r"No module named '?([\w.]{1,200})'?")
-_NO_PACKAGE = re.compile(
+_TIMED_OUT = compile_later(r"timed out$|_ssl\.c:[0-9]+: ")
+_NO_MODULE = compile_later(r"No module named '?([\w.]{1,200})'?")
+_NO_PACKAGE = compile_later(
     r"Cannot find (?:module|package) '([^'\n]{1,300})'|there is no package called .([\w.]{1,100})."
     r"|Package (\w{1,100}) not found"
     r"|no required module provides package ([\w./-]{1,200})|No matching distribution found for (\S{1,200})"
     r"|No package metadata was found for (\S{1,200})|The '([\w.-]{1,100})\S*' distribution was not found"
 )
-_NOT_INSTALLED = re.compile(
+_NOT_INSTALLED = compile_later(
     r"pip3? install|conda install|not installed|Missing optional dependency|not found in your environment"
 )
-_CANNOT_START = re.compile(
+_CANNOT_START = compile_later(
     r"command not found|^\S{1,100}: (?:line )?[0-9]{1,6}: \S{1,200}: not found$|^\S{0,100}sh: \S{1,200}: not found$"
     r"|can't open file .{1,300}No such file or directory|Failed to spawn|^(?:\S{0,100}/)?env: .{1,200}: No such file"
     r"|\bexec\w*: .{1,200}(?:not found|No such file|permission denied|format error)|bad interpreter|cannot execute",
     re.IGNORECASE,
 )
-_NO_FILE = re.compile(
+_NO_FILE = compile_later(
     r"no such file or directory|\bENOENT\b|does(?:n't| not) exist|not found|can(?:no|')t (?:find|open)|couldn't find"
     r"|unable to open|os error 2\)",
     re.IGNORECASE,
 )
-_QUOTED_PATH = re.compile(r"""['"`\u2018\u201c<]([^'"`\u2019\u201d<>\n]{1,500})['"`\u2019\u201d>]""")
-_BARE_PATH = re.compile(r"(?<![\w/.'\"-])((?:\.{0,2}/)?[\w.@+-]{1,200}(?:/[\w.@+-]{1,200}){0,30})(?![\w/])")
-_WARNING = re.compile(r"\bwarn", re.IGNORECASE)
-_WRAPPING_LINE = re.compile(
+_QUOTED_PATH = compile_later(r"""['"`\u2018\u201c<]([^'"`\u2019\u201d<>\n]{1,500})['"`\u2019\u201d>]""")
+_BARE_PATH = compile_later(r"(?<![\w/.'\"-])((?:\.{0,2}/)?[\w.@+-]{1,200}(?:/[\w.@+-]{1,200}){0,30})(?![\w/])")
+_WARNING = compile_later(r"\bwarn", re.IGNORECASE)
+_WRAPPING_LINE = compile_later(
     r"make(?:\[[0-9]+\])?: \*\*\*|npm (?:ERR!|error)(?! code| network| errno| request)|Node\.js v|wandb: |\s+at "
     r"|goroutine |note: |\s*[=-]{3,}\s*$"
     r"|\[[WI][0-9 ]|(?:[WIE][0-9]{4}|\[?ERROR\]?) .*(?:elastic|torch/distributed)"
     r"|ERROR:torch\.distributed|srun: "
 )
-_LATER_ERROR = re.compile(r"\W{0,3}(?:ERROR|FATAL|CRITICAL|[Ee]rror|[Ff]atal)\b[: ]")
-_ERROR_LINE = re.compile(
+_LATER_ERROR = compile_later(r"\W{0,3}(?:ERROR|FATAL|CRITICAL|[Ee]rror|[Ff]atal)\b[: ]")
+_ERROR_LINE = compile_later(
     r"error|fatal|panic|exception|fail|abort|segmentation fault|core dumped|assert|cannot|can't|unable|invalid"
     r"|mismatch",
     re.IGNORECASE,

@@ -19,6 +19,8 @@ _MISSING = re.compile(
     r"no such file|cannot find|can't (?:open|find)|cannot open|not found|no module named|does not exist|ENOENT",
     re.IGNORECASE,
 )
+# The second is said where a program moves a file of its own over one that is read-only to it.
+_READ_ONLY = re.compile(r"Read-only file system|\bEROFS\b|os error 30\)|Invalid cross-device link|\bEXDEV\b")
 _QUOTES = "'\"`\u2018\u2019"  # coreutils quote names in typographic marks
 _QUOTED = re.compile(f"[{_QUOTES}]([^{_QUOTES}]{{1,400}})[{_QUOTES}]")
 _AROUND = f"{_QUOTES}:,;()[]<>"
@@ -147,6 +149,16 @@ def missing_for_it(log_tail: str, workspace: Path, code: Path) -> str:
     outside = {"/".join(name.split("/")[: name.count("../") + 1]) for name in names if name.startswith("../")}
     link = json.dumps(sorted(outside) or names[:1])
     return f"{shown(names)} exists in your folder, not in the run's copy: add link = {link} to {CONFIG_NAME}"
+
+
+def read_only_for_it(log_tail: str, made: Made | None) -> str:
+    """Return what to say where a run may have tried to write what is only linked; empty where its log shows nothing."""
+    if made is None or not made.linked or _READ_ONLY.search(log_tail) is None:
+        return ""
+    return (
+        f"a run sees what is only linked into its folder ({shown(made.linked)}) read-only: let the program write to "
+        f"another folder, or name what it writes there under `ignore` in {CONFIG_NAME}"
+    )
 
 
 def _younger(folder: str, since_ns: int, skip: Callable[[str], bool]) -> Iterator[str]:

@@ -4,11 +4,11 @@ import re
 from collections.abc import Sequence
 from difflib import SequenceMatcher
 
-from loopgraph_mcp.text import plain_line
+from loopgraph_mcp.text import compile_later, plain_line
 
-_NAME = re.compile(r"[^\W\d_][\w./@%-]{0,60}")
-_NUMBER = re.compile(r"[0-9]")
-_WORD = re.compile(r"[a-z]+|[0-9]+")
+_NAME = compile_later(r"[^\W\d_][\w./@%-]{0,60}")
+_NUMBER = compile_later(r"[0-9]")
+_WORD = compile_later(r"[a-z]+|[0-9]+")
 _MAX_LINE = 400  # characters; longer lines are data
 _MAX_NAMES = 3_000  # each is compared with the metric's name
 _WORTH_SHOWING = 0.65  # likeness; `val_bbp` has 0.81 to `val_bpb`

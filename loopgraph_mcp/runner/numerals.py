@@ -3,6 +3,8 @@
 import re
 from enum import Enum
 
+from loopgraph_mcp.text import compile_later
+
 # A raw number, not yet understood. Spaces and apostrophes belong to it where they group three digits each: `1 234` may
 # be one number or two, so it is refused; `1 234,5` is one.
 RAW = (
@@ -18,14 +20,16 @@ UNIT = (
     r"|points?|tok(?:en)?s?|it|steps?|x|°C|W|J)"
 )
 
-_GROUPED = re.compile(r"[0-9]{1,3}(?:([,_'\u2019\u00a0\u2009\u202f])[0-9]{3})(?:\1[0-9]{3})*(\.[0-9]*)?")
-_POINTS_GROUP = re.compile(r"([0-9]{1,3}(?:[. '\u2019\u00a0\u2009\u202f][0-9]{3})+),([0-9]+)")
-_ONE_COMMA = re.compile(r"[0-9]+,[0-9]+")
-_LIKE_THOUSANDS = re.compile(r"[1-9][0-9]{0,2},[0-9]{3}")
-_NOT_DIGITS = re.compile(r"[^0-9]")
-_VALUE = re.compile(r"(?<![\w.,])(?<![0-9][:/-])[0-9][0-9.,]*+(?!:)")  # no time of day, as logging prints: 12:00:01,123
-_POINT = re.compile(r"[0-9]+\.[0-9]+")
-_SURELY_GROUPED = re.compile(r"[0-9]{1,3}(?:,[0-9]{3}){2,}(?:\.[0-9]+)?|[0-9]{1,3}(?:,[0-9]{3})+\.[0-9]+")
+_GROUPED = compile_later(r"[0-9]{1,3}(?:([,_'\u2019\u00a0\u2009\u202f])[0-9]{3})(?:\1[0-9]{3})*(\.[0-9]*)?")
+_POINTS_GROUP = compile_later(r"([0-9]{1,3}(?:[. '\u2019\u00a0\u2009\u202f][0-9]{3})+),([0-9]+)")
+_ONE_COMMA = compile_later(r"[0-9]+,[0-9]+")
+_LIKE_THOUSANDS = compile_later(r"[1-9][0-9]{0,2},[0-9]{3}")
+_NOT_DIGITS = compile_later(r"[^0-9]")
+_VALUE = compile_later(
+    r"(?<![\w.,])(?<![0-9][:/-])[0-9][0-9.,]*+(?!:)"
+)  # no time of day, as logging prints: 12:00:01,123
+_POINT = compile_later(r"[0-9]+\.[0-9]+")
+_SURELY_GROUPED = compile_later(r"[0-9]{1,3}(?:,[0-9]{3}){2,}(?:\.[0-9]+)?|[0-9]{1,3}(?:,[0-9]{3})+\.[0-9]+")
 
 
 class Comma(Enum):

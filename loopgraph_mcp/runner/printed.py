@@ -16,6 +16,7 @@ from loopgraph_mcp.models import Direction
 from loopgraph_mcp.runner.lookalikes import closest_lines, quoted
 from loopgraph_mcp.runner.numerals import RAW, UNIT, Comma, comma_in, read_number
 from loopgraph_mcp.runner.trainlog import lines_of, plain
+from loopgraph_mcp.text import compile_later
 
 _PIECE_BYTES = 2**20  # a log is read piece by piece, as it may have gigabytes
 _BLOCK_BYTES = 2**16  # more than any summary
@@ -29,14 +30,14 @@ _MAX_SHAPES = 10_000  # shapes of lines remembered; bounds the memory
 _MAX_SUMMARY = 200  # numbers of a summary that are stored
 _SPLITS = "train|training|val|valid|validation|eval|evaluation|test|testing|dev|holdout|held-out"
 # The part of the data comes before: `train: loss 1`, `[train] loss 1`, `{"split": "train", "loss": 1}`
-_SECTION = re.compile(
+_SECTION = compile_later(
     rf"(?:^|[^\w./-])({_SPLITS})[\"'\])}}]*[ \t]*[:|,;>{{(\])}}\u2502\u2503-]",
     re.IGNORECASE,
 )
-_SPLIT = re.compile(_SPLITS, re.IGNORECASE)
-_GIVEN_PART = re.compile(rf"[=:\"']({_SPLITS})[\"']?[ \t]+$", re.IGNORECASE)
+_SPLIT = compile_later(_SPLITS, re.IGNORECASE)
+_GIVEN_PART = compile_later(rf"[=:\"']({_SPLITS})[\"']?[ \t]+$", re.IGNORECASE)
 # Words before a name that are no part of it: what kind of line it is, or when.
-_TAGS = re.compile(
+_TAGS = compile_later(
     r"metric|results?|scores?|final|summary|info|debug|warn|warning|step|epoch|iter|iteration|the|at|and|with|has|got|of"
     r"|current|now|overall",
     re.IGNORECASE,
@@ -47,15 +48,15 @@ _LINE_ENDS = frozenset(["", "\n", " "])
 _PLAIN_ENDS = frozenset(["", "\n", ",", ";", ")", "]", "}"])
 _QUOTES = "\"'`*"
 _NO_NAME_BEFORE = frozenset("_/.@-#$\\&+")
-_RULE = re.compile(r"\s*-{3,}\s*")
-_NO_VALUE = re.compile(  # what follows a number that is no value
+_RULE = compile_later(r"\s*-{3,}\s*")
+_NO_VALUE = compile_later(  # what follows a number that is no value
     r"[-:][0-9A-Za-z]|/[0-9]{1,2}/[0-9]"  # a time, a range, a date
     r"| ?(?:->|=>|\u2192)"  # the value before a change
     r"| ?[\u00d7x*] ?10\b| (?:folds?|times|more|less|fewer)\b|\w"  # 1.5 x 10^-3, 5 folds, 0x1f
 )
-_MORE_TIME = re.compile(r" ?[0-9]{1,2} ?(?:m|s|min|sec)\b")  # 1 h 5 m
-_MORE_OF_LIST = re.compile(r",|[ \t]+[-+]?\.?[0-9]")  # [0.5, 0.6]; [0.5 0.6] of numpy; [1.2 ms 1.3 ms 1.4 ms]
-_UNIT_NEXT = re.compile(rf" ?({UNIT})(?![\w.])")
+_MORE_TIME = compile_later(r" ?[0-9]{1,2} ?(?:m|s|min|sec)\b")  # 1 h 5 m
+_MORE_OF_LIST = compile_later(r",|[ \t]+[-+]?\.?[0-9]")  # [0.5, 0.6]; [0.5 0.6] of numpy; [1.2 ms 1.3 ms 1.4 ms]
+_UNIT_NEXT = compile_later(rf" ?({UNIT})(?![\w.])")
 
 
 @dataclass(frozen=True, slots=True)

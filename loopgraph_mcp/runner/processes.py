@@ -4,6 +4,7 @@ A process is known by its pid and by when the kernel started it, in ticks since 
 with the clock: a step of 3 s made a live training look like another process.
 """
 
+import logging
 import os
 import signal
 import subprocess
@@ -17,13 +18,15 @@ from pathlib import Path
 
 import psutil
 
-from loopgraph_mcp.runner import kernel
+from loopgraph_mcp.runner import confinement, kernel
 
 MARKER = "LOOPGRAPH_EXPERIMENT"  # in the environment of a training, which what it starts inherits
 _TICKS = 2**34  # in five years, at 100 a second; a start is boot * _TICKS + ticks, which a float holds exactly
 _BOOTS = 2**18  # values of a hashed boot id; together with _TICKS 52 bits, which a float holds exactly
 _POLL_S = 0.02  # between looks at processes that were sent a signal
 _KILL_S = 5.0  # how long a group that forks while it is killed is followed
+
+logger = logging.getLogger("loopgraph.processes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,15 +176,44 @@ def start_supervisor(experiment_id: str, lock: int, environment: Mapping[str, st
 
 
 def start_training(
-    command: Sequence[str], cwd: Path, environment: Mapping[str, str], log_path: Path
+    command: Sequence[str],
+    cwd: Path,
+    environment: Mapping[str, str],
+    log_path: Path,
+    views: Sequence[confinement.View] = (),
 ) -> subprocess.Popen[bytes]:
     """Start a training process in a session and process group of its own, all output to its log.
 
-    It ends when the thread that called this does: call it on the main thread.
+    It ends when the thread that called this does: call it on the main thread. Where the system refuses to show it files
+    as `views` says, it starts and sees them as they are.
 
     Raises:
         OSError: The command cannot be started.
     """
+    enter = confinement.entering(views, cwd)
+    if enter is not None:
+        try:
+            return _start_training(command, cwd, environment, log_path, enter)
+        except subprocess.SubprocessError:  # raised before the command began
+            logger.info("this system lets a run write what is only linked into its folder, the store and other runs")
+    return _start_training(command, cwd, environment, log_path, None)
+
+
+def _start_training(
+    command: Sequence[str],
+    cwd: Path,
+    environment: Mapping[str, str],
+    log_path: Path,
+    enter: Callable[[], None] | None,
+) -> subprocess.Popen[bytes]:
+    die = kernel.dies_with_parent()
+
+    def before_it_begins() -> None:
+        if enter is not None:
+            enter()
+        if die is not None:
+            die()  # the kernel forgets it when a process enters a user namespace
+
     with log_path.open("ab") as log:
         return subprocess.Popen(  # noqa: S603 - the user's own run command, no shell
             list(command),
@@ -191,7 +223,7 @@ def start_training(
             start_new_session=True,
             env=dict(environment),
             cwd=cwd,
-            preexec_fn=kernel.dies_with_parent(),  # noqa: PLW1509 - it calls the kernel and takes no lock
+            preexec_fn=before_it_begins,  # noqa: PLW1509 - it calls the kernel and takes no lock
         )
 
 

@@ -4,19 +4,21 @@ import math
 import re
 from dataclasses import dataclass
 
-_STEP = re.compile(r"\b(?:step|iter(?:ation)?)[\"' :=]+([0-9]{1,12})", re.IGNORECASE)
-_PERCENT = re.compile(r"\(([0-9]{1,3}(?:\.[0-9]+)?)%\)")
-_LOSS = re.compile(
+from loopgraph_mcp.text import compile_later
+
+_STEP = compile_later(r"\b(?:step|iter(?:ation)?)[\"' :=]+([0-9]{1,12})", re.IGNORECASE)
+_PERCENT = compile_later(r"\(([0-9]{1,3}(?:\.[0-9]+)?)%\)")
+_LOSS = compile_later(
     r"\bloss[\"' :=]+([-+]?(?:[0-9]{1,20}(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]{1,3})?|nan|[-+]?inf)", re.IGNORECASE
 )
-_REMAINING = re.compile(r"\bremaining[ :=]+([0-9]{1,12}(?:\.[0-9]+)?)s")
+_REMAINING = compile_later(r"\bremaining[ :=]+([0-9]{1,12}(?:\.[0-9]+)?)s")
 # tqdm: `45%|####5     | 450/1000 [00:30<00:37, 14.8it/s, loss=2.31]`
-_BAR = re.compile(r"([0-9]{1,3})%\|[^|\n]{0,300}\| *([0-9]{1,12})/[0-9]{1,12} \[[0-9:]{1,12}<([0-9:]{1,12})")
+_BAR = compile_later(r"([0-9]{1,3})%\|[^|\n]{0,300}\| *([0-9]{1,12})/[0-9]{1,12} \[[0-9:]{1,12}<([0-9:]{1,12})")
 _MAX_LINE = 4_000  # characters; longer lines are data
 # Colours, titles and links vanish; what moves the cursor begins another line, as it overwrites what was there.
-_STYLE = re.compile(r"\x1b(?:\[[0-9;:]*[mK]|\[\?[0-9;]*[hl]|\][^\x07\x1b]{0,2000}(?:\x07|\x1b\\)|[()][0-9A-Za-z])")
-_MOVE = re.compile(r"\x1b(?:\[[0-9;:?]*[ -/]*[@-~]|[@-Z^-~=>78])|\x08+")
-_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
+_STYLE = compile_later(r"\x1b(?:\[[0-9;:]*[mK]|\[\?[0-9;]*[hl]|\][^\x07\x1b]{0,2000}(?:\x07|\x1b\\)|[()][0-9A-Za-z])")
+_MOVE = compile_later(r"\x1b(?:\[[0-9;:?]*[ -/]*[@-~]|[@-Z^-~=>78])|\x08+")
+_CONTROLS = compile_later(r"[\x00-\x08\x0b-\x1f\x7f]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,23 +47,31 @@ def lines_of(log: str) -> list[str]:
 
 def parse_progress(tail: str) -> Progress | None:
     """Return the newest progress line in the end of a log, or None."""
-    for line in reversed(lines_of(tail)):
-        loss = _LOSS.search(line)
-        if bar := _BAR.search(line):
-            return Progress(
-                step=int(bar.group(2)),
-                percent=float(bar.group(1)),
-                loss=float(loss.group(1)) if loss else None,
-                remaining_s=_seconds(bar.group(3)),
-            )
-        if step := _STEP.search(line):
-            percent, remaining = _PERCENT.search(line), _REMAINING.search(line)
-            return Progress(
-                step=int(step.group(1)),
-                percent=float(percent.group(1)) if percent else None,
-                loss=float(loss.group(1)) if loss else None,
-                remaining_s=float(remaining.group(1)) if remaining else None,
-            )
+    return next((found for line in reversed(lines_of(tail)) if (found := _progress(line)) is not None), None)
+
+
+def all_progress(log: str) -> list[Progress]:
+    """Return every progress line of a log, oldest first."""
+    return [found for line in lines_of(log) if (found := _progress(line)) is not None]
+
+
+def _progress(line: str) -> Progress | None:
+    loss = _LOSS.search(line)
+    if bar := _BAR.search(line):
+        return Progress(
+            step=int(bar.group(2)),
+            percent=float(bar.group(1)),
+            loss=float(loss.group(1)) if loss else None,
+            remaining_s=_seconds(bar.group(3)),
+        )
+    if step := _STEP.search(line):
+        percent, remaining = _PERCENT.search(line), _REMAINING.search(line)
+        return Progress(
+            step=int(step.group(1)),
+            percent=float(percent.group(1)) if percent else None,
+            loss=float(loss.group(1)) if loss else None,
+            remaining_s=float(remaining.group(1)) if remaining else None,
+        )
     return None
 
 

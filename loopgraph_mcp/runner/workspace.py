@@ -82,6 +82,7 @@ class _Declared(BaseModel):
     trust_reports: bool = False
     verify: list[str] = Field(default_factory=list)
     suspicious_factor: float | None = Field(default=None, gt=1)
+    confine: bool = True
 
 
 class _Config(BaseModel):
@@ -117,6 +118,7 @@ class Workspace:
         trust_reports: Whether a metric that an agent reports without its log counts as evidence.
         verify: What measures a run again before it is kept, from the state that it left; empty for nothing.
         suspicious_factor: How many times better than the best so far a value may be; None for the metric's default.
+        confine: Whether a run sees read-only what is only linked, the store and other runs, where the system allows.
     """
 
     path: Path
@@ -141,6 +143,7 @@ class Workspace:
     trust_reports: bool = False
     verify: tuple[str, ...] = ()
     suspicious_factor: float | None = None
+    confine: bool = True
 
     @property
     def editable_path(self) -> Path:
@@ -214,6 +217,7 @@ def load_workspace(path: Path) -> Workspace:
         trust_reports=declared.trust_reports,
         verify=tuple(declared.verify),
         suspicious_factor=declared.suspicious_factor,
+        confine=declared.confine,
     )
 
 

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import uvicorn
 from mcp.server import MCPServer
@@ -32,7 +32,7 @@ from loopgraph_mcp import auth
 from loopgraph_mcp.api.loopgraph import LoopGraph
 from loopgraph_mcp.auth import Allowance, Grant
 from loopgraph_mcp.config import HttpOptions, Settings
-from loopgraph_mcp.errors import ConfigError
+from loopgraph_mcp.errors import ConfigError, LoopGraphError
 from loopgraph_mcp.server.background import running
 from loopgraph_mcp.server.callers import GRANT
 from loopgraph_mcp.server.metrics import Metrics
@@ -40,6 +40,9 @@ from loopgraph_mcp.server.oauth import SCOPE_PREFIX, Issuer
 from loopgraph_mcp.server.tools import loop_tools
 from loopgraph_mcp.store import experiments, tokens
 from loopgraph_mcp.store.database import Database, text_hash
+
+if TYPE_CHECKING:
+    from loopgraph_mcp.web.page import Page
 
 PATH = "/mcp"
 FIRST_TOKEN = "default"  # noqa: S105 - its name, not its secret
@@ -153,6 +156,7 @@ class Gate:
     Args:
         doorkeeper: None where no token is asked for.
         challenge: How a refused caller can authenticate.
+        page: The page for people; None without its extra.
     """
 
     app: ASGIApp
@@ -161,6 +165,7 @@ class Gate:
     challenge: str
     metrics: Metrics
     sessions: "Sessions"
+    page: "Page | None" = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, or refuse it."""
@@ -229,8 +234,15 @@ class Gate:
             return wrong
         if self.doorkeeper is None or scope["path"] in _OPEN_PATHS or scope["path"].startswith(_METADATA):
             return None
+        if self.page is not None and request.url.path.startswith(self.page.open_paths):
+            return None
         scheme, _, secret = request.headers.get("authorization", "").partition(" ")
-        if len(request.headers.getlist("authorization")) != 1 or scheme.lower() != "bearer":
+        if self.page is not None and not scheme and self.page.answers(request.url.path):
+            if (visit := self.page.visitor(request)) is None:
+                wants_page = "text/html" in request.headers.get("accept", "")
+                return self.page.sign_in() if wants_page else self._unauthorized("sign in at /", error="")
+            scheme, secret = "bearer", visit
+        elif len(request.headers.getlist("authorization")) != 1 or scheme.lower() != "bearer":
             return self._unauthorized("send a bearer token: Authorization: Bearer …", error="")
         try:
             grant = await self.doorkeeper.grant(secret.strip())
@@ -274,7 +286,7 @@ class Sessions:
         """Give why a request may open no session; None where it may, or opens none."""
         headers = dict(scope["headers"])
         version = headers.get(b"mcp-protocol-version", b"").decode("latin-1")
-        opens = scope["method"] == "POST" and b"mcp-session-id" not in headers
+        opens = scope["path"] == PATH and scope["method"] == "POST" and b"mcp-session-id" not in headers
         if not opens or grant is None or (version and version not in HANDSHAKE_PROTOCOL_VERSIONS):
             yield None
             return
@@ -496,6 +508,12 @@ def application(
 
     for path, endpoint in (("/health", health), ("/ready", ready), ("/metrics", prometheus)):
         app.router.routes.append(Route(path, endpoint, methods=["GET"]))
+    page = _page(graph, options, doorkeeper)
+    if page is None:
+        app.router.routes.append(Route("/", _no_page))
+    else:
+        app.router.routes += page.routes()
+        app.add_exception_handler(LoopGraphError, page.failed)
     challenge = ""
     if (oauth := graph.settings.oauth) is not None and doorkeeper is not None:
         resource_url = AnyHttpUrl(oauth.audience)
@@ -503,7 +521,26 @@ def application(
         app.router.routes += create_protected_resource_routes(resource_url, [AnyHttpUrl(oauth.issuer)], scopes)
         challenge = f'resource_metadata="{build_resource_metadata_url(resource_url)}"'
     sessions = Sessions(server.session_manager)
-    return Gate(app, TransportSecurityMiddleware(names), doorkeeper, challenge, metrics, sessions)
+    return Gate(app, TransportSecurityMiddleware(names), doorkeeper, challenge, metrics, sessions, page)
+
+
+def _page(graph: LoopGraph, options: HttpOptions, doorkeeper: Doorkeeper | None) -> "Page | None":
+    """Return the page for people, whose visitors are let in by the tokens; None without the extra that it needs."""
+    try:
+        from loopgraph_mcp.web.page import Page  # noqa: PLC0415 - an extra
+    except ImportError:
+        return None
+    from loopgraph_mcp.web.door import Door  # noqa: PLC0415 - likewise
+
+    async def admits(secret: str) -> bool:
+        return doorkeeper is not None and await doorkeeper.grant(secret) is not None
+
+    door = Door(f"loopgraph_{options.port}", secure=options.tls_cert is not None)
+    return Page(graph, door, None if doorkeeper is None else admits)
+
+
+async def _no_page(_: Request) -> Response:
+    return PlainTextResponse("the page needs an extra: pip install 'loopgraph-mcp[ui]'\n", 501)
 
 
 async def _doorkeeper(graph: LoopGraph, say: Callable[[str], None]) -> Doorkeeper:

@@ -294,6 +294,32 @@ async def list_experiments(db: Database, workspace: str, *, limit: int) -> list[
     return [_row(row) for row in rows]
 
 
+async def changed_experiments(
+    db: Database, workspace: str, *, after: int, decided_after: int, live: Sequence[str]
+) -> list[ExperimentRow]:
+    """Return a workspace's experiments behind a place, those decided on since with their replicates, and some by id.
+
+    Args:
+        db: The store.
+        workspace: The workspace's id.
+        after: Place of the newest experiment that is known; 0 for all of them.
+        decided_after: Place of the newest decision that is known.
+        live: Experiments that were not over when they were read.
+    """
+    rows = await db.reader.execute_fetchall(
+        f"""
+        {_SELECT} WHERE context.workspace_id = :workspace AND (
+            experiment.row > :after OR experiment.id IN (SELECT value FROM json_each(:live))
+            OR (experiment.context_id, experiment.group_key) IN (
+                SELECT told.context_id, told.group_key FROM decision JOIN experiment AS told
+                ON told.id = decision.experiment_id WHERE decision.row > :decided))
+        ORDER BY experiment.row
+        """,  # noqa: S608 - no input
+        {"workspace": workspace, "after": after, "decided": decided_after, "live": json.dumps(list(live))},
+    )
+    return [_row(row) for row in rows]
+
+
 async def live_experiments(db: Database) -> list[ExperimentRow]:
     """Return the experiments that are queued or running, oldest first."""
     # By +row, not row: else SQLite goes through all experiments in that order, and not through the few of the index.
@@ -349,6 +375,17 @@ async def runs_of_group_elsewhere(db: Database, context_id: str, group_key: str)
         {"context": context_id, "first": f"{program}.", "last": f"{program}/", "key": group_key},
     )
     return [_row(row) for row in rows]
+
+
+async def first_program(db: Database, context_id: str) -> str | None:
+    """Return the hash of the first program that was measured in a context, or None."""
+    rows = await db.reader.execute_fetchall(
+        "SELECT program_hash FROM experiment JOIN outcome ON outcome.experiment_id = experiment.id "
+        "WHERE context_id = :context AND outcome.metric_value IS NOT NULL AND program_hash IS NOT NULL "
+        "ORDER BY outcome.rowid LIMIT 1",
+        {"context": context_id},
+    )
+    return next((str(row["program_hash"]) for row in rows), None)
 
 
 async def add_inputs(db: Database, inputs_hash: str, files: Mapping[str, str]) -> None:

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from loopgraph_mcp.agents import bench, plots
+from loopgraph_mcp.agents import bench
 from loopgraph_mcp.agents.plan import Plan
 from loopgraph_mcp.agents.stats import Point, Trial, compare, estimate, reached
 from loopgraph_mcp.config import Settings
 from loopgraph_mcp.errors import ConfigError
+from loopgraph_mcp.web import charts, drawing
 
 
 def trial(arm: str, seed: int, *bests: float | None) -> Trial:
@@ -60,11 +61,13 @@ def test_an_interval_holds_the_mean_and_narrows_with_seeds() -> None:
     assert estimate([]) is None
 
 
-def test_a_plot_is_valid_and_names_its_arms() -> None:
-    drawn = plots.draw({"none": [[(0, 2.0), (1, 1.9)], [(0, 2.1), (1, 2.1)]], "a<b": [[(0, 2.0)]]}, across="x", up="y")
+def test_a_chart_of_arms_is_valid_and_names_them() -> None:
+    pytest.importorskip("vl_convert", reason="the extra ui draws charts")
+    curves = {"none": [[(0.0, 2.0), (1.0, 1.9)], [(0.0, 2.1), (1.0, 2.1)]], "a<b": [[(0.0, 2.0)]]}
+    drawn = drawing.svg(charts.arms(curves, across="x", up="y"))
     texts = [each.text for each in ET.fromstring(drawn).iter() if each.text]
     assert {"none", "a<b", "x", "y"} <= set(texts)
-    ET.fromstring(plots.draw({"none": [[]]}, across="x", up="y"))
+    ET.fromstring(drawing.svg(charts.arms({"none": [[]]}, across="x", up="y")))
 
 
 async def test_both_arms_run_in_turns_and_everything_is_written_down(settings: Settings, tmp_path: Path) -> None:

@@ -208,7 +208,7 @@ def test_prices_count_cached_tokens_apart_and_the_users_table_first(tmp_path: Pa
     price = find_price("openai/gpt-4o-mini-2024-07-18")
     assert price is not None
     assert price.cost_usd(Usage(1_000_000, 100_000, cached=400_000)) == pytest.approx(0.09 + 0.03 + 0.06)
-    assert find_price("gpt-4o-mini-audio") is None
+    assert find_price("gpt-4o-mini-of-mine") is None
     assert price.cost_usd(Usage(10, 10, cost_usd=0.5)) == 0.5
     (tmp_path / "own.toml").write_text('[models]\n"gpt-4o-mini" = { prompt = 1, completion = 2 }\n')
     assert find_price("gpt-4o-mini", tmp_path / "own.toml") == Price(prompt=1, completion=2)

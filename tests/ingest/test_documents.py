@@ -222,6 +222,27 @@ $$
     ]
 
 
+def test_markdown_keeps_formulas_and_what_restructured_text_writes() -> None:
+    source = """Title
+~~~~~
+.. code-block:: python
+   :linenos:
+
+   x = 1
+
+$$
+a
+- b
+$$ where $x_{i}\\{y\\}$
+"""
+    assert [(b.kind, b.section, b.text) for b in markdown.read(source).blocks] == [
+        ("heading", "Title", "Title"),
+        ("code", "Title", "x = 1"),
+        ("equation", "Title", "a - b"),
+        ("text", "Title", r"where $x_{i}\{y\}$"),
+    ]
+
+
 # --------------------------------------------------------------------------------------------------------- code
 
 

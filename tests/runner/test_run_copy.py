@@ -19,7 +19,7 @@ from loopgraph_mcp.api.loopgraph import LoopGraph
 from loopgraph_mcp.code.hashes import tree_hash
 from loopgraph_mcp.errors import WorkspaceError
 from loopgraph_mcp.models import OutcomeKind
-from loopgraph_mcp.runner import contents
+from loopgraph_mcp.runner import confinement, contents
 from loopgraph_mcp.runner.inputs import changed_links, drop_copies, only_with_the_user, read_made
 from loopgraph_mcp.runner.run_copy import CopyPlan, make_copy, plan_copy, snapshot
 from loopgraph_mcp.runner.workspace import load_workspace
@@ -716,11 +716,31 @@ async def test_a_run_that_changes_what_is_linked_is_void_and_names_it(
     graph: LoopGraph, full: Path, tmp_path: Path, deed: str
 ) -> None:
     names = ["../input/x.txt", "corpus.bin"] if deed in {"truncates", "chmods"} else ["../input/x.txt"]
+    let_write(full)
     done = await run(graph, f"for NAME in {names!r}: exec({DEEDS[deed]!r})")
     assert done.outcome is OutcomeKind.VOID
     assert "YOUR FILES CHANGED" in done.reason
     assert all(name.removesuffix("/x.txt") in done.reason for name in names)
     assert done.metric_value is None
+
+
+@pytest.mark.skipif(not confinement.is_allowed(), reason="this system refuses mount namespaces")
+@pytest.mark.parametrize("deed", list(DEEDS))
+async def test_what_is_linked_cannot_be_changed_where_the_system_allows(
+    graph: LoopGraph, full: Path, tmp_path: Path, deed: str
+) -> None:
+    before = [state_of(folder) for folder in (full, tmp_path / "input", tmp_path / "outer")]
+    done = await run(graph, f"for NAME in ['../input/x.txt', 'corpus.bin', 'far/x.txt']: exec({DEEDS[deed]!r})")
+    assert [state_of(folder) for folder in (full, tmp_path / "input", tmp_path / "outer")] == before
+    if done.outcome is not OutcomeKind.FINISHED:  # it may have replaced its link, which is its own
+        assert done.outcome is OutcomeKind.INTERRUPTED, done.reason
+        assert "read-only: let the program write to another folder" in done.reason
+
+
+def let_write(folder: Path) -> None:
+    """Declare that runs may write what is only linked, as on systems that refuse namespaces."""
+    with (folder / "loopgraph.toml").open("a") as config:
+        config.write("confine = false\n")
 
 
 async def run(graph: LoopGraph, code: str) -> Any:
@@ -754,6 +774,7 @@ async def test_a_file_that_the_copy_lacks_is_named_with_what_to_declare(graph: L
 
 
 async def test_what_a_run_without_its_supervisor_did_is_said(graph: LoopGraph, full: Path) -> None:
+    let_write(full)
     started = await graph.run_experiment(
         wait_s=0,
         patch='@@ @@\n-SLEEP_S = 0.05\n-STEPS = 3\n-MISHAP = ""\n+SLEEP_S = 0.05\n+STEPS = 3\n'
