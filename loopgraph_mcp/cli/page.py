@@ -34,7 +34,7 @@ def ui(
     def ready(link: str) -> None:
         opened = browser and webbrowser.open(link)
         render.say(f"The page{' is open' if opened else ''}; this link is good once, for ten minutes:\n{link}")
-        render.errors.print("[dim]Ctrl-C ends the page; the runs go on[/]", highlight=False)
+        render.errors.print("[dim]Ctrl-C ends the page; runs continue[/]", highlight=False)
 
     asyncio.run(serve.serve(_settings(), port=port, ready=ready))
 
@@ -63,9 +63,9 @@ async def _write(settings: Settings, folder: Path, file: Path, *, named: bool) -
         found = next((each.id for each in known if each.path == str(folder)), None)
         if found is None and (named or not known):
             raise NotFoundError(f"{folder}: no experiments yet; `loopgraph run --description baseline` makes the first")
-        told = await report.gather(graph, found)
-    report.write(told, file)
-    return told.headline
+        gathered = await report.gather(graph, found)
+    report.write(gathered, file)
+    return gathered.headline
 
 
 def _settings() -> Settings:
