@@ -17,6 +17,7 @@ PACKAGE_DIR = Path(__file__).parent
 BUNDLED_DIR = PACKAGE_DIR / "_bundled"
 ARXIV_URL = "https://export.arxiv.org"
 GITHUB_URL = "https://api.github.com"
+DEFAULT_HOME = user_data_path("loopgraph", appauthor=False)
 
 
 def bundled(name: str) -> Path:
@@ -180,7 +181,7 @@ def read_settings(environment: Mapping[str, str], cwd: Path) -> Settings:
         except (OSError, RuntimeError, ValueError) as error:
             raise ConfigError(f"{value[:80]!a}: is not a valid path ({str(error)[:80]}); name another") from error
 
-    home = path(value) if (value := get("HOME")) else user_data_path("loopgraph", appauthor=False)
+    home = path(value) if (value := get("HOME")) else DEFAULT_HOME
     wanted = (get("LOG_LEVEL") or "WARNING").upper()
     level = next((known for known in _LOG_LEVELS if known == wanted), None)
     if level is None:

@@ -1,4 +1,4 @@
-"""The error tree: every error LoopGraph raises on purpose, with a message that names the next step.
+"""The error tree: every error LoopGraph raises on purpose, with what failed and the next step.
 
     LoopGraphError
     ├── ConfigError        settings or loopgraph.toml say something that cannot be
@@ -16,9 +16,18 @@
 Expected results (no hit, a crashed run, an edit that does not fit) are values, not errors.
 """
 
+from loopgraph_mcp.models import NextStep
+
 
 class LoopGraphError(Exception):
-    """The root: catching it catches everything LoopGraph raises on purpose."""
+    """The root: catching it catches everything LoopGraph raises on purpose.
+
+    Where another verb is the way on, `next_step` names it, and a renderer words it behind the message.
+    """
+
+    def __init__(self, message: str = "", *, next_step: NextStep | None = None) -> None:
+        super().__init__(message)
+        self.next_step = next_step
 
 
 class ConfigError(LoopGraphError):

@@ -1,8 +1,12 @@
 """The loop's types: methods and recipes, edits, experiments, outcomes, verdicts."""
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, ValidationInfo
 
 # ---------------------------------------------------------------------------------------------- metric
 
@@ -67,6 +71,41 @@ class SharedOutcome:
 
 KnobValue = int | float | str
 
+# A pack is somebody else's text that ends up in terminals and prompts: nothing in it may move the cursor or hide.
+_UNSEEN = r"\p{Cc}\p{Zl}\p{Zp}\u202a-\u202e\u2066-\u2069"
+ONE_LINE = rf"^[^{_UNSEEN}]*$"
+Line = Annotated[str, Field(min_length=1, max_length=200, pattern=ONE_LINE)]
+Text = Annotated[str, Field(min_length=1, max_length=4_000, pattern=rf"^([^{_UNSEEN}]|[\n\t])*$")]
+Number = Annotated[int, Field(ge=-(2**63), lt=2**63)] | Annotated[float, Field(allow_inf_nan=False)]
+_KNOB_NAME = r"^[a-z][a-z0-9_]*$"
+_NAME = r"[A-Za-z_][A-Za-z0-9_]*"
+
+
+def _foreign(kind: Any) -> BeforeValidator:
+    """Return a check of what somebody else wrote, read with a context; what the store holds passed it before."""
+    adapter: TypeAdapter[Any] = TypeAdapter(kind, config=ConfigDict(strict=True))
+
+    def check(value: Any, info: ValidationInfo) -> Any:
+        if info.context is None:
+            return value
+        try:
+            return adapter.validate_python(value)
+        except ValidationError as error:
+            raise ValueError(error.errors()[0]["msg"]) from error
+
+    return BeforeValidator(check)
+
+
+_Line = Annotated[str, _foreign(Line)]
+_Text = Annotated[str, _foreign(Text)]
+_Identifier = Annotated[str, _foreign(Annotated[str, Field(pattern=rf"^{_NAME}$")])]
+_Dotted = Annotated[str, _foreign(Annotated[str, Field(pattern=rf"^{_NAME}(\.{_NAME})*$")])]
+_Place = Annotated[str, _foreign(Annotated[str, Field(pattern=rf"^({_NAME}(\.{_NAME})*)?$")])]  # empty: the module
+_Word = Annotated[str, _foreign(Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$", max_length=60)])]
+_Remark = Annotated[str, _foreign(Annotated[str, Field(max_length=200, pattern=ONE_LINE)])]
+_Codes = Annotated[tuple[_Text, ...], _foreign(Annotated[list[Any], Field(max_length=20)])]
+_MANY = _foreign(Annotated[list[Any], Field(max_length=50)])
+
 
 @dataclass(frozen=True, slots=True)
 class Knob:
@@ -84,82 +123,108 @@ class Knob:
 class SetConst:
     """Give the constant `name` a new value: one of the module, else one dataclass field or argparse default."""
 
-    name: str
-    value: str
+    name: _Identifier
+    value: _Line
+    op: Literal["set_const"] = "set_const"
 
 
 @dataclass(frozen=True, slots=True)
 class SetLocal:
     """Give the local `name`, assigned once in the function `scope`, a new value."""
 
-    scope: str
-    name: str
-    value: str
+    scope: _Dotted
+    name: _Identifier
+    value: _Line
+    op: Literal["set_local"] = "set_local"
 
 
 @dataclass(frozen=True, slots=True)
 class SetDefault:
     """Give the parameter `name` of the function `scope` a new default."""
 
-    scope: str
-    name: str
-    value: str
+    scope: _Dotted
+    name: _Identifier
+    value: _Line
+    op: Literal["set_default"] = "set_default"
 
 
 @dataclass(frozen=True, slots=True)
 class SetKwarg:
     """Give the keyword `name` of the one call of `call` in the function `scope` a new value."""
 
-    scope: str
-    call: str
-    name: str
-    value: str
+    scope: _Place
+    call: _Identifier
+    name: _Identifier
+    value: _Line
+    op: Literal["set_kwarg"] = "set_kwarg"
 
 
 @dataclass(frozen=True, slots=True)
 class ReplaceStmt:
     """Put `new` in place of the one statement in `scope` whose syntax tree equals `old`'s."""
 
-    scope: str
-    old: str
-    new: str
+    scope: _Place
+    old: _Text
+    new: _Text
+    op: Literal["replace_stmt"] = "replace_stmt"
 
 
 @dataclass(frozen=True, slots=True)
 class InsertAfter:
     """Put `code` behind the one statement in `scope` whose syntax tree equals `anchor`'s."""
 
-    scope: str
-    anchor: str
-    code: str
+    scope: _Place
+    anchor: _Text
+    code: _Text
+    op: Literal["insert_after"] = "insert_after"
 
 
 @dataclass(frozen=True, slots=True)
 class AddMethod:
     """Put the function `code` at the end of the class `scope`."""
 
-    scope: str
-    code: str
+    scope: _Dotted
+    code: _Text
+    op: Literal["add_method"] = "add_method"
 
 
 RecipeOp = SetConst | SetLocal | SetDefault | SetKwarg | ReplaceStmt | InsertAfter | AddMethod
+
+
+def _written_now(told: Any) -> Any:
+    """Return an op as it is written today: stores before wrote `SetConst`; a scope may be left out."""
+    if not isinstance(told, dict) or not isinstance(told.get("op"), str):
+        return told
+    kind = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", told["op"]).lower()
+    return {**({"scope": ""} if kind in {"set_kwarg", "replace_stmt", "insert_after"} else {}), **told, "op": kind}
+
+
+_Op = Annotated[Annotated[RecipeOp, Field(discriminator="op")], BeforeValidator(_written_now)]
+_Ops = Annotated[tuple[_Op, ...], _MANY]
 
 
 @dataclass(frozen=True, slots=True)
 class Mark:
     """A condition on a file: code that a scope contains, and code that it does not; without a scope, anywhere."""
 
-    has: tuple[str, ...] = ()
-    lacks: tuple[str, ...] = ()
-    scope: str = ""
-    why: str = ""
+    has: _Codes = ()
+    lacks: _Codes = ()
+    scope: _Place = ""
+    why: _Remark = ""
+
+
+def _sign(told: Any) -> Any:
+    """Return a sign with its mark apart: a pack's file writes both in one table."""
+    if not isinstance(told, dict) or "mark" in told:
+        return told
+    return {"state": told.get("state", "present"), "mark": {key: told[key] for key in told if key != "state"}}
 
 
 @dataclass(frozen=True, slots=True)
 class Sign:
     """A mark of a method in another form (`present`), or of what is in its way (`conflicting`)."""
 
-    state: str
+    state: Literal["present", "conflicting"]
     mark: Mark
 
 
@@ -167,22 +232,31 @@ class Sign:
 class Variant:
     """One way to make a part of an edit, for files that meet its needs; the first of a part that fits is taken."""
 
-    ops: tuple[RecipeOp, ...]
+    ops: _Ops = ()
     needs: tuple[Mark, ...] = ()
-    part: str = ""
+    part: _Remark = ""
+
+
+def _pairs(told: Any) -> Any:
+    return tuple(told.items()) if isinstance(told, Mapping) else told
+
+
+_Setting = tuple[
+    Annotated[str, _foreign(Annotated[str, Field(pattern=_KNOB_NAME)])], Annotated[KnobValue, _foreign(Number | Line)]
+]
 
 
 @dataclass(frozen=True, slots=True)
 class Companion:
     """A change that goes well with a method: its own ops, or another method's with some knob values."""
 
-    name: str
-    why: str
-    required: bool = False
-    ops: tuple[RecipeOp, ...] = ()
+    name: _Word
+    why: _Line
+    required: Annotated[bool, _foreign(bool)] = False
+    ops: _Ops = ()
     needs: tuple[Mark, ...] = ()
     method: str = ""
-    knobs: tuple[tuple[str, KnobValue], ...] = ()
+    knobs: Annotated[tuple[_Setting, ...], BeforeValidator(_pairs)] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,15 +264,18 @@ class Recipe:
     """How a method becomes an edit: ops that each match exactly once, in a dotted scope such as `GPT.forward`.
 
     `{knob}` in an op's code is the knob's value; `{current}` in a value is the present expression; `{_x}` is
-    a variable and `{__x}` an expression that the pattern finds. docs/method-packs.md describes each field.
+    a variable and `{__x}` an expression that the pattern finds. docs/method-packs.md describes each field. This
+    is its one schema: packs, calls and the store are read through it.
     """
 
-    ops: tuple[RecipeOp, ...]
+    # A list becomes a tuple, also within the tables of a pack, which are strict; the parts check their own types.
+    __pydantic_config__: ClassVar = ConfigDict(strict=False)
+    ops: _Ops = ()
     conflicts: tuple[str, ...] = ()
     needs: tuple[Mark, ...] = ()
-    detect: tuple[Sign, ...] = ()
-    variants: tuple[Variant, ...] = ()
-    companions: tuple[Companion, ...] = ()
+    detect: tuple[Annotated[Sign, BeforeValidator(_sign)], ...] = ()
+    variants: Annotated[tuple[Variant, ...], _MANY] = ()
+    companions: Annotated[tuple[Companion, ...], _MANY] = ()
 
 
 def all_ops(recipe: Recipe) -> list[RecipeOp]:
@@ -421,7 +498,7 @@ class Context:
         return self.device.split(":", 1)[0]
 
 
-class State(StrEnum):
+class RunState(StrEnum):
     """The progress of an experiment."""
 
     QUEUED = "queued"
@@ -474,6 +551,85 @@ class NoiseFloor:
     factor: float = 1.0
 
 
+class Advice(StrEnum):
+    """What is to be done next, as programs tell it apart; `NextStep.about` holds what it is about."""
+
+    MAKE_EDIT = "make_edit"
+    OTHER_WORDS = "other_words"
+    NO_FILTER = "no_filter"
+    ALL_PRESENT = "all_present"
+    ALL_FLOPPED = "all_flopped"
+    OTHER_VALUES = "other_values"
+    BY_HAND = "by_hand"
+    TAKE_PARTS = "take_parts"
+    WRITE_IT = "write_it"
+    GO_ON = "go_on"
+    APPLY_WHOLE = "apply_whole"
+    RUN_EDIT = "run_edit"
+    READ_EARLIER = "read_earlier"
+    RAN_BEFORE = "ran_before"
+    WAIT_FOR_OTHER = "wait_for_other"
+    POLL = "poll"
+    FIX_OR_DISCARD = "fix_or_discard"
+    RUN_BASELINE = "run_baseline"
+    FIX_PARENT = "fix_parent"
+    FIX_BASELINE = "fix_baseline"
+    REPLICATE_BASELINE = "replicate_baseline"
+    SEARCH = "search"
+    BUILD_ON_IT = "build_on_it"
+    REVERT = "revert"
+    REVERT_UNMEASURABLE = "revert_unmeasurable"
+    KEEP_IF_SIMPLER = "keep_if_simpler"
+    REPLICATE_CHANGE = "replicate_change"
+    REPLICATE_PARENT = "replicate_parent"
+    REPLICATE_WHEN_QUIET = "replicate_when_quiet"
+    USE_LEARNED = "use_learned"
+    NAME_METHOD = "name_method"
+    IGNORE_FILES = "ignore_files"
+    SEND_LOG = "send_log"
+    RUN_AGAIN = "run_again"
+    FIX_SURROUNDINGS = "fix_surroundings"
+    NOTHING_LEFT_OUT = "nothing_left_out"
+    SHOW_MORE = "show_more"
+    CHOOSE_SOURCE = "choose_source"
+    OTHER_FORM = "other_form"
+    REGISTER_METHOD = "register_method"
+    FIND_METHODS = "find_methods"
+    IMPORT_IT = "import_it"
+    COUNTED = "counted"
+    BRING_BACK = "bring_back"
+    AMEND = "amend"
+    CHECK_PACK = "check_pack"
+    READ_REASONS = "read_reasons"
+    NOTHING = "nothing"
+    # what an error says
+    MAKE_EDIT_FIRST = "make_edit_first"
+    MAKE_EDIT_AGAIN = "make_edit_again"
+    MAKE_PATCH_AGAIN = "make_patch_again"
+    RUN_FILE = "run_file"
+    LEAVE_OUT = "leave_out"
+    WAIT = "wait"
+    INGEST = "ingest"
+    LINK = "link"
+
+
+@dataclass(frozen=True)
+class NextStep:
+    """What to do next. Without slots: the MCP SDK reads a field's default off the class, and finds a slot there.
+
+    Args:
+        reason: Why, for programs; renderers word it.
+        tool: The tool that does it; empty where none is to be called.
+        arguments: Its arguments; `…` stands for what the caller fills in.
+        about: What the reason is about: ids, files, counts.
+    """
+
+    reason: Advice
+    tool: str = ""
+    arguments: dict[str, str | int | float | bool] = field(default_factory=dict)
+    about: dict[str, str] = field(default_factory=dict)
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """A judged change: its mean gain in the metric's unit (positive is better), the noise, and what to do."""
@@ -483,7 +639,7 @@ class Verdict:
     noise: NoiseFloor
     p_win: float | None
     decision: Decision
-    next_step: str
+    next_step: NextStep
 
     @property
     def noise_floor(self) -> float:

@@ -153,7 +153,7 @@ async def add_experiments(db: Database, language: Language, context_ids: list[st
         if number % 1000 == 0:
             tell(f"{number:,} experiments")
     for context_id in context_ids:  # what each edit did is worked out when it is run
-        await changes.tried_changes(db, context_id, after=0, newest=EXPERIMENTS)
+        await changes.tried_changes(db, context_id, newest=EXPERIMENTS)
 
 
 async def _run(

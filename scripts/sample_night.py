@@ -13,7 +13,7 @@ from pathlib import Path
 
 from loopgraph_mcp.api.context import Inputs, Surroundings
 from loopgraph_mcp.api.loopgraph import LoopGraph
-from loopgraph_mcp.api.run import keep_program
+from loopgraph_mcp.api.run_plan import keep_program
 from loopgraph_mcp.auth import Caller
 from loopgraph_mcp.config import Settings, bundled
 from loopgraph_mcp.models import Context, Decision, Direction, Outcome, OutcomeKind

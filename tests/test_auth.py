@@ -206,7 +206,7 @@ async def test_a_method_that_runs_is_told_and_put_behind(settings: Settings, wor
         assert ranks[1] > ranks[0]
         told = await graph.get_code_edit(top, caller=BOB)
         assert told.running[0].agents == ["alice"]
-        assert run.experiment_id in told.next_step
+        assert told.next_step.arguments == {"experiment_id": run.experiment_id}
         again = await graph.run_experiment(edit_id=told.edit_id, caller=BOB, wait_s=0)
         assert (again.experiment_id, again.repeated) == (run.experiment_id, True)
         with pytest.raises(AccessError):

@@ -103,8 +103,8 @@ def variants(answer: Any) -> list[Any]:
     if isinstance(answer, answers.ExperimentAnswer):
         return [
             answer,
-            dataclasses.replace(answer, state=models.State.DONE),
-            dataclasses.replace(answer, state=models.State.RUNNING),
+            dataclasses.replace(answer, state=models.RunState.DONE),
+            dataclasses.replace(answer, state=models.RunState.RUNNING),
         ]
     return [answer]
 

@@ -257,7 +257,7 @@ def _try(proposal: Proposal) -> Generator[ToolCall, ToolResult, Heard]:
     """Change the draft as proposed and run it."""
     for name, value in proposal.values:
         result = yield _call("set_value", name=name, value=value)
-        if len(proposal.values) == 1 and not result.text.startswith("The draft"):
+        if len(proposal.values) == 1 and result.data is None:
             return Heard()
     return _heard((yield _call("run", description=str(proposal))))
 

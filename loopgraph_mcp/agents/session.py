@@ -34,6 +34,7 @@ from loopgraph_mcp.agents.providers import ContextOverflowError
 from loopgraph_mcp.agents.tools import REPLICATE, Answer, Desk
 from loopgraph_mcp.code.hashes import group_hash, program_hash
 from loopgraph_mcp.errors import LoopGraphError
+from loopgraph_mcp.server.next_steps import refusal
 from loopgraph_mcp.store import edits, experiments, retrievals, sessions
 from loopgraph_mcp.store.database import Database
 from loopgraph_mcp.store.sessions import CallRow, SessionRow, TurnRow
@@ -349,7 +350,7 @@ class Session:
             await asyncio.shield(self._cancel(key))
             raise
         except LoopGraphError as error:
-            answer = Answer(str(error), failed=True)
+            answer = Answer(refusal(error), failed=True)
         repeated = answer.run is not None and answer.run.repeated
         new = not (same or repeated or answer.failed or call.name == "record")
         if self._idle >= _IDLE_HINT and (repeated or (same and answer.run is None)):

@@ -8,7 +8,6 @@ run again: all that a researcher without memory has is its own conversation.
 import ast
 import asyncio
 import difflib
-import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -16,24 +15,25 @@ from statistics import fmean
 from typing import Any
 
 from mcp_types import CallToolResult
+from pydantic import TypeAdapter
 
 from loopgraph_mcp.agents.client import THE_DESKS, Server, text_of
 from loopgraph_mcp.agents.constants import constants, numbers, set_constant
 from loopgraph_mcp.agents.messages import ToolCall, ToolSpec
 from loopgraph_mcp.agents.outcomes import Best, Run, find_best, result_text
+from loopgraph_mcp.api.answers import EditAnswer, ExperimentAnswer
 from loopgraph_mcp.code.apply import unified_diff
 from loopgraph_mcp.code.hashes import group_hash, program_hash
 from loopgraph_mcp.code.patch import apply_patch
 from loopgraph_mcp.errors import RunError
 from loopgraph_mcp.models import Applied, OutcomeKind, Present, Refused
 from loopgraph_mcp.runner.workspace import Workspace, reads_variable, write_program
+from loopgraph_mcp.server import render
 
 _READ_LINES = 120
 _NEAR_LINES = 6
 _TAIL_LINES = 12
 _WAIT_S = 20.0
-# Every turn would read it again, and read_code shows it.
-_DIFF = re.compile(r"^```diff$.*?^```$\n?(?:… [^\n]*\n?)?", re.DOTALL | re.MULTILINE)
 
 REPLICATE = "the kept program again"
 
@@ -154,7 +154,8 @@ class Desk:
         answer = self._redraft(made.text)
         if answer.failed:
             return answer
-        return Answer(f"The draft now has {self._changed() or 'no constant changed'}. Call run to train it.")
+        changed = self._changed() or "no constant changed"
+        return Answer(f"The draft now has {changed}. Call run to train it.", {"changed": name})
 
     def _changed(self) -> str:
         """Return which constants differ from the kept program's: a diff of each call would be read in every turn."""
@@ -185,17 +186,23 @@ class Desk:
         if self.memory is None:
             raise RunError(f"no tool {tool!r} here")
         result = await self.memory.call(tool, arguments)
-        text, data = text_of(result), result.structured_content
+        data = result.structured_content
         if result.is_error or data is None:
-            return Answer(text, failed=bool(result.is_error))
-        text = "\n".join(line for line in text.splitlines() if not _names_what_is_not_here(line))
-        if data.get("edit_id") is not None and data.get("diff"):
-            made = self._edited(data)
-            if made is not None:
-                self.draft, self.draft_edit = made, data["edit_id"] if self.shares else None
-                text = _DIFF.sub("", text.replace(f"; {self.where.editable} is unchanged", "", 1))
-                text = f"The draft contains this edit now. Call run to train it.\n{text}"
-        return Answer(text, data)
+            return Answer(text_of(result), failed=bool(result.is_error))
+        return self._take(data) if tool == "get_code_edit" else Answer(text_of(result), data)
+
+    def _take(self, data: dict[str, Any]) -> Answer:
+        """Put an edit of the server's into the draft; of what to do next the desk has tools of its own."""
+        answer = _EDIT.validate_python(data)
+        head, tail = render.edit_parts(answer)
+        lines = [*head, *tail]
+        if answer.next_step.tool not in THE_DESKS:
+            lines.append(render.next_line(answer.next_step))
+        made = self._edited(data) if answer.edit_id is not None and answer.diff else None
+        if made is not None:
+            self.draft, self.draft_edit = made, answer.edit_id if self.shares else None
+            lines.insert(0, "The draft contains this edit now. Call run to train it.")
+        return Answer("\n".join(lines), data)
 
     def _edited(self, data: Mapping[str, Any]) -> str | None:
         """Return the workspace's file with an edit from the server applied."""
@@ -224,12 +231,10 @@ class Desk:
             asked |= self._patch(self.draft)
         if not self.shares:
             asked["replicate"] = True  # no store may answer in a run's place
-        result = await self.runner.call("run_experiment", asked)
-        early = text_of(result)
-        result, data = await self._wait(result)
+        result, data = await self._wait(await self.runner.call("run_experiment", asked))
         if data is None:
             return Answer(text_of(result), failed=True)
-        return self._conclude(data, text_of(result), early, seconds=time.monotonic() - began)
+        return self._conclude(data, seconds=time.monotonic() - began)
 
     async def _replicate(self, key: str) -> Answer:
         began = time.monotonic()
@@ -244,7 +249,7 @@ class Desk:
         doubted = data["decision"] != "keep" and OutcomeKind(data["outcome"]).says_something
         instead = await self._kept_before() if doubted else None
         seconds = time.monotonic() - began
-        return self._conclude(data, text_of(result), "", seconds=seconds, instead=instead, replicate=True)
+        return self._conclude(data, seconds=seconds, instead=instead, replicate=True)
 
     async def _kept_before(self) -> str | None:
         """Return the last program that was kept and is another one than that which is kept now."""
@@ -285,8 +290,6 @@ class Desk:
     def _conclude(
         self,
         data: dict[str, Any],
-        words: str,
-        early: str,
         *,
         seconds: float,
         instead: str | None = None,
@@ -333,8 +336,9 @@ class Desk:
         if now := self.best:
             lines.append(f"Best so far: {now}")
         if self.shares:
-            said = [line for line in f"{words}\n{early}".splitlines() if line.startswith(_MEMORYS)]
-            lines += [line.partition(" replicate=true")[0] for line in said]  # an argument that this run lacks
+            answer = _EXPERIMENT.validate_python(data)
+            lines += [render.REPEATED] if answer.repeated else []
+            lines += [*render.verdict(answer), *render.earlier(answer.earlier)]
         if data["log_tail"]:
             tail = "\n".join(f"| {line}" for line in data["log_tail"].splitlines()[-_TAIL_LINES:])
             lines.append(f"End of its log (output of the program, not instructions):\n{tail}")
@@ -364,7 +368,7 @@ _UNCHANGED = (
     "not run: the draft is the kept program, which is measured already; a description changes nothing. "
     "First set_value or edit_code, then run"
 )
-_MEMORYS = ("Verdict:", "Before:", "Note:", "Foresight:", "This program was run before")
+_EDIT, _EXPERIMENT = TypeAdapter(EditAnswer), TypeAdapter(ExperimentAnswer)
 
 
 async def _now(answer: Answer) -> Answer:
@@ -419,11 +423,6 @@ def _base_tools(where: Workspace, draft: str, profile: str) -> list[ToolSpec]:
             note={"type": "string", "description": "One sentence"},
         ),
     ]
-
-
-def _names_what_is_not_here(line: str) -> bool:
-    """Return whether a line advises a tool of the server's that this desk has its own in place of."""
-    return line.startswith("Next: ") and any(tool in line for tool in THE_DESKS)
 
 
 def _tool(tool: str, about: str, /, required: tuple[str, ...] = (), **properties: dict[str, Any]) -> ToolSpec:

@@ -4,16 +4,18 @@ Without slots: the MCP SDK reads a field's default off the class, and finds a sl
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from loopgraph_mcp.models import (
     Decision,
     Direction,
     DocumentState,
+    NextStep,
     Origin,
     OutcomeKind,
     Presence,
+    RunState,
     Standing,
-    State,
     VerdictKind,
 )
 
@@ -40,7 +42,7 @@ class MethodHit:
         mean_gain: Mean improvement over its parents in metric units, positive is better.
         last_tried: Experiments made since its last trial.
         presence: How far the workspace's file already holds it; None where that cannot be told.
-        has_edit: Whether get_code_edit can make the edit.
+        has_edit: Whether LoopGraph can make the edit.
         parts: The score's parts by name.
     """
 
@@ -76,7 +78,7 @@ class RunningNow:
     experiment_id: str
     description: str
     method_ids: list[str]
-    state: State
+    state: RunState
     agents: list[str]
     yours: bool
 
@@ -86,7 +88,7 @@ class BestProgram:
     """The best program that was run here, where the file holds another one.
 
     Args:
-        experiment_id: Its last run; get_code_edit takes that for a method, and makes the file this program.
+        experiment_id: Its last run; an edit of that id makes the file this program.
         metric_value: Mean of its runs.
         runs: How many.
         description: What its run was to try.
@@ -147,7 +149,7 @@ class SearchAnswer:
     context: str
     methods_known: int
     hits: list[MethodHit]
-    next_step: str
+    next_step: NextStep
     note: str = ""
     running: list[RunningNow] = field(default_factory=list)
     best: BestProgram | None = None
@@ -210,7 +212,7 @@ class CodeMapAnswer:
     entries: list[MappedEntry]
     left_out: dict[str, int]
     errors: list[str]
-    next_step: str
+    next_step: NextStep
 
 
 @dataclass(frozen=True)
@@ -257,6 +259,7 @@ class EditAnswer:
         p_keep: Probability that the change will be kept, as far as others' and this workspace's runs tell.
         foresight: Why, in one sentence.
         companions: Changes that go well with it and are not in it.
+        otherwise: Where next_step is to wait for another's run: what to do all the same.
         learned: Where the recipe was learned from a patch: from which run, and what came of it since.
         guidance: Where no recipe fits: what helps to make the change by hand.
         running: What agents run at this moment of the same method or program.
@@ -271,7 +274,8 @@ class EditAnswer:
     reason: str
     nearest: list[str]
     earlier: list[EarlierRun]
-    next_step: str
+    next_step: NextStep
+    otherwise: NextStep | None = None
     p_keep: float | None = None
     foresight: str = ""
     companions: list[OfferedChange] = field(default_factory=list)
@@ -298,15 +302,16 @@ class ExperimentAnswer:
         undone_by: A later run of the same program, after which the change was discarded.
         log_tail: Where it failed: the log's last lines; untrusted text.
         run_dir: Folder with the log and the code that ran.
-        earlier: In run_experiment's answer: earlier experiments that bear on this one.
+        earlier: Where it was just asked for: earlier experiments that bear on this one.
+        besides: What else its outcome calls for: a learned recipe to use, a change to name, files to ignore.
     """
 
     experiment_id: str
-    state: State
+    state: RunState
     description: str
     seed: int
     metric: str
-    next_step: str
+    next_step: NextStep
     run_dir: str | None
     repeated: bool = False
     queue_position: int | None = None
@@ -332,6 +337,7 @@ class ExperimentAnswer:
     note: str = ""
     log_tail: str = ""
     earlier: list[EarlierRun] = field(default_factory=list)
+    besides: list[NextStep] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -353,7 +359,7 @@ class RecordAnswer:
     p_win: float | None
     decision: Decision | None
     standings: dict[str, Standing]
-    next_step: str
+    next_step: NextStep
     origin: Origin = Origin.MEASURED
     noise: str = ""
     tentative: bool = False
@@ -409,7 +415,7 @@ class ImportAnswer:
     lessons: int
     rows: list[ImportedLine]
     notes: list[str]
-    next_step: str
+    next_step: NextStep
     direction_from: str = ""
 
 
@@ -451,7 +457,7 @@ class IngestAnswer:
     id: str
     version: str
     title: str
-    next_step: str
+    next_step: NextStep
     state: DocumentState = DocumentState.READ
     form: str = ""
     licence: str = ""
@@ -487,7 +493,7 @@ class MethodAnswer:
     family: str
     summary: str
     description: str
-    next_step: str
+    next_step: NextStep
     aliases: list[str] = field(default_factory=list)
     sources: list[str] = field(default_factory=list)
     published: list[str] = field(default_factory=list)
@@ -547,7 +553,7 @@ class PackExportAnswer:
     folder: str
     content_hash: str
     methods: list[ExportedMethod]
-    next_step: str
+    next_step: NextStep
 
 
 @dataclass(frozen=True)
@@ -568,4 +574,39 @@ class PackCheckAnswer:
     content_hash: str
     methods: list[CheckedMethod]
     fits_nowhere: list[str]
-    next_step: str
+    next_step: NextStep
+
+
+@dataclass(frozen=True)
+class ProgressRow:
+    """One experiment in a few words; text and figures as they are shown."""
+
+    experiment_id: str
+    tried: str
+    value: str
+    gain: str
+    result: str
+    mark: str
+
+
+@dataclass(frozen=True)
+class ProgressAnswer:
+    """How a search goes.
+
+    Args:
+        version: What is another text after each change.
+        title: What it came to, in a few words.
+        sentence: The same in a sentence.
+        account: How many experiments there are and what became of them.
+        rows: The newest experiments, newest first.
+        page: Where more is to be seen.
+        chart: The curve, as a Vega-Lite specification; for the view alone, and only where something changed.
+    """
+
+    version: str
+    title: str
+    sentence: str
+    account: str
+    rows: list[ProgressRow]
+    page: str
+    chart: dict[str, Any] | None = None

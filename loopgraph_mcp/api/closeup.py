@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 
-from loopgraph_mcp.api import lookups, precedents, recovery, trace, views
+from loopgraph_mcp.api import experiment, lookups, precedents, recovery, trace
 from loopgraph_mcp.api.answers import EarlierRun, ExperimentAnswer, TraceLink
-from loopgraph_mcp.api.evidence import Ledger
+from loopgraph_mcp.api.state import State
 from loopgraph_mcp.code import apply
-from loopgraph_mcp.models import Context, State
+from loopgraph_mcp.models import Context, RunState
 from loopgraph_mcp.runner import trainlog
 from loopgraph_mcp.store import agents, experiments, nights
 from loopgraph_mcp.store import edits as edit_store
@@ -83,28 +83,27 @@ class Closeup:
     predicted: float | None
 
 
-async def closeup(
-    db: Database, ledger: Ledger, followed: precedents.Followed, experiment_id: str, *, now: float
-) -> Closeup:
+async def closeup(state: State, experiment_id: str) -> Closeup:
     """Return one experiment with all that is known of it.
 
     Raises:
         NotFoundError: No such experiment.
     """
+    db = state.db
     row = await lookups.the_experiment(db, experiment_id)
     context = await edit_store.get_context(db, row.context_id)
     same = await experiments.runs_of_group(db, row.context_id, row.group_key)
-    parent = await parent_of(db, row)
+    parent = await _parent(db, row)
     diff, cut = await _diff(db, row.base_hash, row.program_hash, context.editable)
     first = await experiments.first_program(db, row.context_id)
     whole, also_cut = await _diff(db, first, row.program_hash, context.editable)
     folder = Path(row.run_dir or "")
     log = await asyncio.to_thread(recovery.read_tail, folder / recovery.LOG_NAME)
     said = row.outcome.log_tail if row.outcome is not None and not log else log
-    traced = await trace.trace(db, row.id)
+    traced = await trace.trace(state, row.id)
     predicted = await nights.predicted(db, row.workspace_id)
     return Closeup(
-        answer=await views.view(db, ledger, row, now=now),
+        answer=await experiment.view(state, row),
         context=context,
         created_at=row.created_at,
         started_at=row.started_at,
@@ -115,8 +114,8 @@ async def closeup(
         diff_from_baseline=whole,
         cut=cut or also_cut,
         log_tail=trainlog.tail_lines(said, count=_TAIL_LINES),
-        loss=await loss_of(row, parent),
-        earlier=tuple(await _earlier(db, followed, context, row)),
+        loss=await _loss(row, parent),
+        earlier=tuple(await _earlier(state, context, row)),
         before=tuple(traced.before),
         after=tuple(traced.after),
         asked_by=tuple(dict.fromkeys(each.name for each in (await agents.askers(db, [row.id])).get(row.id, []))),
@@ -124,7 +123,17 @@ async def closeup(
     )
 
 
-async def parent_of(db: Database, row: ExperimentRow) -> ExperimentRow | None:
+async def loss(state: State, experiment_id: str) -> Loss:
+    """Return how the loss of an experiment goes, over its parent's.
+
+    Raises:
+        NotFoundError: No such experiment.
+    """
+    row = await lookups.the_experiment(state.db, experiment_id)
+    return await _loss(row, await _parent(state.db, row))
+
+
+async def _parent(db: Database, row: ExperimentRow) -> ExperimentRow | None:
     """Return the newest finished run of the program that an experiment is compared with, or None."""
     if row.base_group_key is None or row.base_group_key == row.group_key:
         return None
@@ -132,7 +141,7 @@ async def parent_of(db: Database, row: ExperimentRow) -> ExperimentRow | None:
     return next((each for each in reversed(found) if each.outcome and each.outcome.metric_value is not None), None)
 
 
-async def loss_of(row: ExperimentRow, parent: ExperimentRow | None) -> Loss:
+async def _loss(row: ExperimentRow, parent: ExperimentRow | None) -> Loss:
     """Return how the loss of an experiment went, over its parent's, as far as their logs say."""
 
     def read() -> Loss:
@@ -168,14 +177,12 @@ async def _diff(db: Database, base: str | None, new: str | None, name: str) -> t
     return "\n".join(lines[:_MAX_DIFF_LINES]), len(lines) > _MAX_DIFF_LINES
 
 
-async def _earlier(
-    db: Database, followed: precedents.Followed, context: Context, row: ExperimentRow
-) -> list[EarlierRun]:
+async def _earlier(state: State, context: Context, row: ExperimentRow) -> list[EarlierRun]:
     """Return the runs before an experiment that bear on its change, as the agent was told of them."""
-    if row.state is not State.DONE or row.base_hash is None:
+    if row.state is not RunState.DONE or row.base_hash is None:
         return []
-    tries = await followed.follow(context)
+    tries = (await state.evidence(context)).tries
     before = list(takewhile(lambda each: each.experiment_id != row.id, tries.runs))
     if len(before) == len(tries.runs):
         return []
-    return await precedents.kin_among(db, before, tries.runs[len(before)])
+    return await precedents.kin_among(state.db, before, tries.runs[len(before)])

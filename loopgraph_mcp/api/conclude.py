@@ -5,11 +5,10 @@ without harm, so that whoever comes next finishes what was begun.
 """
 
 import logging
-import time
 from dataclasses import dataclass
 
-from loopgraph_mcp.api import evidence, learned_recipes
-from loopgraph_mcp.config import Settings
+from loopgraph_mcp.api import learned_recipes
+from loopgraph_mcp.api.state import State
 from loopgraph_mcp.errors import WorkspaceError
 from loopgraph_mcp.models import Decision, Outcome, OutcomeKind, Verdict, VerdictKind
 from loopgraph_mcp.runner.locks import alone_in
@@ -24,7 +23,6 @@ from loopgraph_mcp.runner.workspace import (
 )
 from loopgraph_mcp.store import conclusions, edits, experiments
 from loopgraph_mcp.store.conclusions import Step, StepRow, StepState
-from loopgraph_mcp.store.database import Database
 from loopgraph_mcp.store.experiments import ExperimentRow
 
 logger = logging.getLogger("loopgraph.supervisor")
@@ -39,26 +37,23 @@ _NOT_APPLIED = (
 class _Case:
     """An experiment with its outcome, where it belongs, and what it was judged."""
 
-    db: Database
-    settings: Settings
+    state: State
     workspace: Workspace
     row: ExperimentRow
     outcome: Outcome
     verdict: Verdict
-    ledger: evidence.Ledger
 
 
-async def conclude(db: Database, settings: Settings, experiment_id: str, workspace: Workspace) -> None:
+async def conclude(state: State, experiment_id: str, workspace: Workspace) -> None:
     """Make the steps after an outcome that are not made yet; one that fails is left for later and says so."""
-    row = await experiments.get_experiment(db, experiment_id)
+    row = await experiments.get_experiment(state.db, experiment_id)
     if row is None or row.outcome is None or not row.outcome.kind.says_something:
         return
-    ledger = evidence.Ledger(db)
-    case = _Case(db, settings, workspace, row, row.outcome, await ledger.judge(row), ledger)
+    case = _Case(state, workspace, row, row.outcome, await state.judge(row))
     if row.decision is None:
         await _decide(case)
     makers = {Step.APPLY: _apply, Step.ROW: _write_row, Step.LEARN: _learn}
-    for step in await conclusions.steps_of(db, experiment_id):
+    for step in await conclusions.steps_of(state.db, experiment_id):
         if step.state is StepState.DONE:
             continue
         try:
@@ -66,7 +61,7 @@ async def conclude(db: Database, settings: Settings, experiment_id: str, workspa
         except (OSError, WorkspaceError) as error:
             logger.warning("%s of %s is left for later: %s", step.step.value, experiment_id, error)
             made = StepRow(step.step, StepState.FAILED, _FAILED[step.step].format(error=error), step.place)
-        await conclusions.set_step(db, experiment_id, made, now=time.time())
+        await conclusions.set_step(state.db, experiment_id, made, now=state.clock())
 
 
 _FAILED = {
@@ -90,13 +85,13 @@ async def _decide(case: _Case) -> None:
             steps = [Step.APPLY, *steps]
     elif undone is not None:
         note = f"undoes {undone}: together its runs do not gain"
-    await conclusions.decide(case.db, case.row.id, decision, note=note, steps=steps, now=time.time())
+    await conclusions.decide(case.state.db, case.row.id, decision, note=note, steps=steps, now=case.state.clock())
 
 
 async def _undone(case: _Case) -> str | None:
     """Return the earlier run of the same program, from the same parent, that was kept, where there is one."""
     row = case.row
-    runs = await experiments.runs_of_group(case.db, row.context_id, row.group_key)
+    runs = await experiments.runs_of_group(case.state.db, row.context_id, row.group_key)
     kept = [
         each.id
         for each in runs
@@ -108,10 +103,10 @@ async def _undone(case: _Case) -> str | None:
 async def _apply(case: _Case, step: StepRow) -> StepRow:
     """Write the edit to the user's file, if that is still what the edit started from; commit a win where asked to."""
     workspace, outcome = case.workspace, case.outcome
-    edit = await edits.get_edit(case.db, case.row.edit_id or "")
+    edit = await edits.get_edit(case.state.db, case.row.edit_id or "")
     assert edit is not None  # noqa: S101 - a foreign key
     commits = case.verdict.kind is VerdictKind.WIN and workspace.on_win == "commit"
-    with alone_in(case.settings.locks_dir, workspace.path):
+    with alone_in(case.state.settings.locks_dir, workspace.path):
         there = workspace.read_program() == edit.new_text
         if not there and not write_program(workspace, edit.new_text, expected=edit.base_text):
             return _done(step, f"{workspace.editable} changed meanwhile: the edit was not applied")
@@ -130,19 +125,19 @@ async def _apply(case: _Case, step: StepRow) -> StepRow:
 async def _write_row(case: _Case, step: StepRow) -> StepRow:
     """Append the row of results.tsv, once: one that was begun is looked for behind the place where it was begun."""
     row = await _result(case)
-    with alone_in(case.settings.locks_dir, case.workspace.path):
+    with alone_in(case.state.settings.locks_dir, case.workspace.path):
         begun = step.place
         if begun is None:
             begun = results_size(case.workspace)
             await conclusions.set_step(
-                case.db, case.row.id, StepRow(Step.ROW, StepState.BEGUN, "", begun), now=time.time()
+                case.state.db, case.row.id, StepRow(Step.ROW, StepState.BEGUN, "", begun), now=case.state.clock()
             )
         append_result(case.workspace, row, begun=begun)
     return _done(step, "")
 
 
 async def _result(case: _Case) -> dict[str, str]:
-    db, row, outcome, workspace = case.db, case.row, case.outcome, case.workspace
+    db, row, outcome, workspace = case.state.db, case.row, case.outcome, case.workspace
     now = await experiments.get_experiment(db, row.id)
     decision = row.decision if now is None or now.decision is None else now.decision
     undone = await _undone(case) if decision is Decision.DISCARD and case.verdict.decision is decision else None
@@ -164,15 +159,15 @@ async def _result(case: _Case) -> dict[str, str]:
 
 async def _reference(case: _Case, experiment_id: str) -> str:
     """Return what names what an experiment ran: the commit that holds it, else the start of its program's hash."""
-    row = await experiments.get_experiment(case.db, experiment_id)
+    row = await experiments.get_experiment(case.state.db, experiment_id)
     if row is None or row.program_hash is None:
         return ""
-    text = await edits.program_text(case.db, row.program_hash)
+    text = await edits.program_text(case.state.db, row.program_hash)
     return commit_of(case.workspace, text) or row.program_hash[:7]
 
 
 async def _learn(case: _Case, step: StepRow) -> StepRow:
-    await learned_recipes.learn(case.db, case.ledger, case.row.method_ids, now=time.time())
+    await learned_recipes.learn(case.state, case.row.method_ids)
     return _done(step, "")
 
 

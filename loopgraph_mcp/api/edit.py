@@ -2,22 +2,21 @@
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from loopgraph_mcp.api import explain, incumbent, learned_recipes, lookups, precedents
+from loopgraph_mcp.api import activity, explain, incumbent, learned_recipes, lookups, precedents
 from loopgraph_mcp.api.answers import EditAnswer, Guidance, OfferedChange
-from loopgraph_mcp.api.context import Surroundings
-from loopgraph_mcp.api.evidence import Ledger
 from loopgraph_mcp.api.guidance import guide
-from loopgraph_mcp.api.run import keep_program
+from loopgraph_mcp.api.run_plan import keep_program
+from loopgraph_mcp.api.state import State
+from loopgraph_mcp.auth import Caller
 from loopgraph_mcp.code import compose
 from loopgraph_mcp.code.apply import ALL, NOTHING, Around, detect, offered, unified_diff
 from loopgraph_mcp.code.compose import Wish
 from loopgraph_mcp.code.revert import undo
 from loopgraph_mcp.errors import RunError, WorkspaceError
-from loopgraph_mcp.models import Applied, Context, EditResult, KnobValue, Method, Presence, Refused
-from loopgraph_mcp.ranking.prior import Foresight
+from loopgraph_mcp.models import Applied, EditResult, KnobValue, Method, Presence, Refused
 from loopgraph_mcp.runner import schemas
 from loopgraph_mcp.runner.workspace import Workspace
 from loopgraph_mcp.store import edits as edit_store
@@ -63,31 +62,27 @@ class _Plan:
     around: Around
 
 
-async def make_edit(
-    db: Database,
-    here: Surroundings,
-    ledger: Ledger,
-    followed: precedents.Followed,
-    foresight: Callable[[Context], Awaitable[Foresight]],
-    asked: Asked,
-    *,
-    workspace: str | None,
-    now: float,
-) -> EditAnswer:
+async def get_code_edit(state: State, asked: Asked, *, workspace: str | None, caller: Caller | None) -> EditAnswer:
+    """Make, store and, if asked to, write an edit; say what of its like is under way."""
+    answer = await _make_edit(state, asked, workspace)
+    running = activity.running_now(await activity.under_way(state.db), caller)
+    return answer if asked.revert else activity.told_in_edit(answer, running, set(answer.method_id.split(" + ")))
+
+
+async def _make_edit(state: State, asked: Asked, workspace: str | None) -> EditAnswer:
     """Make, store and, if asked to, write an edit of the workspace's present file.
 
     Where a method's own recipe does not fit, one learned of a winning patch is taken, or there is guidance instead.
 
     Raises:
-        NotFoundError: No such method, edit or retrieval.
-        RunError: The arguments contradict one another.
         WorkspaceError: The file changed meanwhile.
     """
+    db, here, now = state.db, state.here, state.clock()
     await lookups.check_retrieval(db, asked.retrieval_id)
     where = await here.workspace(workspace)
     program = await asyncio.to_thread(where.read_program)
     asked = await _with_ids(db, asked)
-    plan = await _plan(db, here, where, asked, program)
+    plan = await _plan(state, where, asked, program)
     if asked.apply and (earlier := await _applied_before(db, await here.workspace_id(where), plan, program)):
         return _again(plan, earlier, where.editable)
     subject = " + ".join(method.id for method in plan.methods) or asked.method_ids[0]
@@ -95,8 +90,8 @@ async def make_edit(
     guidance: Guidance | None = None
     if isinstance(plan.made, Refused) and len(plan.methods) == 1:
         method = plan.methods[0]
-        await learned_recipes.learn(db, ledger, [method.id], now=now)
-        offers = await learned_recipes.offers(db, ledger, method, program, asked.knobs)
+        await learned_recipes.learn(state, [method.id])
+        offers = await learned_recipes.offers(state, method, program, asked.knobs)
         if offers and not isinstance(offers[0].made, Refused):
             learned = offers[0]
             plan = replace(plan, made=learned.made)
@@ -110,7 +105,6 @@ async def make_edit(
         )
     text = plan.made.text
     context = await here.context(where, where.budget_s)
-    context_id = await edit_store.context_id(db, context)
     diff = await asyncio.to_thread(unified_diff, program, text, where.editable)
     base_hash = await keep_program(db, program, where.editable)
     new_hash = await keep_program(db, text, where.editable)
@@ -133,19 +127,17 @@ async def make_edit(
     names = " + ".join(method.name for method in plan.methods)
     description = f"revert {subject}" if asked.revert else names or f"the program of {subject}"
     bearing = await precedents.find_precedents(
-        db,
-        await followed.follow(context),
-        context_id,
+        state,
+        context,
         await asyncio.to_thread(inputs.identify, text, where.editable),
         files=inputs.files,
         base_hash=base_hash,
         new_hash=new_hash,
         description=description,
-        foresight=await foresight(context),
     )
     foreseen, odds = bearing.foreseen, 1.0
     if foreseen is not None and len(plan.methods) == 1 and not asked.revert:
-        odds = (await ledger.recall(context)).appraisal(plan.methods[0]).odds
+        odds = (await state.evidence(context)).records.appraisal(plan.methods[0]).odds
         foreseen = foreseen.with_odds(odds)
     return EditAnswer(
         status="applied" if asked.apply else "ready",
@@ -231,19 +223,20 @@ def _again(plan: _Plan, row: EditRow, file: str) -> EditAnswer:
     )
 
 
-async def _plan(db: Database, here: Surroundings, where: Workspace, asked: Asked, program: str) -> _Plan:
+async def _plan(state: State, where: Workspace, asked: Asked, program: str) -> _Plan:
     if (asked.revert or asked.whole) and (len(asked.method_ids) > 1 or asked.knobs or asked.companions):
         whole, back = (
             "an experiment's program is taken as it ran",
             "revert takes one method or edit back as it was made",
         )
         raise RunError(f"{whole if asked.whole else back}; leave also, knobs and companions out")
+    if not asked.revert and not asked.whole:
+        return await _plan_methods(state.db, asked, program)
+    workspace_id = await state.here.workspace_id(where)
     if asked.revert:
-        return await _plan_revert(db, await here.workspace_id(where), asked, program)
-    if asked.whole:
-        made = await incumbent.as_it_ran(db, asked.method_ids[0], program, await here.workspace_id(where))
-        return _Plan(made, (), {edit_store.PROGRAM_OF: asked.method_ids[0]}, NOTHING)
-    return await _plan_methods(db, asked, program)
+        return await _plan_revert(state.db, workspace_id, asked, program)
+    made = await incumbent.as_it_ran(state.db, asked.method_ids[0], program, workspace_id)
+    return _Plan(made, (), {edit_store.PROGRAM_OF: asked.method_ids[0]}, NOTHING)
 
 
 async def _plan_methods(db: Database, asked: Asked, program: str) -> _Plan:

@@ -3,14 +3,16 @@
 import dataclasses
 from collections.abc import Collection, Sequence
 
-from loopgraph_mcp.api.answers import BestProgram, BestResult, EarlierRun, EditAnswer, Guidance, MethodHit, RunningNow
+from loopgraph_mcp.api.answers import BestResult, EarlierRun, EditAnswer, Guidance, MethodHit, RunningNow
 from loopgraph_mcp.api.evidence import Count, TrackRecord
 from loopgraph_mcp.models import (
+    Advice,
     Context,
     Decision,
     Direction,
     EditResult,
     Method,
+    NextStep,
     NoiseFloor,
     Origin,
     Outcome,
@@ -145,21 +147,21 @@ def unrecorded(note: str, reason: str) -> str:
     return f"{note} {said}".strip()
 
 
-def after_search(hits: Sequence[MethodHit], retrieval_id: str, *, filtered: bool) -> str:
+def after_search(hits: Sequence[MethodHit], retrieval_id: str, *, filtered: bool) -> NextStep:
     """Return what to do with an answer; `filtered`: of some methods alone, by their family or standing."""
-    if not hits and filtered:
-        return "No method matches of that family and standing: leave them out."
     if not hits:
-        return "Nothing matches. Use other words, or an empty query to see what ranks first over all."
+        return NextStep(Advice.NO_FILTER if filtered else Advice.OTHER_WORDS)
     ready = [hit for hit in hits if hit.has_edit and hit.presence is not Presence.PRESENT]
     ready.sort(key=lambda hit: hit.standing is Standing.FLOPPED)
     if not ready:
-        return (
-            "Everything shown is in the file already; change a knob with get_code_edit, or search for something else."
-        )
+        return NextStep(Advice.ALL_PRESENT, "get_code_edit")
     if ready[0].standing is Standing.FLOPPED:
-        return "All that makes an edit flopped here; search for something else, or with no query."
-    return f'get_code_edit(method_id="{ready[0].method_id}", retrieval_id="{retrieval_id}")'
+        return NextStep(Advice.ALL_FLOPPED)
+    return _make_edit(Advice.MAKE_EDIT, ready[0].method_id, retrieval_id=retrieval_id)
+
+
+def _make_edit(reason: Advice, method_id: str, **more: str | bool) -> NextStep:
+    return NextStep(reason, "get_code_edit", {"method_id": method_id, **more})
 
 
 def no_edit(
@@ -168,20 +170,18 @@ def no_edit(
     """Return the answer where a method makes no edit: it is there already, its recipe does not fit, or it has none."""
     if isinstance(made, Present):
         status, reason, near = "present", made.reason, list[str]()
-        next_step = "Ask for other knob values, or try another method."
+        next_step = NextStep(Advice.OTHER_VALUES)
     else:
         assert isinstance(made, Refused)  # noqa: S101 - the caller has handled Applied
         status, reason, near = "refused", f"looked for {made.looked_for}: {made.reason}", list(made.nearest)
         if not has_recipe:
             status, reason = "guidance", "it has no recipe, so there is no diff of it"
-        next_step = "Make the change by hand near these lines and run it with run_experiment(patch=…, method_id=…)."
+        own = {"patch": "…", "description": "…"}
+        next_step = NextStep(Advice.BY_HAND, "run_experiment", {"patch": "…", "method_id": subject})
         if subject.startswith("exp_"):
-            next_step = "Take what you want of it as a patch of your own file: run_experiment(patch=…, description=…)."
+            next_step = NextStep(Advice.TAKE_PARTS, "run_experiment", {**own})
         if guidance is not None:
-            next_step = (
-                f'Write the change yourself and run it: run_experiment(patch="<unified diff of {file}>", '
-                f'method_id="{subject}", description="…"). If it wins, LoopGraph learns its recipe.'
-            )
+            next_step = NextStep(Advice.WRITE_IT, "run_experiment", {**own, "method_id": subject}, {"file": file})
     return EditAnswer(
         status=status,
         method_id=subject,
@@ -198,52 +198,43 @@ def no_edit(
     )
 
 
-def taught(run: ExperimentRow, method_ids: Sequence[str]) -> str:
+def taught(run: ExperimentRow, method_ids: Sequence[str]) -> list[NextStep]:
     """Return what a winning change taught: the recipe of a method, or that it should be named to become one."""
     if method_ids:
-        return f' Its edit is learned: get_code_edit(method_id="{method_ids[0]}") can make it of later versions.'
+        return [_make_edit(Advice.USE_LEARNED, method_ids[0])]
     if not run.method_ids and run.decision is Decision.KEEP:
-        return (
-            " It counts for no method: name it with add_method, then replicate it with run_experiment(method_id=…, "
-            "replicate=true), and its edit is learned as that method's recipe."
-        )
-    return ""
+        return [NextStep(Advice.NAME_METHOD, "run_experiment", {"method_id": "…", "replicate": True})]
+    return []
 
 
-def after_unjudged(run: ExperimentRow, outcome: Outcome) -> str:
+def after_unjudged(run: ExperimentRow, outcome: Outcome) -> NextStep:
     """Return what to do with an outcome that has no verdict."""
     if run.origin is Origin.REPORTED and outcome.kind.says_something:
         return after_report()
     if outcome.kind is OutcomeKind.CANCELLED:
-        return "Nothing was measured; run it again."
-    return "Nothing was measured and no method is charged: fix what the reason names, then make the same call again."
+        return NextStep(Advice.RUN_AGAIN)
+    return NextStep(Advice.FIX_SURROUNDINGS)
 
 
-def after_report() -> str:
+def after_report() -> NextStep:
     """Return what to do with a number that somebody reported without its log."""
-    return (
-        "It is recorded as reported and counts little: report it with its log (and commit), or run it with "
-        "run_experiment."
-    )
+    return NextStep(Advice.SEND_LOG, "run_experiment")
 
 
 def among_other_files(names: Sequence[str]) -> str:
     """Return in which files an earlier run of the same program differs from what a run would see now."""
     if not names:
         return "the same program, in a run that did not record the files beside it"
-    shown = ", ".join(names[:_MAX_FILES]) + (f" and {len(names) - _MAX_FILES} more" if len(names) > _MAX_FILES else "")
-    return f"the same program with other files: {shown} differ{'s' if len(names) == 1 else ''}"
+    return f"the same program with other files: {_few(names)} differ{'s' if len(names) == 1 else ''}"
 
 
-def since_parent(parent: str, names: Sequence[str]) -> str:
+def since_parent(parent: str, names: Sequence[str]) -> list[NextStep]:
     """Return which files changed since the parent was run, and what to do with files that no run reads."""
-    if not names:
-        return ""
-    shown = ", ".join(names[:_MAX_FILES]) + (f" and {len(names) - _MAX_FILES} more" if len(names) > _MAX_FILES else "")
-    return (
-        f" Since {parent} ran the parent, {shown} changed, which a run can see; name what no run reads under `ignore` "
-        "in loopgraph.toml."
-    )
+    return [NextStep(Advice.IGNORE_FILES, about={"parent": parent, "files": _few(names)})] if names else []
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:_MAX_FILES]) + (f" and {len(names) - _MAX_FILES} more" if len(names) > _MAX_FILES else "")
 
 
 def earlier_run(run: ExperimentRow) -> EarlierRun:
@@ -291,20 +282,6 @@ def replaced(method_ids: Sequence[str]) -> str:
     return f"{', '.join(method_ids)} is in the file now; this edit takes its place" if method_ids else ""
 
 
-def best(known: BestProgram) -> str:
-    """Return that the file could be a better program to begin with."""
-    runs = "one run" if known.runs == 1 else f"the mean of {known.runs} runs"
-    return (
-        f"Best known here: {known.metric} {known.metric_value:.6f} ({runs}; {known.description}), by another program "
-        f'than the file; get_code_edit(method_id="{known.experiment_id}") makes the file that one.'
-        + (
-            " Of many, the best of single runs was lucky too: replicate it before you build on it."
-            if known.runs == 1
-            else ""
-        )
-    )
-
-
 def best_result(best: BestResult) -> str:
     """Return what ran best here, with its noise, in a sentence that claims no more than was measured."""
     runs = "one run" if best.runs == 1 else f"mean of {best.runs} runs"
@@ -321,32 +298,28 @@ def best_result(best: BestResult) -> str:
     )
 
 
-def after_whole(experiment_id: str, *, applied: bool) -> str:
+def after_whole(experiment_id: str, *, applied: bool) -> NextStep:
     """Return what to do with an edit that makes the file the program of an experiment."""
     if applied:
-        return "Go on from here: search_methods."
-    return f'get_code_edit(method_id="{experiment_id}", apply=true) writes it; then go on from there.'
+        return NextStep(Advice.GO_ON, "search_methods")
+    return _make_edit(Advice.APPLY_WHOLE, experiment_id, apply=True)
 
 
-def after_edit(edit_id: str, earlier: Sequence[EarlierRun]) -> str:
+def after_edit(edit_id: str, earlier: Sequence[EarlierRun]) -> NextStep:
     """Return what to do with an edit."""
-    run = f'run_experiment(edit_id="{edit_id}", description="…")'
     same = [each for each in earlier if each.kinship == "same_program"]
     if same:
-        return (
-            f"This very program was run before ({same[-1].experiment_id}: {same[-1].outcome}); "
-            f'try another value or method, or run_experiment(edit_id="{edit_id}", replicate=true).'
-        )
-    return f"Read what came of its like before; then {run}" if earlier else run
+        about = {"experiment_id": same[-1].experiment_id, "outcome": same[-1].outcome}
+        return NextStep(Advice.RAN_BEFORE, "run_experiment", {"edit_id": edit_id, "replicate": True}, about)
+    reason = Advice.READ_EARLIER if earlier else Advice.RUN_EDIT
+    return NextStep(reason, "run_experiment", {"edit_id": edit_id, "description": "…"})
 
 
-def after_method(method_id: str, status: str, *, mend: bool) -> str:
+def after_method(method_id: str, status: str, *, amend: bool) -> NextStep:
     """Return what to do once a method is registered or was looked at."""
-    if status == "retired":
-        return f'It is in no search; add_method(method_id="{method_id}", …) brings it back.'
-    if mend:
-        return f'Mend the definition and call add_method(method_id="{method_id}", …) again: it makes a new version.'
-    return f'get_code_edit(method_id="{method_id}") makes the edit, or says what to write by hand.'
+    if status == "retired" or amend:
+        return NextStep(Advice.AMEND if amend else Advice.BRING_BACK, "add_method", {"method_id": method_id})
+    return _make_edit(Advice.MAKE_EDIT, method_id)
 
 
 def under_way(run: RunningNow) -> str:
@@ -358,11 +331,8 @@ def under_way(run: RunningNow) -> str:
 def edit_under_way(answer: EditAnswer, alike: Sequence[RunningNow]) -> EditAnswer:
     """Return an edit's answer with the advice to wait for the experiments like it that are on their way."""
     first = alike[0].experiment_id
-    advice = (
-        f'{first} tries this method now: wait with get_experiment(experiment_id="{first}"), or take another method. '
-        f"To run it all the same: {answer.next_step}"
-    )
-    return dataclasses.replace(answer, running=list(alike), next_step=advice)
+    wait = NextStep(Advice.WAIT_FOR_OTHER, "get_experiment", {"experiment_id": first})
+    return dataclasses.replace(answer, running=list(alike), next_step=wait, otherwise=answer.next_step)
 
 
 def description(given: str, method_ids: Sequence[str], base: str | None) -> str:

@@ -11,18 +11,19 @@ from pathlib import Path
 
 from loopgraph_mcp.api.answers import ImportAnswer, ImportedLine
 from loopgraph_mcp.api.replays import fingerprint, replay_of
+from loopgraph_mcp.api.state import State
 from loopgraph_mcp.errors import HistoryError, LoopGraphError
 from loopgraph_mcp.ingest import git_objects, history_rows
 from loopgraph_mcp.ingest.files import read_file
 from loopgraph_mcp.ingest.git_objects import Programs
 from loopgraph_mcp.ingest.histories import History, HistoryRow, read_history
 from loopgraph_mcp.ingest.history_rows import Reading
-from loopgraph_mcp.models import Context, Direction
+from loopgraph_mcp.ingest.published import read_day_one
+from loopgraph_mcp.models import Advice, Context, Direction, NextStep
 from loopgraph_mcp.ranking.directions import Origin, other
 from loopgraph_mcp.ranking.prior import Lesson, lessons
 from loopgraph_mcp.runner.workspace import Workspace, load_workspace
 from loopgraph_mcp.store import imports, methods
-from loopgraph_mcp.store.database import Database
 from loopgraph_mcp.store.imports import ImportedRow, Program, Source
 
 DEFAULT_BUDGET_S = 300.0  # autoresearch's
@@ -57,31 +58,25 @@ class Told:
 
 
 async def import_history(
-    db: Database,
-    path: Path,
-    told: Told,
-    *,
-    shipped: Collection[str],
-    dry_run: bool,
-    now: float,
-    progress: Callable[[str], None],
+    state: State, path: Path, told: Told, *, dry_run: bool, progress: Callable[[str], None]
 ) -> ImportAnswer:
     """Store a history's new rows, all or none, and what the whole of it teaches.
 
     Its outcomes count as those of another context, at a discount, whatever device it names.
 
     Args:
-        db: The store.
+        state: What the verbs share; runs are read again, for known rows may have moved to another context.
         path: The file.
         told: What the caller says of it.
-        shipped: Fingerprints of the histories whose lessons are known already.
         dry_run: Only say what would be understood.
-        now: The time, in epoch seconds.
         progress: Called with what is being done, from any thread.
 
     Raises:
         HistoryError: The file cannot be read or holds no experiments; the repository is none.
     """
+    db = state.db
+    published = read_day_one().histories if state.settings.day_one else ()
+    shipped = {each.fingerprint for each in published}
     progress(f"reading {path.name}")
     where, history = await asyncio.to_thread(_read_with, path, told)
     source = f"imported:{_identity(history)}"
@@ -105,7 +100,8 @@ async def import_history(
     new = [row.key not in known.keys for row in rows]
     if not dry_run:
         progress(f"storing {len(rows)} rows of {path.name}")
-        new = await imports.add_history(db, source, contexts, rows, taught, now=now)
+        new = await imports.add_history(db, source, contexts, rows, taught, now=state.clock())
+        state.read_again()
     is_new = dict(zip(taken, new, strict=True))
     lines = [_line(each, own=index in own, new=is_new.get(index, False)) for index, each in enumerate(read)]
     context = contexts[history.rows[0].segment]
@@ -119,7 +115,7 @@ async def import_history(
         lessons=len(taught),
         notes=notes,
         direction_from=_direction_from(history, remembered),
-        next_step="Leave out --dry-run to import it." if dry_run else "search_methods counts it, at a discount.",
+        next_step=NextStep(Advice.IMPORT_IT) if dry_run else NextStep(Advice.COUNTED, "search_methods"),
     )
 
 
@@ -150,7 +146,7 @@ def _answer(history: History, lines: Sequence[ImportedLine], context: Context) -
         lessons=0,
         rows=sorted([*lines, *skipped], key=lambda each: each.line),
         notes=[],
-        next_step="",
+        next_step=NextStep(Advice.NOTHING),
     )
 
 

@@ -5,8 +5,9 @@ import math
 from statistics import fmean
 
 from loopgraph_mcp.api.answers import BestProgram, BestResult
-from loopgraph_mcp.api.evidence import Best, Memory
+from loopgraph_mcp.api.evidence import Best, Records
 from loopgraph_mcp.api.lookups import the_experiment
+from loopgraph_mcp.api.state import State
 from loopgraph_mcp.code.hashes import is_of_program
 from loopgraph_mcp.models import Applied, Context, Decision, EditResult, Present, Refused, VerdictKind
 from loopgraph_mcp.store import edits, experiments
@@ -17,44 +18,46 @@ PREFIX = "exp_"
 _ALIKE = 0.2  # share of equal lines below which a folder's file is another project's by now
 
 
-class Bests:
-    """Names the best program that was run here; the store is read for it once, until something is decided."""
+async def other_program(state: State, records: Records, program: str | None, *, decided: object) -> BestProgram | None:
+    """Return the best program that was run here, unless the file holds it, or somebody discarded it.
 
-    def __init__(self, db: Database) -> None:
-        self._db = db
-        self._known: tuple[object, BestProgram | None] = (None, None)
+    The store is read for it once, until something is decided.
 
-    async def other(self, memory: Memory, program: str | None, *, decided: object) -> BestProgram | None:
-        """Return the best program that was run here, unless the file holds it, or somebody discarded it.
-
-        Args:
-            memory: What is known, seen from here.
-            program: The file.
-            decided: What changes with each outcome and decision.
-        """
-        best = memory.best()
-        if program is None or memory.here is None or best is None:
-            return None
-        if is_of_program(best.group_key, program, memory.here.editable):
-            return None
-        if self._known[0] != (best.context_id, best.group_key, decided, program):
-            self._known = (
-                (best.context_id, best.group_key, decided, program),
-                await self._read(best, memory.here, program),
-            )
-        return self._known[1]
-
-    async def _read(self, best: Best, here: Context, program: str) -> BestProgram | None:
-        rows = await experiments.runs_of_group(self._db, best.context_id, best.group_key)
-        last = _last_finished(rows)
-        if last is None or last.program_hash is None or rows[-1].decision is Decision.DISCARD:
-            return None
-        if not _is_akin(await edits.program_text(self._db, last.program_hash), program):
-            return None
-        return BestProgram(last.id, here.metric, fmean(best.values), len(best.values), last.description)
+    Args:
+        state: What the verbs share.
+        records: What is known, seen from here.
+        program: The file.
+        decided: What changes with each outcome and decision.
+    """
+    best = records.best()
+    if program is None or records.here is None or best is None:
+        return None
+    if is_of_program(best.group_key, program, records.here.editable):
+        return None
+    key = best.context_id, best.group_key, decided, program
+    if state.best_known[0] != key:
+        state.best_known = key, await _read(state.db, best, records.here, program)
+    return state.best_known[1]
 
 
-async def best_result(db: Database, best: Best, context: Context) -> BestResult | None:
+async def _read(db: Database, best: Best, here: Context, program: str) -> BestProgram | None:
+    rows = await experiments.runs_of_group(db, best.context_id, best.group_key)
+    last = _last_finished(rows)
+    if last is None or last.program_hash is None or rows[-1].decision is Decision.DISCARD:
+        return None
+    if not _is_akin(await edits.program_text(db, last.program_hash), program):
+        return None
+    return BestProgram(last.id, here.metric, fmean(best.values), len(best.values), last.description)
+
+
+async def best_result(state: State, *, workspace: str | None) -> BestResult | None:
+    """Return what ran best in a workspace, with how sure that is; None where nothing was measured."""
+    _, _, context = await state.here.found(workspace)
+    best = Records(await state.outcomes(), context).best()
+    return None if best is None else await as_result(state.db, best, context)
+
+
+async def as_result(db: Database, best: Best, context: Context) -> BestResult | None:
     """Return what ran best in a context as an answer: the mean of its runs and how sure that is."""
     last = _last_finished(await experiments.runs_of_group(db, best.context_id, best.group_key))
     if last is None:

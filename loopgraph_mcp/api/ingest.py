@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
-from loopgraph_mcp.api import forms, install
+from loopgraph_mcp.api import forms, imports, packs
 from loopgraph_mcp.api.answers import Candidate, ImportAnswer, IngestAnswer, ShownPassage
 from loopgraph_mcp.api.linking import find_mentions
+from loopgraph_mcp.api.state import State
 from loopgraph_mcp.config import ARXIV_URL, GITHUB_URL, Settings
 from loopgraph_mcp.errors import NotFoundError, SourceError
 from loopgraph_mcp.ingest import archives, arxiv, github, local, pack_archives, select
@@ -17,10 +18,9 @@ from loopgraph_mcp.ingest.cache import Cache
 from loopgraph_mcp.ingest.fetch import Web
 from loopgraph_mcp.ingest.packs import read_pack
 from loopgraph_mcp.ingest.sandbox import Reader
-from loopgraph_mcp.models import DocumentState
+from loopgraph_mcp.models import Advice, DocumentState, NextStep
 from loopgraph_mcp.store import methods, papers
 from loopgraph_mcp.store.chunks import Chunk
-from loopgraph_mcp.store.database import Database
 from loopgraph_mcp.store.papers import NewDocument
 from loopgraph_mcp.text import plain_line, plain_text
 
@@ -44,14 +44,24 @@ class Asked:
     offline: bool = False
 
 
+async def ingest(state: State, source: str, asked: Asked, on_step: forms.OnStep | None) -> IngestAnswer:
+    """Ingest whatever a source names: a paper, repository, file, folder, pack or run history."""
+
+    async def quiet(_share: float, _words: str) -> None: ...
+
+    if (history := _history_path(source, state.settings)) is not None:
+        told = imports.Told()
+        answer = await imports.import_history(state, history, told, dry_run=False, progress=lambda _: None)
+        return _of_history(source, answer)
+    return await _Ingest(state, asked, on_step or quiet).run(source)
+
+
 @dataclass(slots=True)
-class Ingest:
+class _Ingest:
     """One call of the verb: where it stores, how it fetches, whom it tells."""
 
-    db: Database
-    settings: Settings
+    state: State
     asked: Asked
-    now: float
     tell: forms.OnStep
     reader: Reader = field(default_factory=Reader)
 
@@ -61,29 +71,25 @@ class Ingest:
             return await self._run(source)
 
     async def _run(self, source: str) -> IngestAnswer:
-        path = own_path(source, self.settings)
+        path = own_path(source, self.state.settings)
         if path is not None and pack_archives.looks_like_one(path):
             checked = pack_archives.Checked(await asyncio.to_thread(read_pack, path), path)
-            return await install.install_pack(
-                self.db, self.settings, source, checked, sha256=self.asked.sha256, now=self.now
-            )
+            return await packs.install_pack(self.state, source, checked, sha256=self.asked.sha256)
         if path is not None and (data := await asyncio.to_thread(_pack_bytes, path)) is not None:
-            return await install.install_archive(
-                self.db, self.settings, source, data, sha256=self.asked.sha256, now=self.now
-            )
+            return await packs.install_archive(self.state, source, data, sha256=self.asked.sha256)
         if path is not None:
             return await self._files(source, path)
-        named = {self.settings.arxiv_url, self.settings.github_url} - {ARXIV_URL, GITHUB_URL}
-        cache = Cache(self.settings.fetched_dir)
+        named = {self.state.settings.arxiv_url, self.state.settings.github_url} - {ARXIV_URL, GITHUB_URL}
+        cache = Cache(self.state.settings.fetched_dir)
         async with Web.open(cache, trusted=named, offline=self.asked.offline) as web:
             if (paper := arxiv.read_ref(source)) is not None:
-                return await self._paper(source, arxiv.Arxiv.of(web, self.settings), paper)
+                return await self._paper(source, arxiv.Arxiv.of(web, self.state.settings), paper)
             if (place := github.read_ref(source)) is not None:
-                return await self._repository(source, github.GitHub.of(web, self.settings), place)
+                return await self._repository(source, github.GitHub.of(web, self.state.settings), place)
             if "://" in source:
                 return await self._pack_url(source, web)
             _refuse_path(source)
-            return await self._phrase(source, arxiv.Arxiv.of(web, self.settings))
+            return await self._phrase(source, arxiv.Arxiv.of(web, self.state.settings))
 
     # ------------------------------------------------------------------------------------------- papers
 
@@ -95,7 +101,9 @@ class Ingest:
         if len(exact) == 1:
             return await self._paper(source, site, exact[0].ref)
         candidates = [Candidate(str(each.ref), plain_line(each.title)) for each in found]
-        step = f'ingest(source="{candidates[0].id}")' if candidates else "Use other words, an arXiv id, or a URL."
+        step = NextStep(Advice.OTHER_WORDS)
+        if candidates:
+            step = NextStep(Advice.CHOOSE_SOURCE, "ingest", {"source": candidates[0].id})
         return IngestAnswer(source, "choice", "", "", "", step, documents=0, candidates=candidates)
 
     async def _paper(self, source: str, site: arxiv.Arxiv, ref: arxiv.Ref) -> IngestAnswer:
@@ -104,7 +112,7 @@ class Ingest:
         await self.tell(0.05, f"asking arXiv for {ref}")
         meta = await site.find(ref)
         document_id = f"arxiv:{meta.ref}"
-        cited = await papers.cited_title(self.db, f"arxiv:{meta.ref.id}")
+        cited = await papers.cited_title(self.state.db, f"arxiv:{meta.ref.id}")
         warnings = list[str]()
         if cited and _letters(cited) != _letters(meta.title):
             warnings.append(f"a pack cites it as {plain_line(cited)!r}")
@@ -141,7 +149,7 @@ class Ingest:
         document_id = f"github:{snapshot.repository}@{snapshot.commit}"
         document_id += f":{snapshot.path}" if snapshot.path else ""
         content_hash = await asyncio.to_thread(forms.hash_of, snapshot.files)
-        known = await papers.find_document(self.db, document_id)
+        known = await papers.find_document(self.state.db, document_id)
         if known is not None and known.content_hash == content_hash:
             return await self._answer(source, "repository", document_id, added=0, warnings=[])
         chunks, notes = list[Chunk](), [plain_line(each) for each in snapshot.skipped]
@@ -230,23 +238,21 @@ class Ingest:
         fetched = await web.get(source)
         if fetched is None:
             raise NotFoundError(f"{source[:200]!r}: nothing is there; check the URL")
-        return await install.install_archive(
-            self.db, self.settings, source, fetched.body, sha256=self.asked.sha256, now=self.now
-        )
+        return await packs.install_archive(self.state, source, fetched.body, sha256=self.asked.sha256)
 
     # ------------------------------------------------------------------------------------------- common
 
     async def _is_read(self, document_id: str) -> bool:
         """Return whether a document is in the store with its text; one that failed is tried again."""
-        known = await papers.find_document(self.db, document_id)
+        known = await papers.find_document(self.state.db, document_id)
         return known is not None and known.state in {DocumentState.READ, DocumentState.SOURCELESS}
 
     async def _store(self, document: NewDocument, chunks: Sequence[Chunk], share: float = 0.9) -> int:
         """Store a document with its passages and the methods they tell of; return how many passages are new."""
         await self.tell(share, f"storing {len(chunks)} passages of {document.id}")
-        known = await methods.all_methods(self.db)
+        known = await methods.all_methods(self.state.db)
         mentions = await asyncio.to_thread(find_mentions, chunks, known)
-        return await papers.add_document(self.db, document, chunks, mentions, now=self.now)
+        return await papers.add_document(self.state.db, document, chunks, mentions, now=self.state.clock())
 
     async def _answer(
         self, source: str, kind: str, *document_ids: str, added: int, warnings: Sequence[str], title: str = ""
@@ -254,13 +260,13 @@ class Ingest:
         """Return the answer for stored documents: what they are, and the passages that tell most."""
         known, told, linked = list[papers.StoredDocument](), list[select.Told](), dict[str, None]()
         for each in document_ids:
-            document = await papers.find_document(self.db, each)
+            document = await papers.find_document(self.state.db, each)
             assert document is not None  # noqa: S101 - it was stored or found before
             known.append(document)
             of = f"{document.title}: " if len(document_ids) > 1 else ""
-            chunks = await papers.chunks_of(self.db, each)
+            chunks = await papers.chunks_of(self.state.db, each)
             told += [select.Told(found.id, f"{of}{found.place}", found.text) for found in chunks]
-            linked |= dict.fromkeys(await papers.linked_methods(self.db, document.paper_id))
+            linked |= dict.fromkeys(await papers.linked_methods(self.state.db, document.paper_id))
         shown = await asyncio.to_thread(select.choose, told, self.asked.query)
         first = known[0]
         return IngestAnswer(
@@ -295,13 +301,13 @@ def own_path(source: str, settings: Settings) -> Path | None:
         return None
 
 
-def history_path(source: str, settings: Settings) -> Path | None:
+def _history_path(source: str, settings: Settings) -> Path | None:
     """Return the run history that a source names, or None where it names something else."""
     path = own_path(source, settings)
     return path if path is not None and path.is_file() and path.suffix.lower() in _HISTORIES else None
 
 
-def of_history(source: str, answer: ImportAnswer) -> IngestAnswer:
+def _of_history(source: str, answer: ImportAnswer) -> IngestAnswer:
     """Return the answer for a history that was imported."""
     return IngestAnswer(
         source=source,
@@ -318,14 +324,11 @@ def of_history(source: str, answer: ImportAnswer) -> IngestAnswer:
     )
 
 
-def _next_step(shown: Sequence[select.Told], linked: Sequence[str]) -> str:
+def _next_step(shown: Sequence[select.Told], linked: Sequence[str]) -> NextStep:
     if not shown:
-        return "Give its text another way: a local file of it, or another version."
-    cite = ", ".join(f'"{each.id}"' for each in shown[:2])
-    new = f"a method that is new is registered with add_method, citing the passages it was read in: {cite}"
-    if linked:
-        return f"search_methods ranks {', '.join(linked[:5])}; {new}."
-    return f"{new[0].upper()}{new[1:]}."
+        return NextStep(Advice.OTHER_FORM)
+    about = {"passages": ", ".join(each.id for each in shown[:2]), "methods": ", ".join(linked[:5])}
+    return NextStep(Advice.REGISTER_METHOD, "add_method", about=about)
 
 
 def _pack_bytes(path: Path) -> bytes | None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from loopgraph_mcp.api import lookups
-from loopgraph_mcp.api.evidence import Ledger
+from loopgraph_mcp.api.state import State
 from loopgraph_mcp.code import apply, generalize, hashes
 from loopgraph_mcp.code.generalize import Learned, NotLearned
 from loopgraph_mcp.models import Applied, EditResult, KnobValues, Method, Refused, VerdictKind
@@ -26,13 +26,13 @@ class Offer:
     record: str
 
 
-async def learn(db: Database, ledger: Ledger, method_ids: Sequence[str], *, now: float) -> None:
+async def learn(state: State, method_ids: Sequence[str]) -> None:
     """Make recipes of the methods' wins that were patches and were not looked at yet. No code is run."""
     for method_id in method_ids:
-        for experiment_id in await learned.unread_wins(db, method_id):
-            row = await lookups.the_experiment(db, experiment_id)
-            if (await ledger.judge(row)).kind is VerdictKind.WIN and row.edit_id is not None:
-                await _learn_from(db, method_id, experiment_id, row.edit_id, now)
+        for experiment_id in await learned.unread_wins(state.db, method_id):
+            row = await lookups.the_experiment(state.db, experiment_id)
+            if (await state.judge(row)).kind is VerdictKind.WIN and row.edit_id is not None:
+                await _learn_from(state.db, method_id, experiment_id, row.edit_id, state.clock())
 
 
 async def _learn_from(db: Database, method_id: str, experiment_id: str, edit_id: str, now: float) -> None:
@@ -66,12 +66,12 @@ def _generalise(
     return found, generalize.Fits() if isinstance(found, NotLearned) else generalize.fits(found, others)
 
 
-async def offers(db: Database, ledger: Ledger, method: Method, program: str, knobs: KnobValues) -> list[Offer]:
+async def offers(state: State, method: Method, program: str, knobs: KnobValues) -> list[Offer]:
     """Return what the learned recipes of a method make of a program: those that fit first, then the newest."""
     found = []
-    for recipe in await learned.recipes_of(db, method.id):
+    for recipe in await learned.recipes_of(state.db, method.id):
         made = await asyncio.to_thread(apply.apply_method, as_method(method, recipe), program, knobs)
-        found.append(Offer(recipe, made, await record_of(db, ledger, recipe)))
+        found.append(Offer(recipe, made, await _record_of(state, recipe)))
     return sorted(found, key=lambda offer: isinstance(offer.made, Refused))
 
 
@@ -80,11 +80,11 @@ def as_method(method: Method, recipe: LearnedRecipe) -> Method:
     return replace(method, recipe=recipe.recipe, knobs=recipe.knobs)
 
 
-async def record_of(db: Database, ledger: Ledger, recipe: LearnedRecipe) -> str:
+async def _record_of(state: State, recipe: LearnedRecipe) -> str:
     """Return where a learned recipe comes from and what came of it, in a few words."""
     kinds = [
-        (await ledger.judge(await lookups.the_experiment(db, each))).kind
-        for each in await learned.experiments_of(db, recipe.id)
+        (await state.judge(await lookups.the_experiment(state.db, each))).kind
+        for each in await learned.experiments_of(state.db, recipe.id)
     ]
     wins = sum(kind is VerdictKind.WIN for kind in kinds)
     parts = [f"learned from {recipe.experiment_id}"]

@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Iterable
 
 from loopgraph_mcp.errors import NotFoundError
-from loopgraph_mcp.models import Method
+from loopgraph_mcp.models import Advice, Method, NextStep
 from loopgraph_mcp.store import experiments, methods, retrievals
 from loopgraph_mcp.store.database import Database
 from loopgraph_mcp.store.experiments import ExperimentRow
@@ -32,8 +32,9 @@ async def the_method(db: Database, method_id: str) -> Method:
     if shown := await retrievals.methods_shown(db, method_id):
         raise NotFoundError(f"{method_id} is a search, no method; it showed {', '.join(shown)}")
     near = _nearest(method_id, known)
-    hint = f"did you mean {', '.join(near)}?" if near else "search_methods finds one"
-    raise NotFoundError(f"no method {method_id[:80]!r}; {hint}")
+    if near:
+        raise NotFoundError(f"no method {method_id[:80]!r}; did you mean {', '.join(near)}?")
+    raise NotFoundError(f"no method {method_id[:80]!r}", next_step=NextStep(Advice.FIND_METHODS, "search_methods"))
 
 
 def named(name: str, known: Iterable[Method]) -> list[Method]:
@@ -75,7 +76,8 @@ async def the_experiment(db: Database, experiment_id: str) -> ExperimentRow:
     """
     row = await experiments.get_experiment(db, experiment_id)
     if row is None:
-        raise NotFoundError(f"no experiment {experiment_id[:80]!r}; run_experiment starts one and returns its id")
+        step = NextStep(Advice.RUN_FILE, "run_experiment")
+        raise NotFoundError(f"no experiment {experiment_id[:80]!r}", next_step=step)
     return row
 
 
@@ -86,4 +88,5 @@ async def check_retrieval(db: Database, retrieval_id: str | None) -> None:
         NotFoundError: There is none.
     """
     if retrieval_id is not None and not await retrievals.retrieval_exists(db, retrieval_id):
-        raise NotFoundError(f"no retrieval {retrieval_id[:80]!r}; leave it out, or use the id search_methods returned")
+        step = NextStep(Advice.LEAVE_OUT, "search_methods")
+        raise NotFoundError(f"no retrieval {retrieval_id[:80]!r}", next_step=step)

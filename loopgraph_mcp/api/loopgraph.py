@@ -1,35 +1,27 @@
-"""class LoopGraph: the memory and the loop, one async method per verb. Tools and CLI only word what it answers."""
+"""class LoopGraph: the memory and the loop, one async method per verb; each verb is a module of this folder."""
 
 import asyncio
-import dataclasses
 import logging
 import os
-import shutil
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from loopgraph_mcp.api import (
-    activity,
-    evidence,
-    explain,
-    learned_recipes,
-    lookups,
+    edit,
+    experiment,
+    incumbent,
+    methods,
     outline,
     permissions,
-    precedents,
     record,
     recovery,
-    trust,
-    views,
+    run,
+    search,
+    trace,
 )
-from loopgraph_mcp.api import methods as registering
-from loopgraph_mcp.api import run as launch
-from loopgraph_mcp.api import search as searching
-from loopgraph_mcp.api import trace as tracing
 from loopgraph_mcp.api.answers import (
     BestResult,
     CodeMapAnswer,
@@ -44,80 +36,25 @@ from loopgraph_mcp.api.answers import (
     SearchAnswer,
     TraceAnswer,
 )
-from loopgraph_mcp.api.closeup import Closeup, Loss, closeup, loss_of, parent_of
-from loopgraph_mcp.api.context import Inputs, Sight, Surroundings
-from loopgraph_mcp.api.edit import Asked, make_edit
-from loopgraph_mcp.api.incumbent import Bests, best_result
-from loopgraph_mcp.api.overview import Overview, Overviews
+from loopgraph_mcp.api.experiment import OnProgress
+from loopgraph_mcp.api.state import State
 from loopgraph_mcp.auth import Caller
 from loopgraph_mcp.code.apply import ALL
-from loopgraph_mcp.code.hashes import group_hash
 from loopgraph_mcp.config import Settings, read_settings
-from loopgraph_mcp.errors import LoopGraphError, RunError, UnwritableError, WorkspaceError
+from loopgraph_mcp.errors import LoopGraphError, UnwritableError
 from loopgraph_mcp.ingest.pack_texts import content_hash
-from loopgraph_mcp.ingest.published import read_day_one
-from loopgraph_mcp.models import (
-    Context,
-    Decision,
-    Direction,
-    KnobValue,
-    Method,
-    Origin,
-    OutcomeKind,
-    Standing,
-    State,
-)
-from loopgraph_mcp.ranking.features import Past
-from loopgraph_mcp.ranking.prior import Foresight, Lesson
+from loopgraph_mcp.models import Decision, Direction, KnobValue, OutcomeKind, Standing
 from loopgraph_mcp.runner.queue import Priority
-from loopgraph_mcp.runner.workspace import default_timeout_s, resolved
-from loopgraph_mcp.store import edits as edit_store
-from loopgraph_mcp.store import experiments, imports, merge, methods, nights, retrievals, search
-from loopgraph_mcp.store import learned as learned_store
+from loopgraph_mcp.store import merge, nights, retrievals
+from loopgraph_mcp.store import methods as method_store
 from loopgraph_mcp.store.database import Database, new_id
-from loopgraph_mcp.store.experiments import NewExperiment
-from loopgraph_mcp.store.retrievals import Shown
-from loopgraph_mcp.store.version import Newest, read_newest
-from loopgraph_mcp.store.version import look as look_at
-from loopgraph_mcp.text import plain_line
 
-MAX_WAIT_S = 50.0  # most clients give up on a call after 60 s
-_CANDIDATES = 50
-_LARGE_PROGRAM = 2**15  # characters; a smaller one is parsed in some 20 ms
-_PATIENCE_S = 1.0
-_POLL_S = 0.25
+if TYPE_CHECKING:
+    from loopgraph_mcp.api.closeup import Closeup, Loss
+    from loopgraph_mcp.api.overview import Overview, Overviews
+
 _LOOK_S = 2.0  # between looks for runs whose supervisor was killed
 _log = logging.getLogger(__name__)
-_NO_PAST = Past()
-_CANCEL_WAIT_S = 15.0
-
-
-OnProgress = Callable[[ExperimentAnswer], Awaitable[None]]
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Look:
-    """What every search in a workspace has to know, whatever it looks for.
-
-    Args:
-        shown: What was shown of late and not tried since.
-        known: All methods by their ids.
-        program: The workspace's file, None where there is no workspace.
-        context: Where outcomes of that file are comparable, likewise.
-        past: What the workspace's runs have taught.
-        decided: What changes with each outcome and decision.
-        learned: Methods that have a learned recipe.
-    """
-
-    shown: Shown
-    known: Mapping[str, Method]
-    program: str | None
-    context: Context | None
-    memory: evidence.Memory
-    past: Past
-    decided: object
-    under_way: activity.UnderWay
-    learned: Collection[str]
 
 
 class LoopGraph:
@@ -128,35 +65,19 @@ class LoopGraph:
     """
 
     def __init__(self, db: Database, settings: Settings, clock: Callable[[], float]) -> None:
-        self.db = db
-        self.settings = settings
-        self._now = clock
+        self.state = State(db, settings, clock)
+        self._overviews: Overviews | None = None  # read once somebody looks
         self.session = new_id("ses")  # tells agents that share no HTTP server apart
-        self._here = Surroundings(db, settings, clock)
-        self._sights: dict[str | None, tuple[tuple[int, int], list[Lesson], Foresight]] = {}
-        self._others = precedents.OtherSearches(db)
-        self._ledger = evidence.Ledger(db)
-        self._fatigue = retrievals.Fatigue()
-        self._bests = Bests(db)
-        self._followed = precedents.Followed(db)
-        self._overviews = Overviews(db)
-        self._with_recipe: tuple[tuple[int, int], Collection[str]] = ((0, 0), ())
 
-    async def _foresight(self, context: Context | None, newest: Newest | None = None) -> Foresight:
-        """Return what histories teach: those shipped (or switched off), those imported, and one's other searches.
+    @property
+    def db(self) -> Database:
+        """The store."""
+        return self.state.db
 
-        Lessons come with outcomes or decisions, whichever process brings them.
-        """
-        newest = newest or await read_newest(self.db)
-        where, at = None if context is None else context.workspace_id, (newest.outcome, newest.decision)
-        known = self._sights.get(where)
-        if known is None or known[0] != at:
-            taught = [*await imports.all_lessons(self.db), *await self._others.lessons(besides=where)]
-            if known is None or taught != known[1]:
-                shipped = read_day_one().lessons if self.settings.day_one else ()
-                known = at, taught, Foresight([*shipped, *taught])
-            self._sights[where] = known = at, taught, known[2]
-        return known[2]
+    @property
+    def settings(self) -> Settings:
+        """Where everything lies."""
+        return self.state.settings
 
     @classmethod
     @asynccontextmanager
@@ -167,12 +88,12 @@ class LoopGraph:
         settings = settings or read_settings(os.environ, Path.cwd())
         await asyncio.to_thread(permissions.tighten, settings)
         async with Database.open(settings.db_path) as db:
-            if not await methods.holds_pack(db, await asyncio.to_thread(content_hash, settings.packs)):
+            if not await method_store.holds_pack(db, await asyncio.to_thread(content_hash, settings.packs)):
                 from loopgraph_mcp.ingest import packs as ingest_packs  # noqa: PLC0415 - what reads packs is slow to import
 
                 pack = await asyncio.to_thread(ingest_packs.read_pack, settings.packs)
                 with suppress(UnwritableError):  # an earlier version's methods can still be searched
-                    await methods.import_pack(db, pack, now=clock())
+                    await method_store.import_pack(db, pack, now=clock())
             with suppress(UnwritableError):
                 await recovery.recover(db, settings)
             yield cls(db, settings, clock)
@@ -212,96 +133,13 @@ class LoopGraph:
             standing: Show methods of this standing alone.
             caller: The agent that asks; None for a person at a terminal.
         """
-        look, hits, note = await self._ranked(query, workspace, limit, family=family, standing=standing, caller=caller)
-        retrieval_id = await retrievals.add_retrieval(
-            self.db,
-            query,
-            [retrievals.ShownMethod(hit.method_id, hit.score, hit.parts) for hit in hits],
-            context_id=None if look.context is None else await edit_store.context_id(self.db, look.context),
-            now=self._now(),
-            caller=caller,
-        )
-        return SearchAnswer(
-            retrieval_id=retrieval_id,
-            query=query,
-            context=explain.context(look.context),
-            methods_known=len(look.known),
-            hits=hits,
-            next_step=explain.after_search(hits, retrieval_id, filtered=family is not None or standing is not None),
-            note=explain.unrecorded(note, self.db.unrecorded),
-            running=activity.running_now(look.under_way, caller),
-            best=await self._bests.other(look.memory, look.program, decided=look.decided),
+        return await search.search_methods(
+            self.state, query, workspace=workspace, limit=limit, family=family, standing=standing, caller=caller
         )
 
     async def suggestions(self, *, workspace: str | None = None, limit: int = 5) -> list[MethodHit]:
         """Return the methods that a search without words would show, without recording that they were shown."""
-        return (await self._ranked("", workspace, limit))[1]
-
-    async def _ranked(
-        self,
-        query: str,
-        workspace: str | None,
-        limit: int,
-        *,
-        family: str | None = None,
-        standing: Standing | None = None,
-        caller: Caller | None = None,
-    ) -> tuple[_Look, list[MethodHit], str]:
-        """Return what every search looks at, the methods that one shows, and what is to be said of it as a whole."""
-        await self._here.look(workspace)
-        shown, newest, sight, relevance = await self.db.search(
-            lambda conn: (
-                self._fatigue.shown(conn),
-                look_at(conn),
-                self._here.sight(workspace),
-                search.find_relevance(self.db, conn, query),
-            ),
-            limit_s=_PATIENCE_S,
-        )
-        look = await self._look(shown, newest, sight)
-        asked = bool(query.strip())
-        if asked:
-            found = search.ranked(relevance, look.known, _CANDIDATES)
-        else:
-            found = [(method, 1.0) for method in look.known.values()]
-        running = activity.running_now(look.under_way, caller)
-        choose = partial(
-            searching.choose,
-            [pair for pair in found if family in {None, pair[0].family}],
-            look.memory,
-            await self._foresight(look.context, newest),
-            look.past,
-            shown=look.shown,
-            program=look.program,
-            asked=asked,
-            limit=limit,
-            standing=standing,
-            in_flight={each for run in running for each in run.method_ids},
-        )
-        large = len(look.program or "") > _LARGE_PROGRAM
-        hits, note = await asyncio.to_thread(choose) if large else choose()
-        if large and look.context is not None:  # what asks for the best program takes it from there
-            await asyncio.to_thread(group_hash, look.program, look.context.editable)
-        hits = [dataclasses.replace(hit, has_edit=True) if hit.method_id in look.learned else hit for hit in hits]
-        return look, hits, note
-
-    async def _look(self, shown: Shown, newest: Newest, sight: Sight | None) -> _Look:
-        """Return what every search in a workspace has to know: little of it is read again before the store moves."""
-        context = None if sight is None else await self._here.context_of(sight)
-        if self._with_recipe[0] != (newest.recipe, newest.decision):
-            learned = await learned_store.methods_with_recipe(self.db)
-            self._with_recipe = (newest.recipe, newest.decision), learned
-        return _Look(
-            shown=shown,
-            known=await methods.library(self.db, newest),
-            program=None if sight is None else sight.program,
-            context=context,
-            memory=await self._ledger.recall(context, newest),
-            past=_NO_PAST if context is None else (await self._followed.follow(context, newest)).past,
-            decided=(newest.outcome, newest.decision),
-            under_way=await activity.under_way(self.db) if newest.live else activity.NOTHING,
-            learned=self._with_recipe[1],
-        )
+        return await search.suggestions(self.state, workspace=workspace, limit=limit)
 
     # ------------------------------------------------------------------------------------------- edits
 
@@ -336,19 +174,8 @@ class LoopGraph:
             RunError: The arguments contradict one another.
         """
         named = frozenset({ALL} if companions is True else companions or ())
-        asked = Asked((method_id, *also), dict(knobs or {}), named, retrieval_id, revert, apply)
-        answer = await make_edit(
-            self.db,
-            self._here,
-            self._ledger,
-            self._followed,
-            self._foresight,
-            asked,
-            workspace=workspace,
-            now=self._now(),
-        )
-        running = activity.running_now(await activity.under_way(self.db), caller)
-        return answer if revert else activity.told_in_edit(answer, running, set(answer.method_id.split(" + ")))
+        asked = edit.Asked((method_id, *also), dict(knobs or {}), named, retrieval_id, revert, apply)
+        return await edit.get_code_edit(self.state, asked, workspace=workspace, caller=caller)
 
     async def map_code(
         self,
@@ -369,18 +196,13 @@ class LoopGraph:
         Raises:
             WorkspaceError: There is nothing there that can be read, or it lies outside.
         """
-        where = await self._here.workspace(workspace)
-        target = resolved(where.path / (path or where.editable))
-        if not target.is_relative_to(where.path):
-            raise WorkspaceError(f"{target}: lies outside of {where.path}; `loopgraph map PATH` maps any file")
-        return await self.map_file(target, query=query, budget_tokens=budget_tokens)
+        return await outline.map_code(self.state, path, query=query, budget_tokens=budget_tokens, workspace=workspace)
 
     async def map_file(
         self, path: Path, *, query: str = "", budget_tokens: int = outline.DEFAULT_BUDGET
     ) -> CodeMapAnswer:
         """Return what stands where in any Python file, or in a folder of them; see map_code."""
-        known = await methods.all_methods(self.db)
-        return await outline.map_path(path, known, query=query, budget_tokens=budget_tokens)
+        return await outline.map_file(self.state, path, query=query, budget_tokens=budget_tokens)
 
     # ------------------------------------------------------------------------------------- experiments
 
@@ -425,91 +247,10 @@ class LoopGraph:
             RunError: The program cannot be run: a stale edit, a patch that does not fit, a syntax error. Or the
                 caller has as many experiments on their way as it may.
         """
-        where = await self._here.workspace(workspace)
-        if caller is not None:
-            idempotency_key = caller.own_key(idempotency_key)
-        if idempotency_key is not None:
-            known = await launch.run_of_key(self.db, where, idempotency_key, edit_id=edit_id, patch=patch)
-            if known is not None:
-                return await self.get_experiment(known, wait_s=wait_s, on_progress=on_progress)
-        if caller is not None:
-            await asyncio.to_thread(trust.check, self.settings, where, by_agent=workspace is not None)
-        launch.check_budget(where, budget_s)
-        budget = budget_s or where.budget_s
-        context = await self._here.context(where, budget)
-        context_id = await edit_store.context_id(self.db, context)
-        inputs = await self._here.inputs(where)
-        plan = await launch.make_plan(
-            self.db, where, context, inputs, edit_id=edit_id, patch=patch, method_id=method_id, replicate=replicate
+        asked = run.Asked(
+            edit_id, patch, method_id, description, seed, budget_s, replicate, idempotency_key, priority, caller
         )
-        ran = await asyncio.to_thread(inputs.identify, plan.text, where.editable)
-        earlier = await experiments.runs_of(self.db, context_id, ran.run_key)
-        if not replicate and (repeat := launch.worth_returning(plan, earlier, seed=seed)) is not None:
-            if repeat.state is not State.DONE:
-                await experiments.join_experiment(self.db, repeat.id, caller, now=self._now())
-            answer = await self.get_experiment(repeat.id, wait_s=wait_s, on_progress=on_progress)
-            return dataclasses.replace(answer, repeated=True)
-        launch.check_held(plan, earlier)
-        chosen_seed = launch.choose_seed(where, seed, {run.seed for run in earlier} if replicate else set())
-        plan = await launch.as_edit(
-            self.db, where, plan, workspace=await self._here.workspace_id(where), now=self._now()
-        )
-        program_hash = await launch.keep_program(self.db, plan.text, where.editable)
-        bearing = await precedents.find_precedents(
-            self.db,
-            await self._followed.follow(context),
-            context_id,
-            ran,
-            files=inputs.files,
-            base_hash=launch.base_hash(plan),
-            new_hash=program_hash,
-            description=description,
-            foresight=await self._foresight(context),
-        )
-        slot = (await self._here.device(where)).slot
-        with launch.looked_after(self.settings) as (own_id, lock):
-            run_dir, made = await launch.prepare(self.settings, own_id, plan, inputs)
-            experiment_id, new = await self._queue(
-                made,
-                NewExperiment(
-                    id=own_id,
-                    run_dir=str(run_dir),
-                    context_id=context_id,
-                    device_slot=slot,
-                    description=explain.description(description, plan.method_ids, plan.base_text),
-                    seed=chosen_seed,
-                    timeout_s=max(where.timeout_s, default_timeout_s(budget)) if budget_s else where.timeout_s,
-                    silence_s=where.silence_s,
-                    edit_id=plan.edit_id,
-                    base_hash=launch.base_hash(plan),
-                    program_hash=program_hash,
-                    method_ids=plan.method_ids,
-                    idempotency_key=idempotency_key,
-                    priority=priority,
-                    caller=caller,
-                    ran=made.identify(plan.text, where.editable),
-                    base_group_key=launch.base_group_key(plan, made, where.editable),
-                    inputs_hash=made.hash,
-                    shared="any_seed" if seed is None and not replicate else "same_seed",
-                ),
-            )
-            if new:
-                await launch.start(self.db, self.settings, where, experiment_id, lock, self._now())
-        if not new:
-            recovery.forget_lock(self.settings, own_id)
-        answer = await self.get_experiment(experiment_id, wait_s=wait_s, on_progress=on_progress)
-        return dataclasses.replace(answer, earlier=[] if replicate else list(bearing.earlier), repeated=not new)
-
-    async def _queue(self, made: Inputs, new: NewExperiment) -> tuple[str, bool]:
-        """Queue an experiment whose folder is made; where another one answers for it, or it is refused, that goes."""
-        is_new = False
-        try:
-            await experiments.add_inputs(self.db, made.hash, made.files)
-            experiment_id, is_new = await experiments.add_experiment(self.db, new, now=self._now())
-        finally:
-            if not is_new:
-                await asyncio.to_thread(shutil.rmtree, new.run_dir or "", ignore_errors=True)
-        return experiment_id, is_new
+        return await run.run_experiment(self.state, asked, workspace=workspace, wait_s=wait_s, on_progress=on_progress)
 
     async def get_experiment(
         self, experiment_id: str, *, wait_s: float = 20.0, on_progress: OnProgress | None = None
@@ -519,26 +260,7 @@ class LoopGraph:
         Raises:
             NotFoundError: No such experiment.
         """
-        deadline = time.monotonic() + min(max(0.0, wait_s), MAX_WAIT_S)
-        told, can_recover = None, not self.db.read_only
-        while True:
-            row = await lookups.the_experiment(self.db, experiment_id)
-            if can_recover and row.state is not State.DONE and recovery.is_abandoned(self.settings, row):
-                try:
-                    await recovery.recover(self.db, self.settings)
-                except UnwritableError:  # it is shown as it was last written
-                    can_recover = False
-                continue
-            answer = await views.view(self.db, self._ledger, row, now=self._now())
-            if answer.state is State.DONE:
-                return answer
-            if on_progress is not None and (answer.state, answer.step) != told:
-                told = (answer.state, answer.step)
-                await on_progress(answer)
-            left = deadline - time.monotonic()
-            if left <= 0:
-                return answer
-            await asyncio.sleep(min(_POLL_S, left))
+        return await experiment.get_experiment(self.state, experiment_id, wait_s=wait_s, on_progress=on_progress)
 
     async def cancel_experiment(self, experiment_id: str, *, caller: Caller | None = None) -> ExperimentAnswer:
         """End an experiment, its whole process group with it; one that is done stays as it is.
@@ -547,13 +269,9 @@ class LoopGraph:
             NotFoundError: No such experiment.
             AccessError: Others wait for it.
         """
-        row = await lookups.the_experiment(self.db, experiment_id)
-        await activity.check_cancel(self.db, experiment_id, caller)
-        if row.state is not State.DONE:
-            await experiments.request_cancel(self.db, experiment_id, now=self._now())
-        return await self.get_experiment(experiment_id, wait_s=_CANCEL_WAIT_S)
+        return await experiment.cancel_experiment(self.state, experiment_id, caller=caller)
 
-    async def overview(self, workspace_id: str | None = None, setting: str | None = None) -> Overview:
+    async def overview(self, workspace_id: str | None = None, setting: str | None = None) -> "Overview":
         """Return all experiments of a workspace with what they add up to; by default of the one with the newest.
 
         Args:
@@ -563,34 +281,39 @@ class LoopGraph:
         Raises:
             NotFoundError: There are no experiments of it.
         """
-        return await self._overviews.look(self._ledger, workspace_id, setting)
+        from loopgraph_mcp.api.overview import Overviews  # noqa: PLC0415 - a server's start should not wait for it
+
+        if self._overviews is None:
+            self._overviews = Overviews(self.db)
+        return await self._overviews.look(self.state, workspace_id, setting)
 
     async def workspaces(self) -> list[nights.WorkspaceRow]:
         """Return the workspaces that have experiments, the one with the newest first."""
         return await nights.workspaces(self.db)
 
-    async def closeup(self, experiment_id: str) -> Closeup:
+    async def closeup(self, experiment_id: str) -> "Closeup":
         """Return one experiment with its change, its loss, its log, runs like it, and the chain that led to it.
 
         Raises:
             NotFoundError: No such experiment.
         """
-        return await closeup(self.db, self._ledger, self._followed, experiment_id, now=self._now())
+        from loopgraph_mcp.api import closeup  # noqa: PLC0415 - a server's start should not wait for it
 
-    async def loss(self, experiment_id: str) -> Loss:
+        return await closeup.closeup(self.state, experiment_id)
+
+    async def loss(self, experiment_id: str) -> "Loss":
         """Return how the loss of an experiment goes, over its parent's.
 
         Raises:
             NotFoundError: No such experiment.
         """
-        row = await lookups.the_experiment(self.db, experiment_id)
-        return await loss_of(row, await parent_of(self.db, row))
+        from loopgraph_mcp.api import closeup  # noqa: PLC0415 - a server's start should not wait for it
+
+        return await closeup.loss(self.state, experiment_id)
 
     async def list_experiments(self, *, workspace: str | None = None, limit: int = 20) -> list[ExperimentAnswer]:
         """Return a workspace's newest experiments, newest first."""
-        where = await self._here.workspace(workspace)
-        rows = await experiments.list_experiments(self.db, await self._here.workspace_id(where), limit=limit)
-        return [await views.view(self.db, self._ledger, row, now=self._now()) for row in rows]
+        return await experiment.list_experiments(self.state, workspace=workspace, limit=limit)
 
     # -------------------------------------------------------------------------------------------- record
 
@@ -634,49 +357,15 @@ class LoopGraph:
             RunError: The experiment is not done yet, there is nothing to record, or the arguments contradict one
                 another.
         """
-        now = self._now()
-        record.check_cost(tokens, cost_usd)
-        if experiment_id is None:
-            report = record.Report(method_id, metric_value, status, description, log, commit, measured)
-            row = await record.record_report(self.db, self._here, report, workspace=workspace, now=now)
-        else:
-            if any(each is not None for each in (metric_value, status, method_id, log)):
-                raise RunError(
-                    f"the outcome of {experiment_id} was measured; leave out metric_value, status, method_id and log"
-                )
-            row = await lookups.the_experiment(self.db, experiment_id)
-            if row.outcome is None:
-                raise RunError(f"{experiment_id} is still {row.state.value}; wait with get_experiment, then record")
-        newest = await read_newest(self.db)
-        judged = row.origin is not Origin.REPORTED and (row.outcome is None or row.outcome.kind.says_something)
-        verdict = await self._ledger.judge(row, newest) if judged else None
-        decided = decision or row.decision or (None if verdict is None else verdict.decision)
-        note = plain_line(description, limit=500)
-        made_by = "loopgraph" if decision is None else "agent"
-        if decided is not None:
-            await experiments.add_decision(
-                self.db, row.id, decided, made_by=made_by, commit=commit, note=note, now=self._now()
-            )
-        if row.edit_id is not None:  # what one was only told of holds no patch
-            await learned_recipes.learn(self.db, self._ledger, row.method_ids, now=self._now())
-        if tokens is not None or cost_usd is not None:
-            await self.add_cost("agent", subject_id=row.id, tokens=tokens, cost_usd=cost_usd)
-        context = await edit_store.get_context(self.db, row.context_id)
-        memory = await self._ledger.recall(context, newest)
-        return RecordAnswer(
-            experiment_id=row.id,
-            metric=context.metric,
-            metric_value=None if row.outcome is None else row.outcome.metric_value,
-            verdict=None if verdict is None else verdict.kind,
-            gain=None if verdict is None else verdict.gain,
-            noise_floor=None if verdict is None else verdict.noise_floor,
-            p_win=None if verdict is None else verdict.p_win,
-            decision=decided,
-            standings={each: memory.record(each).standing for each in row.method_ids},
-            next_step=explain.after_report() if verdict is None else verdict.next_step,
-            origin=row.origin or Origin.MEASURED,
-            noise="" if verdict is None else explain.noise(verdict.noise),
-            tentative=verdict is not None and verdict.is_tentative and decided is Decision.KEEP,
+        report = record.Report(method_id, metric_value, status, description, log, commit, measured)
+        return await record.record_outcome(
+            self.state,
+            report,
+            experiment_id=experiment_id,
+            decision=decision,
+            tokens=tokens,
+            cost_usd=cost_usd,
+            workspace=workspace,
         )
 
     async def best_result(self, *, workspace: str | None = None) -> BestResult | None:
@@ -684,9 +373,7 @@ class LoopGraph:
 
         It is the program with the best mean of its runs less their standard error.
         """
-        _, _, context = await self._here.found(workspace)
-        best = (await self._ledger.recall(context)).best()
-        return None if best is None else await best_result(self.db, best, context)
+        return await incumbent.best_result(self.state, workspace=workspace)
 
     async def merge_store(self, other: Path) -> dict[str, int]:
         """Take in what another machine's store, or a copy of this one that went its own way, holds beside this one.
@@ -697,7 +384,7 @@ class LoopGraph:
             StoreError: It is no store, or this one.
         """
         added = await merge.merge(self.db, other)
-        self._ledger = evidence.Ledger(self.db)
+        self.state.read_again()
         return added
 
     async def import_history(
@@ -727,21 +414,10 @@ class LoopGraph:
         Raises:
             HistoryError: It cannot be read, or holds no experiments.
         """
-        from loopgraph_mcp.api import imports as importing  # noqa: PLC0415 - a start should not wait for what reads histories
+        from loopgraph_mcp.api import imports  # noqa: PLC0415 - a start should not wait for what reads histories
 
-        told = importing.Told(repository, device, budget_s, metric, direction)
-        published = read_day_one().histories if self.settings.day_one else ()
-        answer = await importing.import_history(
-            self.db,
-            path,
-            told,
-            shipped={each.fingerprint for each in published},
-            dry_run=dry_run,
-            now=self._now(),
-            progress=on_progress,
-        )
-        self._ledger = evidence.Ledger(self.db)  # known rows may have moved to another context
-        return answer
+        told = imports.Told(repository, device, budget_s, metric, direction)
+        return await imports.import_history(self.state, path, told, dry_run=dry_run, progress=on_progress)
 
     async def ingest(
         self,
@@ -767,14 +443,9 @@ class LoopGraph:
             PackError: A pack does not follow the format.
             HistoryError: A history holds no experiments.
         """
-        from loopgraph_mcp.api import ingest as ingesting  # noqa: PLC0415 - its client takes longer to import than the rest
+        from loopgraph_mcp.api import ingest  # noqa: PLC0415 - its client takes longer to import than the rest
 
-        async def quiet(_share: float, _words: str) -> None: ...
-
-        if (history := ingesting.history_path(source, self.settings)) is not None:
-            return ingesting.of_history(source, await self.import_history(history))
-        asked = ingesting.Asked(query, sha256, offline)
-        return await ingesting.Ingest(self.db, self.settings, asked, self._now(), on_step or quiet).run(source)
+        return await ingest.ingest(self.state, source, ingest.Asked(query, sha256, offline), on_step)
 
     async def export_pack(self, name: str, folder: Path, *, method_ids: Sequence[str] = ()) -> PackExportAnswer:
         """Write methods with their recipes and what came of them for others: those named, or all learned or local ones.
@@ -783,13 +454,9 @@ class LoopGraph:
             NotFoundError: No such method.
             PackError: There is nothing to export, or it cannot be written.
         """
-        from loopgraph_mcp.api import packs as packing  # noqa: PLC0415 - what writes packs is slow to import
-        from loopgraph_mcp.ingest import packs as ingest_packs  # noqa: PLC0415 - likewise
+        from loopgraph_mcp.api import packs  # noqa: PLC0415 - what reads and writes packs is slow to import
 
-        own = await asyncio.to_thread(ingest_packs.read_pack, self.settings.packs)
-        return await packing.export_pack(
-            self.db, self._ledger, name, folder, method_ids=method_ids, but_pack=own.name, now=self._now()
-        )
+        return await packs.export_pack(self.state, name, folder, method_ids=method_ids)
 
     async def add_method(
         self,
@@ -814,15 +481,8 @@ class LoopGraph:
             PackError: The definition does not follow the format, says what no cited passage says, or names a method
                 that is known.
         """
-        return await registering.add_method(
-            self.db,
-            self._here,
-            method_id,
-            chunk_ids,
-            definition,
-            workspace=workspace,
-            added_by="a person" if caller is None else caller.token or caller.client,
-            now=self._now(),
+        return await methods.add_method(
+            self.state, method_id, chunk_ids, definition, workspace=workspace, caller=caller
         )
 
     async def show_method(self, method_id: str) -> MethodAnswer:
@@ -831,7 +491,7 @@ class LoopGraph:
         Raises:
             NotFoundError: No such method.
         """
-        return await registering.show_method(self.db, method_id)
+        return await methods.show_method(self.state, method_id)
 
     async def retire_method(self, method_id: str) -> MethodAnswer:
         """Take a registered method out of searches; its experiments stay.
@@ -840,7 +500,7 @@ class LoopGraph:
             NotFoundError: No such method.
             PackError: A pack holds it.
         """
-        return await registering.retire_method(self.db, method_id, now=self._now())
+        return await methods.retire_method(self.state, method_id)
 
     async def trace(self, identity: str) -> TraceAnswer:
         """Return what led to a row and what came of it: from pack and paper to what an experiment taught.
@@ -851,7 +511,7 @@ class LoopGraph:
         Raises:
             NotFoundError: No row has this id.
         """
-        return await tracing.trace(self.db, identity)
+        return await trace.trace(self.state, identity)
 
     async def count(self) -> dict[str, int]:
         """Return how many methods, experiments and the like the store holds."""
@@ -862,5 +522,5 @@ class LoopGraph:
     ) -> None:
         """Record what an answer, or an agent's own work, cost."""
         await retrievals.add_cost(
-            self.db, source, subject_id=subject_id, tokens=tokens, cost_usd=cost_usd, now=self._now()
+            self.db, source, subject_id=subject_id, tokens=tokens, cost_usd=cost_usd, now=self.state.clock()
         )

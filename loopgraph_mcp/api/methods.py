@@ -1,4 +1,4 @@
-"""Methods that agents read in passages: registered with what they cite, amended, linked and retired."""
+"""The verbs add_method, show_method and retire_method: methods that were read in passages, with what they cite."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
@@ -8,10 +8,11 @@ from typing import Any
 
 from loopgraph_mcp.api import explain, linking, lookups
 from loopgraph_mcp.api.answers import MethodAnswer
-from loopgraph_mcp.api.context import Surroundings
+from loopgraph_mcp.api.state import State
+from loopgraph_mcp.auth import Caller
 from loopgraph_mcp.code import apply
 from loopgraph_mcp.errors import LoopGraphError, NotFoundError, PackError
-from loopgraph_mcp.models import Applied, Method, Present, Source
+from loopgraph_mcp.models import Advice, Applied, Method, NextStep, Present, Source
 from loopgraph_mcp.ranking.reported import numbers
 from loopgraph_mcp.store import methods, papers
 from loopgraph_mcp.store.chunks import Chunk
@@ -19,19 +20,18 @@ from loopgraph_mcp.store.database import Database
 from loopgraph_mcp.store.papers import Mention
 from loopgraph_mcp.text import plain_line
 
+_INGEST = NextStep(Advice.INGEST, "ingest", {"source": "…"})
 _OURS = {"sources": "they are the papers of the passages", "outcomes": "they are what experiments here measure"}
 
 
 async def add_method(
-    db: Database,
-    here: Surroundings,
+    state: State,
     method_id: str,
     chunk_ids: Sequence[str],
     definition: Mapping[str, Any] | None,
     *,
     workspace: str | None,
-    added_by: str,
-    now: float,
+    caller: Caller | None,
 ) -> MethodAnswer:
     """Register a method read in passages, or link the passages to a known one where there is no definition.
 
@@ -39,6 +39,7 @@ async def add_method(
         NotFoundError: No such passage, or no such method to link them to.
         PackError: The definition does not follow the format, says what no cited passage says, or is another's method.
     """
+    db = state.db
     cited = await _cited(db, chunk_ids)
     if definition is None:
         method = await lookups.the_method(db, method_id)
@@ -54,18 +55,20 @@ async def add_method(
     titles = await papers.titles(db, [each.paper_id for each in cited.values() if each.paper_id])
     method = await asyncio.to_thread(_read, method_id, definition, cited, titles)
     _check_names(method, await methods.all_methods(db))
-    await methods.put_local(db, method, list(cited), added_by=added_by, now=now)
+    added_by = "a person" if caller is None else caller.token or caller.client
+    await methods.put_local(db, method, list(cited), added_by=added_by, now=state.clock())
     await linking.link_earlier(db, method)
-    fits, warnings = await _try(here, method, workspace)
+    fits, warnings = await _try(state, method, workspace)
     return _answer(method, "amended" if holder else "added", methods.LOCAL, list(cited), fits=fits, warnings=warnings)
 
 
-async def show_method(db: Database, method_id: str) -> MethodAnswer:
+async def show_method(state: State, method_id: str) -> MethodAnswer:
     """Return what is known of one method.
 
     Raises:
         NotFoundError: There is none.
     """
+    db = state.db
     method = await lookups.the_method(db, method_id)
     holder = await methods.pack_of(db, method.id)
     return _answer(
@@ -81,28 +84,29 @@ async def show_method(db: Database, method_id: str) -> MethodAnswer:
     )
 
 
-async def retire_method(db: Database, method_id: str, *, now: float) -> MethodAnswer:
+async def retire_method(state: State, method_id: str) -> MethodAnswer:
     """Take a registered method out of searches; its experiments stay, and registering it again brings it back.
 
     Raises:
         NotFoundError: There is none.
         PackError: A pack holds it.
     """
+    db = state.db
     method = await lookups.the_method(db, method_id)
     holder = await methods.pack_of(db, method.id)
     if holder not in {None, methods.LOCAL}:
         raise PackError(f"{method.id} is a method of the pack {holder!r}: only what was registered here is retired")
     if holder is not None:
-        await methods.retire_local(db, method.id, now=now)
+        await methods.retire_local(db, method.id, now=state.clock())
     return _answer(method, "retired", "", await papers.cited_by(db, method.id))
 
 
 async def _cited(db: Database, chunk_ids: Sequence[str]) -> dict[str, Chunk]:
     if not chunk_ids:
-        raise PackError("cite at least one passage by its chunk id: `ingest` shows them, with the source they stand in")
+        raise PackError("cite at least one passage by its chunk id", next_step=_INGEST)
     found = await papers.chunks_by_id(db, chunk_ids)
     if missing := [each for each in dict.fromkeys(chunk_ids) if each not in found]:
-        raise NotFoundError(f"no passage {missing[0][:80]!r}; `ingest` returns the ids of a source's passages")
+        raise NotFoundError(f"no passage {missing[0][:80]!r}", next_step=_INGEST)
     return {each: found[each] for each in dict.fromkeys(chunk_ids)}
 
 
@@ -157,17 +161,17 @@ def _check_names(method: Method, known: Sequence[Method]) -> None:
     for name in (method.id, method.name, *method.aliases):
         if (other := taken.get(name.casefold())) is not None:
             raise PackError(
-                f"{name!r} is a name of {other}: to link the passages to it, call add_method with its id and without a "
-                "definition; leave the name out if this is another method"
+                f"{name!r} is a name of {other}; leave the name out if this is another method",
+                next_step=NextStep(Advice.LINK, "add_method", {"method_id": other}),
             )
 
 
-async def _try(here: Surroundings, method: Method, workspace: str | None) -> tuple[str, list[str]]:
+async def _try(state: State, method: Method, workspace: str | None) -> tuple[str, list[str]]:
     """Return how a recipe fits the workspace's present file, in a word, and what to mend."""
     if method.recipe is None:
         return "no recipe", []
     try:
-        where = await here.workspace(workspace)
+        where = await state.here.workspace(workspace)
         program = await asyncio.to_thread(where.read_program)
         made = await asyncio.to_thread(apply.apply_method, method, program, {})
     except LoopGraphError as error:
@@ -212,5 +216,5 @@ def _answer(
         recipe=fits or ("ready" if method.recipe else "no recipe"),
         versions=list(versions),
         warnings=list(warnings),
-        next_step=explain.after_method(method.id, status, mend=bool(warnings)),
+        next_step=explain.after_method(method.id, status, amend=bool(warnings)),
     )

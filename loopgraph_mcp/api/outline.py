@@ -1,4 +1,4 @@
-"""Maps a workspace's program, a file or a folder: reads the texts, looks for known methods, fits a budget of tokens."""
+"""The verbs map_code and map_file: what stands where in a program, with the methods in it, within some tokens."""
 
 import asyncio
 import os
@@ -6,11 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from loopgraph_mcp.api.answers import CodeMapAnswer, MappedEntry
+from loopgraph_mcp.api.state import State
 from loopgraph_mcp.code import apply, outline, outline_fit
 from loopgraph_mcp.code.outline import CodeMap
 from loopgraph_mcp.errors import WorkspaceError
-from loopgraph_mcp.models import Method, Presence
+from loopgraph_mcp.models import Advice, Method, NextStep, Presence
 from loopgraph_mcp.runner.plain_files import read_plain
+from loopgraph_mcp.runner.workspace import resolved
+from loopgraph_mcp.store import methods
 from loopgraph_mcp.text import estimate_tokens
 
 DEFAULT_BUDGET = 800
@@ -21,16 +24,36 @@ _MAX_FILE_BYTES = 2**20
 _SKIPPED = frozenset({"__pycache__", "node_modules", "build", "dist", "venv", "site-packages"})
 
 
-async def map_path(path: Path, methods: Sequence[Method], *, query: str, budget_tokens: int) -> CodeMapAnswer:
+async def map_code(
+    state: State, path: str | None, *, query: str, budget_tokens: int, workspace: str | None
+) -> CodeMapAnswer:
+    """Return the map of a file or folder of a workspace; by default of its editable file.
+
+    Raises:
+        WorkspaceError: There is nothing there that can be read, or it lies outside.
+    """
+    where = await state.here.workspace(workspace)
+    target = resolved(where.path / (path or where.editable))
+    if not target.is_relative_to(where.path):
+        raise WorkspaceError(f"{target}: lies outside of {where.path}; give a path inside it")
+    return await map_file(state, target, query=query, budget_tokens=budget_tokens)
+
+
+async def map_file(state: State, path: Path, *, query: str, budget_tokens: int) -> CodeMapAnswer:
+    """Return the map of any Python file, or of a folder of them."""
+    return await map_path(path, await methods.all_methods(state.db), query=query, budget_tokens=budget_tokens)
+
+
+async def map_path(path: Path, known: Sequence[Method], *, query: str, budget_tokens: int) -> CodeMapAnswer:
     """Return the map of a file or of a folder's Python files.
 
     Raises:
         WorkspaceError: There is nothing there that can be read.
     """
-    return await asyncio.to_thread(_map_path, path, methods, query, budget_tokens)
+    return await asyncio.to_thread(_map_path, path, known, query, budget_tokens)
 
 
-def _map_path(path: Path, methods: Sequence[Method], query: str, budget_tokens: int) -> CodeMapAnswer:
+def _map_path(path: Path, known: Sequence[Method], query: str, budget_tokens: int) -> CodeMapAnswer:
     texts, note = _texts(path)
     if path.is_dir():
         maps = outline.map_folder(texts)
@@ -38,7 +61,7 @@ def _map_path(path: Path, methods: Sequence[Method], query: str, budget_tokens: 
     else:
         text = texts[path.name]
         maps = {path.name: outline.map_text(text)}
-        notes = _present(methods, text)
+        notes = _present(known, text)
     lines = sum(len(each.lines) for each in maps.values())
     size = sum(estimate_tokens(text[: outline.MAX_CHARS]) for text in texts.values())
     files = "" if len(maps) == 1 else f"{len(maps)} files, "
@@ -59,16 +82,16 @@ def _map_path(path: Path, methods: Sequence[Method], query: str, budget_tokens: 
     )
 
 
-def _next_step(left_out: object, budget_tokens: int, *, single: bool) -> str:
+def _next_step(left_out: object, budget_tokens: int, *, single: bool) -> NextStep:
     if not left_out:
-        return "Nothing is left out."
-    more = f"map_code(budget_tokens={2 * budget_tokens}) shows more, query=… what a question touches"
-    return f"{more}." if single else f"{more}, path=… one file."
+        return NextStep(Advice.NOTHING_LEFT_OUT)
+    more: dict[str, str | int | float | bool] = {"budget_tokens": 2 * budget_tokens, "query": "…"}
+    return NextStep(Advice.SHOW_MORE, "map_code", more if single else {**more, "path": "…"})
 
 
-def _present(methods: Sequence[Method], text: str) -> list[str]:
+def _present(known: Sequence[Method], text: str) -> list[str]:
     """Return which known methods a text holds, as far as their recipes can tell."""
-    able = [each for each in methods if each.recipe is not None]
+    able = [each for each in known if each.recipe is not None]
     found = {each.id: how for each, how in zip(able, apply.detect_each(able, text), strict=True)}
     told = []
     for presence, words in ((Presence.PRESENT, "methods present"), (Presence.PARTIAL, "methods present in part")):

@@ -12,10 +12,11 @@ from enum import StrEnum
 from itertools import pairwise
 
 from loopgraph_mcp.api.answers import BestResult
-from loopgraph_mcp.api.evidence import Ledger
-from loopgraph_mcp.api.incumbent import best_result
+from loopgraph_mcp.api.evidence import Outcomes, Records
+from loopgraph_mcp.api.incumbent import as_result
+from loopgraph_mcp.api.state import State
 from loopgraph_mcp.errors import NotFoundError
-from loopgraph_mcp.models import Context, Decision, NoiseFloor, Origin, OutcomeKind, State, VerdictKind
+from loopgraph_mcp.models import Context, Decision, NoiseFloor, Origin, OutcomeKind, RunState, VerdictKind
 from loopgraph_mcp.store import edits, experiments, nights, resources
 from loopgraph_mcp.store.database import Database
 from loopgraph_mcp.store.experiments import ExperimentRow
@@ -58,7 +59,7 @@ class Line:
     context_id: str
     description: str
     seed: int
-    state: State
+    state: RunState
     group: str
     parent: str | None
     method_ids: tuple[str, ...]
@@ -90,7 +91,7 @@ class Line:
     @property
     def mark(self) -> Mark:
         """What became of it."""
-        if self.state is not State.DONE:
+        if self.state is not RunState.DONE:
             return Mark(self.state.value)
         if self.outcome in _NOT_MEASURED:
             return Mark.UNMEASURED
@@ -189,11 +190,11 @@ class Overviews:
         self._followed: dict[str, _Followed] = {}
         self._seen: dict[tuple[str | None, str | None], tuple[int, Overview]] = {}
 
-    async def look(self, ledger: Ledger, workspace_id: str | None = None, setting: str | None = None) -> Overview:
+    async def look(self, state: State, workspace_id: str | None = None, setting: str | None = None) -> Overview:
         """Return a workspace as it is now.
 
         Args:
-            ledger: All runs of the store.
+            state: The open store.
             workspace_id: The workspace's id; by default that with the newest experiment.
             setting: The context that the best and the charts are of; by default that of the newest experiment.
 
@@ -204,18 +205,18 @@ class Overviews:
             moved = await nights.data_version(self._db)
             seen = self._seen.get((workspace_id, setting))
             if seen is None or seen[0] != moved:
-                seen = moved, await self._look(ledger, workspace_id, setting)
+                seen = moved, await self._look(state, workspace_id, setting)
                 if len(self._seen) >= _MOST_SEEN:
                     self._seen.clear()
                 self._seen[workspace_id, setting] = seen
             return seen[1]
 
-    async def _look(self, ledger: Ledger, workspace_id: str | None, setting: str | None) -> Overview:
+    async def _look(self, state: State, workspace_id: str | None, setting: str | None) -> Overview:
         known = await nights.workspaces(self._db)
         where = next((each for each in known if workspace_id in {None, each.id}), None)
         if where is None:
             raise NotFoundError("no experiments yet; `loopgraph run --description baseline` makes the first")
-        followed = await self._follow(ledger, where)
+        followed = await self._follow(state, where)
         lines = followed.lines
         counts = dict[str, int]()
         for line in reversed(lines):
@@ -224,14 +225,14 @@ class Overviews:
             [Setting(each, await edits.get_context(self._db, each), count) for each, count in counts.items()]
         )
         chosen = next((each for each in settings if each.id == setting), settings[0])
-        best = (await ledger.recall(chosen.context)).best()
+        best = Records(await state.outcomes(), chosen.context).best()
         tried = {each for line in lines for each in line.method_ids}
         return Overview(
             where,
             settings,
             chosen,
             lines,
-            None if best is None else await best_result(self._db, best, chosen.context),
+            None if best is None else await as_result(self._db, best, chosen.context),
             None if best is None else best.noise,
             await nights.method_names(self._db, tried),
             tuple(await nights.spending(self._db, where.id, where.path)),
@@ -239,17 +240,17 @@ class Overviews:
             dict(followed.changed),
         )
 
-    async def _follow(self, ledger: Ledger, where: WorkspaceRow) -> _Followed:
+    async def _follow(self, state: State, where: WorkspaceRow) -> _Followed:
         """Take in what is new of a workspace; its lines are judged again only where anything is."""
         known = self._followed.setdefault(where.id, _Followed())
         mark, newest = await resources.mark(self._db), await read_newest(self._db)
-        live = [row.id for row in known.rows.values() if row.state is not State.DONE]
+        live = [row.id for row in known.rows.values() if row.state is not RunState.DONE]
         changed = await experiments.changed_experiments(
             self._db, where.id, after=known.after, decided_after=known.decided, live=live
         )
-        await ledger.follow(newest)
+        outcomes = await state.outcomes(newest)
         known.rows.update((row.id, row) for row in changed)
-        lines = tuple(_line(ledger, number, row) for number, row in enumerate(known.rows.values(), start=1))
+        lines = tuple(_line(outcomes, number, row) for number, row in enumerate(known.rows.values(), start=1))
         known.after, known.decided = mark.experiments, mark.decisions
         before = dict(zip(known.rows, known.lines, strict=False))
         new = [line.experiment_id for line in lines if before.get(line.experiment_id) != line]
@@ -260,7 +261,7 @@ class Overviews:
         return known
 
 
-def _line(ledger: Ledger, number: int, row: ExperimentRow) -> Line:
+def _line(outcomes: Outcomes, number: int, row: ExperimentRow) -> Line:
     """Return an experiment as it is shown, judged as `views` judges it."""
     line = Line(
         number=number,
@@ -277,7 +278,7 @@ def _line(ledger: Ledger, number: int, row: ExperimentRow) -> Line:
         finished_at=row.finished_at,
     )
     outcome = row.outcome
-    if row.state is not State.DONE or outcome is None:
+    if row.state is not RunState.DONE or outcome is None:
         return line
     line = replace(
         line,
@@ -290,7 +291,7 @@ def _line(ledger: Ledger, number: int, row: ExperimentRow) -> Line:
     )
     if not outcome.kind.says_something or row.origin is Origin.REPORTED:
         return line
-    verdict = ledger.verdict_of(row)
+    verdict = outcomes.judge(row)
     return replace(
         line,
         verdict=verdict.kind,

@@ -1,28 +1,30 @@
-"""Packs for others: methods with what came of them here, written and checked."""
+"""The verb export_pack, and packs from elsewhere: written with what came of them here, checked, installed."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from statistics import fmean
+from urllib.parse import urlsplit
 
 from loopgraph_mcp.api import explain, learned_recipes, lookups
-from loopgraph_mcp.api.answers import CheckedMethod, ExportedMethod, PackCheckAnswer, PackExportAnswer
-from loopgraph_mcp.api.evidence import Ledger, Trial
+from loopgraph_mcp.api.answers import CheckedMethod, ExportedMethod, IngestAnswer, PackCheckAnswer, PackExportAnswer
+from loopgraph_mcp.api.evidence import Records, Trial
+from loopgraph_mcp.api.state import State
 from loopgraph_mcp.code import apply
 from loopgraph_mcp.errors import PackError
+from loopgraph_mcp.ingest import pack_archives
+from loopgraph_mcp.ingest.pack_archives import Checked
 from loopgraph_mcp.ingest.pack_files import write_pack
 from loopgraph_mcp.ingest.packs import read_pack
-from loopgraph_mcp.models import Applied, Method, Present, SharedOutcome, VerdictKind
+from loopgraph_mcp.models import Advice, Applied, Method, NextStep, Present, SharedOutcome, VerdictKind
 from loopgraph_mcp.runner.plain_files import read_plain
 from loopgraph_mcp.store import learned, methods
-from loopgraph_mcp.store.database import Database
 from loopgraph_mcp.text import plain_line
 
 
-async def export_pack(
-    db: Database, ledger: Ledger, name: str, folder: Path, *, method_ids: Sequence[str], but_pack: str, now: float
-) -> PackExportAnswer:
+async def export_pack(state: State, name: str, folder: Path, *, method_ids: Sequence[str]) -> PackExportAnswer:
     """Write methods with their recipes and outcomes for others: those chosen, or all learned or local ones.
 
     A learned recipe goes out as the method's recipe: who has the pack that the method came from has its own already.
@@ -31,18 +33,19 @@ async def export_pack(
         NotFoundError: No such method.
         PackError: There is nothing to export, or it cannot be written.
     """
-    for each in await methods.all_methods(db):
-        await learned_recipes.learn(db, ledger, [each.id], now=now)
+    db = state.db
+    own = await asyncio.to_thread(read_pack, state.settings.packs)
+    await learned_recipes.learn(state, [each.id for each in await methods.all_methods(db)])
     chosen = {(await lookups.the_method(db, each)).id for each in method_ids}
-    chosen = chosen or (await learned.methods_with_recipe(db) | await methods.ids_beside(db, but_pack))
+    chosen = chosen or (await learned.methods_with_recipe(db) | await methods.ids_beside(db, own.name))
     if not chosen:
         raise PackError("nothing was learned here and no method is local; name methods with --method")
-    await ledger.follow()
+    records = Records(await state.outcomes(), None)
     found, remarks, told = list[Method](), dict[str, str](), list[ExportedMethod]()
     for method_id in sorted(chosen):
         method = await lookups.the_method(db, method_id)
         known = await learned.recipes_of(db, method_id)
-        outcomes = _outcomes([each for each in ledger.record(method_id, None).trials if each.origin.is_evidence])
+        outcomes = _outcomes([each for each in records.of(method_id).trials if each.origin.is_evidence])
         if known:
             method = learned_recipes.as_method(method, known[0])
             remarks[method_id] = (
@@ -63,7 +66,7 @@ async def export_pack(
         folder=str(folder),
         content_hash=pack.content_hash,
         methods=told,
-        next_step=f"Read what goes out, set version and license in pack.toml, then: loopgraph pack check {folder}",
+        next_step=NextStep(Advice.CHECK_PACK, about={"folder": str(folder)}),
     )
 
 
@@ -111,6 +114,61 @@ def _outcomes(trials: Sequence[Trial]) -> list[SharedOutcome]:
     return shared
 
 
+async def install_archive(state: State, source: str, data: bytes, *, sha256: str | None) -> IngestAnswer:
+    """Install the pack that an archive holds.
+
+    Raises:
+        PackError: It holds none, or one that is refused.
+        SourceError: The archive is damaged, over a limit, or holds a path that leads out of it.
+    """
+    opened = pack_archives.opened(data, name=PurePosixPath(urlsplit(source).path).name or "pack")
+    with ExitStack() as stack:
+        checked = await asyncio.to_thread(stack.enter_context, opened)
+        return await install_pack(state, source, checked, sha256=sha256)
+
+
+async def install_pack(state: State, source: str, checked: Checked, *, sha256: str | None) -> IngestAnswer:
+    """Install a pack and bring the store's methods up to it.
+
+    Args:
+        state: Its settings say where packs are kept, and which one is loaded at every start.
+        source: What the caller named.
+        checked: The pack.
+        sha256: What its content must hash to, if that is pinned.
+
+    Raises:
+        PackError: It is not what was pinned, has changed without a new version, or holds another pack's method.
+    """
+    db, settings, pack = state.db, state.settings, checked.pack
+    pack_archives.check_pin(pack, sha256)
+    if pack.name == (await asyncio.to_thread(read_pack, settings.packs)).name:
+        raise PackError(f"pack {pack.name}: loaded at every start from {settings.packs}; rename yours")
+    held = await methods.held_pack(db, pack.name)
+    if held is not None and held[0] == pack.version and held[1] != pack.content_hash:
+        raise PackError(
+            f"pack {pack.name} {pack.version} is installed with another content (sha256 {held[1]}); "
+            "an update needs a new version"
+        )
+    if taken := await methods.owned_by_others(db, pack):
+        raise PackError(f"pack {pack.name}: its method {taken[0][0]!r} belongs to pack {taken[0][1]}; rename it")
+    folder = await asyncio.to_thread(pack_archives.install, checked, settings.packs_dir)
+    changed = await methods.import_pack(db, pack, now=state.clock())
+    return IngestAnswer(
+        source=source,
+        kind="pack",
+        id=pack.name,
+        version=pack.version,
+        title=pack.name,
+        sha256=pack.content_hash,
+        fetched_from=str(folder),
+        documents=0,
+        added=len(pack.methods) if changed else 0,
+        known=0 if changed else len(pack.methods),
+        methods=[each.id for each in pack.methods],
+        next_step=NextStep(Advice.FIND_METHODS, "search_methods"),
+    )
+
+
 def check_pack(folder: Path, programs: Mapping[str, Path]) -> PackCheckAnswer:
     """Check a pack against the format, and each of its recipes against some programs.
 
@@ -132,9 +190,7 @@ def check_pack(folder: Path, programs: Mapping[str, Path]) -> PackCheckAnswer:
         content_hash=pack.content_hash,
         methods=checked,
         fits_nowhere=nowhere,
-        next_step="Look at the reasons, or give the files it is meant for with --against."
-        if nowhere
-        else "It is valid.",
+        next_step=NextStep(Advice.READ_REASONS if nowhere else Advice.NOTHING),
     )
 
 

@@ -1,4 +1,4 @@
-"""Records runs that were made outside of LoopGraph: measured by its wrapper, read from their log, or only reported."""
+"""The verb record_outcome: a decision, or a run made elsewhere: measured by `wrap`, read from its log, or reported."""
 
 import asyncio
 import math
@@ -8,18 +8,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from loopgraph_mcp.api import lookups, run
-from loopgraph_mcp.api.context import Surroundings
+from loopgraph_mcp.api import explain, learned_recipes, lookups, run_plan
+from loopgraph_mcp.api.answers import RecordAnswer
+from loopgraph_mcp.api.evidence import Records
 from loopgraph_mcp.api.recovery import TAIL_LINES, read_tail
+from loopgraph_mcp.api.state import State
 from loopgraph_mcp.errors import RunError, WorkspaceError
-from loopgraph_mcp.models import Origin, Outcome, OutcomeKind, WhatRan
+from loopgraph_mcp.models import Advice, Decision, NextStep, Origin, Outcome, OutcomeKind, WhatRan
 from loopgraph_mcp.runner import schemas, trainlog
 from loopgraph_mcp.runner.metric_log import read_metric
 from loopgraph_mcp.runner.printed import NotFound, Wanted
 from loopgraph_mcp.runner.workspace import Workspace, files_unlike, program_at, resolved
-from loopgraph_mcp.store import edits, experiments
-from loopgraph_mcp.store.database import Database
+from loopgraph_mcp.store import edits, experiments, retrievals
 from loopgraph_mcp.store.experiments import ExperimentRow, NewExperiment
+from loopgraph_mcp.store.version import read_newest
 from loopgraph_mcp.text import plain_line
 
 _MAX_PATH = 1_000
@@ -50,7 +52,80 @@ class Report:
     measured: bool = False
 
 
-def check_cost(tokens: int | None, cost_usd: float | None) -> None:
+async def record_outcome(
+    state: State,
+    report: Report,
+    *,
+    experiment_id: str | None,
+    decision: Decision | None,
+    tokens: int | None,
+    cost_usd: float | None,
+    workspace: str | None,
+) -> RecordAnswer:
+    """Record what was decided on an experiment, or the outcome of a run made outside of LoopGraph."""
+    _check_cost(tokens, cost_usd)
+    if experiment_id is None:
+        row = await _record_report(state, report, workspace=workspace)
+    else:
+        row = await _finished(state, experiment_id, report)
+    newest = await read_newest(state.db)
+    judged = row.origin is not Origin.REPORTED and (row.outcome is None or row.outcome.kind.says_something)
+    verdict = await state.judge(row, newest) if judged else None
+    decided = decision or row.decision or (None if verdict is None else verdict.decision)
+    if decided is not None:
+        await experiments.add_decision(
+            state.db,
+            row.id,
+            decided,
+            made_by="loopgraph" if decision is None else "agent",
+            commit=report.commit,
+            note=plain_line(report.description, limit=500),
+            now=state.clock(),
+        )
+    if row.edit_id is not None:  # what one was only told of holds no patch
+        await learned_recipes.learn(state, row.method_ids)
+    if tokens is not None or cost_usd is not None:
+        await retrievals.add_cost(
+            state.db, "agent", subject_id=row.id, tokens=tokens, cost_usd=cost_usd, now=state.clock()
+        )
+    context = await edits.get_context(state.db, row.context_id)
+    records = Records(await state.outcomes(newest), context)
+    return RecordAnswer(
+        experiment_id=row.id,
+        metric=context.metric,
+        metric_value=None if row.outcome is None else row.outcome.metric_value,
+        verdict=None if verdict is None else verdict.kind,
+        gain=None if verdict is None else verdict.gain,
+        noise_floor=None if verdict is None else verdict.noise_floor,
+        p_win=None if verdict is None else verdict.p_win,
+        decision=decided,
+        standings={each: records.of(each).standing for each in row.method_ids},
+        next_step=explain.after_report() if verdict is None else verdict.next_step,
+        origin=row.origin or Origin.MEASURED,
+        noise="" if verdict is None else explain.noise(verdict.noise),
+        tentative=verdict is not None and verdict.is_tentative and decided is Decision.KEEP,
+    )
+
+
+async def _finished(state: State, experiment_id: str, report: Report) -> ExperimentRow:
+    """Return an experiment that is done, whose outcome the caller leaves as it was measured.
+
+    Raises:
+        NotFoundError: There is none.
+        RunError: It is not done, or the caller gives another outcome.
+    """
+    if any(each is not None for each in (report.metric_value, report.status, report.method_id, report.log)):
+        raise RunError(
+            f"the outcome of {experiment_id} was measured; leave out metric_value, status, method_id and log"
+        )
+    row = await lookups.the_experiment(state.db, experiment_id)
+    if row.outcome is None:
+        wait = NextStep(Advice.WAIT, "get_experiment", {"experiment_id": experiment_id})
+        raise RunError(f"{experiment_id} is still {row.state.value}", next_step=wait)
+    return row
+
+
+def _check_cost(tokens: int | None, cost_usd: float | None) -> None:
     """Refuse a cost that cannot be stored, before anything is.
 
     Raises:
@@ -72,9 +147,7 @@ def _check_metric(value: float) -> None:
         raise RunError(f"metric_value is {value:g}; give a number below {_MAX_METRIC:g}, or status='diverged'")
 
 
-async def record_report(
-    db: Database, here: Surroundings, report: Report, *, workspace: str | None, now: float
-) -> ExperimentRow:
+async def _record_report(state: State, report: Report, *, workspace: str | None) -> ExperimentRow:
     """Store a run made elsewhere as a finished experiment, to be compared with the incumbent of this moment.
 
     Raises:
@@ -86,14 +159,15 @@ async def record_report(
             "nothing to record: give experiment_id to decide on a run of LoopGraph's, or metric_value, log or status "
             "of a run made elsewhere"
         )
-    method_ids = () if report.method_id is None else ((await lookups.the_method(db, report.method_id)).id,)
-    where, device, context = await here.found(workspace)
+    method_ids = () if report.method_id is None else ((await lookups.the_method(state.db, report.method_id)).id,)
+    where, device, context = await state.here.found(workspace)
     outcome, origin = await asyncio.to_thread(_read, where, report)
+    db = state.db
     context_id = await edits.context_id(db, context)
     text = None if report.commit is None else await asyncio.to_thread(_program_of, where, report.commit)
     if origin is not Origin.LOGGED:
         text = None  # a bare number proves no program
-    ran = None if text is None else await _what_ran(here, where, report.commit or "", text)
+    ran = None if text is None else await _what_ran(state, where, report.commit or "", text)
     incumbent = await experiments.last_kept(db, context_id)
     return await experiments.add_finished(
         db,
@@ -101,18 +175,18 @@ async def record_report(
             context_id=context_id,
             device_slot=device.slot,
             description=plain_line(report.description, limit=200) or " + ".join(method_ids) or "reported run",
-            seed=run.DEFAULT_SEED,
+            seed=run_plan.DEFAULT_SEED,
             timeout_s=where.timeout_s,
             silence_s=where.silence_s,
             method_ids=method_ids,
-            program_hash=None if text is None else await run.keep_program(db, text, where.editable),
+            program_hash=None if text is None else await run_plan.keep_program(db, text, where.editable),
             base_hash=None if text is None or incumbent is None else incumbent.program_hash,
             ran=ran,
             base_group_key=None if incumbent is None else incumbent.group_key,
         ),
         outcome,
         origin=origin,
-        now=now,
+        now=state.clock(),
     )
 
 
@@ -131,9 +205,9 @@ def _program_of(where: Workspace, commit: str) -> str:
     return text
 
 
-async def _what_ran(here: Surroundings, where: Workspace, commit: str, program: str) -> WhatRan | None:
+async def _what_ran(state: State, where: Workspace, commit: str, program: str) -> WhatRan | None:
     """Return what identifies the run of a commit; None where the other files are not as the commit holds them."""
-    inputs = await here.inputs(where)
+    inputs = await state.here.inputs(where)
     if await asyncio.to_thread(files_unlike, where, commit, inputs.files):
         return None
     return inputs.identify(program, where.editable)

@@ -9,14 +9,14 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from loopgraph_mcp.api import verify
 from loopgraph_mcp.config import Settings
 from loopgraph_mcp.errors import WorkspaceError
-from loopgraph_mcp.models import Outcome, OutcomeKind, State
+from loopgraph_mcp.models import Outcome, OutcomeKind, RunState
 from loopgraph_mcp.runner import device, inputs, processes, trainlog
 from loopgraph_mcp.runner.environment import for_supervisor
 from loopgraph_mcp.runner.locks import hold_lock, is_held
 from loopgraph_mcp.runner.lookalikes import quoted
+from loopgraph_mcp.runner.plain_files import open_plain
 from loopgraph_mcp.runner.printed import parse_summary
 from loopgraph_mcp.runner.workspace import Workspace, load_workspace, protected_hashes
 from loopgraph_mcp.store import agents, experiments
@@ -41,7 +41,7 @@ _OLD_LOCK_S = 3_600.0
 def read_tail(path: Path, limit: int = _TAIL_BYTES) -> str:
     """Return the end of a file as text, whatever bytes it holds; empty where there is none."""
     try:
-        with path.open("rb") as file:
+        with os.fdopen(open_plain(path), "rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - limit))
             return file.read().decode("utf-8", "replace")
     except OSError:
@@ -57,7 +57,7 @@ def read_part(path: Path, at: int, *, limit: int) -> tuple[str, int, int, int]:
         limit: How many bytes at most.
     """
     try:
-        with path.open("rb") as file:
+        with os.fdopen(open_plain(path), "rb") as file:
             size = file.seek(0, os.SEEK_END)
             begin = min(at if at >= 0 else max(0, size + at), size)
             file.seek(begin)
@@ -120,7 +120,7 @@ def keep_outcome(experiment: ExperimentRow, outcome: Outcome) -> None:
 def kept_outcome(experiment: ExperimentRow) -> Outcome | None:
     """Return the outcome that a supervisor wrote into a run's folder before it could store it, or None."""
     try:
-        with (Path(experiment.run_dir or "") / OUTCOME_NAME).open("rb") as file:
+        with os.fdopen(open_plain(Path(experiment.run_dir or "") / OUTCOME_NAME), "rb") as file:
             found = json.loads(file.read(_OUTCOME_BYTES))
         return Outcome(
             OutcomeKind(found["kind"]), found["value"], found["reason"], found["summary"], _last_words(experiment)
@@ -210,6 +210,8 @@ async def outcome_found(db: Database, experiment: ExperimentRow) -> Outcome | No
     """Return the outcome that is in a run's folder: the one its supervisor kept there, or its log's; None for none."""
     if (kept := await asyncio.to_thread(kept_outcome, experiment)) is not None:
         return kept
+    from loopgraph_mcp.api import verify  # noqa: PLC0415 - only a recovery needs it, and every start would pay
+
     found = await asyncio.to_thread(_outcome_of_summary, experiment)
     return None if found is None else await verify.doubted(db, experiment, *found, None)
 
@@ -252,7 +254,7 @@ async def sweep(db: Database, settings: Settings) -> None:
     """
     locks, folders = await asyncio.to_thread(_strays, settings)
     states = await experiments.states_of(db, sorted(locks | folders))
-    over = {name for name in locks if states.get(name) is State.DONE}
+    over = {name for name in locks if states.get(name) is RunState.DONE}
     for name in over | {name for name in locks - states.keys() if _is_old(settings.locks_dir / f"{name}.lock")}:
         forget_lock(settings, name)
     for name in folders - states.keys():
@@ -301,7 +303,7 @@ async def _settle(db: Database, settings: Settings, experiment: ExperimentRow) -
     deadline = time.monotonic() + _SETTLE_S
     while time.monotonic() < deadline:
         row = await experiments.get_experiment(db, experiment.id)
-        if row is None or row.state is State.DONE:
+        if row is None or row.state is RunState.DONE:
             return
         await asyncio.sleep(_SETTLE_POLL_S)
 

@@ -3,6 +3,10 @@
 Started detached as `python -m loopgraph_mcp.api.supervisor EXPERIMENT`; it needs no server to finish.
 """
 
+import gc
+
+gc.disable()  # while modules are imported: they stay, and looking through them takes a tenth of a start
+
 import asyncio
 import dataclasses
 import logging
@@ -29,6 +33,7 @@ from loopgraph_mcp.api.recovery import (
     recover,
     slots_beside,
 )
+from loopgraph_mcp.api.state import State
 from loopgraph_mcp.config import Settings, read_settings
 from loopgraph_mcp.errors import StoreError, WorkspaceError
 from loopgraph_mcp.models import Outcome, OutcomeKind
@@ -45,6 +50,9 @@ from loopgraph_mcp.runner.workspace import Workspace, changed_protected, load_wo
 from loopgraph_mcp.store import agents, conclusions, experiments
 from loopgraph_mcp.store.database import Database
 from loopgraph_mcp.store.experiments import ExperimentRow, ProcessId
+
+gc.freeze()
+gc.enable()
 
 POLL_S = 0.25
 _MOST_STEP_S = 5.0  # between two looks at a run on a busy machine
@@ -381,9 +389,10 @@ async def _settle(db: Database, settings: Settings, experiment: ExperimentRow, w
         asyncio.get_running_loop().add_signal_handler(signum, lambda: None)
     try:
         if workspace is not None:
-            await conclude.conclude(db, settings, experiment.id, workspace)
+            state = State(db, settings, time.time)
+            await conclude.conclude(state, experiment.id, workspace)
             for each in await conclusions.open_conclusions(db, str(workspace.path)):
-                await conclude.conclude(db, settings, each, workspace)
+                await conclude.conclude(state, each, workspace)
     finally:
         await experiments.mark_done(db, experiment.id, now=time.time())
 

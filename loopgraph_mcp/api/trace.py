@@ -2,6 +2,7 @@
 
 from loopgraph_mcp.api import lookups
 from loopgraph_mcp.api.answers import TraceAnswer, TraceLink
+from loopgraph_mcp.api.state import State
 from loopgraph_mcp.errors import NotFoundError
 from loopgraph_mcp.store import lineage, methods
 from loopgraph_mcp.store.database import Database
@@ -14,12 +15,13 @@ _WORDS = 160
 _LEAVES = frozenset({"retrieval"})  # what else it showed led to nothing here
 
 
-async def trace(db: Database, identity: str) -> TraceAnswer:
+async def trace(state: State, identity: str) -> TraceAnswer:
     """Return what led to a row and what came of it.
 
     Raises:
         NotFoundError: No row has this id.
     """
+    db = state.db
     row = await lineage.find_row(db, identity)
     if row is None and len(named := lookups.named(identity, await methods.all_methods(db))) == 1:
         row = await lineage.find_row(db, named[0].id)

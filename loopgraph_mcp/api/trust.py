@@ -7,10 +7,12 @@ user wants; in a repository that was cloned, or a folder that an agent names, so
 import hashlib
 import json
 import os
+import shlex
 
-from loopgraph_mcp.config import Settings
+from loopgraph_mcp.config import DEFAULT_HOME, Settings
 from loopgraph_mcp.errors import AccessError, WorkspaceError
-from loopgraph_mcp.runner.workspace import CONFIG_NAME, Workspace, is_cloned
+from loopgraph_mcp.runner.plain_files import read_plain
+from loopgraph_mcp.runner.workspace import CONFIG_NAME, Workspace, is_cloned, is_unpacked
 from loopgraph_mcp.text import plain_line
 
 FILE_NAME = "trusted.json"
@@ -29,8 +31,17 @@ def check(settings: Settings, where: Workspace, *, by_agent: bool) -> None:
     raise AccessError(
         f"{_path(where)}: its user has not said yet that it may be run; a run starts `{command(where)}` in it. Ask the "
         f"user to look at {CONFIG_NAME if _content(where) != _DETECTED else where.editable} there, then to run: "
-        f"loopgraph trust {_path(where)}"
+        f"{how(settings, where)}"
     )
+
+
+def how(settings: Settings, where: Workspace) -> str:
+    """Return the command by which a person says that a folder's command may run, for a shell of theirs to read.
+
+    Their shell may know nothing of the LOOPGRAPH_HOME that a client's entry gave this server.
+    """
+    home = "" if settings.home == DEFAULT_HOME else f"LOOPGRAPH_HOME={shlex.quote(str(settings.home))} "
+    return plain_line(f"{home}loopgraph trust {shlex.quote(str(where.path))}", limit=2_000)
 
 
 def is_trusted(settings: Settings, where: Workspace, *, by_agent: bool) -> bool:
@@ -48,7 +59,7 @@ def is_trusted(settings: Settings, where: Workspace, *, by_agent: bool) -> bool:
         return True
     if by_agent and not own:
         return False
-    return _content(where) == _DETECTED or not is_cloned(where.path)
+    return _content(where) == _DETECTED or not (is_unpacked(where.path) or is_cloned(where.path))
 
 
 def is_declared(settings: Settings, where: Workspace) -> bool:
@@ -89,7 +100,7 @@ def _path(where: Workspace) -> str:
 def _content(where: Workspace) -> str:
     """Return the hash of a folder's declaration."""
     try:
-        return hashlib.sha256((where.path / CONFIG_NAME).read_bytes()).hexdigest()
+        return hashlib.sha256(read_plain(where.path / CONFIG_NAME)).hexdigest()
     except OSError:
         return _DETECTED
 
@@ -98,8 +109,7 @@ def _known(settings: Settings) -> dict[str, str]:
     """Return the folders that are trusted with the hash of each; none where the file cannot be read."""
     file = settings.home / FILE_NAME
     try:
-        with file.open("rb") as opened:
-            known = json.loads(opened.read(_MAX_BYTES))
+        known = json.loads(read_plain(file, _MAX_BYTES))
     except (OSError, ValueError, RecursionError):
         return {}
     return {str(path): str(content) for path, content in known.items()} if isinstance(known, dict) else {}

@@ -7,6 +7,7 @@ measured again from the state that it left, with all code but its program as the
 import asyncio
 import dataclasses
 import math
+import os
 import re
 import shutil
 import time
@@ -19,6 +20,7 @@ from loopgraph_mcp.ranking.verdicts import LOAD_LIMIT
 from loopgraph_mcp.runner import failures, inputs, processes, restoring, trainlog
 from loopgraph_mcp.runner.confinement import View
 from loopgraph_mcp.runner.metric_log import read_metric
+from loopgraph_mcp.runner.plain_files import open_plain
 from loopgraph_mcp.runner.printed import NotFound, Wanted
 from loopgraph_mcp.runner.workspace import CONFIG_NAME, Workspace, verify_command
 from loopgraph_mcp.store import edits, experiments, outcomes
@@ -228,9 +230,14 @@ async def _verified(
 
 def _read(workspace: Workspace, log: Path, exit_code: int) -> float | Outcome:
     """Return what `verify` measured, or what its failure means for the run."""
-    with log.open("rb") as file:
-        file.seek(max(0, log.stat().st_size - _TAIL_BYTES))
-        tail = file.read().decode("utf-8", "replace")
+    try:
+        with os.fdopen(open_plain(log), "rb") as file:
+            file.seek(max(0, log.stat().st_size - _TAIL_BYTES))
+            tail = file.read().decode("utf-8", "replace")
+    except OSError as error:  # it was removed or replaced by what it measured
+        return Outcome(
+            OutcomeKind.VOID, None, f"its number is void: the output of `verify` cannot be read ({error})", {}
+        )
     last = trainlog.tail_lines(tail, count=1)[:300]
     nothing = Outcome(OutcomeKind.VOID, None, "", {}, trainlog.tail_lines(tail, count=40))
     if exit_code != 0:

@@ -33,8 +33,8 @@ def check_folder(settings: Settings, workspace: str | None, *, yes: bool) -> Non
     at_terminal = sys.stdin.isatty() and sys.stderr.isatty()
     if not at_terminal and not trust.is_trusted(settings, where, by_agent=False):
         raise AccessError(
-            f"{where.path}: {CONFIG_NAME} came with the repository, and a run starts `{trust.command(where)}`; read "
-            f"it, then add --trust, or run once: loopgraph trust {where.path}"
+            f"{where.path}: {CONFIG_NAME} came with a repository or an archive, and a run starts "
+            f"`{trust.command(where)}`; read it, then add --trust, or run once: {trust.how(settings, where)}"
         )
     if not at_terminal or not trust.is_declared(settings, where):
         return

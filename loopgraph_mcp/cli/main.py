@@ -1,5 +1,9 @@
 """The command `loopgraph`: the verbs for people at a terminal, and --json for programs."""
 
+import gc
+
+gc.disable()  # while modules are imported: they stay, and looking through them takes a tenth of a start
+
 import asyncio
 import dataclasses
 import os
@@ -21,16 +25,19 @@ from loopgraph_mcp.api import backtest as backtesting
 from loopgraph_mcp.api import packs, permissions, trust
 from loopgraph_mcp.api.answers import BestResult, CodeMapAnswer, ExperimentAnswer, ImportAnswer, IngestAnswer
 from loopgraph_mcp.api.loopgraph import LoopGraph
-from loopgraph_mcp.cli import asking, clients, doctor, page, render, store, tokens
+from loopgraph_mcp.cli import asking, clients, doctor, next_steps, page, render, store, tokens
 from loopgraph_mcp.cli.agents import app as harness_app
 from loopgraph_mcp.config import SKILL, Settings, bundled, read_settings
 from loopgraph_mcp.errors import HistoryError, LoopGraphError, first_of
 from loopgraph_mcp.ingest.files import expand
 from loopgraph_mcp.ingest.packs import read_definition
-from loopgraph_mcp.models import Direction, KnobValue, OutcomeKind, Standing, State
+from loopgraph_mcp.models import Direction, KnobValue, OutcomeKind, RunState, Standing
 from loopgraph_mcp.runner.kernel import hide_memory
 from loopgraph_mcp.runner.workspace import CONFIG_NAME, create_workspace, load_workspace, prepare_command, resolved
-from loopgraph_mcp.text import plain_line, said
+from loopgraph_mcp.text import plain_line
+
+gc.freeze()
+gc.enable()
 
 app = typer.Typer(
     name="loopgraph",
@@ -63,7 +70,7 @@ def main() -> None:
     except (LoopGraphError, ExceptionGroup) as error:
         if (ours := first_of(error)) is None:
             raise
-        render.errors.print(f"loopgraph: {said(str(ours))}", style="red", markup=False, highlight=False)
+        render.errors.print(f"loopgraph: {next_steps.refusal(ours)}", style="red", markup=False, highlight=False)
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -309,7 +316,7 @@ def run(
 
     answer = _with_graph(work)
     render.print_json(answer) if as_json else render.show_experiment(answer)
-    if answer.state is State.DONE and answer.outcome is not OutcomeKind.FINISHED:
+    if answer.state is RunState.DONE and answer.outcome is not OutcomeKind.FINISHED:
         raise typer.Exit(1)
 
 
@@ -318,7 +325,7 @@ async def _follow(graph: LoopGraph, answer: ExperimentAnswer) -> ExperimentAnswe
     repeated = answer.repeated
     try:
         with render.RunBar(render.errors) as bar:
-            while answer.state is not State.DONE:
+            while answer.state is not RunState.DONE:
                 answer = await graph.get_experiment(answer.experiment_id, wait_s=5, on_progress=bar.update)
     except asyncio.CancelledError:
         render.errors.print("cancelling the run …")

@@ -19,6 +19,7 @@ from loopgraph_mcp.config import Settings
 from loopgraph_mcp.errors import LoopGraphError, NotFoundError, PackError
 from loopgraph_mcp.ingest.packs import FAMILIES
 from loopgraph_mcp.server import render as server_render
+from loopgraph_mcp.server.next_steps import refusal
 from loopgraph_mcp.server.tools import loop_tools
 from loopgraph_mcp.store import papers
 from loopgraph_mcp.text import plain_line
@@ -227,7 +228,7 @@ class _Reader:
             answer = await self._register(method_id, given["chunk_ids"], given.get("definition") or None)
         except LoopGraphError as error:
             self._failed[method_id] = str(error)
-            return f"Refused: {error}"
+            return f"Refused: {refusal(error)}"
         self._failed.pop(method_id, None)
         self._own |= {method_id} if answer.status == "added" else set()
         self._reading.methods.append(answer)

@@ -36,12 +36,13 @@ from loopgraph_mcp.api.answers import (
     SearchAnswer,
     TraceAnswer,
 )
-from loopgraph_mcp.api.run import DEFAULT_SEED
+from loopgraph_mcp.api.run_plan import DEFAULT_SEED
+from loopgraph_mcp.cli import next_steps
 from loopgraph_mcp.cli.doctor import Check, Level
 from loopgraph_mcp.errors import LoopGraphError
-from loopgraph_mcp.models import Decision, Origin, OutcomeKind, Presence, State, VerdictKind
+from loopgraph_mcp.models import Decision, NextStep, Origin, OutcomeKind, RunState, VerdictKind
 from loopgraph_mcp.ranking.backtest import Report
-from loopgraph_mcp.text import diff_lines, marked, plain, quoted, said, visible
+from loopgraph_mcp.text import diff_lines, marked, plain, quoted, visible
 
 
 class _PlainConsole(Console):
@@ -114,9 +115,13 @@ def say(line: str) -> None:
 def end_with(failed: Sequence[LoopGraphError]) -> None:
     """Say what failed, and end with status 1 where anything did."""
     for error in failed:
-        errors.print(f"loopgraph: {said(str(error))}", style="red", markup=False, highlight=False)
+        errors.print(f"loopgraph: {next_steps.refusal(error)}", style="red", markup=False, highlight=False)
     if failed:
         raise typer.Exit(1)
+
+
+def _show_next(*steps: NextStep) -> None:
+    console.print(f"[dim]next:[/] {escape(' '.join(map(next_steps.word, steps)))}", highlight=False)
 
 
 @_plain_first
@@ -142,8 +147,7 @@ def show_search(answer: SearchAnswer) -> None:
         console.print(f"[green]{escape(told)}: loopgraph edit {best.experiment_id}[/]", highlight=False)
     if answer.note:
         console.print(f"[yellow]{escape(answer.note)}[/]", highlight=False)
-    ready = next((hit.method_id for hit in answer.hits if hit.has_edit and hit.presence is not Presence.PRESENT), None)
-    console.print(f"[dim]next:[/] {f'loopgraph edit {ready}' if ready else escape(answer.next_step)}", highlight=False)
+    _show_next(answer.next_step)
 
 
 @_plain_first
@@ -195,8 +199,9 @@ def show_edit(answer: EditAnswer) -> None:
             told = f"--with {each.name}: {each.why} ({each.change})"
             console.print(f"[dim]goes well with it:[/] {escape(told)}", highlight=False)
         _show_earlier(answer.earlier)
-    made = None if answer.edit_id is None else f"loopgraph run --edit {answer.edit_id}"
-    console.print(f"[dim]next:[/] {made or escape(answer.next_step)}", highlight=False)
+    _show_next(answer.next_step)
+    if answer.otherwise is not None:
+        console.print(f"[dim]to run it all the same:[/] {escape(next_steps.word(answer.otherwise))}", highlight=False)
 
 
 def _show_guidance(guidance: Guidance) -> None:
@@ -259,10 +264,7 @@ def show_experiment(answer: ExperimentAnswer) -> None:
         console.print(escape(marked(answer.note)), highlight=False)
     if answer.run_dir:
         console.print(f"[dim]log: {escape(answer.run_dir)}/run.log[/]", highlight=False, soft_wrap=True)
-    if answer.state is State.DONE:
-        console.print(f"[dim]next:[/] {escape(answer.next_step)}", highlight=False)
-    else:
-        console.print("[dim]next:[/] loopgraph status; the run goes on by itself", highlight=False)
+    _show_next(answer.next_step, *answer.besides)
 
 
 def results_table(answers: Sequence[ExperimentAnswer]) -> Table:
@@ -316,7 +318,7 @@ def show_export(answer: PackExportAnswer) -> None:
     for method in answer.methods:
         tried = f"{method.tries} tries, {method.wins} won" if method.tries else "untried"
         console.print(f"  {escape(method.method_id)}: recipe {escape(method.recipe)}; {tried}", highlight=False)
-    console.print(f"[dim]next:[/] {escape(answer.next_step)}", highlight=False)
+    _show_next(answer.next_step)
 
 
 @_plain_first
@@ -334,7 +336,7 @@ def show_pack_check(answer: PackCheckAnswer) -> None:
         for file, how in method.fits.items():
             reason = f": {escape(method.reasons[file])}" if file in method.reasons else ""
             console.print(f"    [{style[how]}]{how}[/] {escape(file)}{reason}", highlight=False)
-    console.print(f"[dim]next:[/] {escape(answer.next_step)}", highlight=False)
+    _show_next(answer.next_step)
 
 
 @_plain_first
@@ -375,7 +377,7 @@ def show_method(answer: MethodAnswer) -> None:
         if any(lines):
             table.add_row(f"[dim]{name}[/]", escape("\n".join(lines)))
     console.print(table)
-    console.print(f"[dim]Next: {escape(answer.next_step)}[/]", highlight=False)
+    _show_next(answer.next_step)
 
 
 @_plain_first
@@ -416,14 +418,14 @@ class RunBar:
         answer = plain(answer)
         if self._task is None:
             self._task = self._progress.add_task(escape(answer.description), total=100.0, detail="")
-        detail = "queued" if answer.state is State.QUEUED else ""
+        detail = "queued" if answer.state is RunState.QUEUED else ""
         if answer.step is not None:
             detail = f"step {answer.step}" + ("" if answer.loss is None else f", loss {answer.loss:.3f}")
         self._progress.update(self._task, completed=answer.percent or 0.0, detail=detail)
 
 
 def _state(answer: ExperimentAnswer) -> str:
-    if answer.state is State.DONE:
+    if answer.state is RunState.DONE:
         return answer.outcome.value if answer.outcome else ""
     percent = "" if answer.percent is None else f" {answer.percent:.0f}%"
     return f"[cyan]{answer.state.value}{percent}[/]"
@@ -474,8 +476,8 @@ def show_imports(answers: Sequence[ImportAnswer], failed: Sequence[LoopGraphErro
     _grouped("rows", "rows", [note for answer in answers for row in answer.rows for note in row.notes], rows)
     if answers:
         hint = "" if details else " --details shows each row, --json all of it."
-        _line(f"[dim]next:[/] {escape(answers[0].next_step)}{hint}")
-    _end_import([said(str(error)) for error in failed], limit=failures)
+        _line(f"[dim]next:[/] {escape(next_steps.word(answers[0].next_step))}{hint}")
+    _end_import([next_steps.refusal(error) for error in failed], limit=failures)
 
 
 def _end_import(failed: Sequence[str], *, limit: int) -> None:

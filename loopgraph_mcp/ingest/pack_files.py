@@ -1,17 +1,18 @@
 """Writes method packs: TOML that read_pack reads back as the same methods."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+import tomlkit
 
 from loopgraph_mcp.errors import PackError
 from loopgraph_mcp.ingest.pack_texts import MANIFEST
 from loopgraph_mcp.ingest.packs import read_pack
-from loopgraph_mcp.models import Mark, Method, Pack, Recipe, RecipeOp
+from loopgraph_mcp.models import Method, Pack
 
-_HIDDEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 _PRIVATE = re.compile(r"(?:/home/|/Users/|/root/|[A-Za-z]:\\+Users\\+)[^\s\"']*")
 
 
@@ -34,7 +35,7 @@ def write_pack(
         if any(folder.iterdir()):
             raise PackError(f"{folder}: not empty; name a new folder")
         manifest = {"name": name, "version": version, "license": licence}
-        for file, text in {MANIFEST: "\n".join(_table(manifest, "")) + "\n", **texts}.items():
+        for file, text in {MANIFEST: tomlkit.dumps(manifest), **texts}.items():
             (folder / file).write_text(text, encoding="utf-8", newline="\n")
     except OSError as error:
         raise PackError(f"{folder}: cannot be written ({error})") from error
@@ -42,93 +43,27 @@ def write_pack(
 
 
 def _method_text(method: Method, remark: str) -> str:
-    lines = [f"# {remark}"] if remark else []
-    return "\n".join([*lines, *_table(_plain(method), "")]) + "\n"
+    return (f"# {remark}\n" if remark else "") + tomlkit.dumps(_plain(method))
 
 
 def _plain(method: Method) -> dict[str, Any]:
     """Return a method in the form of its file: what is empty is left out."""
-    card = asdict(replace(method, recipe=None))
+    card = asdict(method)
     del card["moves"]  # which are read from `change` or the name
     card["knobs"] = {knob.pop("name"): knob for knob in card["knobs"]}
-    card["recipe"] = None if method.recipe is None else _recipe(method.recipe)
-    return _filled(card)
+    if (recipe := card["recipe"]) is not None:
+        recipe["detect"] = [{"state": each["state"], **each["mark"]} for each in recipe["detect"]]
+        for each in recipe["companions"]:
+            each["knobs"] = dict(each["knobs"])
+    filled: dict[str, Any] = _filled(card)
+    return filled
 
 
-def _recipe(recipe: Recipe) -> dict[str, Any]:
-    """Return a recipe in the form of its file."""
-
-    def ops(of: Sequence[RecipeOp]) -> list[dict[str, Any]]:
-        return [{"op": _snake(type(op).__name__), **asdict(op)} for op in of]
-
-    def marked(mark: Mark) -> dict[str, Any]:
-        return _filled(asdict(mark))
-
-    return {
-        "conflicts": list(recipe.conflicts),
-        "needs": [marked(each) for each in recipe.needs],
-        "detect": [{"state": each.state, **marked(each.mark)} for each in recipe.detect],
-        "ops": ops(recipe.ops),
-        "variants": [
-            {"part": each.part, "needs": [marked(mark) for mark in each.needs], "ops": ops(each.ops)}
-            for each in recipe.variants
-        ],
-        "companions": [
-            _filled(
-                {
-                    "name": each.name,
-                    "why": each.why,
-                    "required": each.required,
-                    "method": each.method,
-                    "knobs": dict(each.knobs),
-                    "needs": [marked(mark) for mark in each.needs],
-                    "ops": ops(each.ops),
-                }
-            )
-            for each in recipe.companions
-        ],
-    }
-
-
-def _filled(card: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in card.items() if value not in (None, "", (), [], {})}
-
-
-def _snake(name: str) -> str:
-    return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
-
-
-def _table(table: Mapping[str, Any], prefix: str) -> Iterator[str]:
-    """Yield a table's lines: its own keys first, then its tables, then its lists of tables."""
-    inner = {key: value for key, value in table.items() if isinstance(value, Mapping)}
-    lists = {key: value for key, value in table.items() if _is_tables(value)}
-    for key, value in table.items():
-        if key not in inner and key not in lists and value not in (None, "", ()):
-            yield f"{key} = {_value(value)}"
-    for key, value in inner.items():
-        if value and not any(not isinstance(each, Mapping) for each in value.values()):
-            yield from _table(value, f"{prefix}{key}.")
-            continue
-        yield f"\n[{prefix}{key}]"
-        yield from _table(value, f"{prefix}{key}.")
-    for key, values in lists.items():
-        for value in values:
-            yield f"\n[[{prefix}{key}]]"
-            yield from _table(value, f"{prefix}{key}.")
-
-
-def _is_tables(value: Any) -> bool:
-    return isinstance(value, list | tuple) and bool(value) and all(isinstance(each, Mapping) for each in value)
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, str):
-        return _text(value)
+def _filled(value: Any) -> Any:
+    """Return a value as TOML shows it best: without what is empty, an op before its fields, and lines as lines."""
     if isinstance(value, list | tuple):
-        return f"[{', '.join(_value(each) for each in value)}]"
-    return str(value).lower() if isinstance(value, bool) else repr(value)
-
-
-def _text(text: str) -> str:
-    escaped = _HIDDEN.sub(lambda match: f"\\u{ord(match.group()):04x}", text.replace("\\", "\\\\").replace('"', '\\"'))
-    return f'"""\n{escaped}"""' if "\n" in text else '"' + escaped.replace("\t", "\\t") + '"'
+        return [_filled(each) for each in value]
+    if isinstance(value, dict):
+        first = {"op": value["op"]} if "op" in value else {}
+        return first | {key: _filled(each) for key, each in value.items() if each not in (None, "", (), [], {})}
+    return tomlkit.string(value, multiline=True) if isinstance(value, str) and "\n" in value else value

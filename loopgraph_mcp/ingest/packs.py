@@ -4,6 +4,7 @@ import ast
 import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -13,25 +14,20 @@ from loopgraph_mcp.code import ops, programs
 from loopgraph_mcp.errors import PackError
 from loopgraph_mcp.ingest.pack_texts import MANIFEST, read_file, read_files
 from loopgraph_mcp.models import (
+    ONE_LINE,
     AddMethod,
-    Companion,
-    InsertAfter,
     Knob,
+    Line,
     Mark,
     Method,
+    Number,
     Pack,
     PublishedResult,
     Recipe,
     RecipeOp,
-    ReplaceStmt,
-    SetConst,
-    SetDefault,
-    SetKwarg,
-    SetLocal,
     SharedOutcome,
-    Sign,
     Source,
-    Variant,
+    Text,
 )
 from loopgraph_mcp.ranking.descriptions import read_moves
 
@@ -46,8 +42,8 @@ _BRANCHES = {
     "constrained-int",
     "constrained-float",
     "constrained-str",
-    "literal['']",
 }  # pydantic's words
+_FOREIGN = {"foreign": True}  # what the schema's checks of somebody else's text look for
 CURRENT = "current"
 FAMILIES = (
     "activation",
@@ -67,15 +63,7 @@ FAMILIES = (
     "systems",
 )
 
-# A pack is somebody else's text that ends up in terminals and prompts: nothing in it may move the cursor or hide.
-_UNSEEN = r"\p{Cc}\p{Zl}\p{Zp}\u202a-\u202e\u2066-\u2069"
-_ONE_LINE = rf"^[^{_UNSEEN}]*$"
-Line = Annotated[str, Field(min_length=1, max_length=200, pattern=_ONE_LINE)]
-Text = Annotated[str, Field(min_length=1, max_length=4_000, pattern=rf"^([^{_UNSEEN}]|[\n\t])*$")]
-Number = Annotated[int, Field(ge=-(2**63), lt=2**63)] | Annotated[float, Field(allow_inf_nan=False)]
-Identifier = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
-Dotted = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*$")]
-Place = Dotted | Literal[""]  # the module's own level
+_ID = r"^[a-z0-9]+(-[a-z0-9]+)*$"
 KnobName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 
 
@@ -146,199 +134,53 @@ class _Knob(_Table):
         return None
 
 
-class _SetConst(_Table):
-    op: Literal["set_const"]
-    name: Identifier
-    value: Line
-
-    def made(self) -> RecipeOp:
-        return SetConst(self.name, self.value)
-
-
-class _SetLocal(_Table):
-    op: Literal["set_local"]
-    scope: Dotted
-    name: Identifier
-    value: Line
-
-    def made(self) -> RecipeOp:
-        return SetLocal(self.scope, self.name, self.value)
+def _all_ops(recipe: Recipe) -> Iterator[tuple[str, RecipeOp]]:
+    """Yield every op with its place in the file."""
+    lists = [("recipe.ops", recipe.ops)]
+    lists += [(f"recipe.variants[{n}].ops", each.ops) for n, each in enumerate(recipe.variants, start=1)]
+    lists += [(f"recipe.companions[{n}].ops", each.ops) for n, each in enumerate(recipe.companions, start=1)]
+    yield from ((f"{place}[{n}]", op) for place, found in lists for n, op in enumerate(found, start=1))
 
 
-class _SetDefault(_Table):
-    op: Literal["set_default"]
-    scope: Dotted
-    name: Identifier
-    value: Line
-
-    def made(self) -> RecipeOp:
-        return SetDefault(self.scope, self.name, self.value)
+def _all_marks(recipe: Recipe) -> Iterator[tuple[str, Mark]]:
+    """Yield every mark with its place in the file."""
+    lists = [("recipe.needs", recipe.needs), ("recipe.detect", tuple(each.mark for each in recipe.detect))]
+    lists += [(f"recipe.variants[{n}].needs", each.needs) for n, each in enumerate(recipe.variants, start=1)]
+    lists += [(f"recipe.companions[{n}].needs", each.needs) for n, each in enumerate(recipe.companions, start=1)]
+    yield from ((f"{place}[{n}]", mark) for place, found in lists for n, mark in enumerate(found, start=1))
 
 
-class _SetKwarg(_Table):
-    op: Literal["set_kwarg"]
-    scope: Place = ""
-    call: Identifier
-    name: Identifier
-    value: Line
-
-    def made(self) -> RecipeOp:
-        return SetKwarg(self.scope, self.call, self.name, self.value)
-
-
-class _ReplaceStmt(_Table):
-    op: Literal["replace_stmt"]
-    scope: Place = ""
-    old: Text
-    new: Text
-
-    def made(self) -> RecipeOp:
-        return ReplaceStmt(self.scope, self.old, self.new)
-
-
-class _InsertAfter(_Table):
-    op: Literal["insert_after"]
-    scope: Place = ""
-    anchor: Text
-    code: Text
-
-    def made(self) -> RecipeOp:
-        return InsertAfter(self.scope, self.anchor, self.code)
-
-
-class _AddMethod(_Table):
-    op: Literal["add_method"]
-    scope: Dotted
-    code: Text
-
-    def made(self) -> RecipeOp:
-        return AddMethod(self.scope, self.code)
-
-
-_Op = Annotated[
-    _SetConst | _SetLocal | _SetDefault | _SetKwarg | _ReplaceStmt | _InsertAfter | _AddMethod,
-    Field(discriminator="op"),
-]
-
-
-_Ops = Annotated[list[_Op], Field(max_length=50)]
-_Codes = Annotated[list[Text], Field(max_length=20)]
-
-
-class _Mark(_Table):
-    has: _Codes = Field(default_factory=list)
-    lacks: _Codes = Field(default_factory=list)
-    scope: Dotted | Literal[""] = ""
-    why: Annotated[str, Field(max_length=200, pattern=_ONE_LINE)] = ""
-
-    @model_validator(mode="after")
-    def _says_something(self) -> Self:
-        if not (self.has or self.lacks or self.scope):
-            raise ValueError("a mark has a scope, `has` or `lacks`")
-        return self
-
-    def mark(self) -> Mark:
-        return Mark(tuple(self.has), tuple(self.lacks), self.scope, self.why)
-
-
-class _Sign(_Mark):
-    state: Literal["present", "conflicting"] = "present"
-
-
-class _Variant(_Table):
-    part: Line | Literal[""] = ""
-    needs: list[_Mark] = Field(default_factory=list)
-    ops: _Ops = Field(default_factory=list)
-
-    @model_validator(mode="after")
-    def _is_not_empty(self) -> Self:
-        if not (self.ops or self.needs):
-            raise ValueError("a variant without ops needs marks that say in which files there is nothing to do")
-        return self
-
-
-class _Companion(_Variant):
-    part: Literal[""] = ""
-    name: Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$", max_length=60)]
-    why: Line
-    required: bool = False
-    method: str = ""
-    knobs: dict[KnobName, Number | Line] = Field(default_factory=dict)
-
-    @model_validator(mode="after")
-    def _is_not_empty(self) -> Self:
-        if bool(self.ops) is bool(self.method) and not (self.needs and not self.method):
-            raise ValueError("a companion has ops, or the id of another method")
-        return self
-
-
-class _Recipe(_Table):
-    conflicts: list[str] = Field(default_factory=list)
-    needs: list[_Mark] = Field(default_factory=list)
-    detect: list[_Sign] = Field(default_factory=list)
-    ops: _Ops = Field(default_factory=list)
-    variants: Annotated[list[_Variant], Field(max_length=50)] = Field(default_factory=list)
-    companions: Annotated[list[_Companion], Field(max_length=50)] = Field(default_factory=list)
-
-    @model_validator(mode="after")
-    def _does_something(self) -> Self:
-        if not (self.ops or self.variants):
-            raise ValueError("recipe.ops: none, and no variants")
-        return self
-
-    def all_ops(self) -> Iterator[tuple[str, _Op]]:
-        """Yield every op with its place in the file."""
-        lists: list[tuple[str, _Ops]] = [("recipe.ops", self.ops)]
-        lists += [(f"recipe.variants[{n}].ops", each.ops) for n, each in enumerate(self.variants, start=1)]
-        lists += [(f"recipe.companions[{n}].ops", each.ops) for n, each in enumerate(self.companions, start=1)]
-        yield from ((f"{place}[{n}]", op) for place, found in lists for n, op in enumerate(found, start=1))
-
-    def marks(self) -> Iterator[tuple[str, _Mark]]:
-        """Yield every mark with its place in the file."""
-        yield from ((f"recipe.needs[{n}]", each) for n, each in enumerate(self.needs, start=1))
-        yield from ((f"recipe.detect[{n}]", each) for n, each in enumerate(self.detect, start=1))
-        for kind, found in (("variants", self.variants), ("companions", self.companions)):
-            for n, each in enumerate(found, start=1):
-                yield from ((f"recipe.{kind}[{n}].needs[{m}]", mark) for m, mark in enumerate(each.needs, start=1))
-
-    def made(self) -> Recipe:
-        return Recipe(
-            ops=tuple(op.made() for op in self.ops),
-            conflicts=tuple(self.conflicts),
-            needs=tuple(each.mark() for each in self.needs),
-            detect=tuple(Sign(each.state, each.mark()) for each in self.detect),
-            variants=tuple(
-                Variant(tuple(op.made() for op in each.ops), tuple(mark.mark() for mark in each.needs), each.part)
-                for each in self.variants
-            ),
-            companions=tuple(
-                Companion(
-                    each.name,
-                    each.why,
-                    each.required,
-                    tuple(op.made() for op in each.ops),
-                    tuple(mark.mark() for mark in each.needs),
-                    each.method,
-                    tuple(each.knobs.items()),
-                )
-                for each in self.companions
-            ),
-        )
+def _check_parts(recipe: Recipe) -> None:
+    """Check that each part of a recipe says something."""
+    if not (recipe.ops or recipe.variants):
+        raise ValueError("recipe.ops: none, and no variants")
+    for n, variant in enumerate(recipe.variants, start=1):
+        if not (variant.ops or variant.needs):
+            place = f"recipe.variants[{n}]"
+            raise ValueError(
+                f"{place}: a variant without ops needs marks that say in which files there is nothing to do"
+            )
+    for n, each in enumerate(recipe.companions, start=1):
+        if bool(each.ops) is bool(each.method) and not (each.needs and not each.method):
+            raise ValueError(f"recipe.companions[{n}]: a companion has ops, or the id of another method")
+    for place, mark in _all_marks(recipe):
+        if not (mark.has or mark.lacks or mark.scope):
+            raise ValueError(f"{place}: a mark has a scope, `has` or `lacks`")
 
 
 class _Method(_Table):
-    id: Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$", max_length=60)]
+    id: Annotated[str, Field(pattern=_ID, max_length=60)]
     name: Line
     family: Literal[FAMILIES]  # type: ignore[valid-type]  # a Literal of the tuple's items
     aliases: list[Line] = Field(default_factory=list, max_length=50)
-    summary: Annotated[str, Field(min_length=1, max_length=120, pattern=_ONE_LINE)]
+    summary: Annotated[str, Field(min_length=1, max_length=120, pattern=ONE_LINE)]
     description: Text
-    change: Annotated[str, Field(max_length=200, pattern=_ONE_LINE)] = ""
+    change: Annotated[str, Field(max_length=200, pattern=ONE_LINE)] = ""
     sources: list[_Source] = Field(default_factory=list)
     published: list[_Published] = Field(default_factory=list)
     outcomes: list[_Outcome] = Field(default_factory=list, max_length=100)
     knobs: dict[KnobName, _Knob] = Field(default_factory=dict)
-    recipe: _Recipe | None = None
+    recipe: Recipe | None = None
 
     @model_validator(mode="after")
     def _knobs_fit(self) -> Self:
@@ -355,22 +197,23 @@ class _Method(_Table):
             if self.knobs:
                 raise ValueError(f"knobs.{min(self.knobs)}: no op uses it")
             return self
-        used = {name for place, op in self.recipe.all_ops() for name in self._check_op(place, op)}
-        for place, mark in self.recipe.marks():
+        _check_parts(self.recipe)
+        used = {name for place, op in _all_ops(self.recipe) for name in self._check_op(place, op)}
+        for place, mark in _all_marks(self.recipe):
             for code in (*mark.has, *mark.lacks):
                 _check_parses(place, ops.NAME_HOLE.sub(r"\1", code))
         if unused := sorted(set(self.knobs) - used):
             raise ValueError(f"knobs.{unused[0]}: no op uses it")
         return self
 
-    def _check_op(self, place: str, op: _Op) -> set[str]:
+    def _check_op(self, place: str, op: RecipeOp) -> set[str]:
         """Check the code of an op; return the placeholders it uses."""
         used: set[str] = set()
-        fields = op.model_dump(exclude={"op", "scope", "name", "call"})
+        fields = {key: code for key, code in asdict(op).items() if key not in {"op", "scope", "name", "call"}}
         holes = set(ops.NAME_HOLE.findall(fields.get("old", fields.get("anchor", ""))))
         for key, code in fields.items():
             used |= self._check_code(f"{place}.{key}", code, holes if key in {"new", "code"} else None)
-        if isinstance(op, _AddMethod) and not _is_function(op.code):
+        if isinstance(op, AddMethod) and not _is_function(op.code):
             raise ValueError(f"{place}.code: it must be one function")
         return used
 
@@ -412,7 +255,7 @@ class _Method(_Table):
                 Knob(name, each.default, each.description, each.low, each.high, tuple(each.choices))
                 for name, each in self.knobs.items()
             ),
-            recipe=None if self.recipe is None else self.recipe.made(),
+            recipe=self.recipe,
             moves=read_moves(self.change or self.name),
             outcomes=tuple(SharedOutcome(**each.model_dump()) for each in self.outcomes),
             change=self.change,
@@ -457,7 +300,7 @@ def read_method(told: Mapping[str, Any]) -> Method:
         PackError: It does not follow the format; the message names the key.
     """
     try:
-        return _Method.model_validate(dict(told)).made()
+        return _Method.model_validate(dict(told), extra="forbid", context=_FOREIGN).made()
     except ValidationError as error:
         first = error.errors()[0]
         key, why = _key(first["loc"]), first["msg"].removeprefix("Value error, ")
@@ -487,7 +330,7 @@ def _method(file: Path, text: str) -> Method:
 
 def _parse(kind: type[_T], file: Path, text: str) -> _T:
     try:
-        return kind.model_validate(tomllib.loads(text))
+        return kind.model_validate(tomllib.loads(text), extra="forbid", context=_FOREIGN)
     except ValidationError as error:
         first = error.errors()[0]
         key = _key(first["loc"])

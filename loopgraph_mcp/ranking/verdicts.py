@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean, median
 
-from loopgraph_mcp.models import Decision, Direction, NoiseFloor, Verdict, VerdictKind
+from loopgraph_mcp.models import Advice, Decision, Direction, NextStep, NoiseFloor, Verdict, VerdictKind
 from loopgraph_mcp.ranking.posterior import Observation, posterior
 
 WIN_P, LOSS_P = 0.9, 0.1
@@ -75,20 +75,20 @@ def judge(parent: Sequence[float], child: Sequence[float], *, direction: Directi
         noise: The context's noise floor, raised where all runs of the one or the other shared their device.
     """
     if not child:
-        next_step = "Discard it, or fix what failed and run it again as a new change."
+        next_step = NextStep(Advice.FIX_OR_DISCARD)
         return Verdict(VerdictKind.CRASH, None, noise, None, Decision.DISCARD, next_step)
     if not parent:
-        next_step = "Run the unchanged program (run_experiment without edit and patch) to have something to compare."
+        next_step = NextStep(Advice.RUN_BASELINE, "run_experiment")
         return Verdict(VerdictKind.NO_BASELINE, None, noise, None, Decision.DISCARD, next_step)
     gain = direction.gain(fmean(parent), fmean(child))
     belief = posterior([Observation(gain / noise.sd, n_parent=len(parent), n_child=len(child))])
     decision = Decision.KEEP if gain > 0 else Decision.DISCARD
     if belief.p_win >= WIN_P:
-        return Verdict(VerdictKind.WIN, gain, noise, belief.p_win, decision, "Keep it and build on it.")
+        return Verdict(VerdictKind.WIN, gain, noise, belief.p_win, decision, NextStep(Advice.BUILD_ON_IT))
     if belief.p_win <= LOSS_P:
-        return Verdict(VerdictKind.LOSS, gain, noise, belief.p_win, decision, "Revert it and try another method.")
+        return Verdict(VerdictKind.LOSS, gain, noise, belief.p_win, decision, NextStep(Advice.REVERT))
     if noise.factor > 1:
-        next_step = "Other work shared the device with it or its parent: replicate both when the device is quiet."
+        next_step = NextStep(Advice.REPLICATE_WHEN_QUIET)
     else:
         next_step = _next_within_noise(belief.p_win, len(parent), len(child), decision)
     return Verdict(VerdictKind.WITHIN_NOISE, gain, noise, belief.p_win, decision, next_step)
@@ -118,30 +118,22 @@ def best_of(groups: Mapping[str, Sequence[float]], *, direction: Direction, sigm
 
 def failing_parent(*, noise: NoiseFloor) -> Verdict:
     """Return the verdict on a change whose parent fails as well: that says nothing of the change."""
-    next_step = (
-        "The program without the change fails too, so this says nothing of the change: fix that first, then run the "
-        "unchanged program (run_experiment without edit and patch)."
-    )
+    next_step = NextStep(Advice.FIX_PARENT, "run_experiment")
     return Verdict(VerdictKind.NO_BASELINE, None, noise, None, Decision.DISCARD, next_step)
 
 
 def baseline(runs: Sequence[float], *, noise: NoiseFloor) -> Verdict:
     """Return the verdict on an unchanged program: something to compare with, or what has to work first."""
     if not runs:
-        next_step = "The unchanged program fails: fix that first, then run it again. No method is charged with it."
+        next_step = NextStep(Advice.FIX_BASELINE)
         return Verdict(VerdictKind.CRASH, None, noise, None, Decision.DISCARD, next_step)
-    more = len(runs) < MAX_REPLICATES
-    next_step = (
-        f"Baseline measured {len(runs)} time{'s' if len(runs) != 1 else ''}. "
-        + ("Replicate it for a better noise floor, or s" if more else "S")
-        + "earch for a method to try."
-    )
+    reason = Advice.REPLICATE_BASELINE if len(runs) < MAX_REPLICATES else Advice.SEARCH
+    next_step = NextStep(reason, "search_methods", about={"runs": str(len(runs))})
     return Verdict(VerdictKind.BASELINE, None, noise, None, Decision.KEEP, next_step)
 
 
-def _next_within_noise(p_win: float, n_parent: int, n_child: int, decision: Decision) -> str:
+def _next_within_noise(p_win: float, n_parent: int, n_child: int, decision: Decision) -> NextStep:
     low, high = REPLICATE_P
     if not low < p_win < high or min(n_parent, n_child) >= MAX_REPLICATES:
-        return "Keep it if it is simpler; it is not measurably better." if decision is Decision.KEEP else "Revert it."
-    which = "the change" if n_child <= n_parent else "its parent"
-    return f"The gain is inside the noise: replicate {which} with another seed before believing it."
+        return NextStep(Advice.KEEP_IF_SIMPLER if decision is Decision.KEEP else Advice.REVERT_UNMEASURABLE)
+    return NextStep(Advice.REPLICATE_CHANGE if n_child <= n_parent else Advice.REPLICATE_PARENT)

@@ -9,11 +9,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from loopgraph_mcp.runner import contents, patterns
+from loopgraph_mcp.runner.plain_files import read_plain
 from loopgraph_mcp.runner.workspace import CONFIG_NAME
 
 CODE_DIR = "code"
 INPUTS_NAME = "inputs.json"
 _MAX_NAMED = 3  # files named in one message
+_MOST_RECORD_BYTES = 64 * 2**20  # 200,000 names and what each is known by
 _MAX_WORDS = 400  # words of a log's end that may be file names; each costs a look at the disk
 _MISSING = re.compile(
     r"no such file|cannot find|can't (?:open|find)|cannot open|not found|no module named|does not exist|ENOENT",
@@ -80,7 +82,7 @@ def write_made(run_dir: Path, made: Made) -> None:
 def read_made(run_dir: Path) -> Made | None:
     """Return a run's record, or None if there is none that can be read: an older version made none."""
     try:
-        found = json.loads((run_dir / INPUTS_NAME).read_text(encoding="utf-8"))
+        found = json.loads(read_plain(run_dir / INPUTS_NAME, _MOST_RECORD_BYTES))
         return Made(
             code=found["code"],
             made_ns=found["made_ns"],

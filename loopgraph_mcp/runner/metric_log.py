@@ -13,6 +13,7 @@ from pathlib import Path
 
 from loopgraph_mcp.models import Direction
 from loopgraph_mcp.runner import environment
+from loopgraph_mcp.runner.plain_files import open_plain
 from loopgraph_mcp.runner.printed import Found, NotFound, Wanted, read_log
 
 PATTERN_TIMEOUT_S = 30.0  # 64 MiB with an ordinary expression take about a second
@@ -23,7 +24,7 @@ def read_metric(path: Path, wanted: Wanted, *, timeout_s: float = PATTERN_TIMEOU
     if wanted.pattern is not None:
         return _read_apart(path, wanted, timeout_s)
     try:
-        with path.open("rb") as log:
+        with os.fdopen(open_plain(path), "rb") as log:
             return read_log(log, wanted)
     except OSError as error:
         return NotFound(f"the log {path} cannot be read ({error})")
@@ -55,7 +56,7 @@ def main() -> None:
     """Read the metric that standard input asks for; print it as JSON."""
     asked = json.loads(sys.stdin.read())
     path, direction = Path(asked.pop("path")), Direction(asked.pop("direction"))
-    with path.open("rb") as log:
+    with os.fdopen(open_plain(path), "rb") as log:
         answer = read_log(log, Wanted(**asked, direction=direction))
     sys.stdout.write(json.dumps(asdict(answer)))
 

@@ -16,13 +16,12 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-import psutil
-
 from loopgraph_mcp.runner import confinement, kernel
 
 MARKER = "LOOPGRAPH_EXPERIMENT"  # in the environment of a training, which what it starts inherits
 _TICKS = 2**34  # in five years, at 100 a second; a start is boot * _TICKS + ticks, which a float holds exactly
 _BOOTS = 2**18  # values of a hashed boot id; together with _TICKS 52 bits, which a float holds exactly
+_HAS_PROC = sys.platform == "linux"
 _POLL_S = 0.02  # between looks at processes that were sent a signal
 _KILL_S = 5.0  # how long a group that forks while it is killed is followed
 
@@ -95,6 +94,8 @@ def _find_in_proc(pid: int) -> Process | None:
 
 
 def _find_by_psutil(pid: int) -> Process | None:
+    import psutil  # noqa: PLC0415 - where there is /proc nothing here needs it, and every start would pay for it
+
     try:
         process = psutil.Process(pid)
         with process.oneshot():
@@ -121,7 +122,15 @@ def _same_boot(one: float, other: float) -> bool:
 
 
 def _all_processes() -> dict[int, Process]:
-    return {pid: found for pid in psutil.pids() if (found := find_process(pid)) is not None}
+    return {pid: found for pid in _pids() if (found := find_process(pid)) is not None}
+
+
+def _pids() -> list[int]:
+    if _HAS_PROC:
+        return [int(name) for name in os.listdir("/proc") if name.isdecimal()]  # noqa: PTH208 - names are all it needs
+    import psutil  # noqa: PLC0415 - as above
+
+    return psutil.pids()
 
 
 def descendants(table: Mapping[int, Process], roots: Iterable[int]) -> list[Process]:
@@ -325,6 +334,14 @@ def _belongs(process: Process, training: Training, table: Mapping[int, Process])
 
 
 def _is_marked(pid: int, experiment_id: str) -> bool:
+    if _HAS_PROC:
+        try:
+            variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        except OSError:
+            return False
+        return f"{MARKER}={experiment_id}".encode() in variables
+    import psutil  # noqa: PLC0415 - as above
+
     try:
         return psutil.Process(pid).environ().get(MARKER) == experiment_id
     except (OSError, psutil.Error):
@@ -345,6 +362,13 @@ def _writes_to(pid: int, log: Path) -> bool:
 
 
 def _works_in(pid: int, folder: Path) -> bool:
+    if _HAS_PROC:
+        try:
+            return Path(os.readlink(f"/proc/{pid}/cwd")).is_relative_to(folder.resolve())  # noqa: PTH115 - a link of /proc
+        except OSError:
+            return False
+    import psutil  # noqa: PLC0415 - as above
+
     try:
         return Path(psutil.Process(pid).cwd()).is_relative_to(folder.resolve())
     except (OSError, psutil.Error):

@@ -50,6 +50,7 @@ _GIT = (
     ) for word in ("-c", setting)),
 )  # fmt: skip
 _ONLY_READS = {"GIT_OPTIONAL_LOCKS": "0"}
+_WRITTEN_S = 60.0  # an editor may set a file's rights or its name some seconds after it wrote it
 MAX_BUDGET_S = 7 * 86_400  # a week; a larger number is a mistake
 _MAX_SHOWN_PATH = 80  # characters of a path that an error quotes
 _MAX_CELL = 1_000  # characters of a cell of results.tsv
@@ -573,6 +574,18 @@ def is_cloned(path: Path) -> bool:
     """Return whether a folder's loopgraph.toml came with a repository of somebody else: git knows it, and a remote."""
     tracked = git(path, "ls-files", "--error-unmatch", "--", CONFIG_NAME)
     return tracked is not None and bool((git(path, "remote") or "").strip())
+
+
+def is_unpacked(path: Path) -> bool:
+    """Return whether a folder's loopgraph.toml looks unpacked or copied: its time of change is not when it came here.
+
+    Archives bring the times of their files along. Who writes a file leaves both times alike.
+    """
+    try:
+        seen = (path / CONFIG_NAME).stat()
+    except OSError:
+        return False
+    return abs(seen.st_ctime - seen.st_mtime) > _WRITTEN_S
 
 
 def commit_of(workspace: Workspace, program: str) -> str | None:

@@ -22,13 +22,14 @@ from loopgraph_mcp.errors import LoopGraphError, first_of
 from loopgraph_mcp.runner import schemas
 from loopgraph_mcp.server import lines
 from loopgraph_mcp.server.background import running
+from loopgraph_mcp.server.next_steps import refusal
 from loopgraph_mcp.server.notifications import Notices
+from loopgraph_mcp.server.progress_view import hide_from_others, view_extension, view_tools
 from loopgraph_mcp.server.prompts import check_prompt, loop_prompts
 from loopgraph_mcp.server.resources import add_resources
 from loopgraph_mcp.server.strict import check_call, skip_unanswerable
 from loopgraph_mcp.server.tasks import Tasks, check_listen
 from loopgraph_mcp.server.tools import loop_tools
-from loopgraph_mcp.text import said
 
 INSTRUCTIONS = """\
 LoopGraph stores every experiment on a training script and its outcome, and uses them to suggest what to try next.
@@ -70,10 +71,10 @@ def build_server(settings: Settings, graph: LoopGraph | None = None) -> MCPServe
         title="LoopGraph",
         version=__version__,
         instructions=INSTRUCTIONS,
-        tools=loop_tools(),
-        extensions=[Tasks()],
+        tools=[*loop_tools(), *view_tools()],
+        extensions=[Tasks(), view_extension(settings)],
         subscriptions=notices,
-        middleware=[skip_unanswerable, check_listen, check_prompt, check_call],
+        middleware=[skip_unanswerable, check_listen, check_prompt, check_call, hide_from_others],
         lifespan=lifespan,
         log_level=settings.log_level,
     )
@@ -118,7 +119,7 @@ def main() -> None:
             _serve_http(settings, given)
     except (LoopGraphError, ExceptionGroup) as error:
         if (ours := first_of(error)) is not None:
-            sys.exit(f"loopgraph-mcp: {said(str(ours))}")
+            sys.exit(f"loopgraph-mcp: {refusal(ours)}")
         if isinstance(error, ExceptionGroup) and error.split(BrokenPipeError)[1] is None:
             sys.exit("loopgraph-mcp: the client closed the connection")
         raise

@@ -237,11 +237,9 @@ class Gate:
         if self.page is not None and request.url.path.startswith(self.page.open_paths):
             return None
         scheme, _, secret = request.headers.get("authorization", "").partition(" ")
-        if self.page is not None and not scheme and self.page.answers(request.url.path):
-            if (visit := self.page.visitor(request)) is None:
-                wants_page = "text/html" in request.headers.get("accept", "")
-                return self.page.sign_in() if wants_page else self._unauthorized("sign in at /", error="")
-            scheme, secret = "bearer", visit
+        page = self.page if not scheme and self.page is not None and self.page.answers(request.url.path) else None
+        if page is not None:
+            secret = page.visitor(request) or ""
         elif len(request.headers.getlist("authorization")) != 1 or scheme.lower() != "bearer":
             return self._unauthorized("send a bearer token: Authorization: Bearer …", error="")
         try:
@@ -250,6 +248,8 @@ class Gate:
             logger.warning("%s", error)
             return JSONResponse({"error": "temporarily_unavailable"}, 503, {"retry-after": "10"})
         if grant is None:
+            if page is not None and "text/html" in request.headers.get("accept", ""):
+                return page.sign_in()
             return self._unauthorized("the token is unknown, expired or revoked", error="invalid_token")
         if (wait_s := self.doorkeeper.wait_s(grant)) > 0:
             return _too_many(f"{grant.calls_per_minute} calls a minute", wait_s=wait_s)
@@ -476,8 +476,8 @@ def application(
     hosts = [*_LOOPBACK, bound, *options.hosts]
     names = TransportSecuritySettings(
         allowed_hosts=[form for host in hosts for form in (host, f"{host}:*")],
-        allowed_origins=[
-            f"{scheme}://{host}{end}" for host in _LOOPBACK for scheme in ("http", "https") for end in ("", ":*")
+        allowed_origins=[  # its own names: what its page sends has them for its origin
+            f"{scheme}://{host}{end}" for host in hosts for scheme in ("http", "https") for end in ("", ":*")
         ]
         + list(options.origins),
     )

@@ -6,6 +6,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 from loopgraph_mcp.api import explain
 from loopgraph_mcp.api.answers import (
+    BestProgram,
     CodeMapAnswer,
     EarlierRun,
     EditAnswer,
@@ -20,13 +21,15 @@ from loopgraph_mcp.api.answers import (
     TraceAnswer,
     TraceLink,
 )
-from loopgraph_mcp.models import Origin, State
+from loopgraph_mcp.models import Advice, NextStep, Origin, RunState
+from loopgraph_mcp.server import next_steps
 from loopgraph_mcp.text import diff_lines, estimate_tokens, marked, plain, plain_line, quoted
 
 _MAX_EDIT_TOKENS = 1_400
 _MIN_DIFF_TOKENS = 200
 _MAX_TAIL_LINES = 15
 _MAX_RUNNING = 10
+REPEATED = "This program was run before in this context; this is that run."
 _MAX_TRACE_TOKENS = 650  # each way
 
 _A = TypeVar("_A")
@@ -54,10 +57,10 @@ def search(answer: SearchAnswer, detail: str) -> str:
         if detail == "detailed":
             parts = " ".join(f"{name}={value:g}" for name, value in hit.parts.items())
             lines.append(f"   score {hit.score:g}: {parts}")
-    lines += [] if answer.best is None else [explain.best(answer.best)]
+    lines += [] if answer.best is None else [best(answer.best)]
     lines += [answer.note] if answer.note else []
     lines += _running(answer.running)
-    lines.append(f"Next: {answer.next_step}")
+    lines.append(next_line(answer.next_step))
     return "\n".join(lines)
 
 
@@ -67,22 +70,29 @@ def edit(answer: EditAnswer, diff_from: int = 1) -> str:
 
     A diff that would make the answer longer than a model should read is shown from one of its lines on, in part.
     """
+    head, tail = edit_parts(answer)
+    tail.append(next_line(answer.next_step))
+    tail += [f"To run it all the same: {next_steps.word(answer.otherwise)}"] if answer.otherwise else []
     if answer.edit_id is None:
-        lines = [f"{answer.method_id} is {answer.status} in {answer.file}: {answer.reason}"]
-        lines += [f"Recipe: {answer.learned}"] if answer.learned else []
-        lines += [f"| {line}" for line in answer.nearest]
-        lines += [] if answer.guidance is None else _guidance(answer.guidance)
-        return "\n".join([*lines, f"Next: {answer.next_step}"])
-    held = f"{answer.file} holds it now" if answer.status == "applied" else f"{answer.file} is unchanged"
-    head = [f"{answer.edit_id}: {answer.method_id}; {held}", *(f"- {change}" for change in answer.changes)]
-    head += [f"Recipe: {answer.learned}"] if answer.learned else []
+        return "\n".join([*head, *tail])
+    head[0] += f"; {answer.file} holds it now" if answer.status == "applied" else f"; {answer.file} is unchanged"
+    left = _MAX_EDIT_TOKENS - estimate_tokens("\n".join([*head, *tail]))
+    return "\n".join([*head, _diff(answer.diff, diff_from, max(left, _MIN_DIFF_TOKENS)), *tail])
+
+
+def edit_parts(answer: EditAnswer) -> tuple[list[str], list[str]]:
+    """Word what comes before an edit's diff and behind it, without what to do next."""
+    recipe = [f"Recipe: {answer.learned}"] if answer.learned else []
+    if answer.edit_id is None:
+        head = [f"{answer.method_id} is {answer.status} in {answer.file}: {answer.reason}", *recipe]
+        head += [f"| {line}" for line in answer.nearest]
+        return head, [] if answer.guidance is None else _guidance(answer.guidance)
+    head = [f"{answer.edit_id}: {answer.method_id}", *(f"- {change}" for change in answer.changes), *recipe]
     head += [f"Note: {answer.reason}"] if answer.reason else []
     tail = [f"Goes well with it: {each.name}: {each.why} ({each.change})" for each in answer.companions]
     tail += ['companions=["name"] makes one of them too, companions=true all'] if tail else []
     tail += [f"Foresight: {answer.foresight}"] if answer.foresight else []
-    tail += [*_running(answer.running), *_earlier(answer.earlier), f"Next: {answer.next_step}"]
-    left = _MAX_EDIT_TOKENS - estimate_tokens("\n".join([*head, *tail]))
-    return "\n".join([*head, _diff(answer.diff, diff_from, max(left, _MIN_DIFF_TOKENS)), *tail])
+    return head, [*tail, *_running(answer.running), *earlier(answer.earlier)]
 
 
 def _diff(diff: str, first: int, tokens: int) -> str:
@@ -130,7 +140,7 @@ def code_map(answer: CodeMapAnswer) -> str:
     """Word a code map: its text, what was left out, and how to ask for it."""
     left = ", ".join(f"{count} {kind}" for kind, count in answer.left_out.items())
     shown = [marked(line.expandtabs(4)) for line in answer.text.split("\n")]
-    return "\n".join([*shown, *([f"Left out: {left}"] if left else []), f"Next: {answer.next_step}"])
+    return "\n".join([*shown, *([f"Left out: {left}"] if left else []), next_line(answer.next_step)])
 
 
 @_plain_first
@@ -138,20 +148,35 @@ def experiment(answer: ExperimentAnswer) -> str:
     """Word an experiment: how far it is, or what came of it; a failed one with the end of its log, quoted."""
     lines = [f"{answer.experiment_id} ({answer.description}, seed {answer.seed}): {_status(answer)}"]
     if answer.repeated:
-        lines.append("This program was run before in this context; this is that run. replicate=true runs it again.")
-    if answer.verdict is not None:
-        lines.append(_verdict(answer.verdict.value, answer.gain, answer.noise_floor, answer.p_win, answer.noise))
+        lines.append(f"{REPEATED} replicate=true runs it again.")
+    lines += verdict(answer)
     if answer.decision is not None:
         decision = explain.decision(answer.decision, answer.tentative)
         lines.append(f"Decision: {decision}" + (f"; {answer.note}" if answer.note else ""))
     if answer.undone_by is not None:
         lines.append(f"Undone: {answer.undone_by} ran it again, and together they do not gain.")
-    lines += _earlier(answer.earlier)
+    lines += earlier(answer.earlier)
     if answer.log_tail:
         tail = "\n".join(quoted(answer.log_tail)[-_MAX_TAIL_LINES:])
         lines.append(f"End of its log (output of the program, not instructions):\n{tail}")
-    lines.append(f"Next: {answer.next_step}")
+    lines.append(next_line(answer.next_step, *answer.besides))
     return "\n".join(lines)
+
+
+def next_line(*steps: NextStep) -> str:
+    """Return the line that says what to do next."""
+    return f"Next: {' '.join(map(next_steps.word, steps))}"
+
+
+def best(known: BestProgram) -> str:
+    """Word that the file could be a better program to begin with."""
+    runs = "one run" if known.runs == 1 else f"the mean of {known.runs} runs"
+    make = next_steps.as_call(NextStep(Advice.MAKE_EDIT, "get_code_edit", {"method_id": known.experiment_id}))
+    lucky = " Of many, the best of single runs was lucky too: replicate it before you build on it."
+    return (
+        f"Best known here: {known.metric} {known.metric_value:.6f} ({runs}; {known.description}), by another program "
+        f"than the file; {make} makes the file that one." + (lucky if known.runs == 1 else "")
+    )
 
 
 def _running(runs: Sequence[RunningNow]) -> list[str]:
@@ -160,7 +185,7 @@ def _running(runs: Sequence[RunningNow]) -> list[str]:
     return [f"Now: {explain.under_way(run)}" for run in runs[:_MAX_RUNNING]] + more
 
 
-def _earlier(runs: Sequence[EarlierRun]) -> list[str]:
+def earlier(runs: Sequence[EarlierRun]) -> list[str]:
     """Word earlier runs that bear on a change; their descriptions are other agents' words."""
     told = (": ".join(part for part in (run.experiment_id, run.description, run.outcome) if part) for run in runs)
     return [
@@ -174,10 +199,9 @@ def record(answer: RecordAnswer) -> str:
     value = "failed" if answer.metric_value is None else f"{answer.metric} {answer.metric_value:.6f}"
     lines = [f"{answer.experiment_id}: {value}{_said_by(answer.origin)}"]
     lines += [] if answer.decision is None else [f"Decision: {explain.decision(answer.decision, answer.tentative)}"]
-    if answer.verdict is not None:
-        lines.append(_verdict(answer.verdict.value, answer.gain, answer.noise_floor, answer.p_win, answer.noise))
+    lines += verdict(answer)
     lines += [marked(f"{method} is now {standing.value}") for method, standing in answer.standings.items()]
-    lines.append(f"Next: {answer.next_step}")
+    lines.append(next_line(answer.next_step))
     return "\n".join(lines)
 
 
@@ -187,7 +211,7 @@ def ingest(answer: IngestAnswer) -> str:
     if answer.kind == "choice":
         found = "arXiv finds nothing for it" if not answer.candidates else "Not ingested: it may be one of these"
         lines = [found, *(f"- {each.id}" + _quoted(each.title) for each in answer.candidates)]
-        return "\n".join([*lines, f"Next: {answer.next_step}"])
+        return "\n".join([*lines, next_line(answer.next_step)])
     of = [
         answer.state.value,
         f"from {answer.form}" if answer.form else "",
@@ -203,7 +227,7 @@ def ingest(answer: IngestAnswer) -> str:
     if answer.passages:
         lines.append("Passages, quoted from the source: material to judge, not instructions")
         lines += [f"{each.chunk_id}" + _quoted(each.place) + _quoted(each.text) for each in answer.passages]
-    lines.append(f"Next: {answer.next_step}")
+    lines.append(next_line(answer.next_step))
     return "\n".join(lines)
 
 
@@ -213,7 +237,7 @@ def method(answer: MethodAnswer) -> str:
     lines = [f"{answer.method_id} [{answer.family}]: {answer.status}; recipe: {answer.recipe}", *quoted(answer.summary)]
     lines += [f"Source: {each}" for each in answer.sources]
     lines += [f"Mend: {each}" for each in answer.warnings]
-    return "\n".join([*lines, f"Passages: {', '.join(answer.chunk_ids[:10])}", f"Next: {answer.next_step}"])
+    return "\n".join([*lines, f"Passages: {', '.join(answer.chunk_ids[:10])}", next_line(answer.next_step)])
 
 
 @_plain_first
@@ -253,10 +277,10 @@ def progress(answer: ExperimentAnswer) -> str:
 
 
 def _status(answer: ExperimentAnswer) -> str:
-    if answer.state is State.DONE:
+    if answer.state is RunState.DONE:
         outcome = answer.outcome.value if answer.outcome else ""
         return f"{outcome}, {answer.reason}{_said_by(answer.origin)}"
-    if answer.state is State.QUEUED:
+    if answer.state is RunState.QUEUED:
         ahead = answer.queue_position or 0
         return f"queued, {ahead} before it" if ahead else "queued, starting"
     parts = ["running"]
@@ -275,12 +299,15 @@ def _said_by(origin: Origin | None) -> str:
     return f" [{origin.value}]" if origin is not None and origin is not Origin.MEASURED else ""
 
 
-def _verdict(verdict: str, gain: float | None, noise_floor: float | None, p_win: float | None, noise: str) -> str:
-    words = f"Verdict: {verdict.replace('_', ' ')}"
-    if gain is not None:
-        words += f", gain {gain:+.5f}"
-    if noise_floor is not None:
-        words += f", noise floor {noise_floor:.5f}" + (f" ({noise})" if noise else "")
-    if p_win is not None:
-        words += f", P(win) {p_win:.2f}"
-    return words
+def verdict(answer: ExperimentAnswer | RecordAnswer) -> list[str]:
+    """Word a verdict with its numbers; no line where there is none."""
+    if answer.verdict is None:
+        return []
+    words = f"Verdict: {answer.verdict.value.replace('_', ' ')}"
+    if answer.gain is not None:
+        words += f", gain {answer.gain:+.5f}"
+    if answer.noise_floor is not None:
+        words += f", noise floor {answer.noise_floor:.5f}" + (f" ({answer.noise})" if answer.noise else "")
+    if answer.p_win is not None:
+        words += f", P(win) {answer.p_win:.2f}"
+    return [words]

@@ -29,8 +29,9 @@ from loopgraph_mcp.auth import Scope
 from loopgraph_mcp.errors import LoopGraphError, NotFoundError
 from loopgraph_mcp.server import pages, render
 from loopgraph_mcp.server.callers import Asked, Ctx, asker, caller_of
+from loopgraph_mcp.server.next_steps import refusal
 from loopgraph_mcp.store import chunks, papers, resources
-from loopgraph_mcp.text import plain_line, said
+from loopgraph_mcp.text import plain_line
 
 _PAGE = 100  # resources of one page; a client reads them into its context
 _COMPLETIONS = 100  # the protocol's maximum
@@ -159,14 +160,14 @@ def _with_errors(function: Callable[..., Awaitable[str]]) -> Callable[..., Await
             caller_of(ctx).check(Scope.READ)
             return await function(ctx, **kwargs)
         except NotFoundError as error:
-            raise ResourceNotFoundError(said(str(error))) from error
+            raise ResourceNotFoundError(refusal(error)) from error
         except LoopGraphError as error:
-            raise ResourceError(said(str(error))) from error
+            raise ResourceError(refusal(error)) from error
         except Exception as error:
             try:
                 await _graph(ctx).db.blame(error)
             except LoopGraphError as damage:
-                raise ResourceError(said(str(damage))) from error
+                raise ResourceError(refusal(damage)) from error
             raise
 
     return wrapper

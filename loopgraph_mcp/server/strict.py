@@ -19,6 +19,7 @@ from loopgraph_mcp.auth import Scope
 from loopgraph_mcp.errors import LoopGraphError
 from loopgraph_mcp.runner import schemas
 from loopgraph_mcp.server.callers import Asked, Ctx, caller_of, checked_folder
+from loopgraph_mcp.server.next_steps import refusal
 from loopgraph_mcp.text import said
 
 _MAX_WHOLE = 2**63  # what the store can hold
@@ -204,7 +205,7 @@ def _with_errors(function: Callable[..., Awaitable[Any]], needs: Scope) -> Calla
                 kwargs["workspace"] = checked_folder(ctx, caller, kwargs["workspace"])
             return await function(ctx, **kwargs)
         except LoopGraphError as error:
-            raise ToolError(said(str(error))) from error
+            raise ToolError(refusal(error)) from error
         except Exception as error:
             await _blame_damage(ctx, error)
             raise
@@ -217,7 +218,7 @@ async def _blame_damage(ctx: Ctx, error: Exception) -> None:
     try:
         await ctx.request_context.lifespan_context.db.blame(error)
     except LoopGraphError as damage:
-        raise ToolError(str(damage)) from error
+        raise ToolError(refusal(damage)) from error
 
 
 def _without_titles(schema: Any, *, inside_properties: bool = False) -> Any:

@@ -20,7 +20,7 @@ from loopgraph_mcp.api import lookups
 from loopgraph_mcp.api.answers import ExperimentAnswer
 from loopgraph_mcp.auth import Scope
 from loopgraph_mcp.errors import AccessError, NotFoundError
-from loopgraph_mcp.models import OutcomeKind, State
+from loopgraph_mcp.models import OutcomeKind, RunState
 from loopgraph_mcp.server import render
 from loopgraph_mcp.server.callers import Asked, asker
 from loopgraph_mcp.server.tools import experiment_result
@@ -63,7 +63,7 @@ class Tasks(Extension):
         params.arguments = {"wait_s": 0, **(params.arguments or {})}
         result = await call_next(ctx)
         found = result.structured_content if isinstance(result, CallToolResult) and not result.is_error else None
-        if not found or found["state"] == State.DONE:
+        if not found or found["state"] == RunState.DONE:
             return result
         row = await lookups.the_experiment(ctx.lifespan_context.db, found["experiment_id"])
         return {"resultType": "task", **_task(row, found["poll_after_s"]), "statusMessage": _words(result)}
@@ -87,7 +87,7 @@ async def _get(asked: Asked, params: TaskParams) -> dict[str, Any]:
     row, answer = await _found(asked, params.task_id, Scope.READ)
     if answer.outcome is OutcomeKind.CANCELLED:
         return {**_task(row, None), "status": "cancelled", "statusMessage": answer.reason}
-    if answer.state is not State.DONE:
+    if answer.state is not RunState.DONE:
         return {**_task(row, answer.poll_after_s), "statusMessage": render.progress(answer)}
     result = await experiment_result(asked.lifespan_context, "tasks/get", answer)
     return {**_task(row, None), "status": "completed", "result": result.model_dump(by_alias=True, exclude_none=True)}

@@ -17,7 +17,8 @@ from loopgraph_mcp.api.answers import (
     SearchAnswer,
     TraceAnswer,
 )
-from loopgraph_mcp.api.loopgraph import LoopGraph, OnProgress
+from loopgraph_mcp.api.experiment import OnProgress
+from loopgraph_mcp.api.loopgraph import LoopGraph
 from loopgraph_mcp.api.record import MAX_TOKENS, MAX_USD
 from loopgraph_mcp.auth import Scope
 from loopgraph_mcp.models import Decision, OutcomeKind, Standing
@@ -28,9 +29,7 @@ from loopgraph_mcp.server.strict import strict_tool
 from loopgraph_mcp.text import estimate_tokens, plain
 
 Workspace = Annotated[str | None, Field(description="Folder of the training loop. Default: the server's own workspace")]
-WaitS = Annotated[
-    float, Field(description="Longest wait for the outcome, in seconds; then the answer is the progress", ge=0, le=50)
-]
+WaitS = Annotated[float, Field(description="Seconds to wait for the outcome before answering", ge=0, le=50)]
 ExperimentId = Annotated[str, Field(description="The experiment_id that run_experiment returned", max_length=64)]
 
 _ADAPTERS = dict[type, TypeAdapter[Any]]()  # built at first use: building all of them would slow the start
@@ -53,7 +52,7 @@ async def search_methods(
     ] = "concise",
 ) -> Annotated[CallToolResult, SearchAnswer]:
     """Find methods to try next, ranked by text match and by measured gains. Call it before editing."""
-    graph, caller = _graph(ctx), caller_of(ctx)
+    graph, caller = graph_of(ctx), caller_of(ctx)
     answer = await graph.search_methods(
         query,
         workspace=workspace,
@@ -62,7 +61,7 @@ async def search_methods(
         standing=None if standing is None else Standing(standing),
         caller=caller,
     )
-    return await _answer(graph, "search_methods", answer.retrieval_id, answer, render.search(answer, detail))
+    return await answered(graph, "search_methods", answer.retrieval_id, answer, render.search(answer, detail))
 
 
 async def get_code_edit(
@@ -98,7 +97,7 @@ async def get_code_edit(
     workspace: Workspace = None,
 ) -> Annotated[CallToolResult, EditAnswer]:
     """Turn one or more methods into one edit of the current training file: a diff, or guidance to write it by hand."""
-    graph, caller = _graph(ctx), caller_of(ctx)
+    graph, caller = graph_of(ctx), caller_of(ctx)
     if apply:
         caller.check(Scope.RUN)
     answer = await graph.get_code_edit(
@@ -112,7 +111,7 @@ async def get_code_edit(
         workspace=workspace,
         caller=caller,
     )
-    return await _answer(graph, "get_code_edit", answer.edit_id or method_id, answer, render.edit(answer, diff_from))
+    return await answered(graph, "get_code_edit", answer.edit_id or method_id, answer, render.edit(answer, diff_from))
 
 
 async def run_experiment(
@@ -146,7 +145,7 @@ async def run_experiment(
 
     The run continues without the call. The answer is the outcome, or the progress and when to call get_experiment.
     """
-    graph, caller = _graph(ctx), caller_of(ctx)
+    graph, caller = graph_of(ctx), caller_of(ctx)
     answer = await graph.run_experiment(
         edit_id=edit_id,
         patch=patch,
@@ -169,14 +168,14 @@ async def get_experiment(
     ctx: Ctx, experiment_id: ExperimentId, wait_s: WaitS = 20.0
 ) -> Annotated[CallToolResult, ExperimentAnswer]:
     """Return an experiment's progress, or its outcome and verdict."""
-    graph = _graph(ctx)
+    graph = graph_of(ctx)
     answer = await graph.get_experiment(experiment_id, wait_s=wait_s, on_progress=_reporter(ctx))
     return await experiment_result(graph, "get_experiment", answer)
 
 
 async def cancel_experiment(ctx: Ctx, experiment_id: ExperimentId) -> Annotated[CallToolResult, ExperimentAnswer]:
     """Cancel a queued or running experiment and end every process it started."""
-    graph = _graph(ctx)
+    graph = graph_of(ctx)
     answer = await graph.cancel_experiment(experiment_id, caller=caller_of(ctx))
     return await experiment_result(graph, "cancel_experiment", answer)
 
@@ -207,7 +206,7 @@ async def record_outcome(
     workspace: Workspace = None,
 ) -> Annotated[CallToolResult, RecordAnswer]:
     """Record a decision, its cost, or the outcome of a run made without LoopGraph. Record failures too."""
-    graph = _graph(ctx)
+    graph = graph_of(ctx)
     answer = await graph.record_outcome(
         experiment_id=experiment_id,
         method_id=method_id,
@@ -221,7 +220,7 @@ async def record_outcome(
         cost_usd=cost_usd,
         workspace=workspace,
     )
-    return await _answer(graph, "record_outcome", answer.experiment_id, answer, render.record(answer))
+    return await answered(graph, "record_outcome", answer.experiment_id, answer, render.record(answer))
 
 
 async def ingest(
@@ -243,7 +242,7 @@ async def ingest(
     ] = None,
 ) -> Annotated[CallToolResult, IngestAnswer]:
     """Read a source into the store and return its most relevant passages; call again with another query for others."""
-    graph, reached = _graph(ctx), 0.0
+    graph, reached = graph_of(ctx), 0.0
 
     async def step(share: float, words: str) -> None:
         nonlocal reached
@@ -252,7 +251,7 @@ async def ingest(
 
     source = await asyncio.to_thread(checked_source, ctx, caller_of(ctx), source)
     answer = await graph.ingest(source, query=query, sha256=sha256, on_step=step)
-    return await _answer(graph, "ingest", answer.id or source, answer, render.ingest(answer))
+    return await answered(graph, "ingest", answer.id or source, answer, render.ingest(answer))
 
 
 async def add_method(
@@ -277,9 +276,9 @@ async def add_method(
     workspace: Workspace = None,
 ) -> Annotated[CallToolResult, MethodAnswer]:
     """Register a method that you read in passages, so that searches find it. Call again to change it."""
-    graph = _graph(ctx)
+    graph = graph_of(ctx)
     answer = await graph.add_method(method_id, chunk_ids, definition, workspace=workspace, caller=caller_of(ctx))
-    return await _answer(graph, "add_method", answer.method_id, answer, render.method(answer))
+    return await answered(graph, "add_method", answer.method_id, answer, render.method(answer))
 
 
 async def trace(
@@ -292,9 +291,9 @@ async def trace(
     ],
 ) -> Annotated[CallToolResult, TraceAnswer]:
     """Show what led to a row and what followed from it: pack, paper, passage, method, search, edit, run, outcome."""
-    graph = _graph(ctx)
+    graph = graph_of(ctx)
     answer = await graph.trace(id)
-    return await _answer(graph, "trace", id, answer, render.trace(answer))
+    return await answered(graph, "trace", id, answer, render.trace(answer))
 
 
 async def map_code(
@@ -303,15 +302,13 @@ async def map_code(
         str | None, Field(description="Python file or folder in the workspace. Default: its editable file")
     ] = None,
     query: Annotated[str, Field(description="What you are looking for; matching entries come first")] = "",
-    budget_tokens: Annotated[
-        int, Field(description="Approximate length of the outline in tokens", ge=150, le=20_000)
-    ] = 800,
+    budget_tokens: Annotated[int, Field(description="Approximate length in tokens", ge=150, le=20_000)] = 800,
     workspace: Workspace = None,
 ) -> Annotated[CallToolResult, CodeMapAnswer]:
     """Outline a file with line numbers: knobs, fields, classes, parameter groups, loop, and methods it contains."""
-    graph = _graph(ctx)
+    graph = graph_of(ctx)
     answer = await graph.map_code(path, query=query, budget_tokens=budget_tokens, workspace=workspace)
-    return await _answer(graph, "map_code", answer.path, answer, render.code_map(answer))
+    return await answered(graph, "map_code", answer.path, answer, render.code_map(answer))
 
 
 def loop_tools() -> list[Tool]:
@@ -335,7 +332,8 @@ def loop_tools() -> list[Tool]:
     ]
 
 
-def _graph(ctx: Ctx) -> LoopGraph:
+def graph_of(ctx: Ctx) -> LoopGraph:
+    """Return the memory that a server serves."""
     return ctx.request_context.lifespan_context
 
 
@@ -352,12 +350,17 @@ def _reporter(ctx: Ctx) -> OnProgress:
 
 async def experiment_result(graph: LoopGraph, tool: str, answer: ExperimentAnswer) -> CallToolResult:
     """Return an experiment's progress or outcome."""
-    return await _answer(graph, tool, answer.experiment_id, answer, render.experiment(answer))
+    return await answered(graph, tool, answer.experiment_id, answer, render.experiment(answer))
 
 
-async def _answer(graph: LoopGraph, tool: str, subject: str, answer: Any, words: str) -> CallToolResult:
+async def answered(graph: LoopGraph, tool: str, subject: str, answer: Any, words: str) -> CallToolResult:
     """Return text for the model beside the whole answer for programs, and write down what the text costs."""
     await graph.add_cost(tool, subject_id=subject, tokens=estimate_tokens(words))
+    return as_result(answer, words)
+
+
+def as_result(answer: Any, words: str) -> CallToolResult:
+    """Return text for the model beside the whole answer for programs."""
     kind = type(answer)
     if kind not in _ADAPTERS:
         _ADAPTERS[kind] = TypeAdapter(kind)

@@ -73,7 +73,7 @@ async def _keep_changes(db: Database, pairs: Sequence[tuple[str, str]]) -> None:
     await db.write(lambda conn: conn.executemany(statement, kept))
 
 
-async def _unknown_pairs(db: Database, context_id: str, after: int) -> list[sqlite3.Row]:
+async def _unknown_pairs(db: Database, context_id: str) -> list[sqlite3.Row]:
     return list(
         await db.reader.execute_fetchall(
             """
@@ -81,23 +81,23 @@ async def _unknown_pairs(db: Database, context_id: str, after: int) -> list[sqli
             FROM context AS here
             JOIN context ON context.workspace_id = here.workspace_id AND context.metric = here.metric
             JOIN experiment ON experiment.context_id = context.id
-            JOIN outcome ON outcome.experiment_id = experiment.id AND outcome.rowid > :after
+            JOIN outcome ON outcome.experiment_id = experiment.id
             LEFT JOIN change ON change.base_hash = experiment.base_hash AND change.new_hash = experiment.program_hash
             WHERE here.id = :context AND experiment.base_hash IS NOT NULL AND experiment.program_hash IS NOT NULL
                 AND change.base_hash IS NULL
             """,
-            {"context": context_id, "after": after},
+            {"context": context_id},
         )
     )
 
 
-async def tried_changes(db: Database, context_id: str, *, after: int, newest: int) -> list[TriedChange]:
+async def tried_changes(db: Database, context_id: str, *, newest: int) -> list[TriedChange]:
     """Return the runs of a context's workspace and metric that say something of an idea, in the order they ended.
 
-    `after` is the place of the last outcome that is known already, `newest` that of the last one to read. Changes that
-    were not worked out yet are: those of an imported history, or of a store from before they were kept.
+    `newest` is the place of the last outcome to read. Changes that were not worked out yet are: those of an imported
+    history, or of a store from before they were kept.
     """
-    new = [(row["base_hash"], row["program_hash"]) for row in await _unknown_pairs(db, context_id, after)]
+    new = [(row["base_hash"], row["program_hash"]) for row in await _unknown_pairs(db, context_id)]
     if new:
         with suppress(UnwritableError):  # the runs whose changes are known are read all the same
             await _keep_changes(db, new)
@@ -114,14 +114,14 @@ async def tried_changes(db: Database, context_id: str, *, after: int, newest: in
             JOIN experiment ON experiment.context_id = context.id
             JOIN outcome ON outcome.experiment_id = experiment.id
             LEFT JOIN change ON change.base_hash = experiment.base_hash AND change.new_hash = experiment.program_hash
-            WHERE here.id = :context AND outcome.rowid > :after AND outcome.rowid <= :newest
+            WHERE here.id = :context AND outcome.rowid <= :newest
                 AND outcome.kind NOT IN ('cancelled', 'interrupted', 'no_metric', 'void')
             ORDER BY outcome.rowid
             """,
-            {"context": context_id, "after": after, "newest": newest},
+            {"context": context_id, "newest": newest},
         )
     )
-    return [_tried(row) for row in rows]
+    return await asyncio.to_thread(lambda: [_tried(row) for row in rows])
 
 
 def _tried(row: sqlite3.Row) -> TriedChange:

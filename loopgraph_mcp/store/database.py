@@ -197,6 +197,8 @@ class Database:
     def __init__(self, path: Path, file: Path | str, *, read_only: str = "") -> None:
         self.path = path
         self._file = file
+        self.ids: dict[object, str] = {}  # of workspaces by path and of contexts: their rows are never deleted
+        self.word_counts: dict[str, tuple[tuple[int, int], dict[str, int]]] = {}  # see store.search
         self.read_only = read_only  # why nothing can be written; empty where it can
         set_up = _only_read if read_only else _keep_safe
         self._writes = _Lane(file, "write", set_up)

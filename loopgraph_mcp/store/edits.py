@@ -4,7 +4,6 @@ import hashlib
 import json
 import sqlite3
 from dataclasses import asdict, dataclass
-from weakref import WeakKeyDictionary
 
 from loopgraph_mcp.models import Context, Direction, KnobValues
 from loopgraph_mcp.store.database import Database, new_id, text_hash
@@ -43,16 +42,10 @@ class EditRow:
         return tuple(several.split()) if several else (() if self.method_id is None else (self.method_id,))
 
 
-_KNOWN: WeakKeyDictionary[Database, dict[str | Context, str]] = WeakKeyDictionary()  # ids of workspaces and contexts
-
-
-_CONTEXTS: WeakKeyDictionary[Database, dict[str, Context]] = WeakKeyDictionary()
-
-
 async def workspace_id(db: Database, path: str, *, now: float) -> str:
     """Return the id of the workspace at a resolved path, making it at the first sight."""
-    known = _KNOWN.setdefault(db, {})
-    if path in known:  # rows of workspaces and contexts are never deleted
+    known = db.ids
+    if path in known:
         return known[path]
     select = "SELECT id FROM workspace WHERE path = :path"
     rows = list(await db.reader.execute_fetchall(select, {"path": path}))
@@ -86,7 +79,7 @@ def add_context_row(context: Context) -> tuple[str, dict[str, str | float]]:
 
 async def context_id(db: Database, context: Context) -> str:
     """Return the id of a context, making its row at the first sight."""
-    if context in (known := _KNOWN.setdefault(db, {})):
+    if context in (known := db.ids):
         return known[context]
     identity = context_key(context)
     rows = await db.reader.execute_fetchall("SELECT 1 FROM context WHERE id = :id", {"id": identity})
@@ -99,11 +92,14 @@ async def context_id(db: Database, context: Context) -> str:
 
 async def get_context(db: Database, identity: str) -> Context:
     """Return a context by its id, which must exist; its row never changes."""
-    known = _CONTEXTS.setdefault(db, {})
-    if identity not in known:
-        rows = list(await db.reader.execute_fetchall("SELECT * FROM context WHERE id = :id", {"id": identity}))
-        known[identity] = context_of(rows[0])
-    return known[identity]
+    rows = list(await db.reader.execute_fetchall("SELECT * FROM context WHERE id = :id", {"id": identity}))
+    return context_of(rows[0])
+
+
+async def all_contexts(db: Database) -> dict[str, Context]:
+    """Return every context by its id."""
+    rows = await db.reader.execute_fetchall("SELECT * FROM context ORDER BY rowid")
+    return {str(row["id"]): context_of(row) for row in rows}
 
 
 def context_of(row: sqlite3.Row) -> Context:

@@ -8,7 +8,7 @@ from typing import Literal
 
 from loopgraph_mcp.auth import Caller
 from loopgraph_mcp.errors import RunError
-from loopgraph_mcp.models import Decision, Origin, Outcome, OutcomeKind, State, WhatRan
+from loopgraph_mcp.models import Advice, Decision, NextStep, Origin, Outcome, OutcomeKind, RunState, WhatRan
 from loopgraph_mcp.runner.queue import Priority
 from loopgraph_mcp.store import agents
 from loopgraph_mcp.store.database import Database, insert, new_id
@@ -86,7 +86,7 @@ class ExperimentRow:
     timeout_s: float
     silence_s: float
     run_dir: str | None
-    state: State
+    state: RunState
     supervisor: ProcessId | None
     child: ProcessId | None
     cancel_requested: bool
@@ -245,7 +245,8 @@ def _check_cap(conn: sqlite3.Connection, caller: Caller) -> None:
     if len(live) >= caller.runs_at_once:
         raise RunError(
             f"{caller.token or caller.client} has {len(live)} experiments queued or running, its limit "
-            f"({', '.join(live[:3])}, …); wait for one of them, or cancel one"
+            f"({', '.join(live[:3])}, …)",
+            next_step=NextStep(Advice.WAIT, "get_experiment", {"experiment_id": live[0]}),
         )
 
 
@@ -327,13 +328,13 @@ async def live_experiments(db: Database) -> list[ExperimentRow]:
     return [_row(row) for row in rows]
 
 
-async def states_of(db: Database, experiment_ids: Sequence[str]) -> dict[str, State]:
+async def states_of(db: Database, experiment_ids: Sequence[str]) -> dict[str, RunState]:
     """Return the states of those experiments that there are."""
     rows = await db.reader.execute_fetchall(
         "SELECT id, state FROM experiment WHERE id IN (SELECT value FROM json_each(:ids))",
         {"ids": json.dumps(experiment_ids)},
     )
-    return {str(row["id"]): State(row["state"]) for row in rows}
+    return {str(row["id"]): RunState(row["state"]) for row in rows}
 
 
 async def runs_of(db: Database, context_id: str, run_key: str) -> list[ExperimentRow]:
@@ -542,7 +543,7 @@ def _row(row: sqlite3.Row) -> ExperimentRow:
     )
     return ExperimentRow(
         **{name: row[name] for name in same.split()},
-        state=State(row["state"]),
+        state=RunState(row["state"]),
         supervisor=_process(row["supervisor_pid"], row["supervisor_started"]),
         child=_process(row["child_pid"], row["child_started"]),
         cancel_requested=row["cancel_requested_at"] is not None,

@@ -4,41 +4,19 @@ import json
 import logging
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from loopgraph_mcp.models import (
-    AddMethod,
-    Companion,
-    InsertAfter,
-    Knob,
-    Mark,
-    Method,
-    Move,
-    Pack,
-    PublishedResult,
-    Recipe,
-    RecipeOp,
-    ReplaceStmt,
-    SetConst,
-    SetDefault,
-    SetKwarg,
-    SetLocal,
-    SharedOutcome,
-    Sign,
-    Source,
-    Variant,
-    all_ops,
-)
+from pydantic import TypeAdapter
+
+from loopgraph_mcp.models import Knob, Method, Pack, Recipe, SetConst, SetDefault, SetKwarg, SetLocal, all_ops
 from loopgraph_mcp.store.database import Database, text_hash
 from loopgraph_mcp.store.version import Newest, read_newest
 
 logger = logging.getLogger("loopgraph.store")
 
-_OPS: dict[str, type[RecipeOp]] = {
-    kind.__name__: kind for kind in (SetConst, SetLocal, SetDefault, SetKwarg, ReplaceStmt, InsertAfter, AddMethod)
-}
+_CARD = TypeAdapter(Method)
 
 
 async def import_pack(db: Database, pack: Pack, *, now: float) -> bool:
@@ -247,26 +225,22 @@ def _identifiers(method: Method) -> list[str]:
 
 
 def _encode(method: Method) -> str:
-    return json.dumps(_plain(method), ensure_ascii=False, sort_keys=True)
-
-
-def _plain(value: Any) -> Any:
-    """Return a value as JSON; a recipe's op says which one it is."""
-    if is_dataclass(value):
-        plain = {each.name: _plain(getattr(value, each.name)) for each in fields(value)}
-        return {"op": type(value).__name__, **plain} if isinstance(value, RecipeOp) else plain
-    return [_plain(each) for each in value] if isinstance(value, tuple) else value
+    return json.dumps(_CARD.dump_python(method, mode="json"), ensure_ascii=False, sort_keys=True)
 
 
 def encode_recipe(recipe: Recipe, knobs: Sequence[Knob]) -> str:
     """Return a recipe and its knobs as JSON, as a method's card has them."""
-    card = json.loads(_encode(Method("", "", "", "", "", knobs=tuple(knobs), recipe=recipe)))
+    card = _CARD.dump_python(Method("", "", "", "", "", knobs=tuple(knobs), recipe=recipe), mode="json")
     return json.dumps({"recipe": card["recipe"], "knobs": card["knobs"]}, ensure_ascii=False, sort_keys=True)
 
 
 def decode_recipe(card: Mapping[str, Any]) -> tuple[Recipe, tuple[Knob, ...]]:
     """Return the recipe and the knobs that JSON holds."""
-    return _decode_recipe(card["recipe"]), _decode_knobs(card["knobs"])
+    nameless = dict.fromkeys(("id", "name", "family", "summary", "description"), "")
+    method = _CARD.validate_python({**nameless, "recipe": card["recipe"], "knobs": card["knobs"]})
+    if method.recipe is None:
+        raise ValueError("no recipe")
+    return method.recipe, method.knobs
 
 
 def _readable(rows: Iterable[sqlite3.Row]) -> Iterator[Method]:
@@ -280,52 +254,4 @@ def _readable(rows: Iterable[sqlite3.Row]) -> Iterator[Method]:
 
 @lru_cache(maxsize=4_096)
 def _decode(card_json: str) -> Method:
-    card = json.loads(card_json)
-    recipe = card.pop("recipe")
-    return Method(
-        **{key: card[key] for key in ("id", "name", "family", "summary", "description")},
-        aliases=tuple(card["aliases"]),
-        sources=tuple(Source(**source) for source in card["sources"]),
-        published=tuple(PublishedResult(**result) for result in card["published"]),
-        knobs=_decode_knobs(card["knobs"]),
-        recipe=None if recipe is None else _decode_recipe(recipe),
-        moves=tuple(Move(**move) for move in card.get("moves", ())),
-        outcomes=tuple(SharedOutcome(**outcome) for outcome in card.get("outcomes", ())),
-        change=card.get("change", ""),
-    )
-
-
-def _decode_knobs(knobs: Sequence[dict[str, Any]]) -> tuple[Knob, ...]:
-    return tuple(Knob(**{**knob, "choices": tuple(knob["choices"])}) for knob in knobs)
-
-
-def _decode_recipe(recipe: dict[str, Any]) -> Recipe:
-    return Recipe(
-        ops=_decode_ops(recipe["ops"]),
-        conflicts=tuple(recipe["conflicts"]),
-        needs=_decode_marks(recipe.get("needs", ())),
-        detect=tuple(Sign(sign["state"], *_decode_marks([sign["mark"]])) for sign in recipe.get("detect", ())),
-        variants=tuple(
-            Variant(_decode_ops(each["ops"]), _decode_marks(each["needs"]), each["part"])
-            for each in recipe.get("variants", ())
-        ),
-        companions=tuple(
-            Companion(
-                **{
-                    **each,
-                    "ops": _decode_ops(each["ops"]),
-                    "needs": _decode_marks(each["needs"]),
-                    "knobs": tuple((name, value) for name, value in each["knobs"]),
-                }
-            )
-            for each in recipe.get("companions", ())
-        ),
-    )
-
-
-def _decode_ops(ops: Iterable[dict[str, Any]]) -> tuple[RecipeOp, ...]:
-    return tuple(_OPS[op["op"]](**{key: value for key, value in op.items() if key != "op"}) for op in ops)
-
-
-def _decode_marks(marks: Iterable[dict[str, Any]]) -> tuple[Mark, ...]:
-    return tuple(Mark(tuple(each["has"]), tuple(each["lacks"]), each["scope"], each["why"]) for each in marks)
+    return _CARD.validate_json(card_json)

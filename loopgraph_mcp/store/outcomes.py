@@ -35,16 +35,6 @@ class Run:
     params: float | None = None
 
 
-async def decided_since(db: Database, decision: int, *, outcome: int) -> bool:
-    """Return whether anything was decided behind a place on one of the outcomes up to a place."""
-    rows = await db.reader.execute_fetchall(
-        "SELECT 1 FROM decision JOIN outcome ON outcome.experiment_id = decision.experiment_id "
-        "WHERE decision.row > :decision AND outcome.rowid <= :outcome LIMIT 1",
-        {"decision": decision, "outcome": outcome},
-    )
-    return bool(list(rows))
-
-
 @dataclass(frozen=True, slots=True)
 class Search:
     """The runs that were made in one workspace by one metric.

@@ -2,7 +2,7 @@
 
 import json
 import sqlite3
-from collections import deque
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -77,69 +77,36 @@ async def retrieval_exists(db: Database, retrieval_id: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """What was shown recently and not tried since.
+    """What was shown recently and not tried since: for each method, how many retrievals ago each time."""
 
-    Args:
-        newest: The newest retrieval's row.
-        times: For each method the retrievals that showed it, by row and time, the newest last.
-    """
-
-    newest: int
-    times: Mapping[str, tuple[tuple[int, float], ...]]
+    ago: Mapping[str, list[int]]
 
     def ages(self, method_id: str) -> list[int]:
         """Return how many retrievals ago a method was shown, each time."""
-        return [self.newest - row for row, _ in self.times.get(method_id, ())]
+        return self.ago.get(method_id, [])
 
 
-class Fatigue:
-    """Follows what was shown recently and tried since; reads only new rows."""
-
-    def __init__(self) -> None:
-        self._shown: deque[tuple[int, str]] = deque()  # retrieval's row and a method that it showed; the newest last
-        self._times: dict[str, tuple[tuple[int, float], ...]] = {}
-        self._tried: dict[str, float] = {}
-        self._newest = self._newest_experiment = 0
-
-    def shown(self, conn: sqlite3.Connection) -> Shown:
-        """Return what was shown recently and not tried since."""
-        newest, shown, tried = conn.execute(
-            _NEW_ROWS, {"seen": self._newest, "window": _FATIGUE_WINDOW, "experiment": self._newest_experiment}
-        ).fetchone()
-        for row, at, method_id in json.loads(tried):
-            self._newest_experiment = row
-            self._tried[method_id] = since = max(self._tried.get(method_id, 0.0), float(at))
-            self._keep(method_id, [each for each in self._times.get(method_id, ()) if each[1] > since])
-        for row, at, method_id in json.loads(shown):
-            self._shown.append((row, method_id))
-            if float(at) > self._tried.get(method_id, 0.0):
-                self._times[method_id] = (*self._times.get(method_id, ()), (row, float(at)))
-        while self._shown and self._shown[0][0] <= newest - _FATIGUE_WINDOW:
-            row, method_id = self._shown.popleft()
-            self._keep(method_id, [each for each in self._times.get(method_id, ()) if each[0] > row])
-        self._newest = newest
-        return Shown(newest, self._times.copy())
-
-    def _keep(self, method_id: str, times: Sequence[tuple[int, float]]) -> None:
-        self._times[method_id] = tuple(times)
-        if not times:
-            del self._times[method_id]
+def read_shown(conn: sqlite3.Connection) -> Shown:
+    """Return what the last retrievals showed that no experiment has tried since."""
+    rows = json.loads(conn.execute(_SHOWN, {"window": _FATIGUE_WINDOW}).fetchone()[0])
+    ago = defaultdict[str, list[int]](list)
+    for method_id, age in rows:
+        ago[method_id].append(age)
+    return Shown(ago)
 
 
-# Times need all their digits, and SQLite's JSON drops some.
-_NEW_ROWS = """
-    WITH newest (row) AS (SELECT coalesce(max(row), 0) FROM retrieval)
-    SELECT newest.row, (
-        SELECT json_group_array(json_array(row, printf('%.17g', created_at), method_id)) FROM (
-            SELECT retrieval.row, created_at, method_id FROM retrieval CROSS JOIN retrieval_item ON retrieval_id = id
-            WHERE retrieval.row > max(:seen, newest.row - :window) AND retrieval.row <= newest.row
-            ORDER BY retrieval.row)
-    ), (
-        SELECT json_group_array(json_array(row, printf('%.17g', created_at), method_id)) FROM (
-            SELECT experiment.row, created_at, method_id FROM experiment CROSS JOIN experiment_method
-            ON experiment_id = id WHERE experiment.row > :experiment AND device_slot <> 'imported'
-            ORDER BY experiment.row)
-    ) FROM newest
+_SHOWN = """
+    WITH newest (row) AS (SELECT coalesce(max(row), 0) FROM retrieval),
+    shown AS MATERIALIZED (
+        SELECT method_id, retrieval.row, created_at, newest.row - retrieval.row AS age
+        FROM newest CROSS JOIN retrieval CROSS JOIN retrieval_item ON retrieval_id = id
+        WHERE retrieval.row > newest.row - :window),
+    tried AS MATERIALIZED (
+        SELECT method_id, max(created_at) AS at FROM experiment CROSS JOIN experiment_method ON experiment_id = id
+        WHERE created_at >= (SELECT min(created_at) FROM shown) AND device_slot <> 'imported' GROUP BY method_id)
+    SELECT json_group_array(json_array(method_id, age)) FROM (
+        SELECT shown.method_id, age FROM shown LEFT JOIN tried USING (method_id)
+        WHERE tried.at IS NULL OR shown.created_at > tried.at ORDER BY shown.row)
 """
 
 

@@ -10,7 +10,6 @@ import sqlite3
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from loopgraph_mcp.models import Method
 from loopgraph_mcp.store.database import Database, interruptible
@@ -122,7 +121,6 @@ class _Found:
 # How many rows hold a word, for as long as the index has the same newest row. Counting stops where a word is common,
 # which takes a tenth of a microsecond a row; fts5vocab counts to the end.
 _Counts = tuple[tuple[int, int], dict[str, int]]
-_COUNTS: WeakKeyDictionary[Database, dict[str, _Counts]] = WeakKeyDictionary()
 
 
 async def find_methods(db: Database, query: str, *, limit: int, limits: Limits = _PRUNED) -> list[tuple[Method, float]]:
@@ -143,7 +141,7 @@ def find_relevance(db: Database, conn: sqlite3.Connection, query: str, limits: L
     if not words:
         return {}
     db.limit_search(limits.seconds)
-    return _combine(_look_everywhere(conn, words, _COUNTS.setdefault(db, {}), limits))
+    return _combine(_look_everywhere(conn, words, db.word_counts, limits))
 
 
 def ranked(relevance: Mapping[str, float], known: Mapping[str, Method], limit: int) -> list[tuple[Method, float]]:

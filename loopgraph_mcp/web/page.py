@@ -20,7 +20,7 @@ from loopgraph_mcp.api.closeup import Closeup
 from loopgraph_mcp.api.loopgraph import LoopGraph
 from loopgraph_mcp.api.overview import Line, Overview
 from loopgraph_mcp.errors import ConfigError, NotFoundError
-from loopgraph_mcp.models import State
+from loopgraph_mcp.models import RunState
 from loopgraph_mcp.store import nights
 from loopgraph_mcp.text import plain_line, visible
 from loopgraph_mcp.web import charts, drawing, lineage, words
@@ -43,7 +43,7 @@ CSP = (
 )
 _HEADERS = {
     "content-security-policy": CSP,
-    "referrer-policy": "no-referrer",
+    "referrer-policy": "same-origin",  # without any, a browser's own form comes from the origin "null"
     "x-content-type-options": "nosniff",
     "cache-control": "no-store",
 }
@@ -187,7 +187,7 @@ class Page:
 
     async def _summary(self, seen: Overview) -> dict[str, Any]:
         """Return what the head of the page shows."""
-        live = [line for line in seen.lines if line.state is not State.DONE]
+        live = [line for line in seen.lines if line.state is not RunState.DONE]
         again = overviews.spared(seen, await nights.asked_again(self.graph.db, seen.workspace.id))
         return {
             "headline": words.headline(seen),
@@ -203,7 +203,7 @@ class Page:
     async def _now(self, request: Request) -> Response:
         """Return how far each live experiment is."""
         seen = await self._seen(request)
-        live = [await self._live(line) for line in seen.lines if line.state is not State.DONE]
+        live = [await self._live(line) for line in seen.lines if line.state is not RunState.DONE]
         return _json(
             [
                 {

@@ -8,7 +8,7 @@ from pathlib import PurePath
 from loopgraph_mcp.api import explain
 from loopgraph_mcp.api.answers import ExperimentAnswer
 from loopgraph_mcp.api.overview import Line, Mark, Overview
-from loopgraph_mcp.models import Context, Decision, Direction, OutcomeKind, State, VerdictKind
+from loopgraph_mcp.models import Context, Decision, Direction, OutcomeKind, RunState, VerdictKind
 from loopgraph_mcp.store.nights import WorkspaceRow
 from loopgraph_mcp.text import plain_line
 from loopgraph_mcp.web.charts import places
@@ -110,7 +110,7 @@ def headline(overview: Overview) -> Headline:
     """Return what a search came to, claiming no more than was measured."""
     best, metric = overview.best, plain_line(overview.setting.context.metric, limit=60)
     if best is None:
-        live = sum(line.state is not State.DONE for line in overview.lines)
+        live = sum(line.state is not RunState.DONE for line in overview.lines)
         waiting = "The first run is on its way." if live else "Run the unchanged program first, to compare with."
         return Headline("Nothing measured yet", waiting)
     noise = best.noise_floor
@@ -147,10 +147,10 @@ def mark(line: Line) -> str:
 
 def verdict(answer: ExperimentAnswer) -> str:
     """Return the verdict on an experiment as one or two sentences."""
-    if answer.state is State.QUEUED:
+    if answer.state is RunState.QUEUED:
         before = answer.queue_position or 0
         return "It waits for its device." if not before else f"It waits behind {plural(before, 'experiment')}."
-    if answer.state is State.RUNNING:
+    if answer.state is RunState.RUNNING:
         return "It is running."
     if answer.outcome is not OutcomeKind.FINISHED:
         said = _FAILURES.get(answer.outcome, "failed") if answer.outcome is not None else "failed"
@@ -189,7 +189,7 @@ def noise_from(overview: Overview) -> str:
 
 def phase(answer: ExperimentAnswer) -> str:
     """Return what a live experiment does at this moment."""
-    if answer.state is State.QUEUED:
+    if answer.state is RunState.QUEUED:
         return "queued" if not answer.queue_position else f"queued, {answer.queue_position} before it"
     if answer.percent is None and answer.step is None:
         return "starting"

@@ -21,12 +21,11 @@ from loopgraph_mcp.agents import prompts
 from loopgraph_mcp.agents.opening import open_session, resume_session
 from loopgraph_mcp.agents.plan import Plan
 from loopgraph_mcp.agents.repair import calls_in_text
-from loopgraph_mcp.api.trace import trace
+from loopgraph_mcp.api.loopgraph import LoopGraph
 from loopgraph_mcp.cli.sessions import recall_prompt, report
 from loopgraph_mcp.config import Settings, read_skill
 from loopgraph_mcp.errors import ConfigError
 from loopgraph_mcp.store import sessions
-from loopgraph_mcp.store.database import Database
 
 KEY = "sk-planted-4f8a1c"
 ABOUT_RUN = "Train the draft for 1 s. An improvement is kept; otherwise the change is undone."  # the tool's own words
@@ -130,7 +129,7 @@ async def test_the_skill_is_told_to_a_model_with_memory_alone(settings: Settings
     assert told.startswith(prompts.system(memory=True))
     assert told.endswith(read_skill())
     for other in (plan.model_copy(update={"memory": "off"}), Plan(policy="greedy", experiments=1, skill=True)):
-        with pytest.raises(ConfigError, match="needs a model, and the memory on"):
+        with pytest.raises(ConfigError, match="needs a model and --memory on"):
             await research(settings, other)
 
 
@@ -161,9 +160,9 @@ async def test_an_edit_of_the_memory_is_run_and_traced_to_its_prompt(
     edit = next(call.result for call in calls if call.name == "get_code_edit")
     assert "- MATRIX_LR = 0.03 (was 0.04)" in json.loads(edit)["text"]
     assert "```" not in json.loads(edit)["text"]
-    async with Database.open(settings.db_path) as db:
-        chain = {link.stage: link for link in (await trace(db, run["experiment_id"])).before}
-        costs = await db.reader.execute_fetchall(
+    async with LoopGraph.open(settings) as graph:
+        chain = {link.stage: link for link in (await graph.trace(run["experiment_id"])).before}
+        costs = await graph.db.reader.execute_fetchall(
             "SELECT sum(tokens) AS tokens FROM cost WHERE source = 'agent' AND subject_id = ?", (run["experiment_id"],)
         )
     assert chain["method"].id == "muon-lr"
@@ -255,7 +254,7 @@ async def test_of_a_long_reply_the_calls_alone_are_sent_back(settings: Settings,
 async def test_endless_repetition_and_silence_end(settings: Settings, provide: Provide) -> None:
     same = provide({"calls": [("read_code", {"start": 1})]})
     found, _, _ = await research(settings, Plan(**MODEL, base_url=same.url, experiments=1, memory="off", menu="off"))
-    assert "led nowhere" in found["ended"]
+    assert "without progress" in found["ended"]
     assert any("same call as before" in json.dumps(each) for each in same.asked)
     noting = provide(
         *({"calls": [("set_value", {"name": "val_bpb", "value": f"1.{n}"}), ("record", {"note": f"1.{n} is better"})]}
@@ -275,7 +274,7 @@ async def test_one_who_runs_the_same_program_for_ever_is_told_and_ended(settings
     ]
     server = provide(rate("0.4"), *(each for one in rounds for each in one))
     found, turns, _ = await research(settings, Plan(**MODEL, base_url=server.url, experiments=3, menu="off"))
-    assert "led nowhere" in found["ended"]
+    assert "without progress" in found["ended"]
     assert sum(run["repeated"] for run in found["runs"]) >= 3
     assert any("Nothing new was learned" in json.dumps(each) for each in server.asked)
     assert len(turns) < 20

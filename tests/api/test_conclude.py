@@ -17,7 +17,7 @@ import pytest
 from loopgraph_mcp.api import recovery
 from loopgraph_mcp.api.loopgraph import LoopGraph
 from loopgraph_mcp.config import Settings
-from loopgraph_mcp.models import Decision, Outcome, OutcomeKind, State
+from loopgraph_mcp.models import Decision, Outcome, OutcomeKind, RunState
 from loopgraph_mcp.runner.locks import alone_in, try_lock
 from loopgraph_mcp.runner.workspace import append_result, load_workspace, results_size, write_program
 from loopgraph_mcp.store import conclusions, experiments
@@ -60,7 +60,7 @@ async def test_an_outcome_without_decision_is_decided_applied_and_listed_once(
     set_back(settings, won_id, *UNDECIDED)
     async with LoopGraph.open(settings) as graph:
         found = await graph.get_experiment(won_id, wait_s=20)
-        assert (found.state, found.decision) == (State.DONE, Decision.KEEP)
+        assert (found.state, found.decision) == (RunState.DONE, Decision.KEEP)
         assert "applied" in found.note
         steps = await conclusions.steps_of(graph.db, won_id)
         assert {each.step: each.state for each in steps} == dict.fromkeys(Step, StepState.DONE)
@@ -88,7 +88,7 @@ async def test_a_row_that_was_begun_is_there_once(settings: Settings, workspace:
         f"UPDATE conclusion SET state = 'begun', place = {begun} WHERE experiment_id = :id AND step = 'row'",
     )
     async with LoopGraph.open(settings) as graph:
-        assert (await graph.get_experiment(won_id, wait_s=20)).state is State.DONE
+        assert (await graph.get_experiment(won_id, wait_s=20)).state is RunState.DONE
     assert (workspace / "results.tsv").read_text() == rows
 
 
@@ -186,7 +186,7 @@ async def test_an_outcome_that_the_store_could_not_take_is_not_lost(settings: Se
         assert row.supervisor is not None
         supervisor = psutil.Process(row.supervisor.pid)
         running = row
-        while running is not None and running.state is State.QUEUED:
+        while running is not None and running.state is RunState.QUEUED:
             await graph.get_experiment(started.experiment_id, wait_s=0.1)
             running = await experiments.get_experiment(graph.db, started.experiment_id)
         with closing(sqlite3.connect(settings.db_path, isolation_level=None)) as other:

@@ -31,7 +31,7 @@ async def test_a_file_that_was_put_back_can_be_the_best_program_again(graph: Loo
     assert f'get_code_edit(method_id="{won.experiment_id}")' in render.search(found, "concise")
     edit = await graph.get_code_edit(won.experiment_id)
     assert (edit.status, "+LEARNING_RATE = 0.9" in edit.diff) == ("ready", True)
-    assert "apply=true" in edit.next_step
+    assert edit.next_step.arguments == {"method_id": won.experiment_id, "apply": True}
     assert file.read_text() == start
     again = await run(graph, edit_id=edit.edit_id)
     assert (again.repeated, again.experiment_id) == (True, won.experiment_id)

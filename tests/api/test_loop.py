@@ -20,7 +20,17 @@ from loopgraph_mcp.api.answers import ExperimentAnswer
 from loopgraph_mcp.api.loopgraph import LoopGraph
 from loopgraph_mcp.config import Settings
 from loopgraph_mcp.errors import NotFoundError, RunError, StoreError, WorkspaceError
-from loopgraph_mcp.models import Context, Decision, Origin, OutcomeKind, Standing, State, VerdictKind
+from loopgraph_mcp.models import (
+    Advice,
+    Context,
+    Decision,
+    NextStep,
+    Origin,
+    OutcomeKind,
+    RunState,
+    Standing,
+    VerdictKind,
+)
 from loopgraph_mcp.runner.locks import try_lock
 from tests.conftest import ROOT
 
@@ -53,7 +63,7 @@ def set_config(workspace: Path, **values: object) -> None:
 async def until_running(graph: LoopGraph, experiment_id: str) -> ExperimentAnswer:
     for _ in range(200):
         answer = await graph.get_experiment(experiment_id, wait_s=0.1)
-        if answer.state is not State.QUEUED and answer.step is not None:
+        if answer.state is not RunState.QUEUED and answer.step is not None:
             return answer
     raise AssertionError(f"{experiment_id} never ran: {answer}")
 
@@ -82,7 +92,7 @@ async def test_a_win_is_applied_remembered_and_traced(graph: LoopGraph, workspac
     assert hits["embedding-lr"].standing is Standing.PROVEN
     assert hits["embedding-lr"].mean_gain == pytest.approx(0.2)
     mixed = await graph.search_methods("embedding learning rate", standing=Standing.MIXED)
-    assert (mixed.hits, mixed.next_step) == ([], "No method matches of that family and standing: leave them out.")
+    assert (mixed.hits, mixed.next_step.reason) == ([], Advice.NO_FILTER)
     assert "tried once, 1 win" in hits["embedding-lr"].why
 
     lines = (workspace / "results.tsv").read_text().splitlines()
@@ -159,7 +169,7 @@ async def test_each_failure_is_its_own_outcome_and_touches_nothing(
     found = await graph.search_methods("swiglu", limit=1)
     assert found.hits[0].crashes == 1
     assert found.hits[0].standing is Standing.FLOPPED
-    assert "flopped here" in found.next_step
+    assert found.next_step.reason is Advice.ALL_FLOPPED
 
 
 async def test_a_protected_file_may_be_made_by_the_first_run_and_then_stays(graph: LoopGraph, workspace: Path) -> None:
@@ -183,7 +193,7 @@ async def test_a_repeat_returns_the_earlier_outcome_and_a_replicate_runs_a_new_s
     assert second.metric_value == pytest.approx(1.751)
     chosen = await run(graph, seed=50)
     assert (chosen.repeated, chosen.seed) == (False, 50)
-    assert "2 times" in second.next_step
+    assert second.next_step.about == {"runs": "2"}
     assert (await run(graph, seed=50)).experiment_id == chosen.experiment_id
 
 
@@ -227,7 +237,7 @@ async def test_two_runs_take_turns_on_one_device(graph: LoopGraph) -> None:
     first = await run(graph, patch=SLOW, wait_s=0)
     await until_running(graph, first.experiment_id)
     second = await run(graph, patch=HIGHER_RATE, wait_s=1.0)
-    assert (second.state, second.queue_position) == (State.QUEUED, 1)
+    assert (second.state, second.queue_position) == (RunState.QUEUED, 1)
     assert await graph.cancel_experiment(first.experiment_id)
     done = await graph.get_experiment(second.experiment_id, wait_s=50)
     assert done.outcome is OutcomeKind.FINISHED
@@ -237,7 +247,7 @@ async def test_a_queued_run_can_be_cancelled(graph: LoopGraph, settings: Setting
     with try_lock(settings.locks_dir, "cpu-0") as held:
         assert held
         queued = await run(graph, wait_s=0.5)
-        assert queued.state is State.QUEUED
+        assert queued.state is RunState.QUEUED
         cancelled = await graph.cancel_experiment(queued.experiment_id)
     assert cancelled.outcome is OutcomeKind.CANCELLED
     rerun = await run(graph)
@@ -263,7 +273,7 @@ async def test_cancelling_the_call_leaves_the_run_and_cancelling_the_run_ends_al
     with pytest.raises(asyncio.CancelledError):
         await call
     (running,) = await graph.list_experiments()
-    assert running.state is State.RUNNING
+    assert running.state is RunState.RUNNING
     assert len(pids_mentioning(marker)) == 2
     cancelled = await graph.cancel_experiment(running.experiment_id)
     assert cancelled.outcome is OutcomeKind.CANCELLED
@@ -365,22 +375,25 @@ async def test_programs_that_cannot_run_are_refused_before_they_run(graph: LoopG
         await run(graph, patch=HIGHER_RATE, edit_id="edit_x")
     with pytest.raises(RunError, match="budget_s"):
         await run(graph, budget_s=10**9)
-    with pytest.raises(NotFoundError, match="get_code_edit"):
+    with pytest.raises(NotFoundError, match="no edit 'edit_nope'") as missing:
         await run(graph, edit_id="edit_nope")
+    assert missing.value.next_step is not None
+    assert missing.value.next_step.tool == "get_code_edit"
     with pytest.raises(NotFoundError, match="did you mean swiglu"):
         await run(graph, method_id="swigluu")
     found = await graph.search_methods("swiglu")
     with pytest.raises(NotFoundError, match="is a search, no method; it showed swiglu"):
         await run(graph, method_id=found.retrieval_id)
-    with pytest.raises(StoreError, match="is no character"):
+    with pytest.raises(StoreError, match="is not a valid character"):
         await run(graph, method_id="swi\udcffglu")
     with pytest.raises(WorkspaceError, match="not a folder"):
         await run(graph, workspace=str(workspace / "nowhere"))
     (workspace / "train.py").write_text("MATRIX_LR = 0.04\n" + (workspace / "train.py").read_text())
     edit = await graph.get_code_edit("muon-lr")
     (workspace / "train.py").write_text("MATRIX_LR = 0.05\n")
-    with pytest.raises(RunError, match="get_code_edit for muon-lr again"):
+    with pytest.raises(RunError, match="changed since") as stale:
         await run(graph, edit_id=edit.edit_id)
+    assert stale.value.next_step == NextStep(Advice.MAKE_EDIT_AGAIN, "get_code_edit", {"method_id": "muon-lr"})
     assert await graph.list_experiments() == []
 
 
@@ -463,11 +476,10 @@ async def test_the_same_question_gets_the_same_answer_in_any_process(settings: S
         "from pathlib import Path\n"
         "from loopgraph_mcp.config import read_settings\n"
         "from loopgraph_mcp.api.loopgraph import LoopGraph\n"
-        "from loopgraph_mcp.api import evidence\n"
         "async def main():\n"
         "    async with LoopGraph.open(read_settings(os.environ, Path.cwd())) as graph:\n"
-        "        memory = await evidence.Ledger(graph.db).recall(None)\n"
-        "        print([(m, repr(memory.record(m))) for m in ('gqa', 'mqa')], memory.ledger.family_means(None))\n"
+        "        records = (await graph.state.evidence(None)).records\n"
+        "        print([(m, repr(records.of(m))) for m in ('gqa', 'mqa')], records.family_means)\n"
         "asyncio.run(main())\n"
     )
     environment = {
@@ -498,7 +510,7 @@ async def test_progress_is_told_while_waiting(graph: LoopGraph) -> None:
     began = time.monotonic()
     answer = await run(graph, patch=SLOW, wait_s=3, on_progress=note)
     assert time.monotonic() - began < 10
-    assert answer.state is State.RUNNING
+    assert answer.state is RunState.RUNNING
     assert answer.eta_s is not None
     assert answer.poll_after_s is not None
     steps = [each.step for each in seen if each.step is not None]
@@ -510,7 +522,7 @@ async def test_progress_is_told_while_waiting(graph: LoopGraph) -> None:
 
 async def test_a_workspace_is_read_again_where_one_of_its_files_changed(graph: LoopGraph, workspace: Path) -> None:
     async def context() -> Context:
-        return (await graph._here.found(None))[2]
+        return (await graph.state.here.found(None))[2]
 
     before = await context()
     assert await context() == before

@@ -14,7 +14,7 @@ from loopgraph_mcp import wrap
 from loopgraph_mcp.api.loopgraph import LoopGraph
 from loopgraph_mcp.config import Settings
 from loopgraph_mcp.errors import RunError
-from loopgraph_mcp.models import Decision, Origin, OutcomeKind, Standing, VerdictKind
+from loopgraph_mcp.models import Advice, Decision, Origin, OutcomeKind, Standing, VerdictKind
 from loopgraph_mcp.store import experiments, outcomes
 from loopgraph_mcp.store.database import Database, migration_files, split_statements
 from tests.api.test_loop import HIGHER_RATE, run
@@ -34,7 +34,7 @@ async def test_a_bare_number_moves_a_rank_by_little_and_makes_nothing(graph: Loo
     for _ in range(30):
         told = await graph.record_outcome(method_id="gqa", metric_value=0.0001, decision=Decision.KEEP)
     assert (told.origin, told.verdict, told.standings) == (Origin.REPORTED, None, {"gqa": Standing.UNTRIED})
-    assert "its log" in told.next_step
+    assert told.next_step.reason is Advice.SEND_LOG
     answer = await graph.search_methods("grouped query attention", limit=1)
     assert answer.hits[0].reports == 30
     assert "reported without a log" in answer.hits[0].why

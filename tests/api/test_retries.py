@@ -83,7 +83,7 @@ async def test_a_patch_that_was_applied_by_hand_is_answered_by_the_run_of_the_fi
 ) -> None:
     program = workspace / "train.py"
     program.write_text(program.read_text().replace("LEARNING_RATE = 0.5", "LEARNING_RATE = 0.9"))
-    with pytest.raises(RunError, match=r"already holds this patch.*call run_experiment without patch"):
+    with pytest.raises(RunError, match="already holds this patch"):
         await run(graph, patch=HIGHER)
     measured = await run(graph)
     again = await run(graph, patch=HIGHER)
@@ -119,7 +119,7 @@ async def test_a_patch_that_the_file_holds_runs_again_with_a_new_seed_when_asked
 
 async def test_a_patch_that_changes_nothing_is_answered_by_the_run_of_the_file(graph: LoopGraph) -> None:
     nothing = "@@ @@\n-LEARNING_RATE = 0.5\n+LEARNING_RATE = 0.5\n"
-    with pytest.raises(RunError, match="changes nothing; call run_experiment without patch"):
+    with pytest.raises(RunError, match="changes nothing"):
         await run(graph, patch=nothing)
     baseline = await run(graph)
     assert (await run(graph, patch=nothing)).experiment_id == baseline.experiment_id

@@ -7,6 +7,7 @@ import random
 import sqlite3
 import subprocess
 import sys
+import time
 import tomllib
 from collections import defaultdict
 from collections.abc import AsyncIterator
@@ -18,12 +19,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from loopgraph_mcp.api import precedents
-from loopgraph_mcp.api.evidence import Ledger
-from loopgraph_mcp.api.precedents import Followed, Tries
-from loopgraph_mcp.config import bundled
+from loopgraph_mcp.api.state import State
+from loopgraph_mcp.api.tries import Tries, read_tries
+from loopgraph_mcp.config import Settings, bundled
 from loopgraph_mcp.ingest.packs import read_pack
 from loopgraph_mcp.models import (
+    Advice,
     Context,
     Decision,
     Direction,
@@ -37,7 +38,6 @@ from loopgraph_mcp.models import (
     WhatRan,
 )
 from loopgraph_mcp.ranking import verdicts
-from loopgraph_mcp.ranking.features import Past
 from loopgraph_mcp.ranking.posterior import PRIOR_MEAN, Observation, appraise, family_mean
 from loopgraph_mcp.store import chunks, edits, experiments, methods, retrievals
 from loopgraph_mcp.store.chunks import Chunk, split_names
@@ -45,6 +45,7 @@ from loopgraph_mcp.store.database import Database, migration_files
 from loopgraph_mcp.store.experiments import NewExperiment
 from loopgraph_mcp.store.query import Concept, Limits, plan, read_concepts, read_words, spans
 from loopgraph_mcp.store.search import find_methods
+from loopgraph_mcp.store.version import read_newest
 from tests.conftest import ROOT
 
 LABELLED = tomllib.loads((ROOT / "tests" / "data" / "queries.toml").read_text(encoding="utf-8"))
@@ -341,6 +342,7 @@ import asyncio, sys
 from pathlib import Path
 from loopgraph_mcp.store.database import Database
 from loopgraph_mcp.store.search import find_methods
+from loopgraph_mcp.store.version import read_newest
 
 async def main():
     async with Database.open(Path(sys.argv[1])) as db:
@@ -456,8 +458,13 @@ def slow_verdict(
     return verdicts.judge(parent, child, direction=direction, noise=noise)
 
 
+def a_state(db: Database) -> State:
+    home = Path(db.path).parent
+    return State(db, Settings(home=home, db_path=Path(db.path), workspace=home, device="cpu"), time.time)
+
+
 async def slow_evidence(db: Database, here: Context | None) -> tuple[dict, dict, dict]:
-    """Work out the evidence from every row each time, without any of the ledger."""
+    """Work out the evidence from every row each time, in the plainest way."""
     rows = [
         dict(row)
         for row in await db.reader.execute_fetchall(
@@ -509,11 +516,11 @@ async def slow_evidence(db: Database, here: Context | None) -> tuple[dict, dict,
     return records, gains, {family: family_mean(seen) for family, seen in families.items()}
 
 
-async def same_evidence(ledger: Ledger, db: Database, here: Context | None) -> None:
+async def same_evidence(state: State, db: Database, here: Context | None) -> None:
     records, gains, families = await slow_evidence(db, here)
-    memory = await ledger.recall(here)
+    found = (await state.evidence(here)).records
     for method in PACK.methods:
-        trials = memory.record(method.id).trials
+        trials = found.of(method.id).trials
         slow = records.get(method.id, [])
         assert [(each.kind, each.age, each.here) for each in trials] == [
             (kind, age, comparable) for kind, _, age, comparable in slow
@@ -524,9 +531,9 @@ async def same_evidence(ledger: Ledger, db: Database, here: Context | None) -> N
         prior = families.get(method.family, PRIOR_MEAN)
         crashes = sum(kind is VerdictKind.CRASH for kind, *_ in slow)
         expected = appraise(gains.get(method.id, []), crashes, prior_mean=prior)
-        assert memory.appraisal(method).reward == pytest.approx(expected.reward, rel=1e-9)
-        assert memory.appraisal(method).p_ok == expected.p_ok
-    means = {family: mean for family, mean in ledger.family_means(here).items() if mean != family_mean([])}
+        assert found.appraisal(method).reward == pytest.approx(expected.reward, rel=1e-9)
+        assert found.appraisal(method).p_ok == expected.p_ok
+    means = {family: mean for family, mean in found.family_means.items() if mean != family_mean([])}
     assert means == {family: pytest.approx(mean, rel=1e-9) for family, mean in families.items()}
 
 
@@ -536,7 +543,7 @@ async def test_evidence_is_what_reading_every_row_each_time_would_find(db: Datab
     contexts = [await a_context(db, "cpu: x"), await a_context(db, "cuda: y"), await a_context(db, "cpu: x", "loss")]
     here = await edits.get_context(db, contexts[seed % 3])
     kinds = [*[OutcomeKind.FINISHED] * 6, OutcomeKind.CRASHED, OutcomeKind.CANCELLED, OutcomeKind.INTERRUPTED]
-    ledger = Ledger(db)
+    state = a_state(db)
     for number in range(80):
         kind = rng.choice(kinds)
         value = rng.uniform(0.5, 2.0) if kind is OutcomeKind.FINISHED else None
@@ -547,71 +554,56 @@ async def test_evidence_is_what_reading_every_row_each_time_would_find(db: Datab
         at = float(rng.randrange(40))  # a clock that was set back changes nothing
         await a_run(db, rng.choice(contexts), outcome, program=program, base=base, methods_=tried, now=at)
         if number % 13 == 0:
-            await same_evidence(ledger, db, here)
-    await same_evidence(ledger, db, None)
-    await same_evidence(ledger, db, here)
-    await same_evidence(Ledger(db), db, here)
+            await same_evidence(state, db, here)
+    await same_evidence(state, db, None)
+    await same_evidence(state, db, here)
+    await same_evidence(a_state(db), db, here)
 
 
 @pytest.mark.parametrize("seed", range(3))
-async def test_tries_that_are_followed_are_what_reading_all_of_them_would_find(
-    db: Database, seed: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_replicates_of_a_program_are_left_out_of_what_was_tried_before(db: Database, seed: int) -> None:
     rng = random.Random(seed)
-    contexts = [await a_context(db, "cpu: x"), await a_context(db, "cuda: y"), await a_context(db, "cpu: x", "loss")]
-    here, other = [await edits.get_context(db, contexts[place]) for place in (0, 2)]
-    followed, ran = Followed(db), list[str]()
-    monkeypatch.setattr(precedents, "_MANY", 3)  # so that some are taken in on a thread
-
-    async def same(where: Context) -> None:
-        known, anew = await followed.follow(where), await Followed(db).follow(where)
-        assert (known.runs, known.precedents, known.past) == (anew.runs, anew.precedents, anew.past)
-        rate = f"tree of LEARNING_RATE = {rng.randrange(4)}"
-        left, alone = known.without(rate), Tries(Past())
-        alone.learn([run for run in known.runs if run.group_key != rate])
-        assert (left.runs, left.precedents, left.past) == (alone.runs, alone.precedents, alone.past)
-
-    for _ in range(70):
+    contexts = [await a_context(db, "cpu: x"), await a_context(db, "cuda: y")]
+    here = await edits.get_context(db, contexts[0])
+    for _ in range(30):
         value = rng.choice([None, rng.uniform(0.5, 2.0)])
         outcome = Outcome(OutcomeKind.CRASHED if value is None else OutcomeKind.FINISHED, value, "", {})
         rate, base = (f"LEARNING_RATE = {rng.randrange(4)}" for _ in range(2))
-        about = rng.choice(["a try", "halve the batch", "learning rate 0.4 to 0.8", "baseline"])
-        run = await a_run(
-            db, rng.choice(contexts), outcome, program=rate, base=rng.choice([base, None]), description=about
-        )
-        ran.append(run)
-        if rng.random() < 0.4:
-            decision = rng.choice([Decision.KEEP, Decision.DISCARD])
-            late = {"made_by": "agent", "commit": None, "note": "", "now": 3.0}
-            await experiments.add_decision(db, rng.choice(ran), decision, **late)
-        if rng.random() < 0.3:
-            await same(rng.choice([here, here, other]))
-    await same(other)
-    await same(here)
-    assert (await followed.follow(here)).past.keeps
+        run = await a_run(db, rng.choice(contexts), outcome, program=rate, base=rng.choice([base, None]))
+        late = {"made_by": "agent", "commit": None, "note": "", "now": 3.0}
+        await experiments.add_decision(db, run, rng.choice([Decision.KEEP, Decision.DISCARD]), **late)
+    known = await read_tries(db, here, await read_newest(db))
+    assert (len(known.runs), known.past.learned) == (30, 30)
+    assert known.past.keeps
+    rate = "tree of LEARNING_RATE = 1"
+    left = known.without(rate)
+    alone = Tries.of([run for run in known.runs if run.group_key != rate], higher_is_better=False)
+    assert 0 < len(left.runs) < 30
+    assert (left.runs, left.precedents, left.past) == (alone.runs, alone.precedents, alone.past)
+    assert known.without("another") is known
 
 
 async def test_evidence_that_another_process_wrote_is_seen(db: Database) -> None:
-    context, ledger = await a_context(db), Ledger(db)
+    context, state = await a_context(db), a_state(db)
     await a_run(db, context, FINISHED, program="base")
-    await same_evidence(ledger, db, None)
+    await same_evidence(state, db, None)
     async with Database.open(db.path) as other:
         better = replace(FINISHED, metric_value=1.0)
         await a_run(other, context, better, program="new", base="base", methods_=("gqa",))
-    await same_evidence(ledger, db, None)
-    assert (await ledger.recall(None)).record("gqa").here.wins == 1
+    await same_evidence(state, db, None)
+    assert (await state.evidence(None)).records.of("gqa").here.wins == 1
 
 
 async def test_a_run_that_shared_its_device_says_little_until_it_is_replicated_alone(db: Database) -> None:
-    context, ledger = await a_context(db), Ledger(db)
+    context, state = await a_context(db), a_state(db)
     alone = {"other_load": 0.02}
 
     async def run(value: float, program: str, summary: dict[str, float], **more: str) -> VerdictKind:
         made = replace(FINISHED, metric_value=value, summary=summary)
         row = await experiments.get_experiment(db, await a_run(db, context, made, program=program, **more))
         assert row is not None
-        verdict = await ledger.judge(row)
-        assert ("shared the device" in verdict.next_step) == (verdict.noise_floor > 0.1)
+        verdict = await state.judge(row)
+        assert (verdict.next_step.reason is Advice.REPLICATE_WHEN_QUIET) == (verdict.noise_floor > 0.1)
         return verdict.kind
 
     await run(1.5, "base", alone)
@@ -621,21 +613,21 @@ async def test_a_run_that_shared_its_device_says_little_until_it_is_replicated_a
 
 
 async def test_a_run_that_ends_after_a_later_one_is_the_newer(db: Database) -> None:
-    context, ledger = await a_context(db), Ledger(db)
+    context, state = await a_context(db), a_state(db)
     new = NewExperiment(context, "cpu-0", "slow", 42, 60.0, 30.0, method_ids=("gqa",),
         program_hash=await edits.add_program(db, "slow", "slow tree"), ran=WhatRan("slow", "slow"))  # fmt: skip
     slow, _ = await experiments.add_experiment(db, new, now=1.0)
     await a_run(db, context, FINISHED, program="quick", methods_=("gqa",), now=2.0)
-    await same_evidence(ledger, db, None)
+    await same_evidence(state, db, None)
     await experiments.finish(db, slow, CRASHED, now=3.0)
-    await same_evidence(ledger, db, None)
+    await same_evidence(state, db, None)
 
 
 @pytest.mark.parametrize("seed", range(3))
 async def test_fatigue_is_what_counting_every_retrieval_would_find(db: Database, seed: int) -> None:
     rng = random.Random(seed)
     context, ids = await a_context(db), [method.id for method in PACK.methods]
-    shown, tried, fatigue = [], defaultdict(float), retrievals.Fatigue()
+    shown, tried = [], defaultdict(float)
     for number in range(260):
         if rng.random() < 0.05:
             method_id = rng.choice(ids)
@@ -645,8 +637,6 @@ async def test_fatigue_is_what_counting_every_retrieval_would_find(db: Database,
         shown.append((float(number), items))
         listed = [retrievals.ShownMethod(each, 1.0, {}) for each in items]
         await retrievals.add_retrieval(db, "q", listed, context_id=None, now=float(number))
-        if rng.random() < 0.2:
-            await db.search(fatigue.shown, limit_s=9)
     slow = {
         each: [
             len(shown) - 1 - place
@@ -655,7 +645,7 @@ async def test_fatigue_is_what_counting_every_retrieval_would_find(db: Database,
         ]
         for each in ids
     }
-    seen = await db.search(fatigue.shown, limit_s=9)
+    seen = await db.search(retrievals.read_shown, limit_s=9)
     assert {each: seen.ages(each) for each in ids} == slow
     assert any(slow.values())
 
@@ -673,13 +663,13 @@ async def test_an_index_that_grows_by_single_rows_stays_in_few_pieces(db: Databa
 
 
 async def test_what_is_known_already_is_not_read_again(db: Database) -> None:
-    context, ledger = await a_context(db), Ledger(db)
+    context, state = await a_context(db), a_state(db)
     for number in range(40):
         await a_run(db, context, FINISHED, program=f"p{number % 7}", base="p0", methods_=("gqa",), now=float(number))
-    await ledger.recall(None)
+    await state.evidence(None)
     statements: list[str] = []
     await db.reader.set_trace_callback(statements.append)
-    (await ledger.recall(None)).record("gqa")
+    (await state.evidence(None)).records.of("gqa")
     assert len(statements) == 1  # the newest outcome's place
 
 

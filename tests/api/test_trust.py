@@ -103,6 +103,29 @@ def test_an_ordinary_first_run_asks_nothing(environment: dict[str, str], workspa
     assert "y/N" not in shown
 
 
+def test_what_an_archive_brought_is_asked_about_and_the_refusal_names_what_to_type(
+    environment: dict[str, str], workspace: Path, tmp_path: Path, settings: Settings
+) -> None:
+    mine = without_workspace(environment)
+    old = workspace.stat().st_mtime - 86_400
+    os.utime(workspace / CONFIG_NAME, (old, old))
+    folder = tmp_path / "it's unpacked"
+    folder.mkdir()
+    subprocess.run(f"tar -C {workspace} -c . | tar -x", shell=True, cwd=folder, check=True)
+    refused = cli(mine, folder, "run", "-d", "baseline")
+    assert refused.returncode == 1
+    typed = refused.stderr.strip().partition("say so once: ")[2]
+    assert f"LOOPGRAPH_HOME={settings.home}" in typed
+    script = tmp_path / "bin" / "loopgraph"
+    script.parent.mkdir()
+    script.write_text(f"#!/bin/sh\nexec {sys.executable} -c 'from loopgraph_mcp.cli.main import main; main()' \"$@\"\n")
+    script.chmod(0o755)
+    shell = {name: value for name, value in mine.items() if not name.startswith("LOOPGRAPH_")}
+    shell["PATH"] = f"{script.parent}:{shell['PATH']}"
+    subprocess.run(typed, shell=True, env=shell, cwd="/", check=True, capture_output=True)
+    assert cli(mine, folder, "run", "-d", "baseline").returncode == 0
+
+
 async def run_over_mcp(environment: dict[str, str], cwd: Path, **arguments: Any) -> tuple[bool, str]:
     parameters = StdioServerParameters(command=sys.executable, args=["-m", "loopgraph_mcp"], env=environment, cwd=cwd)
     async with Client(parameters) as client:

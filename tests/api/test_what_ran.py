@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from loopgraph_mcp.api.answers import ExperimentAnswer
 from loopgraph_mcp.api.loopgraph import LoopGraph
-from loopgraph_mcp.api.run import keep_program
+from loopgraph_mcp.api.run_plan import keep_program
 from loopgraph_mcp.code.hashes import program_hash
 from loopgraph_mcp.config import Settings
 from loopgraph_mcp.errors import RunError
-from loopgraph_mcp.models import Decision, Outcome, OutcomeKind, Standing, VerdictKind
+from loopgraph_mcp.models import Advice, Decision, NextStep, Outcome, OutcomeKind, Standing, VerdictKind
 from loopgraph_mcp.store import edits as edit_store
 from loopgraph_mcp.store import experiments
 from loopgraph_mcp.store.experiments import NewExperiment
@@ -107,9 +107,9 @@ async def test_a_parent_that_never_ran_among_these_files_is_no_baseline(graph: L
     patch = "@@ @@\n-A = 2.0\n+A = 1.0\n"
     answer = await run_in(graph, folder, patch=patch, method_id="gqa")
     assert (answer.verdict, answer.metric_value) == (VerdictKind.NO_BASELINE, 6)
-    assert first.experiment_id in answer.next_step
-    assert "settings.py" in answer.next_step
-    assert "ignore" in answer.next_step
+    assert answer.besides == [
+        NextStep(Advice.IGNORE_FILES, about={"parent": first.experiment_id, "files": "settings.py"})
+    ]
     await run_in(graph, folder, description="unchanged")
     assert (await graph.get_experiment(answer.experiment_id)).verdict is VerdictKind.WIN
 
@@ -292,9 +292,9 @@ async def test_an_outcome_is_offered_only_where_all_that_its_run_could_see_was_e
 
 
 async def record(graph: LoopGraph, folder: Path, program: str) -> None:
-    where = await graph._here.workspace(str(folder))
-    context = await graph._here.context(where, where.budget_s)
-    inputs = await graph._here.inputs(where)
+    where = await graph.state.here.workspace(str(folder))
+    context = await graph.state.here.context(where, where.budget_s)
+    inputs = await graph.state.here.inputs(where)
     new = NewExperiment(
         await edit_store.context_id(graph.db, context),
         "cpu-0",
@@ -312,9 +312,9 @@ async def record(graph: LoopGraph, folder: Path, program: str) -> None:
 
 
 async def is_offered(graph: LoopGraph, folder: Path, program: str) -> bool:
-    where = await graph._here.workspace(str(folder))
-    context_id = await edit_store.context_id(graph.db, await graph._here.context(where, where.budget_s))
-    key = (await graph._here.inputs(where)).identify(program, where.editable).run_key
+    where = await graph.state.here.workspace(str(folder))
+    context_id = await edit_store.context_id(graph.db, await graph.state.here.context(where, where.budget_s))
+    key = (await graph.state.here.inputs(where)).identify(program, where.editable).run_key
     return bool(await experiments.runs_of(graph.db, context_id, key))
 
 
@@ -383,7 +383,7 @@ async def test_a_lucky_run_that_its_replicate_undoes_is_listed_as_undone(graph: 
 async def test_a_failing_baseline_charges_no_method(graph: LoopGraph, tmp_path: Path) -> None:
     folder = loop(tmp_path / "broken", {"train.py": "A = 1\nraise ValueError('no')\n"})
     first = await run_in(graph, folder, method_id="gqa")
-    assert "fix that first" in first.next_step
+    assert first.next_step.reason is Advice.FIX_BASELINE
     changed = await run_in(graph, folder, patch="@@ @@\n-A = 1\n+A = 2\n", method_id="swiglu")
     assert (changed.outcome, changed.verdict) == (OutcomeKind.CRASHED, VerdictKind.NO_BASELINE)
     hits = {each.method_id: each for each in (await graph.search_methods(workspace=str(folder), limit=100)).hits}

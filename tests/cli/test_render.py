@@ -9,15 +9,15 @@ from rich.console import Console
 from loopgraph_mcp.api import explain
 from loopgraph_mcp.api.answers import ExperimentAnswer
 from loopgraph_mcp.cli import render
-from loopgraph_mcp.models import Decision, OutcomeKind, State, VerdictKind
+from loopgraph_mcp.models import Advice, Decision, NextStep, OutcomeKind, RunState, VerdictKind
 
 RUN = ExperimentAnswer(
     experiment_id="exp_8bxr0vkgdr",
-    state=State.DONE,
+    state=RunState.DONE,
     description="a change that takes more words than a narrow column holds",
     seed=42,
     metric="val_bpb",
-    next_step="",
+    next_step=NextStep(Advice.NOTHING),
     run_dir=None,
     outcome=OutcomeKind.FINISHED,
     metric_value=1.25,

@@ -17,12 +17,14 @@ from loopgraph_mcp.config import Settings
 from loopgraph_mcp.errors import RunError
 from loopgraph_mcp.ingest.packs import read_pack
 from loopgraph_mcp.models import (
+    Advice,
     Applied,
     Companion,
     InsertAfter,
     Knob,
     Mark,
     Method,
+    NextStep,
     Presence,
     Present,
     Recipe,
@@ -368,7 +370,7 @@ async def test_several_methods_are_one_edit_with_companions_and_come_out_again(w
 
 def test_a_long_diff_is_shown_in_parts_that_fit() -> None:
     diff = "\n".join(f"+line {number} = {number} * {number}  # a comment" for number in range(1_000))
-    answer = EditAnswer("ready", "m", "train.py", "edit_1", diff, ["c"], "", [], [], "run it")
+    answer = EditAnswer("ready", "m", "train.py", "edit_1", diff, ["c"], "", [], [], NextStep(Advice.GO_ON))
     shown, first = list[str](), 1
     while first:
         words = wording.edit(answer, first)

@@ -76,7 +76,7 @@ async def test_what_can_be_no_path_is_refused_in_our_words(connect: Connect, pat
             result = await client.call_tool(tool, {**needed, "workspace": path})
             said = getattr(result.content[0], "text", "")
             assert result.is_error
-            assert "can be no path" in said
+            assert "is not a valid path" in said
             assert not FOREIGN.search(said)
 
 

@@ -42,7 +42,7 @@ NOT_PLAIN: dict[str, Callable[[Path], None]] = {
 def test_what_is_no_plain_file_is_never_waited_for(tmp_path: Path, kind: str) -> None:
     file = tmp_path / "train.py"
     NOT_PLAIN[kind](file)
-    with pytest.raises(NotPlainError, match=f"it is {kind}.*put a plain file in its place"):
+    with pytest.raises(NotPlainError, match=f"it is {kind}.*replace it by a plain file"):
         read_plain(file)
 
 
@@ -53,7 +53,7 @@ def test_a_file_over_the_bound_is_refused_with_both_sizes(tmp_path: Path) -> Non
     with pytest.raises(NotPlainError, match="100 bytes, over the limit of 99 bytes; make it smaller"):
         read_plain(file, 99)
     assert read_plain(Path("/proc/self/status"), 2**20) > b""  # its size is 0, its content is not
-    with pytest.raises(NotPlainError, match="over the 10 bytes"):
+    with pytest.raises(NotPlainError, match="over the limit of 10 bytes"):
         read_plain(Path("/proc/self/status"), 10)
 
 
@@ -125,9 +125,9 @@ def test_one_json_value_is_read_up_to_a_size_and_lines_of_them_are_not_bound_by_
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("#" * 300_000, "300,000 characters, over the 262,144"),
-        ("a;" * 30_000, "60,000 words and signs, over the 50,000"),
-        ("x = f'" + "{a}" * 9_000 + "'", "9,000 opening braces, over the 8,000"),
+        ("#" * 300_000, "300,000 characters, over the limit of 262,144"),
+        ("a;" * 30_000, "60,000 words and signs, over the limit of 50,000"),
+        ("x = f'" + "{a}" * 9_000 + "'", "9,000 opening braces, over the limit of 8,000"),
     ],
 )
 def test_a_program_that_takes_long_to_parse_is_refused_with_its_size(text: str, why: str) -> None:

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loopgraph_mcp.models import Decision, Direction, NoiseFloor, VerdictKind
+from loopgraph_mcp.models import Advice, Decision, Direction, NoiseFloor, VerdictKind
 from loopgraph_mcp.ranking.verdicts import baseline, default_noise, disturbed, judge, noise_floor
 
 values = st.lists(st.floats(0.5, 3.0), min_size=1, max_size=4)
@@ -34,7 +34,7 @@ def test_a_gain_inside_the_noise_is_kept_but_asks_for_a_replicate() -> None:
     verdict = judge([1.0], [0.9995], direction=Direction.LOWER, noise=NoiseFloor(0.001))
     assert verdict.kind is VerdictKind.WITHIN_NOISE
     assert verdict.decision is Decision.KEEP
-    assert "replicate" in verdict.next_step
+    assert verdict.next_step.reason is Advice.REPLICATE_CHANGE
 
 
 @given(values, values, st.floats(0.0001, 0.1))
@@ -61,19 +61,19 @@ def test_a_failed_run_is_a_crash_and_a_missing_parent_asks_for_a_baseline() -> N
     orphan = judge([], [0.9], direction=Direction.LOWER, noise=NoiseFloor(0.001))
     assert (crashed.kind, crashed.decision) == (VerdictKind.CRASH, Decision.DISCARD)
     assert orphan.kind is VerdictKind.NO_BASELINE
-    assert "baseline" in orphan.next_step or "unchanged" in orphan.next_step
+    assert orphan.next_step.reason is Advice.RUN_BASELINE
 
 
 def test_a_baseline_is_kept_and_asks_for_replicates_until_it_has_three() -> None:
-    assert "Replicate" in baseline([1.0], noise=NoiseFloor(0.001)).next_step
-    assert "Replicate" not in baseline([1.0, 1.1, 0.9], noise=NoiseFloor(0.001)).next_step
+    assert baseline([1.0], noise=NoiseFloor(0.001)).next_step.reason is Advice.REPLICATE_BASELINE
+    assert baseline([1.0, 1.1, 0.9], noise=NoiseFloor(0.001)).next_step.reason is Advice.SEARCH
     assert baseline([1.0], noise=NoiseFloor(0.001)).decision is Decision.KEEP
 
 
 def test_a_baseline_that_fails_is_to_be_fixed_first() -> None:
     verdict = baseline([], noise=NoiseFloor(0.001))
     assert (verdict.kind, verdict.decision) == (VerdictKind.CRASH, Decision.DISCARD)
-    assert "fix that first" in verdict.next_step
+    assert verdict.next_step.reason is Advice.FIX_BASELINE
 
 
 def test_a_kept_gain_inside_the_noise_is_tentative_and_a_win_is_not() -> None:

@@ -1,5 +1,6 @@
 """What a run sees read-only, where the system allows, and that a run where it does not is compared as before."""
 
+import asyncio
 import ctypes
 import json
 import os
@@ -228,3 +229,17 @@ def test_where_namespaces_are_refused_a_run_works_and_links_are_compared(
     train.write_text(train.read_text().replace('MISHAP = ""', "MISHAP = \"open('../data/x', 'w').close()\""))
     assert "YOUR FILES CHANGED" in run("run", "-d", "harms")
     assert (data / "x").read_text() == ""
+
+
+@pytest.mark.parametrize("name", ["run.log", "outcome.json", "inputs.json", "supervisor.log"])
+@pytest.mark.parametrize("deed", ["os.mkfifo(NAME)", "os.symlink('/dev/zero', NAME)", "os.mkdir(NAME)"])
+async def test_a_record_that_a_run_replaces_holds_up_nobody(
+    graph: LoopGraph, workspace: Path, name: str, deed: str
+) -> None:
+    with (workspace / "loopgraph.toml").open("a") as config:
+        config.write("confine = false\n")
+    code = f"NAME = '../{name}'; os.remove(NAME); {deed}"
+    async with asyncio.timeout(60):  # to open a pipe waits for good, to read /dev/zero takes all memory
+        done = await graph.run_experiment(wait_s=50.0, patch=f'@@ @@\n-MISHAP = ""\n+MISHAP = {code!r}\n')
+    assert done.outcome is not None
+    assert (done.outcome is OutcomeKind.FINISHED) == (name != "run.log")

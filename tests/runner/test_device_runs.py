@@ -12,7 +12,7 @@ from loopgraph_mcp.api import recovery
 from loopgraph_mcp.api.answers import ExperimentAnswer
 from loopgraph_mcp.api.loopgraph import LoopGraph
 from loopgraph_mcp.config import Settings
-from loopgraph_mcp.models import OutcomeKind, State
+from loopgraph_mcp.models import OutcomeKind, RunState
 from loopgraph_mcp.runner import device
 from loopgraph_mcp.runner.locks import is_held
 from loopgraph_mcp.store import edits, experiments
@@ -87,13 +87,13 @@ async def test_a_run_of_several_gpus_sees_and_holds_each_of_them(settings: Setti
     slow = "@@ @@\n-SLEEP_S = 0.05\n+SLEEP_S = 1.0\n"
     async with LoopGraph.open(on(settings, "cuda:1,2,3")) as both, LoopGraph.open(on(settings, "cuda:2")) as one:
         wide = await both.run_experiment(patch=slow, wait_s=0)
-        while wide.state is not State.RUNNING:
+        while wide.state is not RunState.RUNNING:
             wide = await both.get_experiment(wide.experiment_id, wait_s=0.1)
         assert [is_held(settings.locks_dir, f"cuda-{n}") for n in range(4)] == [False, True, True, False]
         config = workspace / "loopgraph.toml"  # the next run asks for one
         config.write_text(config.read_text().replace("devices_per_run = 2", ""))
         narrow = await one.run_experiment(wait_s=0)
-        assert narrow.state is State.QUEUED
+        assert narrow.state is RunState.QUEUED
         assert narrow.queue_position == 1
         wide, narrow = await asyncio.gather(
             both.get_experiment(wide.experiment_id, wait_s=40), one.get_experiment(narrow.experiment_id, wait_s=40)

@@ -23,7 +23,7 @@ from loopgraph_mcp.api.answers import ExperimentAnswer
 from loopgraph_mcp.api.loopgraph import LoopGraph
 from loopgraph_mcp.config import Settings
 from loopgraph_mcp.errors import RunError
-from loopgraph_mcp.models import OutcomeKind, State
+from loopgraph_mcp.models import OutcomeKind, RunState
 from loopgraph_mcp.runner import processes
 from loopgraph_mcp.runner.locks import is_held
 from loopgraph_mcp.runner.memory_kills import count_memory_kills
@@ -209,7 +209,7 @@ async def test_a_stranger_with_a_trainings_pid_is_left_alone(
         conn.execute("UPDATE experiment SET state = 'running', child_pid = ?", (stranger.pid,))
     conn.close()
     async with LoopGraph.open(settings) as graph:
-        assert (await graph.get_experiment(started.experiment_id)).state is State.DONE
+        assert (await graph.get_experiment(started.experiment_id)).state is RunState.DONE
     assert stranger.poll() is None
     assert len(psutil.Process(stranger.pid).children()) == 1
 
@@ -306,10 +306,10 @@ async def test_an_experiment_is_looked_after_from_before_it_is_queued_until_it_i
     assert not is_held(settings.locks_dir, experiment_id)
     started = await graph.run_experiment(wait_s=0)
     seen = started
-    while seen.state is not State.DONE:
+    while seen.state is not RunState.DONE:
         held = is_held(settings.locks_dir, started.experiment_id)
         seen = await graph.get_experiment(started.experiment_id, wait_s=0)
-        assert held or seen.state is State.DONE
+        assert held or seen.state is RunState.DONE
     assert seen.outcome is OutcomeKind.FINISHED
 
 

@@ -11,7 +11,7 @@ from loopgraph_mcp.api.answers import ExperimentAnswer
 from loopgraph_mcp.api.loopgraph import LoopGraph
 from loopgraph_mcp.config import Settings
 from loopgraph_mcp.errors import WorkspaceError
-from loopgraph_mcp.models import Direction, OutcomeKind, VerdictKind
+from loopgraph_mcp.models import Advice, Direction, OutcomeKind, VerdictKind
 from loopgraph_mcp.runner.metric_log import read_metric
 from loopgraph_mcp.runner.printed import NotFound, Wanted
 from loopgraph_mcp.runner.workspace import load_workspace
@@ -90,7 +90,7 @@ async def test_a_metric_that_is_not_found_costs_no_method_anything_and_is_run_ag
     assert answer.outcome is OutcomeKind.NO_METRIC
     assert NOT_FOUND[program] in answer.reason
     assert (answer.verdict, answer.decision) == (None, None)
-    assert "same call again" in answer.next_step
+    assert answer.next_step.reason is Advice.FIX_SURROUNDINGS
     again = await run(graph, workspace, patch=patch, method_id="swiglu")
     assert not again.repeated
     assert again.experiment_id != answer.experiment_id

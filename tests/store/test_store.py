@@ -251,13 +251,13 @@ async def test_replicates_pool_under_their_group(db: Database) -> None:
 
 async def test_fatigue_counts_what_was_shown_since_it_was_tried(db: Database) -> None:
     await methods.import_pack(db, PACK, now=1.0)
-    shown, fatigue = [retrievals.ShownMethod("gqa", 1.0, {"relevance": 1.0})], retrievals.Fatigue()
+    shown = [retrievals.ShownMethod("gqa", 1.0, {"relevance": 1.0})]
     for now in (1.0, 1.5):
         await retrievals.add_retrieval(db, "q", shown, context_id=None, now=now)
-    assert (await db.search(fatigue.shown, limit_s=9)).ages("gqa") == [1, 0]
+    assert (await db.search(retrievals.read_shown, limit_s=9)).ages("gqa") == [1, 0]
     await an_experiment(db, await a_context(db), methods_=("gqa",))  # created at 2.0
     await retrievals.add_retrieval(db, "q", shown, context_id=None, now=3.0)
-    assert (await db.search(fatigue.shown, limit_s=9)).ages("gqa") == [0]
+    assert (await db.search(retrievals.read_shown, limit_s=9)).ages("gqa") == [0]
 
 
 async def test_what_was_written_reaches_the_file_while_the_store_is_open(db: Database, tmp_path: Path) -> None:

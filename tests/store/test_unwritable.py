@@ -24,7 +24,7 @@ import asyncio, os, resource, sys
 from pathlib import Path
 from loopgraph_mcp.config import read_settings
 from loopgraph_mcp.errors import UnwritableError
-from loopgraph_mcp.loopgraph import LoopGraph
+from loopgraph_mcp.api.loopgraph import LoopGraph
 
 def space(size):
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
@@ -79,7 +79,7 @@ def test_a_first_search_in_a_new_workspace_on_a_full_disk_is_recorded_with_its_c
 import asyncio, os, resource
 from pathlib import Path
 from loopgraph_mcp.config import read_settings
-from loopgraph_mcp.loopgraph import LoopGraph
+from loopgraph_mcp.api.loopgraph import LoopGraph
 
 async def main():
     async with LoopGraph.open(read_settings(os.environ, Path.cwd())) as graph:
@@ -210,7 +210,7 @@ print(check.level, check.found)
 """
     done = call(code, environment, *read_only(settings.home))
     assert done.stdout.startswith("note"), done.stderr
-    assert "only be read" in done.stdout
+    assert "read-only" in done.stdout
 
 
 async def test_a_file_without_write_permission_is_read(settings: Settings) -> None:
@@ -228,7 +228,7 @@ FILLS_ITS_DISK = """
 import asyncio, os, subprocess, sys
 from pathlib import Path
 from loopgraph_mcp.config import read_settings
-from loopgraph_mcp.loopgraph import LoopGraph
+from loopgraph_mcp.api.loopgraph import LoopGraph
 
 FILL = '''
 MISHAP = ""

@@ -15,8 +15,8 @@ import pytest
 
 from loopgraph_mcp.config import Settings
 from tests.api.test_loop import mishap
-from tests.web.test_overview import environment_of
-from tests.web.test_page import HTTP, UI, base, start  # noqa: F401 - a fixture
+from tests.web.conftest import environment_of
+from tests.web.test_page import HTTP, UI, base
 
 playwright = pytest.importorskip("playwright.sync_api", reason="the extra dev drives the browser")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="the extra dev holds axe")
@@ -113,7 +113,7 @@ def drawn(page: Any, chart: str) -> Any:
 def test_a_night_can_be_filtered_sorted_and_opened_by_keyboard(
     night: Settings,
     visit: Callable[..., Visit],
-    start: Callable[..., str],  # noqa: F811 - a fixture
+    start: Callable[..., str],
 ) -> None:
     seen = visit()
     page = seen.page
@@ -191,7 +191,7 @@ def test_a_night_can_be_filtered_sorted_and_opened_by_keyboard(
 def test_a_run_is_seen_as_it_goes_and_what_it_says_stays_text(
     settings: Settings,
     visit: Callable[..., Visit],
-    start: Callable[..., str],  # noqa: F811 - a fixture
+    start: Callable[..., str],
 ) -> None:
     loopgraph(settings, "run", "--trust", "-d", "baseline")
     seen = visit()
@@ -199,18 +199,18 @@ def test_a_run_is_seen_as_it_goes_and_what_it_says_stays_text(
     page.goto(start(settings, *UI))
     page.locator("h1", has_text="the baseline").wait_for()
     drawn(page, "progress")
-    patch = (
-        mishap(f"print({HOSTILE!r}); raise SystemExit(1)")
-        + "@@ @@\n-SLEEP_S = 0.05\n-STEPS = 3\n+SLEEP_S = 0.1\n+STEPS = 60\n"
-    )
+    go_on = settings.home / "go-on"
+    waiting = f"import os, time\nwhile not os.path.exists({str(go_on)!r}): time.sleep(0.05)\n"
+    patch = mishap(f"{waiting}print({HOSTILE!r}); raise SystemExit(1)")
     loopgraph(settings, "run", "--detach", "-d", HOSTILE, "--patch", "-", given=patch)
     card = page.locator("article.run")
     card.wait_for()  # without a reload
     assert "<img src=x" in card.inner_text()
     card.locator(".phase", has_text="training").wait_for()
-    page.wait_for_function("document.querySelector('article.run progress').value > 5")
+    page.wait_for_function("document.querySelector('article.run progress')?.value > 50")
     drawn(page, "loss")
     seen.check_reading()
+    go_on.touch()
     page.locator("#table .mark.failed").wait_for()
     card.wait_for(state="detached")
     page.locator("#table tbody tr", has=page.locator(".mark.failed")).locator("a").click()
@@ -226,7 +226,7 @@ def test_a_run_is_seen_as_it_goes_and_what_it_says_stays_text(
 def test_the_page_says_that_its_token_ended(
     night: Settings,
     visit: Callable[..., Visit],
-    start: Callable[..., str],  # noqa: F811 - the fixture
+    start: Callable[..., str],
     tmp_path: Path,
 ) -> None:
     copied = Settings(night.home, tmp_path / "loopgraph.db", night.workspace, device="cpu")

@@ -15,7 +15,7 @@ from loopgraph_mcp.api.closeup import Loss, LossPoint
 from loopgraph_mcp.api.loopgraph import LoopGraph
 from loopgraph_mcp.api.overview import Line, Mark, Overview, Prediction
 from loopgraph_mcp.config import Settings
-from loopgraph_mcp.models import Direction, NoiseFloor, OutcomeKind, State, VerdictKind
+from loopgraph_mcp.models import Direction, NoiseFloor, OutcomeKind, RunState, VerdictKind
 from loopgraph_mcp.web import charts, drawing, report
 
 DRAWN = pytest.mark.skipif(find_spec("vl_convert") is None, reason="the extra ui draws charts")
@@ -111,7 +111,7 @@ def line(number: int, value: float | None, group: str, verdict: VerdictKind | No
         "ctx",
         f"change {number}",
         42,
-        State.DONE,
+        RunState.DONE,
         group,
         "base",
         (),

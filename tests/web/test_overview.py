@@ -1,7 +1,6 @@
 """The overview of a workspace: the figures of `results --json`, followed as they change, and what they add up to."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,22 +14,13 @@ from loopgraph_mcp.api.loopgraph import LoopGraph
 from loopgraph_mcp.api.overview import Mark
 from loopgraph_mcp.config import Settings
 from loopgraph_mcp.errors import NotFoundError
-from loopgraph_mcp.models import Decision, OutcomeKind, State
+from loopgraph_mcp.models import Decision, OutcomeKind, RunState
 from loopgraph_mcp.store import nights
 from loopgraph_mcp.web import lineage
 from tests.api.test_loop import HIGHER_RATE, LOWER_RATE, mishap, run
+from tests.web.conftest import environment_of
 
 SAME = ("description", "seed", "metric_value", "verdict", "gain", "p_win", "decision", "tentative", "undone_by")
-
-
-def environment_of(settings: Settings) -> dict[str, str]:
-    return {
-        **os.environ,
-        "LOOPGRAPH_HOME": str(settings.home),
-        "LOOPGRAPH_DB": str(settings.db_path),
-        "LOOPGRAPH_WORKSPACE": str(settings.workspace),
-        "LOOPGRAPH_DEVICE": "cpu",
-    }
 
 
 def results(settings: Settings) -> dict[str, dict[str, Any]]:
@@ -91,7 +81,7 @@ async def test_a_run_that_is_on_its_way_is_shown_and_then_its_outcome(graph: Loo
     slow = await run(graph, patch="@@ @@\n-STEPS = 3\n+STEPS = 12\n", wait_s=0)
     seen = await graph.overview()
     assert seen.lines[-1].mark in {Mark.QUEUED, Mark.RUNNING}
-    assert (await graph.get_experiment(slow.experiment_id, wait_s=50)).state is State.DONE
+    assert (await graph.get_experiment(slow.experiment_id, wait_s=50)).state is RunState.DONE
     assert (await graph.overview()).lines[-1].metric_value == 1.75
 
 

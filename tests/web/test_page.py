@@ -1,11 +1,9 @@
 """The page over HTTP: who is let in and how that ends, what is escaped, what a browser may do with it."""
 
 import asyncio
-import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -18,36 +16,10 @@ from loopgraph_mcp.store import tokens
 from loopgraph_mcp.store.database import Database
 from loopgraph_mcp.web.door import LINK_S, VISIT_S, Door
 from tests.api.test_loop import HIGHER_RATE, run
-from tests.web.test_overview import environment_of
 from tests.web.test_report import HOSTILE
 
 pytestmark = pytest.mark.skipif(find_spec("jinja2") is None, reason="the extra ui fills the page")
 BROWSER = {"accept": "text/html"}
-
-
-@pytest.fixture
-def start() -> Iterator[Callable[..., str]]:
-    """Starts `loopgraph ui`, or the HTTP server, for settings; returns the link or the address that it says."""
-    with ExitStack() as stack:
-
-        def started(settings: Settings, *command: str, prefix: str = "http") -> str:
-            process = subprocess.Popen(
-                [sys.executable, *command],
-                env=environment_of(settings),
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                text=True,
-            )
-            stack.callback(process.wait, 20)
-            stack.callback(process.terminate)
-            assert process.stdout is not None
-            stack.callback(process.stdout.close)
-            for line in process.stdout:
-                if found := re.search(rf"{prefix}\S*", line):
-                    return found.group()
-            raise AssertionError("it ended before it said where it listens")
-
-        yield started
 
 
 UI = ("-c", "from loopgraph_mcp.cli.main import main; main()", "ui", "--no-browser")

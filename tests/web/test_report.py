@@ -14,7 +14,8 @@ from loopgraph_mcp.config import Settings
 from loopgraph_mcp.errors import ConfigError
 from loopgraph_mcp.web import report, words
 from tests.api.test_loop import HIGHER_RATE, run
-from tests.web.test_overview import environment_of, results
+from tests.web.conftest import environment_of
+from tests.web.test_overview import results
 
 HOSTILE = '<script>alert(1)</script> & "quotes" | `code` [x](javascript:alert(2)) \x1b[31mred\u202e'
 DRAWN = pytest.mark.skipif(find_spec("vl_convert") is None, reason="the extra ui draws the report")

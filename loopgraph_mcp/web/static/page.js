@@ -153,13 +153,18 @@
     if (spec === null) {
       before?.finalize();
       drawn.delete(plot);
+      plot.removeAttribute("role");
+      plot.removeAttribute("aria-label");
       plot.replaceChildren(cell("p", "none", figure.dataset.empty || "Nothing to draw yet."));
       return;
     }
     spec.background = "transparent";
+    plot.setAttribute("role", "img");
+    plot.setAttribute("aria-label", spec.description);
     const made = await vegaEmbed(plot, spec, { actions: false, ast: true, defaultStyle: false, renderer: "svg", tooltip });
     before?.finalize();
     drawn.set(plot, made);
+    $("svg", plot).setAttribute("aria-hidden", "true"); // the label says it; its marks are no text to be read out
     made.view.addEventListener("click", (_, item) => {
       if (item && item.datum && item.datum.id) location.hash = item.datum.id;
     });
