@@ -83,7 +83,7 @@ _NAME = r"[A-Za-z_][A-Za-z0-9_]*"
 
 def _foreign(kind: Any) -> BeforeValidator:
     """Return a check of what somebody else wrote, read with a context; what the store holds passed it before."""
-    adapter: TypeAdapter[Any] = TypeAdapter(kind, config=ConfigDict(strict=True))
+    adapter: TypeAdapter[Any] = TypeAdapter(kind, config=ConfigDict(strict=True, defer_build=True))
 
     def check(value: Any, info: ValidationInfo) -> Any:
         if info.context is None:
@@ -555,6 +555,8 @@ class Advice(StrEnum):
     """What is to be done next, as programs tell it apart; `NextStep.about` holds what it is about."""
 
     MAKE_EDIT = "make_edit"
+    SET_VALUES = "set_values"
+    REPLICATE_BEST = "replicate_best"
     OTHER_WORDS = "other_words"
     NO_FILTER = "no_filter"
     ALL_PRESENT = "all_present"

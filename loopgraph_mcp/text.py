@@ -57,7 +57,7 @@ _UNSEEN = compile_later(
 _SURROGATES = compile_later("[\ud800-\udfff]")
 # How a line of ours begins: a word or a few, a bracket perhaps, a colon.
 OUR_LINES = compile_later(
-    r"\s*(?:next|verdict|decision|note|notes|before|now|undone|recipe|foresight|plateau|best|best known here|source|"
+    r"\s*(?:next|verdict|decision|note|notes|before|now|undone|recipe|prior|plateau|best|best known here|source|"
     r"mend|passage|passages|methods|reported|measured|guidance|left out|led to it|came of it|goes well with it|"
     r"also misfits|also known as|nearest recipe|papers report|end of its log|where it may belong in the file|goal|"
     r"loopgraph)"

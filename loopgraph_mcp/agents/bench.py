@@ -86,7 +86,7 @@ async def run(
         "metric": where.metric,
         "direction": where.direction.value,
         "budget_s": where.budget_s,
-        "device": choose_device(settings.device, settings.visible_gpus, where.devices_per_run).label,
+        "device": where.device or choose_device(settings.device, settings.visible_gpus, where.devices_per_run).label,
         "packs": settings.packs.name,
         "published_histories": settings.day_one,
         "loopgraph": __version__,

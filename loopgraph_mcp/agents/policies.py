@@ -1,9 +1,9 @@
 """Scripted researchers of several habits: no model and no key, the same desk, prompts and runs.
 
 Each policy proposes values of the program's constants and sees their outcomes. With memory on, it follows the same
-policy and also the memory's advice: it calls search_methods before each proposal, takes a method that is proven or
-likely enough by get_code_edit in place of its own idea, leaves what flopped, and trains again what gained within the
-noise before it goes on from there.
+policy and also the memory's advice: it calls search_methods before each proposal, takes the suggested values, or a
+method that is likelier to be kept, by get_code_edit in place of its own idea, leaves what flopped, and trains again
+what gained within the noise before it continues from there.
 """
 
 import importlib
@@ -15,9 +15,9 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from loopgraph_mcp.agents.constants import numbers, written
 from loopgraph_mcp.agents.messages import Assistant, Message, Reply, ToolCall, ToolResult, ToolSpec, Usage
-from loopgraph_mcp.agents.prompts import tunable, worth_trying
+from loopgraph_mcp.agents.prompts import worth_trying
+from loopgraph_mcp.code.constants import numbers, tunable, written
 from loopgraph_mcp.errors import ConfigError
 from loopgraph_mcp.text import estimate_tokens
 
@@ -25,6 +25,9 @@ _LIKELY = 0.2  # about what agents keep of all they try (EVIDENCE: 17 to 25 %)
 _FACTORS = (0.5, 2.0, 0.8, 1.25)  # halve, double, and small steps for what a factor of two breaks
 _FORGETFUL_MENU = 6  # few, so that repeats are certain
 _POWERS_FROM = 16  # smaller powers of two are often counts, such as layers
+_GREEDY_SPREAD = 0.4  # of the log of a factor: most are between two thirds and three halves
+_DRAWS = 100  # after which every possibility counts as tried
+_FROM_ZERO = 0.05  # a zero becomes about this: a short warmup, a low floor
 _REPLICATES = 2  # of a doubtful gain; one was no better (docs/agents.md)
 
 
@@ -61,26 +64,18 @@ Habit = Generator[Proposal, Heard, None]
 
 
 def greedy(rng: random.Random, knobs: Callable[[], Knobs], *, lower: bool) -> Habit:
-    """Turn one knob at a time, on in the direction that gained until it gains no more; then the next knob."""
+    """Multiply one knob of the kept program by a random factor, nothing twice: the script that is hard to beat."""
     del lower
-    factor_of = dict.fromkeys(knobs(), 2.0)
     tried = set[Proposal]()
     while True:
-        order, before = list(factor_of), len(tried)
-        rng.shuffle(order)
-        for name in order:
-            for factor in (factor_of[name], 1 / factor_of[name]):
-                gained = False
-                while (value := knobs().get(name)) and (change := _change(name, value, factor)) not in tried:
-                    tried.add(change)
-                    if not (yield change).kept:
-                        break
-                    gained = True
-                if gained:
-                    break
-            factor_of[name] = max(factor_of[name] ** 0.5, 1.05)  # finer the next time round
-        if len(tried) == before:  # nothing new is left: begin again
-            tried.clear()
+        for _ in range(_DRAWS):
+            name = rng.choice(list(knobs()))
+            change = _change(name, knobs()[name], math.exp(rng.gauss(0, _GREEDY_SPREAD)))
+            if change not in tried:
+                break
+        tried.add(change)
+        if (yield change).kept:
+            tried.clear()  # what failed on another program may work on this one
 
 
 def at_random(rng: random.Random, knobs: Callable[[], Knobs], *, lower: bool) -> Habit:
@@ -159,6 +154,8 @@ def check_policies(policies: Sequence[str]) -> None:
 
 def _change(name: str, value: float, factor: float) -> Proposal:
     """Return a knob scaled, to another value than it has also where that is whole and small."""
+    if not value and isinstance(value, float):
+        return Proposal(((name, written(_FROM_ZERO * factor, whole=False)),))
     new = _scaled(value, factor)
     if new == str(value):
         new = (
@@ -206,7 +203,7 @@ class Scripted:
         self.name = f"policy:{policy}"
         self.context_tokens = 10**9  # it reads all of it
         self._policy = policy
-        self._knobs = {name: value for name, value in numbers(program, profile).items() if value and tunable(name)}
+        self._knobs = {name: value for name, value in numbers(program, profile).items() if tunable(name)}
         if not self._knobs:
             raise ConfigError("the program has no constants that a policy could change; name a model instead")
         self._rng = random.Random(seed)  # noqa: S311 - a script's choices
@@ -241,7 +238,7 @@ class Scripted:
         heard, tried = None, set[str]()
 
         def follow(constants: Knobs | None) -> None:
-            knobs.update({name: value for name, value in (constants or {}).items() if name in knobs and value})
+            knobs.update({name: value for name, value in (constants or {}).items() if name in knobs})
 
         while True:
             if memory:
@@ -290,6 +287,14 @@ def _heed(tried: set[str]) -> Generator[ToolCall, ToolResult, Knobs | None]:
                 continue
         hits = [each for each in found.get("hits", []) if worth_trying(each)]
         hit = next((each for each in hits if each["method_id"] not in tried), None)
+        values = next(
+            (each for each in found.get("values", []) if each["runs"] and str(each["knobs"]) not in tried), None
+        )
+        if values is not None and (hit is None or (hit["p_keep"] or 0) < values["p_improves"]):
+            tried.add(str(values["knobs"]))
+            if (yield from _set_values(values)):
+                heard = yield from _believe(_heard((yield _call("run", description=values["changes"]))))
+            continue
         if hit is None:
             return heard.constants
         tried.add(hit["method_id"])
@@ -302,6 +307,15 @@ def _heed(tried: set[str]) -> Generator[ToolCall, ToolResult, Knobs | None]:
             yield _call("undo")
             continue
         heard = yield from _believe(_heard((yield _call("run", description=str(hit["name"])))))
+
+
+def _set_values(values: Mapping[str, Any]) -> Generator[ToolCall, ToolResult, bool]:
+    """Set suggested values; without any, the best program is run once more."""
+    if not values["knobs"]:
+        yield _call("run", description="", replicate=True)
+        return False
+    edit = yield _call("get_code_edit", method_id="set-values", knobs=values["knobs"])
+    return edit.data is not None and edit.data.get("edit_id") is not None
 
 
 def _heard(result: ToolResult) -> Heard:

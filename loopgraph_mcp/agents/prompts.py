@@ -5,14 +5,13 @@ import random
 import re
 from collections.abc import Mapping, Sequence
 
-from loopgraph_mcp.agents.constants import constants, numbers, written
+from loopgraph_mcp.code.constants import constants, numbers, tunable, written
 from loopgraph_mcp.models import Direction
 from loopgraph_mcp.runner.workspace import Workspace
 
 _MENU_CONSTANTS = 8
 _MENU_METHODS = 4
 _LISTED = 60  # constants in the first message
-_HANDS_OFF = re.compile(r"SEED|EVAL|UNTIMED|DEVICE|PROFILE|COMPILE")  # what changes no idea, or the measure itself
 
 SYSTEM = """\
 You improve a training script by experiments. Each trains a draft of the script for a fixed time and measures one \
@@ -113,8 +112,3 @@ def written_call(name: str, arguments: Mapping[str, object]) -> str:
     """Return a call as text, in the form that models are trained on."""
     written = json.dumps({"name": name, "arguments": arguments}, ensure_ascii=False)
     return f"<tool_call>{written}</tool_call>"
-
-
-def tunable(name: str) -> bool:
-    """Return whether a constant is one that research is about, judging by its name."""
-    return not _HANDS_OFF.search(name)

@@ -18,11 +18,11 @@ from mcp_types import CallToolResult
 from pydantic import TypeAdapter
 
 from loopgraph_mcp.agents.client import THE_DESKS, Server, text_of
-from loopgraph_mcp.agents.constants import constants, numbers, set_constant
 from loopgraph_mcp.agents.messages import ToolCall, ToolSpec
 from loopgraph_mcp.agents.outcomes import Best, Run, find_best, result_text
 from loopgraph_mcp.api.answers import EditAnswer, ExperimentAnswer
 from loopgraph_mcp.code.apply import unified_diff
+from loopgraph_mcp.code.constants import constants, numbers, set_constants
 from loopgraph_mcp.code.hashes import group_hash, program_hash
 from loopgraph_mcp.code.patch import apply_patch
 from loopgraph_mcp.errors import RunError
@@ -145,7 +145,7 @@ class Desk:
         return Answer(f"the draft does not contain search exactly. The nearest lines:\n{shown}", failed=True)
 
     def _set(self, name: str, value: str) -> Answer:
-        made = set_constant(self.draft, name, value)
+        made = set_constants(self.draft, {name: value})
         if isinstance(made, Refused):
             return Answer(f"{made.looked_for}: {made.reason}", failed=True)
         known = constants(self.draft, self.profile).get(name)

@@ -22,9 +22,6 @@ class UnderWay:
     askers: dict[str, list[Asker]]
 
 
-NOTHING = UnderWay([], {})
-
-
 async def under_way(db: Database) -> UnderWay:
     """Look at what is queued or running at this moment."""
     runs = await experiments.live_experiments(db)

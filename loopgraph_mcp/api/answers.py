@@ -44,6 +44,7 @@ class MethodHit:
         presence: How far the workspace's file already holds it; None where that cannot be told.
         has_edit: Whether LoopGraph can make the edit.
         parts: The score's parts by name.
+        p_keep: Probability that the change is kept, the same that its edit names.
     """
 
     method_id: str
@@ -64,6 +65,7 @@ class MethodHit:
     elsewhere: Trials = Trials()
     imported: Trials = Trials()
     reports: int = 0
+    p_keep: float | None = None
 
 
 @dataclass(frozen=True)
@@ -136,12 +138,43 @@ class BestResult:
 
 
 @dataclass(frozen=True)
+class ValueSuggestion:
+    """Values of the program's constants that are worth a run, by what runs here measured.
+
+    Args:
+        knobs: The values that differ from the file's; empty to run the best program once more.
+        changes: The same in words, with the present values.
+        improvement: Expected improvement of the best program in metric units, where a loss is discarded: the order.
+        gain: Expected gain over the best program known, in metric units; positive is better.
+        low: Lower end of the gain's 90 % interval.
+        high: Upper end.
+        p_improves: Probability that it is better.
+        p_fails: Probability that its run fails.
+        runs: Runs of this program's numbers that the estimate rests on.
+        others: Runs of other programs or in other contexts on this device, which count less.
+    """
+
+    knobs: dict[str, float]
+    changes: str
+    improvement: float
+    gain: float
+    low: float
+    high: float
+    p_improves: float
+    p_fails: float
+    runs: int
+    others: int
+
+
+@dataclass(frozen=True)
 class SearchAnswer:
     """The methods for a query, best first; `note` says when the last runs have led nowhere.
 
     Args:
         running: What agents run at this moment: not to be done a second time.
         best: What the file could be to begin with.
+        values: Values of the program's constants to try, the most promising first.
+        knob_values: For each constant its most promising value.
     """
 
     retrieval_id: str
@@ -153,6 +186,8 @@ class SearchAnswer:
     note: str = ""
     running: list[RunningNow] = field(default_factory=list)
     best: BestProgram | None = None
+    values: list[ValueSuggestion] = field(default_factory=list)
+    knob_values: list[ValueSuggestion] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -256,8 +291,8 @@ class EditAnswer:
         method_id: The method; several are joined by ` + `.
         nearest: Where refused: the lines of the file nearest to what was looked for.
         earlier: Earlier experiments that bear on it.
-        p_keep: Probability that the change will be kept, as far as others' and this workspace's runs tell.
-        foresight: Why, in one sentence.
+        p_keep: Estimated probability that the change will be kept.
+        prior: What that rests on.
         companions: Changes that go well with it and are not in it.
         otherwise: Where next_step is to wait for another's run: what to do all the same.
         learned: Where the recipe was learned from a patch: from which run, and what came of it since.
@@ -277,7 +312,7 @@ class EditAnswer:
     next_step: NextStep
     otherwise: NextStep | None = None
     p_keep: float | None = None
-    foresight: str = ""
+    prior: str = ""
     companions: list[OfferedChange] = field(default_factory=list)
     learned: str = ""
     guidance: Guidance | None = None
@@ -399,7 +434,7 @@ class ImportAnswer:
         budget_s: Training seconds that they are taken to have had.
         added: Rows that are new to the memory; known ones, and those left out, are no part of them.
         understood: Rows understood whole, and in part.
-        lessons: What the whole of it teaches for other workspaces.
+        kinds: Kinds of change that the prior of other workspaces counts.
         direction_from: What says that this is the direction.
     """
 
@@ -412,7 +447,7 @@ class ImportAnswer:
     known: int
     left_out: int
     understood: tuple[int, int]
-    lessons: int
+    kinds: int
     rows: list[ImportedLine]
     notes: list[str]
     next_step: NextStep

@@ -1,17 +1,15 @@
 """Runs `loopgraph backtest`: files in, the report out."""
 
 import dataclasses
-import importlib
-import importlib.util
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from loopgraph_mcp.api.replays import fingerprint, replay_of
+from loopgraph_mcp.api.replays import replay_of
 from loopgraph_mcp.ingest.files import expand, read_file
 from loopgraph_mcp.ingest.histories import read_history
 from loopgraph_mcp.ingest.published import read_day_one
 from loopgraph_mcp.ranking import backtest
-from loopgraph_mcp.ranking.backtest import Ranker, Replay, Report
+from loopgraph_mcp.ranking.backtest import Replay, Report
 
 
 def read_replay(path: Path) -> Replay:
@@ -22,27 +20,35 @@ def read_replay(path: Path) -> Replay:
     """
     replay = replay_of(read_history(read_file(path), name=path.name))
     published = {each.fingerprint: each.owner for each in read_day_one().histories}
-    return dataclasses.replace(replay, owner=published.get(fingerprint(replay.tries), replay.owner))
+    return dataclasses.replace(replay, owner=published.get(replay.fingerprint, replay.owner))
 
 
 def run(
-    files: Sequence[Path], memory: Sequence[Path], *, day_one: bool, progress: Callable[[str], None] = lambda _: None
+    files: Sequence[Path],
+    memory: Sequence[Path],
+    *,
+    bundled: bool,
+    held_out: bool = False,
+    own_searches: bool = False,
+    progress: Callable[[str], None] = lambda _: None,
 ) -> Report:
-    """Replay the histories in files against what others teach.
+    """Replay the histories in files; see `backtest.run`.
 
-    An owner's shipped lessons give way to the owner's own files where they are given, and lessons of a history's owner
-    never count for it.
+    Args:
+        files: Histories to be predicted.
+        memory: Histories to learn from.
+        bundled: Whether to learn from the histories bundled with LoopGraph as well.
+        held_out: Whether to replay only histories of owners that were set aside to judge the prior.
+        own_searches: Whether an owner's other histories are known too, as the owner's other searches.
+        progress: Called with each history's name as its turn comes.
 
     Raises:
         HistoryError: A file cannot be read.
     """
-    histories = [read_replay(path) for path in expand(files)]
-    others = [read_replay(path) for path in expand(memory)]
-    given = {each.owner for each in others}
-    shipped = [lesson for lesson in read_day_one().lessons if lesson.owner not in given] if day_one else []
-    extra: dict[str, Ranker] = {}
-    if importlib.util.find_spec("auto_steer") is not None:  # its categories are all it says of a change
-        classify = importlib.import_module("auto_steer").classify_experiment
-        extra["autosteer: category win rate here"] = backtest.by_category(lambda text: classify(text, ""))
-    taught = [*shipped, *backtest.taught_by(others)]
-    return backtest.run(histories, taught, others=others, extra=extra, progress=progress)
+    replays = [read_replay(path) for path in expand(files)]
+    learned = [backtest.counted(read_replay(path)) for path in expand(memory)]
+    if bundled:
+        given = {each.fingerprint for each in learned}
+        learned += [each for each in read_day_one().counted() if each.fingerprint not in given]
+    judged = [each for each in replays if backtest.is_held_out(each.owner) or not held_out]
+    return backtest.run(judged, learned, own_searches=own_searches, progress=progress)

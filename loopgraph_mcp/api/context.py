@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from loopgraph_mcp.code import hashes, seeds
@@ -37,12 +37,17 @@ _SEEDED_BYTES = 2**20  # of files that are read for seeds: a few hundredths of a
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """A workspace, its device and hashes, with what the files that they were read from looked like before."""
+    """A workspace, its device and hashes, with what the files that they were read from looked like before.
+
+    Args:
+        contexts: The context at the workspace's own budget, by the values of the variables that matter to it.
+    """
 
     files: tuple[Path, ...]
     stamps: tuple[tuple[int, int, int] | None, ...]
     declared: tuple[str, ...]
     found: tuple[Workspace, Device, str, str]
+    contexts: dict[tuple[str | None, ...], Context] = field(default_factory=dict)
 
     def is_stale(self) -> bool:
         """Return whether one of the files looks different by now."""
@@ -104,6 +109,7 @@ class Sight:
     device: Device
     data: str
     harness: str
+    contexts: dict[tuple[str | None, ...], Context]
 
 
 def _reading(where: Workspace) -> str:
@@ -163,10 +169,10 @@ class Surroundings:
         Raises:
             WorkspaceError: There is none, or it cannot be used.
         """
-        where, device, data, harness = await asyncio.to_thread(self._look_again, self._folder(path))
+        where, device, data, harness = (await asyncio.to_thread(self._look_again, self._folder(path))).found
         return where, device, await self._context(where, where.budget_s, device, data, harness)
 
-    def _look_again(self, folder: Path) -> tuple[Workspace, Device, str, str]:
+    def _look_again(self, folder: Path) -> _Seen:
         """Return a folder's workspace, device and hashes; its files are read again only where one of them changed."""
         known = self._seen.get(folder)
         if known is None or known.is_stale():
@@ -176,35 +182,30 @@ class Surroundings:
             declared = declared_stamps(where)
             known = _Seen(declaring, stamps, declared, (where, *self._look(where)))
             self._seen[folder] = known
-        return known.found
-
-    async def look(self, path: str | None) -> None:
-        """Read a workspace on a thread where `sight` would have to: all search on that one, and hashes take long.
-
-        What is wrong with it is left for `sight` to say.
-        """
-        known = self._seen.get(self._settings.workspace if path is None else Path(path))
-        if known is None or known.is_stale():
-            with suppress(WorkspaceError):
-                await asyncio.to_thread(lambda: self._look_again(self._folder(path)))
+        return known
 
     def sight(self, path: str | None) -> Sight | None:
-        """Return the workspace asked for as it is now, read on the calling thread; None where none is asked for or is.
+        """Return the workspace asked for as it is now; None where none is asked for or is. It reads files: on a thread.
 
         Raises:
             WorkspaceError: The one asked for cannot be used, or its program cannot be read.
         """
         try:
-            where, device, data, harness = self._look_again(self._folder(path))
+            seen = self._look_again(self._folder(path))
         except WorkspaceError:
             if path is not None:
                 raise
             return None
-        return Sight(where, where.read_program(), device, data, harness)
+        where, device, data, harness = seen.found
+        return Sight(where, where.read_program(), device, data, harness, seen.contexts)
 
     async def context_of(self, seen: Sight) -> Context:
         """Return what makes outcomes of a workspace comparable, at its own budget."""
-        return await self._context(seen.where, seen.where.budget_s, seen.device, seen.data, seen.harness)
+        where = seen.where
+        values = tuple(os.environ.get(name) for name in where.context_env)
+        if values not in seen.contexts:
+            seen.contexts[values] = await self._context(where, where.budget_s, seen.device, seen.data, seen.harness)
+        return seen.contexts[values]
 
     def _folder(self, path: str | None) -> Path:
         return self._settings.workspace if path is None else resolved(Path(path))
@@ -250,7 +251,7 @@ class Surroundings:
     async def _context(self, where: Workspace, budget_s: float, device: Device, data: str, harness: str) -> Context:
         context = Context(
             workspace_id=await self.workspace_id(where),
-            device=device.label,
+            device=where.device or device.label,
             budget_s=budget_s,
             dataset_hash=data,
             harness_hash=harness,

@@ -2,21 +2,24 @@
 
 import asyncio
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from loopgraph_mcp.api import activity, explain, incumbent, learned_recipes, lookups, precedents
+from loopgraph_mcp.api import activity, explain, incumbent, learned_recipes, lookups, precedents, suggest
 from loopgraph_mcp.api.answers import EditAnswer, Guidance, OfferedChange
+from loopgraph_mcp.api.evidence import Records
 from loopgraph_mcp.api.guidance import guide
 from loopgraph_mcp.api.run_plan import keep_program
 from loopgraph_mcp.api.state import State
 from loopgraph_mcp.auth import Caller
-from loopgraph_mcp.code import compose
+from loopgraph_mcp.code import compose, constants
 from loopgraph_mcp.code.apply import ALL, NOTHING, Around, detect, offered, unified_diff
 from loopgraph_mcp.code.compose import Wish
 from loopgraph_mcp.code.revert import undo
 from loopgraph_mcp.errors import RunError, WorkspaceError
-from loopgraph_mcp.models import Applied, EditResult, KnobValue, Method, Presence, Refused
+from loopgraph_mcp.models import Applied, EditResult, KnobValue, Method, Presence, Refused, SetConst
+from loopgraph_mcp.ranking.prior import Estimate
 from loopgraph_mcp.runner import schemas
 from loopgraph_mcp.runner.workspace import Workspace
 from loopgraph_mcp.store import edits as edit_store
@@ -25,6 +28,8 @@ from loopgraph_mcp.store import learned as learned_store
 from loopgraph_mcp.store.database import Database
 from loopgraph_mcp.store.edits import EditRow
 
+_ONLY_A_KNOB = re.compile(r"\{[a-z0-9_]+\}")
+_LIKELY = 0.15  # a suggested value less likely to improve than most changes does not replace a method's own
 _RUNS_SINCE = 50  # newest experiments among which it is looked whether an applied edit has run
 
 
@@ -45,6 +50,11 @@ class Asked:
     retrieval_id: str | None = None
     revert: bool = False
     apply: bool = False
+
+    @property
+    def sets_values(self) -> bool:
+        """Whether constants are to be set, in a method's place."""
+        return not self.revert and self.method_ids[0] == suggest.METHOD_ID
 
     @property
     def whole(self) -> bool:
@@ -81,7 +91,7 @@ async def _make_edit(state: State, asked: Asked, workspace: str | None) -> EditA
     await lookups.check_retrieval(db, asked.retrieval_id)
     where = await here.workspace(workspace)
     program = await asyncio.to_thread(where.read_program)
-    asked = await _with_ids(db, asked)
+    asked, taken = await _with_suggested(state, where, await _with_ids(db, asked), program)
     plan = await _plan(state, where, asked, program)
     if asked.apply and (earlier := await _applied_before(db, await here.workspace_id(where), plan, program)):
         return _again(plan, earlier, where.editable)
@@ -125,7 +135,8 @@ async def _make_edit(state: State, asked: Asked, workspace: str | None) -> EditA
     if asked.apply and not await asyncio.to_thread(here.write_alone, where, text, program):
         raise WorkspaceError(f"{where.editable_path}: changed while the edit was made; ask again")
     names = " + ".join(method.name for method in plan.methods)
-    description = f"revert {subject}" if asked.revert else names or f"the program of {subject}"
+    made_of = ", ".join(plan.made.changes) if asked.sets_values else f"the program of {subject}"
+    description = f"revert {subject}" if asked.revert else names or made_of
     bearing = await precedents.find_precedents(
         state,
         context,
@@ -135,10 +146,11 @@ async def _make_edit(state: State, asked: Asked, workspace: str | None) -> EditA
         new_hash=new_hash,
         description=description,
     )
-    foreseen, odds = bearing.foreseen, 1.0
-    if foreseen is not None and len(plan.methods) == 1 and not asked.revert:
-        odds = (await state.evidence(context)).records.appraisal(plan.methods[0]).odds
-        foreseen = foreseen.with_odds(odds)
+    estimate, odds = bearing.estimate, 1.0
+    if estimate is not None and len(plan.methods) == 1 and not asked.revert:
+        estimate, odds = await asyncio.to_thread(
+            _with_record, estimate, (await state.evidence(context)).records, plan.methods[0]
+        )
     return EditAnswer(
         status="applied" if asked.apply else "ready",
         method_id=subject,
@@ -146,17 +158,27 @@ async def _make_edit(state: State, asked: Asked, workspace: str | None) -> EditA
         edit_id=edit_id,
         diff=diff,
         changes=list(plan.made.changes),
-        reason="" if asked.revert else explain.replaced(await asyncio.to_thread(_in_the_way, plan, program)),
+        reason=""
+        if asked.revert
+        else _noted(taken, explain.replaced(await asyncio.to_thread(_in_the_way, plan, program))),
         nearest=[],
         earlier=list(bearing.earlier),
         next_step=explain.after_whole(subject, applied=asked.apply)
         if asked.whole
         else explain.after_edit(edit_id, bearing.earlier),
-        p_keep=None if foreseen is None else round(foreseen.p_keep, 4),
-        foresight=explain.foresight(foreseen, odds),
-        companions=[] if asked.revert or learned is not None else await asyncio.to_thread(_offered, plan, asked, text),
+        p_keep=None if estimate is None else round(estimate.p_keep, 4),
+        prior=explain.prior(estimate, odds),
+        companions=[]
+        if asked.revert or learned is not None or not plan.methods
+        else await asyncio.to_thread(_offered, plan, asked, text),
         learned=record,
     )
+
+
+def _with_record(estimate: Estimate, records: Records, method: Method) -> tuple[Estimate, float]:
+    """Return the estimate for a method's edit with what its own record adds, and by which factor that is."""
+    odds = records.appraisal(method).odds
+    return estimate.with_odds(odds), odds
 
 
 async def _with_ids(db: Database, asked: Asked) -> Asked:
@@ -166,7 +188,11 @@ async def _with_ids(db: Database, asked: Asked) -> Asked:
         NotFoundError: A name is no method's, or several methods'.
         RunError: A knob is given twice.
     """
-    if asked.whole or (asked.revert and await edit_store.get_edit(db, asked.method_ids[0]) is not None):
+    if (
+        asked.whole
+        or asked.sets_values
+        or (asked.revert and await edit_store.get_edit(db, asked.method_ids[0]) is not None)
+    ):
         return asked
     wanted = {each.id: each for each in [await lookups.the_method(db, each) for each in asked.method_ids]}
     first = next(iter(wanted))
@@ -230,6 +256,10 @@ async def _plan(state: State, where: Workspace, asked: Asked, program: str) -> _
             "revert takes one method or edit back as it was made",
         )
         raise RunError(f"{whole if asked.whole else back}; leave also, knobs and companions out")
+    if asked.sets_values:
+        if len(asked.method_ids) > 1 or asked.companions:
+            raise RunError(f"{suggest.METHOD_ID} sets constants alone; leave also and companions out")
+        return _Plan(_with_values(program, asked.knobs), (), asked.knobs, NOTHING)
     if not asked.revert and not asked.whole:
         return await _plan_methods(state.db, asked, program)
     workspace_id = await state.here.workspace_id(where)
@@ -237,6 +267,61 @@ async def _plan(state: State, where: Workspace, asked: Asked, program: str) -> _
         return await _plan_revert(state.db, workspace_id, asked, program)
     made = await incumbent.as_it_ran(state.db, asked.method_ids[0], program, workspace_id)
     return _Plan(made, (), {edit_store.PROGRAM_OF: asked.method_ids[0]}, NOTHING)
+
+
+def _with_values(program: str, values: Mapping[str, KnobValue]) -> EditResult:
+    if not values:
+        return Refused("a suggested value", "no constant of the file is a number that could be set; name one in knobs")
+    return constants.set_constants(program, {name: str(value) for name, value in values.items()})
+
+
+async def _with_suggested(state: State, where: Workspace, asked: Asked, program: str) -> tuple[Asked, str]:
+    """Return what is asked for with suggested values where it names none, and what is to be said of them."""
+    if asked.whole or asked.revert or (asked.sets_values and asked.knobs):
+        return asked, ""
+    wanted = [] if asked.sets_values else [await lookups.the_method(state.db, each) for each in asked.method_ids]
+    if not asked.sets_values and not any(map(_constants_of, wanted)):
+        return asked, ""
+    context = await state.here.context(where, where.budget_s)
+    found = await suggest.suggest(state, program, context)
+    if not asked.sets_values:
+        present = constants.read(program, suggest.profile_of(context)).numbers
+        return _with_suggested_knobs(asked, wanted, found, present)
+    first = next((each for each in found.values if each.knobs), None)
+    if first is None:
+        return asked, ""
+    said = f"the values suggested first: {explain.value(first)}, by {explain.rests_on(first)}"
+    return replace(asked, knobs=first.knobs), said
+
+
+def _with_suggested_knobs(
+    asked: Asked, wanted: Sequence[Method], found: suggest.Suggested, present: Mapping[str, float]
+) -> tuple[Asked, str]:
+    best = {name: each for each in found.knobs if len(each.knobs) == 1 for name in each.knobs}
+    taken = dict[str, tuple[KnobValue, KnobValue]]()
+    for place, method in enumerate(wanted):
+        for knob, name in _constants_of(method).items():
+            key = knob if place == 0 else f"{method.id}.{knob}"
+            default = next(each.default for each in method.knobs if each.name == knob)
+            if key in asked.knobs or isinstance(default, str) or name not in best:
+                continue
+            new, likely = best[name].knobs[name], best[name].runs and best[name].p_improves >= _LIKELY
+            if likely and (new > present[name]) is (default > present[name]):  # the other way is another idea
+                taken[key] = new, default
+    if not taken:
+        return asked, ""
+    knobs = {**asked.knobs, **{key: new for key, (new, _) in taken.items()}}
+    return replace(asked, knobs=knobs), explain.suggested_knobs(taken, next(iter(best.values())).runs)
+
+
+def _constants_of(method: Method) -> dict[str, str]:
+    """Return the constants that a method sets to a knob's value as it is, by the knob."""
+    ops = () if method.recipe is None else method.recipe.ops
+    return {op.value[1:-1]: op.name for op in ops if isinstance(op, SetConst) and _ONLY_A_KNOB.fullmatch(op.value)}
+
+
+def _noted(*notes: str) -> str:
+    return "; ".join(note for note in notes if note)
 
 
 async def _plan_methods(db: Database, asked: Asked, program: str) -> _Plan:

@@ -30,7 +30,7 @@ from loopgraph_mcp.ranking.posterior import (
     appraise,
     family_mean,
 )
-from loopgraph_mcp.ranking.prior import Foresight
+from loopgraph_mcp.ranking.prior import Prior
 from loopgraph_mcp.store.experiments import ExperimentRow
 from loopgraph_mcp.store.outcomes import Run
 
@@ -303,16 +303,26 @@ class Outcomes:
 
     def judge(self, experiment: ExperimentRow) -> Verdict:
         """Judge a finished experiment with all runs of its program and of its parent's in its context."""
-        base_group, group = experiment.base_group_key, experiment.group_key
-        failed = experiment.outcome is not None and experiment.outcome.metric_value is None
+        group = experiment.group_key
+        base_group = group if experiment.base_group_key is None else experiment.base_group_key
+        if experiment.outcome is not None and experiment.outcome.metric_value is None:
+            return self.in_context(experiment.context_id).judge(base_group, group, failed=True)
+        return self._verdict(experiment.context_id, base_group, group)
+
+    def rests_on(self, experiment: ExperimentRow) -> object:
+        """Return what the verdict on a finished experiment rests on: while it is the same, so is the verdict."""
         found = self.in_context(experiment.context_id)
-        return found.judge(group if base_group is None else base_group, group, failed=failed)
+        base_group = experiment.base_group_key
+        return found.noise, found.measured(experiment.group_key), found.measured(base_group), base_group in found.failed
 
     def verdict(self, run: Run) -> Verdict:
         """Return the verdict on the change that a run is one of."""
-        key = run.context_id, run.base_group, run.group
+        return self._verdict(run.context_id, run.base_group, run.group)
+
+    def _verdict(self, context_id: str, base_group: str | None, group: str) -> Verdict:
+        key = context_id, base_group, group
         if key not in self._verdicts:
-            self._verdicts[key] = self.in_context(run.context_id).judge(run.base_group, run.group)
+            self._verdicts[key] = self.in_context(context_id).judge(base_group, group)
         return self._verdicts[key]
 
     def age(self, run: Run) -> int:
@@ -413,6 +423,15 @@ class Records:
                     seen[self.outcomes.families.get(method_id, "")].append(observation)
         return {family: family_mean(found) for family, found in seen.items()}
 
+    def noise(self) -> float:
+        """Return the standard deviation of runs of one program here."""
+        if self.here is None:
+            return 0.0
+        known = next((each for each, context in self.outcomes.contexts.items() if context == self.here), None)
+        if known is None:
+            return verdicts.default_noise(self.here.metric, self.here.device, 1.0)
+        return self.outcomes.in_context(known).noise.sd
+
     def best(self) -> Best | None:
         """Return what ran best here, and not by luck alone."""
         contexts = self.outcomes.contexts
@@ -454,20 +473,20 @@ class Evidence:
     Args:
         records: What outcomes say of each method, seen from that context.
         tries: What was tried in its workspace.
-        prior: What other histories and searches teach of kinds of changes.
+        prior: Of other histories and the user's other searches.
         learned: Methods that have a learned recipe.
     """
 
     records: Records
     tries: Tries
-    prior: Foresight
+    prior: Prior
     learned: Collection[str]
 
     def work_out(self, methods: Iterable[Method]) -> None:
         """Work out what every search asks for; of ten thousand runs it takes a good part of a second."""
         for method in methods:
             self.records.appraisal(method)
-            self.prior.foreseen(method.moves, self.tries.past)
+            self.prior.estimate(method.moves, self.tries.history)
 
 
 def _raised(noise: NoiseFloor, *, disturbed: bool) -> NoiseFloor:

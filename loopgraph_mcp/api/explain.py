@@ -1,9 +1,17 @@
 """The sentences of the answers: why a method ranks where it does, what happened, what to do next."""
 
 import dataclasses
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
-from loopgraph_mcp.api.answers import BestResult, EarlierRun, EditAnswer, Guidance, MethodHit, RunningNow
+from loopgraph_mcp.api.answers import (
+    BestResult,
+    EarlierRun,
+    EditAnswer,
+    Guidance,
+    MethodHit,
+    RunningNow,
+    ValueSuggestion,
+)
 from loopgraph_mcp.api.evidence import Count, TrackRecord
 from loopgraph_mcp.models import (
     Advice,
@@ -11,6 +19,7 @@ from loopgraph_mcp.models import (
     Decision,
     Direction,
     EditResult,
+    KnobValue,
     Method,
     NextStep,
     NoiseFloor,
@@ -24,11 +33,12 @@ from loopgraph_mcp.models import (
     Standing,
 )
 from loopgraph_mcp.ranking.change import Kinship
-from loopgraph_mcp.ranking.prior import Elsewhere, Foreseen
+from loopgraph_mcp.ranking.prior import Estimate, PooledRate
 from loopgraph_mcp.store.experiments import ExperimentRow
 from loopgraph_mcp.text import plain_line
 
 _MAX_FILES = 4
+_TWO_LINES, _FEWEST_REASONS = 240, 2  # letters of what a reader takes in at a glance, and reasons always shown
 _FOUR_DECIMALS = 1e-3  # the least gain of which four decimals show enough
 _WORTH_TELLING = 1.25  # odds that are further than this from 1 to 1
 
@@ -50,10 +60,21 @@ def why(
     method: Method,
     record: TrackRecord,
     presence: Presence | None,
-    elsewhere: Elsewhere | None = None,
+    estimate: Estimate | None = None,
     here: Context | None = None,
+    *,
+    p_keep: float | None = None,
 ) -> str:
-    """Return one sentence on what is known of a method."""
+    """Return what is known of a method, in two lines at most."""
+    parts = [*_in_file(presence, p_keep), *_records(method, record, here)]
+    if estimate is not None:
+        parts += _rates(estimate)
+    while len(parts) > _FEWEST_REASONS and len("; ".join(parts)) > _TWO_LINES:
+        parts.pop()
+    return "; ".join(parts)
+
+
+def _records(method: Method, record: TrackRecord, here: Context | None) -> list[str]:
     parts = []
     if record.here.tries:
         parts.append(f"{counted(record.here)}{_ago(record.here.last_age)}")
@@ -67,15 +88,19 @@ def why(
         parts.append(f"{record.reports} reported without a log, which counts little")
     if not record.here.tries and not record.elsewhere.tries:
         parts += _published(method, here)
-    if elsewhere is not None:
-        parts.append(_elsewhere(elsewhere))
-    if presence is Presence.PRESENT:
-        parts.append("already in the file")
-    elif presence is Presence.PARTIAL:
-        parts.append("partly in the file")
-    elif presence is Presence.CONFLICTING:
-        parts.append("something in the file is in its way")
-    return "; ".join(parts)
+    return parts
+
+
+def _in_file(presence: Presence | None, p_keep: float | None) -> list[str]:
+    found = [f"P(keep) {p_keep:.2f}"] if p_keep is not None else []
+    match presence:
+        case Presence.PRESENT:
+            return ["already in the file"]
+        case Presence.PARTIAL:
+            return [*found, "partly in the file"]
+        case Presence.CONFLICTING:
+            return [*found, "conflicts with code already in the file"]
+    return found
 
 
 def counted(count: Count) -> str:
@@ -147,8 +172,51 @@ def unrecorded(note: str, reason: str) -> str:
     return f"{note} {said}".strip()
 
 
-def after_search(hits: Sequence[MethodHit], retrieval_id: str, *, filtered: bool) -> NextStep:
-    """Return what to do with an answer; `filtered`: of some methods alone, by their family or standing."""
+def value(found: ValueSuggestion) -> str:
+    """Return a suggestion of values in a line or two."""
+    if not found.knobs:
+        return f"{found.changes}: P(its lead is luck) {1 - found.p_improves:.2f}"
+    return (
+        f"{found.changes}: P(improves) {found.p_improves:.2f}, P(fails) {found.p_fails:.2f}, "
+        f"gain {signed(found.gain)} ({signed(found.low)} to {signed(found.high)})"
+    )
+
+
+def rests_on(found: ValueSuggestion) -> str:
+    """Return which runs a suggestion of values rests on."""
+    if not found.runs + found.others:
+        return "no runs here yet; others' histories alone"
+    others = f" and {found.others} of other programs or settings" if found.others else ""
+    return f"{found.runs} run{'s' if found.runs != 1 else ''} of this program{others}"
+
+
+def suggested_knobs(taken: Mapping[str, tuple[KnobValue, KnobValue]], runs: int) -> str:
+    """Return which knob values an edit took from what runs here measured, and which of its own they replace."""
+    told = ", ".join(f"{knob} = {value} (its own default is {default})" for knob, (value, default) in taken.items())
+    return f"suggested by {runs} run{'s' if runs != 1 else ''} here: {told}; knobs={{…}} sets others"
+
+
+def after_search(
+    hits: Sequence[MethodHit],
+    retrieval_id: str,
+    values: Sequence[ValueSuggestion] = (),
+    *,
+    filtered: bool,
+    asked: bool = True,
+) -> NextStep:
+    """Return what to do with an answer.
+
+    Args:
+        hits: The methods shown.
+        retrieval_id: Of the search.
+        values: Suggested values, the most promising first.
+        filtered: Whether it was asked for some methods alone, by their family or standing.
+        asked: Whether it was asked in words.
+    """
+    if values and values[0].runs and not asked and not filtered:
+        if not values[0].knobs:
+            return NextStep(Advice.REPLICATE_BEST, "run_experiment", {"replicate": True})
+        return _make_edit(Advice.SET_VALUES, "set-values", retrieval_id=retrieval_id)
     if not hits:
         return NextStep(Advice.NO_FILTER if filtered else Advice.OTHER_WORDS)
     ready = [hit for hit in hits if hit.has_edit and hit.presence is not Presence.PRESENT]
@@ -259,22 +327,25 @@ def kinship(how: Kinship, since: str) -> str:
     return _KINSHIP[how] + (f" (since then: {since})" if since else "")
 
 
-def foresight(seen: Foreseen | None, odds: float = 1.0) -> str:
-    """Return why a change is thought likely or unlikely to be kept; `odds`: what its method's own record adds."""
-    if seen is None:
+def prior(estimate: Estimate | None, odds: float = 1.0) -> str:
+    """Return what the probability of a change rests on; `odds`: what its method's own record adds."""
+    if estimate is None:
         return ""
-    parts = [f"P(keep) {seen.p_keep:.2f}", f"here: {seen.place}"]
-    if seen.elsewhere is not None:
-        parts.append(_elsewhere(seen.elsewhere))
+    parts = [f"estimated P(keep) {estimate.p_keep:.2f}", f"recent keep rate here {estimate.keep_rate:.2f}"]
+    parts += _rates(estimate)
     if not 1 / _WORTH_TELLING < odds < _WORTH_TELLING:
-        parts.append(f"what the method gained where it was tried: odds of {odds:.1f} to 1")
+        parts.append(f"odds multiplied by {odds:.1f} for the method's own record")
     return "; ".join(parts)
 
 
-def _elsewhere(others: Elsewhere) -> str:
-    times = "once" if others.tries == 1 else f"{others.tries} times"
-    near = ", where the metric stood near yours," if others.near else ""
-    return f"tried {times} elsewhere and{near} kept {others.ratio:.1f} times as often as other changes"
+def _rates(estimate: Estimate) -> list[str]:
+    rates = (estimate.pooled, "other histories"), (estimate.own, "your other workspaces")
+    return [_rate(rate, where) for rate, where in rates if rate is not None]
+
+
+def _rate(rate: PooledRate, where: str) -> str:
+    trials = "1 trial" if rate.trials == 1 else f"{rate.trials} trials"
+    return f"same knob and direction in {where}: {trials}, keep rate {rate.ratio:.1f}x the average"
 
 
 def replaced(method_ids: Sequence[str]) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from loopgraph_mcp.api.answers import ImportAnswer, ImportedLine
-from loopgraph_mcp.api.replays import fingerprint, replay_of
+from loopgraph_mcp.api.replays import replay_of
 from loopgraph_mcp.api.state import State
 from loopgraph_mcp.errors import HistoryError, LoopGraphError
 from loopgraph_mcp.ingest import git_objects, history_rows
@@ -21,7 +21,7 @@ from loopgraph_mcp.ingest.history_rows import Reading
 from loopgraph_mcp.ingest.published import read_day_one
 from loopgraph_mcp.models import Advice, Context, Direction, NextStep
 from loopgraph_mcp.ranking.directions import Origin, other
-from loopgraph_mcp.ranking.prior import Lesson, lessons
+from loopgraph_mcp.ranking.prior import KindCount, count_kinds
 from loopgraph_mcp.runner.workspace import Workspace, load_workspace
 from loopgraph_mcp.store import imports, methods
 from loopgraph_mcp.store.imports import ImportedRow, Program, Source
@@ -95,36 +95,36 @@ async def import_history(
     taken = [index for index, each in enumerate(read) if each.kind is not None and index not in own]
     rows = _rows(history, read, taken)
     contexts = _contexts(history, source, told, known, where)
-    is_shipped, taught = await asyncio.to_thread(_lessons, history, source, shipped)
-    taught = [] if own else taught
+    is_shipped, counts = await asyncio.to_thread(_counts, history, source, shipped)
+    counts = [] if own else counts
     new = [row.key not in known.keys for row in rows]
     if not dry_run:
         progress(f"storing {len(rows)} rows of {path.name}")
-        new = await imports.add_history(db, source, contexts, rows, taught, now=state.clock())
+        new = await imports.add_history(db, source, contexts, rows, counts, now=state.clock())
         state.read_again()
     is_new = dict(zip(taken, new, strict=True))
     lines = [_line(each, own=index in own, new=is_new.get(index, False)) for index, each in enumerate(read)]
     context = contexts[history.rows[0].segment]
     notes = _notes(history, read, programs, context, told)
     if is_shipped:
-        notes.append("what it teaches ships with LoopGraph already, and is not counted twice")
+        notes.append("the prior bundled with LoopGraph counts it already, and it is not counted twice")
     return replace(
         _answer(history, lines, context),
         added=sum(new),
         known=len(new) - sum(new),
-        lessons=len(taught),
+        kinds=len(counts),
         notes=notes,
         direction_from=_direction_from(history, remembered),
         next_step=NextStep(Advice.IMPORT_IT) if dry_run else NextStep(Advice.COUNTED, "search_methods"),
     )
 
 
-def _lessons(history: History, source: str, shipped: Collection[str]) -> tuple[bool, list[Lesson]]:
-    """Return whether what a history teaches is known already, and else what it is."""
-    tries = replay_of(history).tries
-    if fingerprint(tries) in shipped:
+def _counts(history: History, source: str, shipped: Collection[str]) -> tuple[bool, list[KindCount]]:
+    """Return whether the bundled prior has a history's counts already, and else the counts."""
+    replay = replay_of(history)
+    if replay.fingerprint in shipped:
         return True, []
-    return False, lessons(tries, owner=source, higher_is_better=history.direction is Direction.HIGHER)
+    return False, count_kinds(replay.trials, owner=source)
 
 
 def _answer(history: History, lines: Sequence[ImportedLine], context: Context) -> ImportAnswer:
@@ -143,7 +143,7 @@ def _answer(history: History, lines: Sequence[ImportedLine], context: Context) -
         known=0,
         left_out=count["left_out"],
         understood=(count["whole"], count["part"]),
-        lessons=0,
+        kinds=0,
         rows=sorted([*lines, *skipped], key=lambda each: each.line),
         notes=[],
         next_step=NextStep(Advice.NOTHING),

@@ -18,25 +18,31 @@ PREFIX = "exp_"
 _ALIKE = 0.2  # share of equal lines below which a folder's file is another project's by now
 
 
-async def other_program(state: State, records: Records, program: str | None, *, decided: object) -> BestProgram | None:
-    """Return the best program that was run here, unless the file holds it, or somebody discarded it.
+def best_beside(records: Records, program: str | None) -> Best | None:
+    """Return what ran best here, unless the file is that program; parses the file where it was not parsed before."""
+    best = records.best()
+    if program is None or records.here is None or best is None:
+        return None
+    return None if is_of_program(best.group_key, program, records.here.editable) else best
+
+
+async def other_program(
+    state: State, best: Best, here: Context, program: str, *, decided: object
+) -> BestProgram | None:
+    """Return the best program that was run here, which the file is not; None where somebody discarded it.
 
     The store is read for it once, until something is decided.
 
     Args:
         state: What the verbs share.
-        records: What is known, seen from here.
+        best: What ran best.
+        here: The context.
         program: The file.
         decided: What changes with each outcome and decision.
     """
-    best = records.best()
-    if program is None or records.here is None or best is None:
-        return None
-    if is_of_program(best.group_key, program, records.here.editable):
-        return None
     key = best.context_id, best.group_key, decided, program
     if state.best_known[0] != key:
-        state.best_known = key, await _read(state.db, best, records.here, program)
+        state.best_known = key, await _read(state.db, best, here, program)
     return state.best_known[1]
 
 

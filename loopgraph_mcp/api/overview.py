@@ -7,7 +7,7 @@ import asyncio
 import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import pairwise
 
@@ -16,7 +16,7 @@ from loopgraph_mcp.api.evidence import Outcomes, Records
 from loopgraph_mcp.api.incumbent import as_result
 from loopgraph_mcp.api.state import State
 from loopgraph_mcp.errors import NotFoundError
-from loopgraph_mcp.models import Context, Decision, NoiseFloor, Origin, OutcomeKind, RunState, VerdictKind
+from loopgraph_mcp.models import Context, Decision, NoiseFloor, Origin, OutcomeKind, RunState, Verdict, VerdictKind
 from loopgraph_mcp.store import edits, experiments, nights, resources
 from loopgraph_mcp.store.database import Database
 from loopgraph_mcp.store.experiments import ExperimentRow
@@ -179,6 +179,16 @@ class _Followed:
     version: int = 0
     lines: tuple[Line, ...] = ()
     changed: dict[str, int] = field(default_factory=dict)
+    _made: dict[str, tuple[ExperimentRow, object, Line]] = field(default_factory=dict)
+
+    def line(self, outcomes: Outcomes, number: int, row: ExperimentRow) -> Line:
+        """Return an experiment as it is shown, judged again only where what its verdict rests on is something else."""
+        rests_on = outcomes.rests_on(row) if _is_judged(row) else None
+        made = self._made.get(row.id)
+        if made is None or made[0] is not row or made[1] != rests_on:
+            verdict = outcomes.judge(row) if _is_judged(row) else None
+            made = self._made[row.id] = row, rests_on, _line(number, row, verdict)
+        return made[2]
 
 
 class Overviews:
@@ -250,7 +260,7 @@ class Overviews:
         )
         outcomes = await state.outcomes(newest)
         known.rows.update((row.id, row) for row in changed)
-        lines = tuple(_line(outcomes, number, row) for number, row in enumerate(known.rows.values(), start=1))
+        lines = tuple(known.line(outcomes, number, row) for number, row in enumerate(known.rows.values(), start=1))
         known.after, known.decided = mark.experiments, mark.decisions
         before = dict(zip(known.rows, known.lines, strict=False))
         new = [line.experiment_id for line in lines if before.get(line.experiment_id) != line]
@@ -261,9 +271,18 @@ class Overviews:
         return known
 
 
-def _line(outcomes: Outcomes, number: int, row: ExperimentRow) -> Line:
-    """Return an experiment as it is shown, judged as `views` judges it."""
-    line = Line(
+def _is_judged(row: ExperimentRow) -> bool:
+    """Return whether an experiment has a verdict, as get_experiment gives it."""
+    if row.state is not RunState.DONE or row.outcome is None:
+        return False
+    return row.outcome.kind.says_something and row.origin is not Origin.REPORTED
+
+
+def _line(number: int, row: ExperimentRow, verdict: Verdict | None) -> Line:
+    """Return an experiment as it is shown."""
+    outcome = row.outcome if row.state is RunState.DONE else None
+    decision = None if outcome is None else row.decision
+    return Line(
         number=number,
         experiment_id=row.id,
         context_id=row.context_id,
@@ -276,29 +295,17 @@ def _line(outcomes: Outcomes, number: int, row: ExperimentRow) -> Line:
         created_at=row.created_at,
         started_at=row.started_at,
         finished_at=row.finished_at,
-    )
-    outcome = row.outcome
-    if row.state is not RunState.DONE or outcome is None:
-        return line
-    line = replace(
-        line,
-        outcome=outcome.kind,
-        reason=outcome.reason,
-        metric_value=outcome.metric_value,
-        origin=row.origin,
-        decision=row.decision,
-        undone_by=row.undone_by if row.decision is Decision.KEEP else None,
-    )
-    if not outcome.kind.says_something or row.origin is Origin.REPORTED:
-        return line
-    verdict = outcomes.judge(row)
-    return replace(
-        line,
-        verdict=verdict.kind,
-        gain=verdict.gain,
-        noise=verdict.noise,
-        p_win=verdict.p_win,
-        tentative=row.decision is Decision.KEEP and verdict.is_tentative,
+        outcome=None if outcome is None else outcome.kind,
+        reason="" if outcome is None else outcome.reason,
+        metric_value=None if outcome is None else outcome.metric_value,
+        origin=None if outcome is None else row.origin,
+        verdict=None if verdict is None else verdict.kind,
+        gain=None if verdict is None else verdict.gain,
+        noise=None if verdict is None else verdict.noise,
+        p_win=None if verdict is None else verdict.p_win,
+        decision=decision,
+        tentative=decision is Decision.KEEP and verdict is not None and verdict.is_tentative,
+        undone_by=row.undone_by if decision is Decision.KEEP else None,
     )
 
 

@@ -1,4 +1,4 @@
-"""What was tried before that bears on a change: earlier runs of its kind, and what is foreseen of it."""
+"""What was tried before that bears on a change: similar earlier runs, and the probability that it is kept."""
 
 import asyncio
 import dataclasses
@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 from loopgraph_mcp.api import explain, recovery
 from loopgraph_mcp.api.answers import EarlierRun
+from loopgraph_mcp.api.evidence import Evidence
 from loopgraph_mcp.api.state import State
 from loopgraph_mcp.api.tries import change_of, precedents_of
 from loopgraph_mcp.models import Context, WhatRan
-from loopgraph_mcp.ranking.change import Kin, Kinship, change_between, kin, moves_of, named
-from loopgraph_mcp.ranking.prior import Foreseen
+from loopgraph_mcp.ranking.change import Change, Kin, Kinship, change_between, kin, moves_of, named
+from loopgraph_mcp.ranking.prior import Estimate
 from loopgraph_mcp.store import changes as change_store
 from loopgraph_mcp.store import edits, experiments
 from loopgraph_mcp.store.changes import TriedChange
@@ -27,11 +28,11 @@ class Precedents:
 
     Args:
         earlier: Earlier runs, those of the very program first, then the closest kin.
-        foreseen: What is foreseen; None where the change is a baseline.
+        estimate: Of its being kept; None where the change is a baseline.
     """
 
     earlier: tuple[EarlierRun, ...] = ()
-    foreseen: Foreseen | None = None
+    estimate: Estimate | None = None
 
 
 async def find_precedents(
@@ -55,13 +56,21 @@ async def find_precedents(
         earlier.append(dataclasses.replace(explain.earlier_run(run), kinship="other_files", note=note))
     if base_hash is None or base_hash == new_hash:
         return Precedents(tuple(earlier))
-    change = named(await change_store.keep_change(db, base_hash, new_hash))
+    change = await change_store.keep_change(db, base_hash, new_hash)
     evidence = await state.evidence(context)
-    others = evidence.tries.without(ran.group_key)
-    by_id = {run.experiment_id: run for run in others.runs}
-    for found in kin(change, others.precedents):
+    alike, by_id, estimate = await asyncio.to_thread(_compare, evidence, change, ran.group_key, description)
+    for found in alike:
         earlier += await _told(db, found, by_id, base_hash)
-    return Precedents(tuple(earlier), evidence.prior.foresee(moves_of(change, description), others.past))
+    return Precedents(tuple(earlier), estimate)
+
+
+def _compare(
+    evidence: Evidence, made: Change, group_key: str, description: str
+) -> tuple[list[Kin], dict[str, TriedChange], Estimate]:
+    """Return the runs like a change among what was tried, those runs by id, and the estimate; replicates left out."""
+    change, others = named(made), evidence.tries.without(group_key)
+    estimate = evidence.prior.estimate(moves_of(change, description), others.history)
+    return list(kin(change, others.precedents)), {run.experiment_id: run for run in others.runs}, estimate
 
 
 async def kin_among(db: Database, before: Sequence[TriedChange], run: TriedChange) -> list[EarlierRun]:

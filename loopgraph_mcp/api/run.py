@@ -20,7 +20,7 @@ from loopgraph_mcp.auth import Caller
 from loopgraph_mcp.code.patch import apply_patch
 from loopgraph_mcp.config import Settings
 from loopgraph_mcp.errors import RunError, WorkspaceError
-from loopgraph_mcp.models import Applied, Context, Outcome, OutcomeKind, Present, RunState
+from loopgraph_mcp.models import Applied, Context, Outcome, OutcomeKind, Present, RunState, WhatRan
 from loopgraph_mcp.runner import processes
 from loopgraph_mcp.runner.environment import for_supervisor
 from loopgraph_mcp.runner.locks import hold_lock
@@ -71,7 +71,7 @@ async def run_experiment(
         return await get_experiment(state, known, wait_s=wait_s, on_progress=on_progress)
     if asked.caller is not None:
         await asyncio.to_thread(trust.check, state.settings, where, by_agent=workspace is not None)
-    _check_budget(where, asked.budget_s)
+    await asyncio.to_thread(_check_budget, where, asked.budget_s)
     context = await state.here.context(where, asked.budget_s or where.budget_s)
     inputs = await state.here.inputs(where)
     plan = await run_plan.make_plan(
@@ -93,7 +93,8 @@ async def run_experiment(
         answer = await get_experiment(state, repeat.id, wait_s=wait_s, on_progress=on_progress)
         return dataclasses.replace(answer, repeated=True)
     run_plan.check_held(plan, earlier)
-    seed = _choose_seed(where, asked.seed, {run.seed for run in earlier} if asked.replicate else set())
+    used = {run.seed for run in earlier} if asked.replicate else set[int]()
+    seed = await asyncio.to_thread(_choose_seed, where, asked.seed, used)
     plan = await run_plan.as_edit(state.db, where, plan, workspace=context.workspace_id, now=state.clock())
     bearing = await precedents.find_precedents(
         state,
@@ -115,7 +116,7 @@ async def _submit(
     """Copy the workspace, queue the run and start its supervisor; return its id, or that of the run it repeats."""
     slot = (await state.here.device(where)).slot
     with looked_after(state.settings) as (own_id, lock):
-        run_dir, made = await _prepare(state.settings, own_id, plan, inputs)
+        run_dir, made, ran, base_group = await _prepare(state.settings, own_id, plan, inputs, where.editable)
         new = NewExperiment(
             id=own_id,
             run_dir=str(run_dir),
@@ -132,8 +133,8 @@ async def _submit(
             idempotency_key=asked.idempotency_key,
             priority=asked.priority,
             caller=asked.caller,
-            ran=made.identify(plan.text, where.editable),
-            base_group_key=plan.base_group(made, where.editable),
+            ran=ran,
+            base_group_key=base_group,
             inputs_hash=made.hash,
             shared="any_seed" if asked.seed is None and not asked.replicate else "same_seed",
         )
@@ -257,8 +258,10 @@ def looked_after(settings: Settings) -> Iterator[tuple[str, int]]:
             raise
 
 
-async def _prepare(settings: Settings, experiment_id: str, plan: Plan, inputs: Inputs) -> tuple[Path, Inputs]:
-    """Make the run's folder with its copy of the workspace; return it, and what it holds as it was copied.
+async def _prepare(
+    settings: Settings, experiment_id: str, plan: Plan, inputs: Inputs, name: str
+) -> tuple[Path, Inputs, WhatRan, str | None]:
+    """Make the run's folder with its copy of the workspace; return it, what it holds, what runs, its parent's group.
 
     It comes before the experiment is queued: a copy that does not fit leaves nothing that others could join.
 
@@ -267,14 +270,14 @@ async def _prepare(settings: Settings, experiment_id: str, plan: Plan, inputs: I
     """
     run_dir = settings.runs_dir / experiment_id
 
-    def make() -> Inputs:
-        made = make_copy(inputs.plan, run_dir, plan.text)
+    def make() -> tuple[Path, Inputs, WhatRan, str | None]:
+        made = inputs_of(make_copy(inputs.plan, run_dir, plan.text))
         prepare_outcome(run_dir)
-        return inputs_of(made)
+        return run_dir, made, made.identify(plan.text, name), plan.base_group(made, name)
 
     try:
         settings.runs_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        return run_dir, await asyncio.to_thread(make)
+        return await asyncio.to_thread(make)
     except (OSError, shutil.Error, WorkspaceError) as error:
         await asyncio.to_thread(shutil.rmtree, run_dir, ignore_errors=True)
         raise RunError(f"the experiment could not be started: {error}; nothing was queued") from error

@@ -7,17 +7,16 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 
-from loopgraph_mcp.api import activity, explain, incumbent
+from loopgraph_mcp.api import activity, explain, incumbent, suggest
 from loopgraph_mcp.api.answers import MethodHit, RunningNow, SearchAnswer, Trials
 from loopgraph_mcp.api.context import Sight
 from loopgraph_mcp.api.evidence import Count, Evidence
 from loopgraph_mcp.api.state import State
 from loopgraph_mcp.auth import Caller
 from loopgraph_mcp.code import apply, programs
-from loopgraph_mcp.code.hashes import group_hash
-from loopgraph_mcp.models import Context, Method, Presence, Standing
-from loopgraph_mcp.ranking import posterior
-from loopgraph_mcp.ranking.prior import Elsewhere
+from loopgraph_mcp.models import Applied, Context, Method, Move, Origin, Presence, Standing
+from loopgraph_mcp.ranking import change, posterior
+from loopgraph_mcp.ranking.prior import Estimate
 from loopgraph_mcp.store import edits, methods, retrievals, search
 from loopgraph_mcp.store.retrievals import Shown, ShownMethod
 from loopgraph_mcp.store.version import Newest
@@ -26,9 +25,9 @@ from loopgraph_mcp.store.version import look as look_at
 SAME_FAMILY = 0.7  # what a method is worth behind another of its family
 PLATEAU_RUNS = 6
 IN_FLIGHT = 0.3  # what a method is worth that an agent runs at this moment
+_UNLIKELY = 0.5  # of the keep rate here: a method less likely to be kept than this does not lead
 PLATEAU_FAMILY = 0.5  # what a method is worth whose family the runs of a plateau have tried
 _CANDIDATES = 50
-_LARGE_PROGRAM = 2**15  # characters; a smaller one is parsed in some 20 ms
 _PATIENCE_S = 1.0
 
 
@@ -65,6 +64,10 @@ async def search_methods(
 ) -> SearchAnswer:
     """Rank methods for a query, or all of them where it is empty, and record what was shown."""
     view, hits, note = await _ranked(state, query, workspace, limit, family=family, standing=standing, caller=caller)
+    best, other = await asyncio.to_thread(incumbent.best_beside, view.evidence.records, view.program), None
+    if best is not None and view.context is not None and view.program is not None:
+        other = await incumbent.other_program(state, best, view.context, view.program, decided=view.decided)
+    suggested = await suggest.suggest(state, view.program, view.context)
     retrieval_id = await retrievals.add_retrieval(
         state.db,
         query,
@@ -79,10 +82,18 @@ async def search_methods(
         context=explain.context(view.context),
         methods_known=len(view.known),
         hits=hits,
-        next_step=explain.after_search(hits, retrieval_id, filtered=family is not None or standing is not None),
+        next_step=explain.after_search(
+            hits,
+            retrieval_id,
+            suggested.values,
+            filtered=family is not None or standing is not None,
+            asked=bool(query.strip()),
+        ),
         note=explain.unrecorded(note, state.db.unrecorded),
         running=view.running,
-        best=await incumbent.other_program(state, view.evidence.records, view.program, decided=view.decided),
+        best=other,
+        values=list(suggested.values),
+        knob_values=list(suggested.knobs),
     )
 
 
@@ -102,34 +113,25 @@ async def _ranked(
     caller: Caller | None,
 ) -> tuple[_View, list[MethodHit], str]:
     """Return what the search looked at, the methods to show, and a note on the search as a whole."""
-    await state.here.look(workspace)
-    shown, newest, sight, relevance = await state.db.search(
+    sight = await asyncio.to_thread(state.here.sight, workspace)
+    shown, newest, relevance = await state.db.search(
         lambda conn: (
             retrievals.read_shown(conn),
             look_at(conn),
-            state.here.sight(workspace),
             search.find_relevance(state.db, conn, query),
         ),
         limit_s=_PATIENCE_S,
     )
     view = await _view(state, shown, newest, sight, caller)
-    asked = bool(query.strip())
-    found = (
-        search.ranked(relevance, view.known, _CANDIDATES) if asked else [(each, 1.0) for each in view.known.values()]
-    )
-    found = [pair for pair in found if family in {None, pair[0].family}]
-    choose = partial(_choose, view, found, asked=asked, limit=limit, standing=standing)
-    large = len(view.program or "") > _LARGE_PROGRAM
-    hits, note = await asyncio.to_thread(choose) if large else choose()
-    if large and view.context is not None:  # what asks for the best program takes it from there
-        await asyncio.to_thread(group_hash, view.program, view.context.editable)
-    return view, hits, note
+    found = relevance if query.strip() else None
+    choose = partial(_choose, view, found, limit=limit, family=family, standing=standing)
+    return view, *await asyncio.to_thread(choose)
 
 
 async def _view(state: State, shown: Shown, newest: Newest, sight: Sight | None, caller: Caller | None) -> _View:
     """Return what every search in a workspace has to know: little of it is read again before the store moves."""
     context = None if sight is None else await state.here.context_of(sight)
-    under_way = await activity.under_way(state.db) if newest.live else activity.NOTHING
+    running = activity.running_now(await activity.under_way(state.db), caller) if newest.live else []
     return _View(
         shown=shown,
         known=await methods.library(state.db, newest),
@@ -137,23 +139,36 @@ async def _view(state: State, shown: Shown, newest: Newest, sight: Sight | None,
         context=context,
         evidence=await state.evidence(context, newest),
         decided=(newest.outcome, newest.decision),
-        running=activity.running_now(under_way, caller),
+        running=running,
     )
 
 
 def _choose(
-    view: _View, found: Sequence[tuple[Method, float]], *, asked: bool, limit: int, standing: Standing | None
+    view: _View, relevance: Mapping[str, float] | None, *, limit: int, family: str | None, standing: Standing | None
 ) -> tuple[list[MethodHit], str]:
     """Return the methods to show, best first, and what is to be said of the search as a whole.
 
-    Where words are `asked` for, what others told of a method moves its rank less.
+    With `relevance` to a query, what others reported of a method moves its rank less. Without a query, what the file
+    holds and what does not fit it is left out. What lost on this class of device is shown behind the others.
     """
-    records, prior, past = view.evidence.records, view.evidence.prior, view.evidence.tries.past
+    asked = relevance is not None
+    found = (
+        [(each, 1.0) for each in view.known.values()]
+        if relevance is None
+        else search.ranked(relevance, view.known, _CANDIDATES)
+    )
+    found = [pair for pair in found if family in {None, pair[0].family}]
+    records, prior, history = view.evidence.records, view.evidence.prior, view.evidence.tries.history
     chosen = {each.id: each for each, _ in found if standing is None or records.of(each.id).standing is standing}
-    foreseen = {each.id: prior.foreseen(each.moves, past) for each in chosen.values()}
+    estimates = {each.id: prior.estimate(each.moves, history) for each in chosen.values()}
     candidates = {
         each.id: posterior.Candidate(
-            each.id, relevance, records.appraisal(each), view.shown.ages(each.id), foreseen[each.id].score
+            each.id,
+            relevance,
+            records.appraisal(each),
+            view.shown.ages(each.id),
+            # A prior is for what was not tried: it fades with each trial of the method here.
+            estimates[each.id].log_ratio / (1 + records.of(each.id).here.tries),
         )
         for each, relevance in found
         if each.id in chosen
@@ -162,19 +177,86 @@ def _choose(
     stale = records.plateau_families(PLATEAU_RUNS)
     ranked = posterior.rank(list(candidates.values()), told_bound=bound)
     in_flight = {each for run in view.running for each in run.method_ids}
-    best = _diverse(ranked, chosen, stale, in_flight, limit)
+    losers = {each for each, _ in ranked if lost_here(chosen[each], view)}
+    best = _diverse(ranked, chosen, stale, in_flight, limit if asked else len(ranked))
+    fits = dict[str, _Fit]()
+    if not asked:
+        best.sort(key=lambda each: each in losers)
+        best = _usable(best, chosen, view, limit, fits)
     present = {} if view.program is None else _presences([chosen[each] for each in best], view.program)
+
+    def p_keep(each: str) -> float:
+        moves = fits[each].moves if each in fits and fits[each].moves else chosen[each].moves
+        return prior.estimate(moves, history).with_odds(candidates[each].appraisal.odds).p_keep
+
     hits = [
         _hit(
             view,
             chosen[each],
             posterior.explain(candidates[each], told_bound=bound),
             present.get(each),
-            foreseen[each].elsewhere,
+            estimates[each],
+            p_keep(each),
         )
         for each in best
     ]
+    doubted = history.keep_rate * _UNLIKELY
+    hits.sort(key=lambda hit: (hit.method_id in losers, not asked and (hit.p_keep or 0) < doubted))  # they do not lead
     return hits, explain.plateau(PLATEAU_RUNS, stale)
+
+
+def lost_here(method: Method, view: _View) -> bool:
+    """Return whether a method lost on this class of device, and never won there."""
+    here, record = view.context, view.evidence.records.of(method.id)
+    if record.here.tries:
+        return record.standing is Standing.FLOPPED
+    if here is None:
+        return False
+    near = Count.of(
+        trial
+        for trial in record.trials
+        if trial.context.device_class == here.device_class and trial.origin is not Origin.REPORTED
+    )
+    told = [each for each in method.outcomes if each.device == here.device_class]
+    wins = near.wins + sum(each.wins for each in told)
+    gains = [near.mean_gain, *(each.mean_gain for each in told)]
+    return not wins and any(gain is not None and gain < 0 for gain in gains)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Fit:
+    """Whether a method's edit fits a program, and what it moves there."""
+
+    fits: bool
+    moves: tuple[Move, ...] = ()
+
+
+def _usable(
+    ranked: Sequence[str], methods: Mapping[str, Method], view: _View, limit: int, fits: dict[str, _Fit]
+) -> list[str]:
+    """Return the first few methods whose edit fits a program and changes it; all where there is no program."""
+    if view.program is None:
+        return list(ranked[:limit])
+    found = list[str]()
+    for each in ranked:
+        if methods[each].recipe is not None and each not in view.evidence.learned:
+            fits[each] = _fit(methods[each], view.program)
+        if each not in fits or fits[each].fits:
+            found.append(each)
+        if len(found) == limit:
+            break
+    return found
+
+
+def _fit(method: Method, program: str) -> _Fit:
+    known = _fits_known(program)
+    if known.get(method.id, (None,))[0] is not method:
+        made = apply.apply_method(method, program, {})
+        moves: tuple[Move, ...] = ()
+        if isinstance(made, Applied) and (found := change.change_between(program, made.text)) is not None:
+            moves = change.moves_of(change.named(found), method.name)
+        known[method.id] = method, _Fit(isinstance(made, Applied), moves)
+    return known[method.id][1]
 
 
 def _diverse(
@@ -205,7 +287,12 @@ def _diverse(
 
 
 def _hit(
-    view: _View, method: Method, score: posterior.Score, presence: Presence | None, elsewhere: Elsewhere | None
+    view: _View,
+    method: Method,
+    score: posterior.Score,
+    presence: Presence | None,
+    estimate: Estimate,
+    p_keep: float,
 ) -> MethodHit:
     record = view.evidence.records.of(method.id)
     return MethodHit(
@@ -222,7 +309,8 @@ def _hit(
         presence=presence,
         has_edit=method.recipe is not None or method.id in view.evidence.learned,
         score=round(score.score, 4),
-        why=explain.why(method, record, presence, elsewhere, view.context),
+        why=explain.why(method, record, presence, estimate, view.context, p_keep=p_keep),
+        p_keep=round(p_keep, 4),
         parts=score.parts(),
         elsewhere=_trials(record.elsewhere),
         imported=_trials(record.imported),
@@ -240,6 +328,12 @@ def _presences(wanted: Sequence[Method], program: str) -> dict[str, Presence]:
     new = [each for each in wanted if each.recipe is not None and known.get(each.id, (None,))[0] is not each]
     known.update((method.id, (method, how)) for method, how in zip(new, apply.detect_each(new, program), strict=True))
     return {each.id: known[each.id][1] for each in wanted if each.recipe is not None}
+
+
+@programs.remembered(2**19)
+def _fits_known(program: str) -> dict[str, tuple[Method, _Fit]]:  # noqa: ARG001 - the result is kept by it
+    """Return what is known of which edits fit a program, to be filled."""
+    return {}
 
 
 @programs.remembered(2**19)

@@ -7,11 +7,12 @@ from collections.abc import Callable
 from loopgraph_mcp.api.answers import BestProgram
 from loopgraph_mcp.api.context import Surroundings
 from loopgraph_mcp.api.evidence import Evidence, Outcomes, Records
-from loopgraph_mcp.api.tries import NO_TRIES, lessons_of, read_tries
+from loopgraph_mcp.api.tries import NO_TRIES, counts_of, read_tries
+from loopgraph_mcp.code.constants import Written
 from loopgraph_mcp.config import Settings
 from loopgraph_mcp.ingest.published import read_day_one
 from loopgraph_mcp.models import Context, Verdict
-from loopgraph_mcp.ranking.prior import Foresight, Lesson
+from loopgraph_mcp.ranking.prior import KindCount, Prior
 from loopgraph_mcp.store import edits, imports, learned, methods, outcomes
 from loopgraph_mcp.store.database import Database
 from loopgraph_mcp.store.experiments import ExperimentRow
@@ -31,10 +32,12 @@ class State:
     clock: Callable[[], float]
     here: Surroundings = dataclasses.field(init=False)
     best_known: tuple[object, BestProgram | None] = (None, None)
+    values_known: tuple[object, object] = (None, None)  # what api/suggest.py worked out last, and for what
+    numbers_read: dict[tuple[str, str], Written] = dataclasses.field(default_factory=dict)
     _lock: asyncio.Lock = dataclasses.field(default_factory=asyncio.Lock)
     _outcomes: Outcomes = _NOTHING
     _evidence: dict[Context | None, Evidence] = dataclasses.field(default_factory=dict)
-    _elsewhere: tuple[list[Search], list[Lesson]] = dataclasses.field(default_factory=lambda: ([], []))
+    _elsewhere: tuple[list[Search], list[KindCount]] = dataclasses.field(default_factory=lambda: ([], []))
     _evidence_of: tuple[int, int, int] = (0, 0, 0)
 
     def __post_init__(self) -> None:
@@ -71,14 +74,14 @@ class State:
             return self._evidence[context]
 
     async def _read_evidence(self, context: Context | None, newest: Newest) -> Evidence:
-        shipped = read_day_one().lessons if self.settings.day_one else ()
+        bundled = read_day_one().counts if self.settings.day_one else ()
         searches = await outcomes.own_searches(self.db, besides=None if context is None else context.workspace_id)
         if searches != self._elsewhere[0]:  # most outcomes are of one workspace
-            self._elsewhere = searches, await lessons_of(self.db, searches)
+            self._elsewhere = searches, await counts_of(self.db, searches)
         evidence = Evidence(
             Records(await self.outcomes(newest), context),
             NO_TRIES if context is None else await read_tries(self.db, context, newest),
-            Foresight([*shipped, *await imports.all_lessons(self.db), *self._elsewhere[1]]),
+            Prior([*bundled, *await imports.all_counts(self.db)], self._elsewhere[1]),
             await learned.methods_with_recipe(self.db),
         )
         if len(evidence.records.outcomes.runs) > _FEW:

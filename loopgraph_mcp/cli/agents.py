@@ -1,6 +1,7 @@
 """The commands `loopgraph agent`, `bench`, `read` and `prompt`."""
 
 import asyncio
+import json
 import os
 import sys
 from enum import StrEnum
@@ -154,13 +155,25 @@ def bench(
     policy: Policy = "",
     experiments: Annotated[int, typer.Option("--experiments", "-n", help="Experiments of each session.", min=1)] = 20,
     seeds: Annotated[int, typer.Option(help="Number of seeds.", min=1)] = 3,
+    surrogate: Annotated[
+        str,
+        typer.Option(
+            help="Surrogate model of real training instead of a workspace: nanochat-h200 and others, or a file. Without "
+            "a researcher, scripts, optimisers and LoopGraph's values search it in this process."
+        ),
+    ] = "",
+    about: Annotated[
+        bool, typer.Option("--about", help="Show what the surrogate was fitted to, and how well.")
+    ] = False,
+    jobs: Annotated[int, typer.Option(help="Processes of a surrogate search; 0: one for each core.", min=0)] = 0,
     first_seed: Annotated[int, typer.Option(help="First seed, to add seeds to an earlier comparison.", min=1)] = 1,
     arms: Annotated[
         str,
         typer.Option(
-            help="Any of none, outcomes, packs, both, both-skill, both-warm, tpe; the first is the reference."
+            help="Any of none, outcomes, packs, both, both-skill, both-warm, tpe; the first is the reference. With a "
+            "surrogate: none, random, tpe, tpe-cold, cma-es, cma-es-cold, cold, warm, warm-other, placebo; default all."
         ),
-    ] = ("none,both"),
+    ] = "",
     again: Annotated[
         int, typer.Option(help="Fresh seeds on which each session's final program is trained again.", min=0)
     ] = 3,
@@ -184,7 +197,24 @@ def bench(
     from loopgraph_mcp.cli import sessions  # noqa: PLC0415 - see agent
     from loopgraph_mcp.cli.live_view import Board  # noqa: PLC0415
 
+    command = "loopgraph " + " ".join(sys.argv[1:])
+    chosen = list(dict.fromkeys(arm.strip() for arm in arms.split(",") if arm.strip()))
+    if surrogate and (about or not (provider or model or policy)):
+        _in_process(
+            surrogate,
+            chosen,
+            range(first_seed, first_seed + seeds),
+            experiments,
+            jobs,
+            out,
+            command,
+            about=about,
+            as_json=as_json,
+        )
+        return
     check_researcher(provider, model, policy)
+    if surrogate:
+        workspace = _surrogate_workspace(surrogate, out)
     plan = Plan(
         provider=provider,
         model=model,
@@ -199,8 +229,7 @@ def bench(
         max_usd=max_usd,
         menu="off" if policy else menu.value,
     )
-    chosen = list(dict.fromkeys(arm.strip() for arm in arms.split(",") if arm.strip()))
-    command = "loopgraph " + " ".join(sys.argv[1:])
+    chosen = chosen or ["none", "both"]
 
     async def compare(board: Board) -> tuple[benches.Result, list[Path]]:
         settings, over, where = _settings(workspace), range(first_seed, first_seed + seeds), out.resolve()
@@ -215,6 +244,45 @@ def bench(
     with Board(render.errors) as board:
         found, files = asyncio.run(compare(board))
     sessions.show_bench(benches.rows(found), files, as_json=as_json)
+
+
+def _in_process(
+    surrogate: str,
+    arms: list[str],
+    seeds: range,
+    experiments: int,
+    jobs: int,
+    out: Path,
+    command: str,
+    *,
+    about: bool,
+    as_json: bool,
+) -> None:
+    from loopgraph_mcp.agents import surrogate_arms, surrogate_bench  # noqa: PLC0415 - see agent
+    from loopgraph_mcp.cli.sessions import show_bench  # noqa: PLC0415
+
+    if about:
+        print(json.dumps(surrogate_bench.about(surrogate), indent=2))  # noqa: T201 - for people and programs alike
+        return
+    wanted = arms or list(surrogate_arms.ARMS)
+    surrogate_arms.check_arms(wanted)
+    curves = []
+    with render.errors.status("searching") as shown:
+        for curve in surrogate_bench.run(
+            surrogate, wanted, seeds, experiments=experiments, jobs=jobs or os.cpu_count() or 1
+        ):
+            curves.append(curve)
+            shown.update(f"{len(curves)} of {len(wanted) * len(seeds)} sessions")
+    files = surrogate_bench.write(curves, surrogate, out.resolve(), command=command)
+    show_bench(surrogate_bench.table(surrogate_bench.summarise(curves)), files, as_json=as_json)
+
+
+def _surrogate_workspace(surrogate: str, out: Path) -> str:
+    from loopgraph_mcp.agents import surrogate_bench  # noqa: PLC0415 - see agent
+
+    folder = out.resolve() / "surrogate"
+    surrogate_bench.lay_out(surrogate, folder)
+    return str(folder)
 
 
 @app.command()

@@ -531,14 +531,25 @@ def backtest(
     ] = None,
     day_one: Annotated[
         bool,
-        typer.Option("--day-one/--no-day-one", help="Also train on the published histories bundled with LoopGraph."),
+        typer.Option("--day-one/--no-day-one", help="Also train on the 50 published histories bundled with LoopGraph."),
     ] = True,
+    held_out: Annotated[
+        bool, typer.Option("--held-out", help="Replay only histories of the owners set aside to judge the prior.")
+    ] = False,
+    own_searches: Annotated[
+        bool, typer.Option("--own-searches", help="Learn from the other histories of a history's owner as well.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Measure how well LoopGraph predicts which changes were kept (leave-one-owner-out AUC on past runs)."""
     with render.errors.status("reading …") as shown:
         report = backtesting.run(
-            files, memory or [], day_one=day_one, progress=lambda words: shown.update(escape(words))
+            files,
+            memory or [],
+            bundled=day_one,
+            held_out=held_out,
+            own_searches=own_searches,
+            progress=lambda words: shown.update(escape(words)),
         )
     render.print_json(report) if as_json else render.show_backtest(report)
 

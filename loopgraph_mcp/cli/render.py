@@ -41,7 +41,7 @@ from loopgraph_mcp.cli import next_steps
 from loopgraph_mcp.cli.doctor import Check, Level
 from loopgraph_mcp.errors import LoopGraphError
 from loopgraph_mcp.models import Decision, NextStep, Origin, OutcomeKind, RunState, VerdictKind
-from loopgraph_mcp.ranking.backtest import Report
+from loopgraph_mcp.ranking.backtest import Difference, Report
 from loopgraph_mcp.text import diff_lines, marked, plain, quoted, visible
 
 
@@ -141,6 +141,14 @@ def show_search(answer: SearchAnswer) -> None:
         told = f"{escape(hit.summary)}\n[dim]{escape(hit.why)}{recipe}[/]"
         table.add_row(str(rank), f"[bold]{escape(hit.method_id)}[/]", hit.standing.value, f"{hit.score:.2f}", told)
     console.print(table)
+    if answer.values and answer.values[0].runs:
+        values = Table(title="values to try", title_justify="left")
+        for name in ("change", "expected gain (90 %)", "P(improves)", "P(fails)"):
+            values.add_column(name, overflow="fold")
+        for each in [*answer.values, *answer.knob_values]:
+            gain = f"{explain.signed(each.gain)} ({explain.signed(each.low)} to {explain.signed(each.high)})"
+            values.add_row(escape(each.changes), gain, f"{each.p_improves:.2f}", f"{each.p_fails:.2f}")
+        console.print(values)
     if answer.best is not None:
         best = answer.best
         told = f"best known here: {best.metric} {best.metric_value:.6f}; the file is another program"
@@ -193,8 +201,8 @@ def show_edit(answer: EditAnswer) -> None:
         console.print(f"[bold]{answer.edit_id}[/] ({answer.status})")
         if answer.learned:
             console.print(f"[dim]recipe:[/] {escape(answer.learned)}", highlight=False)
-        if answer.foresight:
-            console.print(f"[dim]foresight:[/] {escape(answer.foresight)}", highlight=False)
+        if answer.prior:
+            console.print(f"[dim]prior:[/] {escape(answer.prior)}", highlight=False)
         for each in answer.companions:
             told = f"--with {each.name}: {each.why} ({each.change})"
             console.print(f"[dim]goes well with it:[/] {escape(told)}", highlight=False)
@@ -519,9 +527,8 @@ def _alike(notes: Sequence[str]) -> list[tuple[str, int]]:
 def _sums(answers: Sequence[ImportAnswer]) -> str:
     added, known = (sum(getattr(answer, name) for answer in answers) for name in ("added", "known"))
     left_out = sum(answer.left_out for answer in answers)
-    return (
-        f"{added} new, {known} known already, {left_out} left out; {sum(answer.lessons for answer in answers)} lessons"
-    )
+    kinds = sum(answer.kinds for answer in answers)
+    return f"{added} new, {known} known already, {left_out} left out; {kinds} kinds of change"
 
 
 def _import_counts(answer: ImportAnswer) -> str:
@@ -533,7 +540,7 @@ def _import_counts(answer: ImportAnswer) -> str:
     return (
         f"{better}, {answer.device}, {answer.budget_s:g} s; {answer.added} new, {answer.known} known already, "
         f"{answer.left_out} left out; {whole} understood, {part} in part; {diffs} with a diff, {methods} of a known "
-        f"method; {answer.lessons} lessons"
+        f"method; {answer.kinds} kinds of change"
     )
 
 
@@ -556,34 +563,31 @@ def _import_table(answer: ImportAnswer) -> Table:
 
 
 def show_backtest(report: Report) -> None:
-    """Show who foretold best which changes were kept."""
-    table = Table(title="order-balanced AUC on frozen pools (0.5 is the agent's own order)", title_justify="left")
-    table.add_column("ranking")
-    table.add_column("AUC", justify="right")
-    rows = {"LoopGraph": report.order_balanced_auc, **report.ablation, **report.baselines}
-    for name, auc in rows.items():
-        shown = "-" if auc is None else f"{auc:.3f}"
-        table.add_row(f"[bold]{name}[/]" if name == "LoopGraph" else escape(name), shown)
+    """Show how well the prior ranks changes, beside other rankings, and how honest its probabilities are."""
+    if report.prior is None:
+        console.print("no pool of 20 changes has two that were kept and two that were not: nothing to rank")
+        return
+    table = Table(
+        title="ranking the next 20 changes (means over owners; 0.5 is the agent's own order)", title_justify="left"
+    )
+    for column in ("ranking", "weighted AUC", "LoopGraph is better by", "plain AUC", "gain in 10 picks"):
+        table.add_column(column, justify="left" if column == "ranking" else "right")
+    for name, each in {"LoopGraph": report.prior, **report.rankings}.items():
+        better = "" if each.prior_gain is None else _difference(each.prior_gain, 3)
+        table.add_row(escape(name), f"{each.weighted_auc:.3f}", better, f"{each.auc:.3f}", f"{each.gain_share:.0%}")
     console.print(table)
-    if report.ci95 is not None:
-        low, high = report.ci95
-        console.print(f"95 % interval over owners: {low:.3f} to {high:.3f}", highlight=False)
-    console.print(
-        f"{report.histories} histories with {report.pools} pools that hold both kinds of pairs", highlight=False
-    )
-    if report.first_win_rank is not None and report.top_lift is not None:
-        first, chance = report.first_win_rank
-        console.print(f"first keep at place {first:.1f} of a pool's order, by chance at {chance:.1f}", highlight=False)
-        console.print(f"keeps among the best five: {report.top_lift:.2f} times what chance gives", highlight=False)
-    saved, lost = report.runs_saved, report.gain_lost
-    console.print(
-        f"skipping the worst fifth saves {saved:.0%} of the runs and loses {lost:.0%} of the gain", highlight=False
-    )
-    repeats, caught, wrong = report.repeats
-    console.print(
-        f"{repeats} changes repeated a failed one word for word; {caught} of them were warned of; "
-        f"{wrong} changes warned of were kept",
-        highlight=False,
-    )
-    bins = ", ".join(f"{each.foretold:.2f} -> {each.kept:.2f} ({each.changes})" for each in report.calibration)
-    console.print(f"P(keep) foretold -> kept (changes): {bins}", highlight=False)
+    owners = ", ".join(f"{owner} {ours:.3f} ({plain:.3f})" for owner, (ours, plain) in report.by_owner.items())
+    console.print(f"weighted AUC by owner (plain counts of knob x direction): {escape(owners)}", highlight=False)
+    console.print(f"{report.histories} histories, {report.pools} pools, {report.changes} changes", highlight=False)
+    if report.brier_difference is not None:
+        console.print(
+            f"Brier score of P(keep) {report.brier:.4f}, of the recent keep rate {report.brier_recent_rate:.4f}: "
+            f"{_difference(report.brier_difference, 4)} (below zero is better)",
+            highlight=False,
+        )
+    bins = ", ".join(f"{each.p_keep:.2f} -> {each.kept:.2f} ({each.changes})" for each in report.calibration)
+    console.print(f"calibration, P(keep) -> share kept (changes): {bins}", highlight=False)
+
+
+def _difference(found: Difference, digits: int) -> str:
+    return f"{found.mean:+.{digits}f} [{found.low:+.{digits}f}, {found.high:+.{digits}f}]"

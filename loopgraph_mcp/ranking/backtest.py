@@ -1,410 +1,385 @@
-"""Replays histories in order and judges who foretells best which changes are kept.
+"""Replays histories in order and measures how well the prior ranks changes and how honest its probabilities are.
 
-The primary figure is the order-balanced AUC on frozen pools. At every tenth row of a history the memory is frozen: it
-knows what came earlier and what other owners' histories teach. It scores the next twenty changes that were really
-tried, and then it learns. The AUC is the share of pairs of a kept and an unkept change that the scores put in the right
-order, averaged over the pairs in which the keep came first and those in which it came later: an agent tries what it
-believes in first, and so its own order scores exactly one half. Pools that lack one kind of pair say nothing.
+At every tenth row of a history the prior is frozen: it knows the rows before and other owners' histories, and ranks the
+next twenty changes that were really tried. The primary figure is the order-balanced, gain-weighted AUC: the share of
+pairs of a kept and a discarded change that are ranked right, a pair weighing log(1 + gain / sigma) of the kept one,
+averaged over the pairs in which the kept change was tried first and those in which it was tried later. An agent tries
+what it believes in first, so its own order scores exactly one half. Figures are means over an owner's pools, then over
+owners; each other ranking is compared with the prior on the same pools.
+
+Probabilities are judged on every change of a history, each predicted from the rows before it.
 """
 
+import hashlib
 import math
 import random
-import re
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 
-from loopgraph_mcp.models import Move
-from loopgraph_mcp.ranking import prior
-from loopgraph_mcp.ranking.features import Past, Try
+from loopgraph_mcp.ranking.features import Trial, TrialHistory
 from loopgraph_mcp.ranking.knobs import FAMILIES
-from loopgraph_mcp.ranking.prior import Foreseen, Foresight, Lesson, lessons, windows
+from loopgraph_mcp.ranking.prior import KindCount, Prior, count_kinds, wider
 
 RESAMPLES = 2_000
-_TOP = 5
-_SKIPPED = 0.2
-_RELATIVE_NOISE = 0.001  # of the metric: repeated baselines differ by .0008 on an H100 at 0.998 bpb
+_POOL, _EVERY, _SMALLEST_POOL, _LEAST_OF_A_KIND = 20, 10, 10, 2
+_PICKS = 10
+_SEEDS = 50  # of the random ranking: a single one is off by .02
+_SIGMA = 0.001  # of the first metric: repeated baselines differ by .0008 on an H100 at 0.998 bpb
 _BINS = 10
+
+
+def is_held_out(owner: str) -> bool:
+    """Return whether an owner's histories were set aside to judge the prior; docs/prior.md says when they were seen.
+
+    The first bit of a hash of the name decides, so that no outcome does. Of the nine published owners fourcolors,
+    karpathy, pimlock and trevin-creator are held out; ArmanJR, elementalcollision, markbriers, miolini and
+    radozaprazny are those to choose on.
+    """
+    return hashlib.sha256(owner.encode()).digest()[0] >= 0x80
 
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """One history to be replayed.
+    """One history to be replayed; `fingerprint` tells it from others whatever its file is called."""
+
+    name: str
+    owner: str
+    fingerprint: str
+    trials: tuple[Trial, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CountedHistory:
+    """One history that the prior learns from."""
+
+    owner: str
+    fingerprint: str
+    counts: tuple[KindCount, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A mean paired difference with its 95 % interval: owners, then their histories, drawn with replacement."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """How well one way of ranking does; each figure is a mean over owners.
 
     Args:
-        texts: The outcome-stripped description of each try, in their order.
+        weighted_auc: Order-balanced AUC, pairs weighed by the gain of the kept change.
+        auc: Order-balanced AUC, pairs weighed alike.
+        gain_share: Share of a pool's gain among the first ten of its order.
+        prior_gain: By how much the prior's weighted AUC is higher; None of the prior itself.
     """
 
-    name: str
-    owner: str
-    tries: tuple[Try, ...]
-    texts: tuple[str, ...]
-    higher_is_better: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Frozen:
-    """What a ranker may know when it scores a pool: nothing of the pool's own outcomes."""
-
-    past: Past
-    before: tuple[tuple[Try, str], ...]
-    owner: str
-
-
-Ranker = Callable[[Frozen, Sequence[tuple[Try, str]]], list[float]]
-
-
-@dataclass(frozen=True, slots=True)
-class HistoryFigures:
-    """The figures of one history."""
-
-    name: str
-    owner: str
-    pools: int
-    auc: float | None
-    auc_above_noise: float | None
-    baselines: Mapping[str, float]
+    weighted_auc: float
+    auc: float
+    gain_share: float
+    prior_gain: Difference | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Bin:
-    """Foretold against seen, for changes whose probability of being kept fell into one tenth."""
+    """Predicted and observed keep rate of the changes whose probability fell into one tenth."""
 
-    foretold: float
+    p_keep: float
     kept: float
     changes: int
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a backtest found; AUCs are averaged over pools, then over histories.
+    """What a backtest found.
 
     Args:
-        ci95: Of the AUC, by resampling owners.
-        pools: Pools with both kinds of pairs.
-        above_noise: AUC where only gains above the noise count as kept.
-        first_win_rank: Mean place of the first keep in a pool's order, and the mean that chance would give.
-        top_lift: Keeps among a pool's best five over what chance would give.
-        repeats: Changes that repeat a failed one: how many, how many were warned of, how many of the warned were kept.
-        calibration: Foretold against seen.
-        brier: Mean squared error of the probabilities, and that of always saying the history's keep rate so far.
-        runs_saved: Share of runs that skipping the worst fifth of each pool saves.
-        gain_lost: Share of the kept gains that it loses.
-        ablation: The AUC with one part of the score left out.
+        prior: The prior's own figures; None where no pool has two changes of each kind.
+        rankings: Others by name: baselines, and the prior without one of its parts.
+        by_owner: The prior's weighted AUC and the plain counts' for each owner.
+        pools: Pools that were ranked.
+        changes: Changes whose probability was predicted.
+        brier: Mean squared error of the probabilities, over an owner's changes and then over owners.
+        brier_recent_rate: The same of always predicting the recent keep rate.
+        brier_difference: The first minus the second; below zero is better.
+        calibration: Over all changes.
     """
 
-    order_balanced_auc: float | None
-    ci95: tuple[float, float] | None
-    owners_mean: float | None
+    prior: Ranking | None
+    rankings: Mapping[str, Ranking]
+    by_owner: Mapping[str, tuple[float, float]]
     histories: int
     pools: int
-    above_noise: float | None
-    first_win_rank: tuple[float, float] | None
-    top_lift: float | None
-    repeats: tuple[int, int, int]
+    changes: int
+    brier: float | None
+    brier_recent_rate: float | None
+    brier_difference: Difference | None
     calibration: tuple[Bin, ...]
-    brier: tuple[float, float] | None
-    runs_saved: float
-    gain_lost: float
-    baselines: Mapping[str, float]
-    ablation: Mapping[str, float]
-    per_history: tuple[HistoryFigures, ...]
 
 
-def order_balanced_auc(scores: Sequence[float], kept: Sequence[bool]) -> float | None:
-    """Return the AUC of scores in the order in which changes were tried; None where a kind of pair is missing."""
-    right, pairs = [0.0, 0.0], [0, 0]
-    for i, keep in enumerate(kept):
-        for j, other in enumerate(kept):
-            if keep and not other:
+def order_balanced_auc(scores: Sequence[float], weights: Sequence[float | None]) -> float | None:
+    """Return the AUC of scores in the order in which changes were tried; None where a kind of pair is missing.
+
+    Args:
+        scores: One of each change, in that order.
+        weights: What a pair with this kept change weighs; None for a discarded change.
+    """
+    right, pairs = [0.0, 0.0], [0.0, 0.0]
+    for i, weight in enumerate(weights):
+        for j, other in enumerate(weights):
+            if weight is not None and other is None:
                 later = int(i > j)
-                right[later] += 1.0 if scores[i] > scores[j] else 0.5 if scores[i] == scores[j] else 0.0
-                pairs[later] += 1
+                right[later] += weight * (1.0 if scores[i] > scores[j] else 0.5 if scores[i] == scores[j] else 0.0)
+                pairs[later] += weight
     if not all(pairs):
         return None
     return (right[0] / pairs[0] + right[1] / pairs[1]) / 2
 
 
-# ------------------------------------------------------------------------------------------------ baselines
+def gain_share(scores: Sequence[float], gains: Sequence[float]) -> float | None:
+    """Return the share of the gains that the first ten of an order hold, ties shared out; None without gains."""
+    total, share, left = math.fsum(gains), 0.0, _PICKS
+    if not total:
+        return None
+    for score in sorted(set(scores), reverse=True):
+        tied = [gain for gain, own in zip(gains, scores, strict=True) if own == score]
+        taken = min(left, len(tied))
+        share += math.fsum(tied) * taken / len(tied)
+        left -= taken
+    return share / total
 
 
-def _key(move: Move, past: Past) -> str:
-    return prior.about_move(move, past.direction(move))
+# ----------------------------------------------------------------------------------------------- rankings
+
+PLAIN, RANDOM = "plain counts of knob x direction", "random"
+_PRIOR = "LoopGraph"
+Ranker = Callable[[TrialHistory, Sequence[Trial]], list[float]]
 
 
-def agent_order(_: Frozen, pool: Sequence[tuple[Try, str]]) -> list[float]:
-    """Score changes in the order in which the agent tried them."""
+def _rankers(pooled: Sequence[KindCount], own: Sequence[KindCount] | None, prior: Prior) -> dict[str, list[Ranker]]:
+    """Return the rankings of one history's changes by name; the figures of a name are the mean over its rankers."""
+    without = {} if own is None else {"without own other searches": [_by_prior(Prior(pooled))]}
+    own = own or []
+    alike = [replace(each, owner=str(place)) for place, each in enumerate(pooled)]  # none is large
+    return {
+        _PRIOR: [_by_prior(prior)],
+        "without steps": [_by_prior(Prior(_stepless(pooled), _stepless(own)))],
+        "without weights of owners": [_by_prior(Prior(alike, own))],
+        PLAIN: [_plain([*pooled, *own], wider)],
+        "plain counts of family x direction": [_plain([*pooled, *own], _family)],
+        "agent order": [_agent_order],
+        RANDOM: [_at_random(seed) for seed in range(_SEEDS)],
+        **without,
+    }
+
+
+def _by_prior(prior: Prior) -> Ranker:
+    return lambda history, pool: [prior.estimate(each.moves, history).log_ratio for each in pool]
+
+
+def _stepless(counts: Iterable[KindCount]) -> list[KindCount]:
+    return [replace(each, kind=f"{wider(each.kind)}, ") for each in counts]
+
+
+def _plain(counts: Iterable[KindCount], key: Callable[[str], str]) -> Ranker:
+    """Return a ranker by the share of keeps among all trials, whoever made them."""
+    kept, trials = Counter[str](), Counter[str]()
+    for count in counts:
+        kept[key(count.kind)] += count.kept
+        trials[key(count.kind)] += count.trials
+
+    def rate(kind: str) -> float:
+        return (kept[key(kind)] + 1) / (trials[key(kind)] + 6)
+
+    return lambda history, pool: [fmean(rate(history.kind(move)) for move in each.moves) for each in pool]
+
+
+def _family(kind: str) -> str:
+    knob, _, direction = wider(kind).rpartition(" ")
+    return f"{FAMILIES.get(knob, 'other')} {direction}"
+
+
+def _agent_order(_: TrialHistory, pool: Sequence[Trial]) -> list[float]:
     return [-float(place) for place in range(len(pool))]
 
 
-def at_random(frozen: Frozen, pool: Sequence[tuple[Try, str]]) -> list[float]:
-    """Score changes by chance, the same in every run."""
-    chance = random.Random(f"{frozen.owner} {len(frozen.before)}")  # noqa: S311 - not for secrets
-    return [chance.random() for _ in pool]
+def _at_random(seed: int) -> Ranker:
+    chance = random.Random(seed)  # noqa: S311 - not for secrets
+    return lambda _, pool: [chance.random() for _ in pool]
 
 
-def family_here(frozen: Frozen, pool: Sequence[tuple[Try, str]]) -> list[float]:
-    """Score a change by how often its family was kept in this history."""
-    seen: dict[str, list[int]] = defaultdict(lambda: [0, 0])
-    for done, _ in frozen.before:
-        for move in done.moves if done.is_change else ():
-            seen[FAMILIES.get(move.knob, "other")][0] += done.kept
-            seen[FAMILIES.get(move.knob, "other")][1] += 1
-    rates = {family: (kept + 1) / (tries + 6) for family, (kept, tries) in seen.items()}
-    return [fmean(rates.get(FAMILIES.get(move.knob, "other"), 1 / 6) for move in each.moves) for each, _ in pool]
+# ------------------------------------------------------------------------------------------------- replay
 
 
-def pooled_counts(histories: Iterable[Replay]) -> Ranker:
-    """Return a ranker by how often a knob moved this way was kept in other owners' histories, all rows alike."""
-    counts: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0])
-    for history in histories:
-        past = Past(history.higher_is_better)
-        for each in history.tries:
-            for move in each.moves if each.is_change else ():
-                seen = counts[history.owner, _key(move, past)]
-                seen[0] += each.kept
-                seen[1] += 1
-            past.learn(each)
-    by_key: dict[str, list[tuple[str, int, int]]] = defaultdict(list)
-    for (owner, key), (kept, tries) in counts.items():
-        by_key[key].append((owner, kept, tries))
+@dataclass(frozen=True, slots=True)
+class _Value:
+    """One value of one history, to be averaged over owners."""
 
-    def rate(move: Move, frozen: Frozen) -> float:
-        others = [each for each in by_key[_key(move, frozen.past)] if each[0] != frozen.owner]
-        return (sum(each[1] for each in others) + 1) / (sum(each[2] for each in others) + 6)
-
-    return lambda frozen, pool: [fmean(rate(move, frozen) for move in each.moves) for each, _ in pool]
-
-
-def unlike_failures(frozen: Frozen, pool: Sequence[tuple[Try, str]]) -> list[float]:
-    """Score a change by how little its words are like those of the failure most like it."""
-    failed = [_words(text) for done, text in frozen.before if done.is_change and not done.kept]
-    return [-max((_jaccard(_words(text), other) for other in failed), default=0.0) for _, text in pool]
-
-
-def by_category(classify: Callable[[str], object]) -> Ranker:
-    """Return a ranker by the share of keeps of a change's category in this history, categories being another tool's."""
-
-    def score(frozen: Frozen, pool: Sequence[tuple[Try, str]]) -> list[float]:
-        seen: dict[object, list[int]] = defaultdict(lambda: [0, 0])
-        for done, text in frozen.before:
-            if done.is_change:
-                seen[classify(text)][0] += done.kept
-                seen[classify(text)][1] += 1
-        rates = {category: (kept + 1) / (tries + 6) for category, (kept, tries) in seen.items()}
-        return [rates.get(classify(text), 1 / 6) for _, text in pool]
-
-    return score
-
-
-def _words(text: str) -> frozenset[str]:
-    return frozenset(re.findall(r"\w+", text))
-
-
-def _jaccard(one: frozenset[str], other: frozenset[str]) -> float:
-    return len(one & other) / len(one | other) if one | other else 0.0
-
-
-# --------------------------------------------------------------------------------------------------- replay
+    owner: str
+    history: str
+    value: float
 
 
 @dataclass(slots=True)
 class _Tally:
-    """What is counted over all pools."""
+    """What the replays give: figures of each ranking in the order of the pools, and each change's probability."""
 
-    first_ranks: list[tuple[float, float]] = field(default_factory=list)
-    top: list[tuple[float, float]] = field(default_factory=list)
-    foretold: list[tuple[float, float, bool]] = field(default_factory=list)
-    gains: list[tuple[float, float]] = field(default_factory=list)
-    skipped: list[tuple[int, int]] = field(default_factory=list)
+    pools: int = 0
+    weighted_aucs: dict[str, list[_Value]] = field(default_factory=lambda: defaultdict(list))
+    aucs: dict[str, list[_Value]] = field(default_factory=lambda: defaultdict(list))
+    gain_shares: dict[str, list[_Value]] = field(default_factory=lambda: defaultdict(list))
+    errors: list[_Value] = field(default_factory=list)
+    errors_of_rate: list[_Value] = field(default_factory=list)
+    predicted: list[tuple[float, bool]] = field(default_factory=list)
 
-    def add(self, pool: Sequence[Try], foreseen: Sequence[Foreseen], rate: float) -> None:
-        """Count one pool."""
-        order = sorted(range(len(pool)), key=lambda place: (-foreseen[place].score, place))
-        kept = [pool[place].kept for place in order]
-        chance = (len(pool) + 1) / (sum(kept) + 1)
-        self.first_ranks.append((kept.index(True) + 1, chance))
-        self.top.append((sum(kept[:_TOP]), sum(kept) * _TOP / len(pool)))
-        self.foretold += [(seen.p_keep, rate, each.kept) for seen, each in zip(foreseen, pool, strict=True)]
-        worst = order[len(order) - int(_SKIPPED * len(order)) :]
-        gain = {place: max(each.gain or 0.0, 0.0) * each.kept for place, each in enumerate(pool)}
-        self.gains.append((math.fsum(gain[place] for place in worst), math.fsum(gain.values())))
-        self.skipped.append((len(worst), len(pool)))
+    def rank(self, replay: Replay, rankers: Mapping[str, list[Ranker]]) -> None:
+        """Let all rankers rank the pools of one history."""
+        first = next((each.metric_value for each in replay.trials if each.metric_value is not None), None)
+        sigma = _SIGMA * abs(first or 1.0) or _SIGMA
+        for history, pool in pools(replay.trials):
+            self.pools += 1
+            gains = [max(each.gain or 0.0, 0.0) * each.kept for each in pool]
+            alike = [1.0 if each.kept else None for each in pool]
+            weights = [math.log1p(gain / sigma) if each.kept else None for each, gain in zip(pool, gains, strict=True)]
+            for name, several in rankers.items():
+                scores = [rank(history, pool) for rank in several]
+                for into, figures in (
+                    (self.weighted_aucs, [order_balanced_auc(each, weights) for each in scores]),
+                    (self.aucs, [order_balanced_auc(each, alike) for each in scores]),
+                    (self.gain_shares, [gain_share(each, gains) for each in scores]),
+                ):
+                    known = [each for each in figures if each is not None]
+                    into[name] += [_Value(replay.owner, replay.name, fmean(known))] if known else []
+
+    def predict(self, replay: Replay, prior: Prior) -> None:
+        """Compare each change's probability, from the rows before it, with what became of it."""
+        history = TrialHistory()
+        for trial in replay.trials:
+            if trial.is_change:
+                rate, p_keep = history.keep_rate, prior.estimate(trial.moves, history).p_keep
+                self.errors.append(_Value(replay.owner, replay.name, (p_keep - trial.kept) ** 2))
+                self.errors_of_rate.append(_Value(replay.owner, replay.name, (rate - trial.kept) ** 2))
+                self.predicted.append((p_keep, trial.kept))
+            history.learn(trial)
+
+    def ranking(self, name: str) -> Ranking | None:
+        """Return the figures of one ranking; None where no pool has both kinds of pairs."""
+        found = self.weighted_aucs[name]
+        if not found:
+            return None
+        better = None if name == _PRIOR else _difference(self.weighted_aucs[_PRIOR], found)
+        return Ranking(_mean(found), _mean(self.aucs[name]), _mean(self.gain_shares[name]), better)
+
+
+def pools(trials: Sequence[Trial]) -> Iterator[tuple[TrialHistory, list[Trial]]]:
+    """Yield the history before every tenth row with the next twenty changes, ten at least and two of each kind.
+
+    A history starts from its baseline: what was run before the first change is known to the first pool.
+    """
+    first = next((row for row, each in enumerate(trials) if each.is_change), 0)
+    history, learned = TrialHistory(), 0
+    for start in range(0, len(trials), _EVERY):
+        for trial in trials[learned : max(start, first)]:
+            history.learn(trial)
+        learned = max(start, first)
+        pool = [each for each in trials[start:] if each.is_change][:_POOL]
+        kept = sum(each.kept for each in pool)
+        if len(pool) >= _SMALLEST_POOL and min(kept, len(pool) - kept) >= _LEAST_OF_A_KIND:
+            yield history, pool
 
 
 def run(
-    histories: Sequence[Replay],
-    memory: Sequence[Lesson],
+    replays: Sequence[Replay],
+    memory: Sequence[CountedHistory],
     *,
-    others: Sequence[Replay] = (),
-    extra: Mapping[str, Ranker] | None = None,
+    own_searches: bool = False,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Report:
-    """Replay histories against a memory; lessons of a history's own owner never count for it.
+    """Replay histories, each predicted from the histories of other owners.
 
     Args:
-        histories: What is judged.
-        memory: What other histories taught.
-        others: The histories behind the memory, for the baseline that pools their counts.
-        extra: More baselines by name.
+        replays: Histories to be predicted.
+        memory: Histories to learn from.
+        own_searches: Whether an owner's other histories are known too, as the owner's other searches.
         progress: Called with each history's name as its turn comes.
     """
-    rankers: dict[str, Ranker] = {
-        "random": at_random,
-        "agent order": agent_order,
-        "family win rate here": family_here,
-        "family x direction, pooled over other owners": pooled_counts(others),
-        "unlike past failures, by text": unlike_failures,
-        **(extra or {}),
-    }
-    tally, figures, parts = _Tally(), list[HistoryFigures](), list[Mapping[str, float]]()
-    sights = {owner: Foresight(memory, without=owner) for owner in {each.owner for each in histories}}
-    for history in histories:
-        progress(history.name)
-        found, without = _replay(history, sights[history.owner], rankers, tally)
-        figures.append(found)
-        parts.append(without)
-    scored = [each for each in figures if each.auc is not None]
+    tally = _Tally()
+    for replay in replays:
+        progress(replay.name)
+        others = [each for each in memory if each.owner != replay.owner]
+        same = [each for each in memory if each.owner == replay.owner and each.fingerprint != replay.fingerprint]
+        pooled = [count for each in others for count in each.counts]
+        own = [count for each in same for count in each.counts] if own_searches else None
+        prior = Prior(pooled, own or ())
+        tally.rank(replay, _rankers(pooled, own, prior))
+        tally.predict(replay, prior)
+    rankings = {name: ranking for name in tally.weighted_aucs if (ranking := tally.ranking(name)) is not None}
+    ours, plain = (_by_owner(tally.weighted_aucs[name]) for name in (_PRIOR, PLAIN))
     return Report(
-        order_balanced_auc=_mean(each.auc for each in figures),
-        ci95=_interval(scored),
-        owners_mean=_mean(_mean(each.auc for each in scored if each.owner == owner) for owner in _owners(scored)),
-        histories=len(scored),
-        pools=sum(each.pools for each in figures),
-        above_noise=_mean(each.auc_above_noise for each in figures),
-        first_win_rank=_means(tally.first_ranks),
-        top_lift=_ratio(tally.top),
-        repeats=_repeats(histories),
-        calibration=_calibration(tally.foretold),
-        brier=_brier(tally.foretold),
-        runs_saved=_ratio(tally.skipped) or 0.0,
-        gain_lost=_ratio(tally.gains) or 0.0,
-        baselines={name: _mean(each.baselines.get(name) for each in scored) or 0.5 for name in rankers},
-        ablation={name: _mean(each.get(name) for each in parts) or 0.5 for name in _WITHOUT},
-        per_history=tuple(figures),
+        prior=rankings.pop(_PRIOR, None),
+        rankings=rankings,
+        by_owner={owner: (fmean(ours[owner]), fmean(plain[owner])) for owner in sorted(ours)},
+        histories=len(replays),
+        pools=tally.pools,
+        changes=len(tally.predicted),
+        brier=_mean(tally.errors) if tally.errors else None,
+        brier_recent_rate=_mean(tally.errors_of_rate) if tally.errors else None,
+        brier_difference=_difference(tally.errors, tally.errors_of_rate),
+        calibration=_calibration(tally.predicted),
     )
 
 
-_WITHOUT: Mapping[str, Callable[[Foreseen], float]] = {
-    "elsewhere alone": lambda seen: seen.parts.elsewhere,
-    "without elsewhere": lambda seen: seen.score - seen.parts.elsewhere,
-    "without place": lambda seen: seen.score - prior.PLACE_WEIGHT * seen.parts.place,
-    "without lately": lambda seen: seen.score - prior.LATELY_WEIGHT * seen.parts.lately,
-}
+def counted(replay: Replay) -> CountedHistory:
+    """Return what the prior learns from a history."""
+    return CountedHistory(replay.owner, replay.fingerprint, tuple(count_kinds(replay.trials, owner=replay.owner)))
 
 
-def _replay(
-    history: Replay, sight: Foresight, rankers: Mapping[str, Ranker], tally: _Tally
-) -> tuple[HistoryFigures, Mapping[str, float]]:
-    rows = list(zip(history.tries, history.texts, strict=True))
-    past, learned = Past(history.higher_is_better), 0
-    aucs: dict[str, list[float]] = defaultdict(list)
-    for start, _ in windows(history.tries):
-        for done, _text in rows[learned:start]:
-            past.learn(done)
-        learned = start
-        pool = [each for each in rows[start:] if each[0].is_change][: prior.WINDOW]
-        tries = [each for each, _ in pool]
-        kept = [each.kept for each in tries]
-        foreseen = [sight.foresee(each.moves, past) for each in tries]
-        tally.add(tries, foreseen, past.keep_rate)
-        frozen = Frozen(past, tuple(rows[:start]), history.owner)
-        scores = {name: rank(frozen, pool) for name, rank in rankers.items()}
-        scores["ours"] = [seen.score for seen in foreseen]
-        scores |= {name: [score(seen) for seen in foreseen] for name, score in _WITHOUT.items()}
-        for name, given in scores.items():
-            if (auc := order_balanced_auc(given, kept)) is not None:
-                aucs[name].append(auc)
-        noise = _RELATIVE_NOISE * abs(past.first or 0.0)
-        above = [each.kept and each.gain is not None and each.gain > noise for each in tries]
-        if (auc := order_balanced_auc(scores["ours"], above)) is not None:
-            aucs["above noise"].append(auc)
-    means = {name: fmean(found) for name, found in aucs.items()}
-    baselines = {name: means[name] for name in rankers if name in means}
-    ours = means.get("ours")
-    made = HistoryFigures(history.name, history.owner, len(aucs["ours"]), ours, means.get("above noise"), baselines)
-    return made, {name: means[name] for name in _WITHOUT if name in means}
+# ------------------------------------------------------------------------------------------------ figures
 
 
-def _repeats(histories: Sequence[Replay]) -> tuple[int, int, int]:
-    """Count changes that repeat a failed one, those of them warned of, and the warned changes that were kept."""
-    repeats = caught = wrong = 0
-    for history in histories:
-        past, failed = Past(history.higher_is_better), set[str]()
-        for done, text in zip(history.tries, history.texts, strict=True):
-            if done.is_change:
-                warned = bool(done.moves) and all(past.place(move) in _FAILED_BEFORE for move in done.moves)
-                repeats += text in failed
-                caught += text in failed and warned
-                wrong += warned and done.kept
-                if not done.kept:
-                    failed.add(text)
-            past.learn(done)
-    return repeats, caught, wrong
+def _by_owner(values: Iterable[_Value]) -> dict[str, list[float]]:
+    found: dict[str, list[float]] = defaultdict(list)
+    for each in values:
+        found[each.owner].append(each.value)
+    return found
 
 
-_FAILED_BEFORE = frozenset({"value failed before", "after a failure, without a value"})
+def _mean(values: Iterable[_Value]) -> float:
+    return fmean(map(fmean, _by_owner(values).values()))
 
 
-# -------------------------------------------------------------------------------------------------- figures
-
-
-def _owners(figures: Sequence[HistoryFigures]) -> list[str]:
-    return sorted({each.owner for each in figures})
-
-
-def _mean(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return fmean(known) if known else None
-
-
-def _means(pairs: Sequence[tuple[float, float]]) -> tuple[float, float] | None:
-    return (fmean(one for one, _ in pairs), fmean(other for _, other in pairs)) if pairs else None
-
-
-def _ratio(pairs: Sequence[tuple[float, float]]) -> float | None:
-    below = math.fsum(other for _, other in pairs)
-    return math.fsum(one for one, _ in pairs) / below if below else None
-
-
-def _interval(figures: Sequence[HistoryFigures]) -> tuple[float, float] | None:
-    """Return the 95 % interval of the mean over histories, owners drawn with replacement, the same in every run."""
-    by_owner = {owner: [each.auc or 0.0 for each in figures if each.owner == owner] for owner in _owners(figures)}
-    if len(by_owner) < 2:
+def _difference(ours: Sequence[_Value], others: Sequence[_Value]) -> Difference | None:
+    """Return the mean of one less the other over owners, with the interval; None with a single history."""
+    found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for one, other in zip(ours, others, strict=True):
+        found[one.owner][one.history].append(one.value - other.value)
+    owners = [[*histories.values()] for histories in found.values()]
+    if sum(map(len, owners)) < 2:
         return None
-    chance = random.Random(0)  # noqa: S311 - not for secrets
-    drawn = []
-    for _ in range(RESAMPLES):
-        owners = chance.choices(list(by_owner), k=len(by_owner))
-        drawn.append(fmean(auc for owner in owners for auc in by_owner[owner]))
-    drawn.sort()
-    return drawn[int(0.025 * RESAMPLES)], drawn[int(0.975 * RESAMPLES) - 1]
+    # A mean over drawn histories needs their sums and counts alone.
+    sums = [[(math.fsum(values), len(values)) for values in histories] for histories in owners]
+    chance = random.Random(0)  # noqa: S311 - not for secrets; the same interval in every run
+    drawn = sorted(
+        fmean(_pooled_mean(chance.choices(each, k=len(each))) for each in chance.choices(sums, k=len(sums)))
+        for _ in range(RESAMPLES)
+    )
+    return Difference(fmean(map(_pooled_mean, sums)), drawn[int(0.025 * RESAMPLES)], drawn[int(0.975 * RESAMPLES) - 1])
 
 
-def _calibration(foretold: Sequence[tuple[float, float, bool]]) -> tuple[Bin, ...]:
+def _pooled_mean(sums: Sequence[tuple[float, int]]) -> float:
+    return math.fsum(total for total, _ in sums) / sum(count for _, count in sums)
+
+
+def _calibration(predicted: Iterable[tuple[float, bool]]) -> tuple[Bin, ...]:
     bins: dict[int, list[tuple[float, bool]]] = defaultdict(list)
-    for p_keep, _, kept in foretold:
+    for p_keep, kept in predicted:
         bins[min(int(p_keep * _BINS), _BINS - 1)].append((p_keep, kept))
     return tuple(
-        Bin(fmean(p for p, _ in found), fmean(kept for _, kept in found), len(found))
+        Bin(fmean(p_keep for p_keep, _ in found), fmean(kept for _, kept in found), len(found))
         for _, found in sorted(bins.items())
     )
-
-
-def _brier(foretold: Sequence[tuple[float, float, bool]]) -> tuple[float, float] | None:
-    if not foretold:
-        return None
-    return (
-        fmean((p_keep - kept) ** 2 for p_keep, _, kept in foretold),
-        fmean((rate - kept) ** 2 for _, rate, kept in foretold),
-    )
-
-
-def taught_by(histories: Iterable[Replay]) -> list[Lesson]:
-    """Return the lessons of histories."""
-    return [
-        lesson
-        for history in histories
-        for lesson in lessons(history.tries, owner=history.owner, higher_is_better=history.higher_is_better)
-    ]

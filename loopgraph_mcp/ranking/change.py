@@ -283,7 +283,7 @@ def _turn_order(turn: Turn) -> tuple[str, str, str]:
 
 def named(change: Change) -> Change:
     """Return a change with its knobs under the names that descriptions use as well: MATRIX_LR becomes matrix_lr."""
-    turns = (Turn(_knob_name(turn.knob), turn.old, turn.new) for turn in change.turns)
+    turns = (Turn(knob_name(turn.knob), turn.old, turn.new) for turn in change.turns)
     return Change(tuple(sorted(turns, key=_turn_order)), change.rewrites)
 
 
@@ -301,7 +301,7 @@ def moves_of(change: Change, description: str = "") -> tuple[Move, ...]:
     found: dict[str, Move] = {}
     loose: list[Move] = [Move("code", word=f"{each.scope} {each.added}") for each in change.rewrites]
     for turn in change.turns:
-        knob = _knob_name(turn.knob)
+        knob = knob_name(turn.knob)
         if knob in FAMILIES:
             found.update((move.knob, move) for move in _known_moves(knob, turn))
         elif turn.values is not None:
@@ -324,7 +324,7 @@ def _bare(expression: str) -> str:
     return expression.strip("'\"")
 
 
-def _knob_name(path: str) -> str:
+def knob_name(path: str) -> str:
     """Return the knob that a dotted path names, looking at its end first: `GPT.forward.softcap` is `softcap`."""
     parts = path.split(".")
     for end in range(len(parts), 0, -1):

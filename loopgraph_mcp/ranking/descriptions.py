@@ -72,14 +72,18 @@ _BEFORE = compile_later(
 _PAIR = rf"\(? ?({_NUMBER}) ?, ?({_NUMBER}) ?\)?"
 _PAIRS = compile_later(rf"^{_WORD}{{0,2}}[\s(:=]*(?:from |to )?{_PAIR}(?:{_ARROW}{_PAIR})?")
 # Knobs that are counted: a fraction behind one is no value of it but a result.
-_COUNTED_NOUN = compile_later(r"layers?|(?:kv |attention )?heads?|mlp")  # its number is in front
+_COUNTED_NOUN = compile_later(
+    r"layers?|(?:kv |attention )?heads?|mlp|(?:routed |shared )?experts?"
+)  # its number is in front
 _PASSING = compile_later(r"(?:\(with|decay) $")  # `weight decay 0.1 to 0.2 (with LR 0.9)`, `decay LR to 0`
-_FACTORS = frozenset({"init_scale", "mlp_ratio", "resid_lambda", "value_embed"})  # counted in `x`
+_PARTS: Mapping[str, float] = {"half": 1 / 2, "third": 1 / 3, "quarter": 1 / 4, "eighth": 1 / 8, "sixteenth": 1 / 16}
+_PART = compile_later(r"\b(?:" + "|".join(_PARTS) + r")\b")  # of the context
+_FACTORS = frozenset({"branch_scale", "init_scale", "mlp_ratio", "resid_lambda", "value_embed"})  # counted in `x`
 _LEAST_BETA2 = 0.9
 _DECIMALS_OF_RESULTS = 4
 _LEAST_RESULT = 0.3
 _WHOLE = frozenset(
-    {"batch_size", "depth", "device_batch", "gqa", "head_dim", "muon_ns", "seq_len", "width", "window_size"}
+    {"batch_size", "depth", "device_batch", "experts", "gqa", "head_dim", "muon_ns", "seq_len", "width", "window_size"}
 )
 
 _UP = compile_later(
@@ -87,8 +91,9 @@ _UP = compile_later(
     r"|extend\w*|stronger|grow\w*|up|expand\w*|quadrupl\w+|triple|boost\w*)\b"
 )
 _DOWN = compile_later(
-    r"\b(?:decreas\w+|reduc\w+|lower\w*|smaller|halv\w+|half|shorter|narrower|shallower|fewer|less|remov\w+|disabl\w+|drop(?!out|path)\w*"
-    r"|without|no|zero|cut|shrink\w*|weaker|thinner|delet\w+|down|lessen\w*|turn off|eliminat\w+|skip|quarter)\b"
+    r"\b(?:decreas\w+|reduc\w+|lower\w*|smaller|halv\w+|half|shorter|narrower|shallower|fewer|less|remov\w+|disabl\w+"
+    r"|drop(?!out|[ -]?path)\w*|without|no|zero|cut|shrink\w*|weaker|thinner|delet\w+|down|lessen\w*|turn off"
+    r"|eliminat\w+|skip|quarter)\b"
 )
 # Where a description turns to why, to what was left alone, or to what came of it.
 _VERBS = (
@@ -101,14 +106,15 @@ _VERBS = (
     r"test|try|use\b|verif"
 )
 _KEPT = (
-    r"all|already|best|better|both|current|established|even|exp|fast|faster|finer|fully|"
-    r"gentle|high|improved|long|longer|low|more|new|now|optimised|optimized|our|previous|"
+    r"a (?:better|less|middle|more)|all|already|best|better|both|current|established|even|exp|fast|faster|finer|fully|"
+    r"gentle|high|improved|less|long|longer|low|more|new|now|optimised|optimized|our|previous|"
     r"proven|same|slower|smooth|stable|this|winning"
 )
 _ASIDE = compile_later(
     rf" at \d+[ -]?(?:d|dim|layers?|heads)\b"
     rf"| (?:to|in order to) (?:more )?(?:{_VERBS}).*"
-    r"|,? (?:while|given|because|since|based on|keeping|combined with the|following|after|which|that|as|where) .*"
+    r"|,? (?:while|given|because|since|based on|keeping|combined with the|following"
+    r"|after(?! (?:the |each |every )?(?:attn|attention|mlp|ffn|embed))|which|that|as|where) .*"
     rf"|,? (?:with|using|on|for|at|in|under|of|from) (?:the )?(?:{_KEPT})\b.*"
     r"|(?<!gelu)(?<!relu)(?<!silu)(?<!\^2)(?<!mlp)(?<!activation) with the .*"
     r"|;.*"
@@ -137,9 +143,17 @@ def is_baseline(description: str) -> bool:
 def is_rerun(description: str) -> bool:
     """Return whether a description names a repeated run of the same program, or one with another seed alone."""
     text = _plain(description)
-    return bool(
-        re.match(r"^(?:\w+ ){0,2}(?:re-?run|re-?test|repeat|replicate|reproduc\w*|verify|confirm)\b", text)
-    ) or bool(re.match(r"^(?:change |new |different |another |random )*seed\b", text))
+    return _RERUN.match(text) is not None
+
+
+_RERUN = compile_later(
+    r"(?:\w+ ){0,2}(?:re-?(?:run|test|verif\w*|check)|repeat|replicat\w+|reproduc\w*|verif\w+|confirm(?:ation)?)\b"
+    r"|(?:[\w-]+ ){0,4}(?:verification|confirmation|replication|reproduction|validation|repeat)[ -]"
+    r"(?:runs?|trial|check)\b"
+    r"|(?:noise|variance|sanity|seed)[ -](?:check|test|run)\b"
+    r"|(?:same|identical) (?:config|program|code|settings)\w*(?: again)?$"
+    r"|(?:change |new |different |another |random )*seed\b"
+)
 
 
 @lru_cache(maxsize=32_768)
@@ -178,23 +192,6 @@ def content(description: str) -> str:
     return " ".join(sorted({f"{float(word):g}" if word[0].isdigit() else word for word in words} - _FILLERS))
 
 
-def repeats(one: str, other: str) -> bool:
-    """Return whether two descriptions tell of the very same change, whatever words they use for it."""
-    first, second = read_moves(one), read_moves(other)
-    if all(move.value is not None or move.word for move in (*first, *second)):
-        if {(move.knob, move.value, move.word) for move in first} != {
-            (move.knob, move.value, move.word) for move in second
-        }:
-            return False
-        known = {number for move in (*first, *second) for number in (move.old, move.value)}
-        return _numbers(one) - known == _numbers(other) - known  # what no move accounts for is said alike
-    return content(one) == content(other)
-
-
-def _numbers(description: str) -> set[float | None]:
-    return {_number(found, "") for found in re.findall(_NUMBER, stripped(description))}
-
-
 def _plain(description: str) -> str:
     text = unicodedata.normalize("NFKC", description[:_MAX_CHARS].encode("utf-8", "ignore").decode("utf-8")).casefold()
     for arrow in ("→", "⟶", "⇒", "➜", "➔", "->", "=>"):
@@ -221,9 +218,11 @@ def _moves(knob: str, before: str, name: str, after: str, text: str) -> tuple[Se
         return [Move(knob, 0, word=_activation(text))], 0
     if knob == "window":
         return [_window(text)], 0
-    if knob == "adam_betas":
-        return _betas(before, name, after)
+    if knob in {"adam_betas", "group_betas"}:
+        return _betas(knob.removesuffix("s"), before, name, after)
     said = _values(knob, before, name, after)
+    if knob == "window_size" and said.value is None and (part := _PART.search(name + after)) is not None:
+        said = replace(said, value=_PARTS[part[0]])
     way = said.way or _direction(before, name, after, said.old, said.value)
     if knob == "lr_general" and _PASSING.search(before):
         said = replace(said, old=None, value=None)
@@ -331,14 +330,19 @@ def _direction(before: str, name: str, after: str, old: float | None, value: flo
 
 _ACTIVATION = compile_later(
     r"swiglu|geglu|reglu|leaky relu(?: ?(?:\^ ?2|squared|sq|2\b))?|relu ?(?:\^ ?2|squared|sq|2\b)|squared[ -]?relu"
-    r"|gelu|silu|swish|mish|relu|gated mlp|glu\b"
+    r"|gelu|silu|swish|mish|relu|gated mlp|glu\b|(?:xi|p|c|s)?elu\b"
 )
-_LEFT_BEHIND = compile_later(r"(?:instead of|replac\w+|rather than|over|from) [^,;]*?(?:with|by|to|->|$)")
+_LEFT_BEHIND = compile_later(
+    r"(?:instead of|in place of|replac\w+|rather than|over|from) [^,;]*?(?:with|by|to|->|$)"
+    r"|(?:swap|drop|exchang)\w*(?! in\b)(?: out)? [^,;]*?(?:for|with|by|to|->|$)"
+)
+_SWAPPED_IN = compile_later(r"(swap\w* in [^,;]*?) for .*")
 _SQUARED_RELU = compile_later(r"relu ?(?:\^ ?2|squared|sq|2\b)|squared[ -]?relu")
 
 
 def _activation(text: str) -> str:
     """Return the activation that a description moves to."""
+    text = _SWAPPED_IN.sub(r"\1", text)
     names = _ACTIVATION.findall(_LEFT_BEHIND.sub(" ", text)) or _ACTIVATION.findall(text)
     if not names:
         return ""
@@ -372,16 +376,24 @@ def _window(text: str) -> Move:
     return Move("window", direction, value, old, patterns[-1] if patterns else "")
 
 
-def _betas(before: str, name: str, after: str) -> tuple[Sequence[Move], int]:
+_WHICH_BETA = compile_later(r"[12]$|first|second")
+
+
+def _betas(group: str, before: str, name: str, after: str) -> tuple[Sequence[Move], int]:
     pairs = _PAIRS.search(after)
     numbers = [] if pairs is None else [_number(each, "") for each in pairs.groups() if each]
     if pairs is None or not all(each is not None and each < 1 for each in numbers):
         said = _values("adam_betas", before, name, after)
-        knob = "adam_beta1" if said.value is not None and said.value < _LEAST_BETA2 else "adam_beta2"
+        which = _WHICH_BETA.search(name)
+        if which is not None:
+            is_first = which[0] in {"1", "first"}
+        else:
+            is_first = said.value is not None and said.value < _LEAST_BETA2
+        knob = f"{group}{1 if is_first else 2}"
         return [Move(knob, _direction(before, "", after, said.old, said.value), said.value, said.old)], said.taken
     first, last = numbers[:2], numbers[-2:]
     moves = []
-    for knob, old, value in zip(("adam_beta1", "adam_beta2"), first, last, strict=True):
+    for knob, old, value in zip((f"{group}1", f"{group}2"), first, last, strict=True):
         if len(numbers) == 2:
             moves.append(Move(knob, _direction(before, "", after, None, value), value))
         elif old != value and old is not None and value is not None:

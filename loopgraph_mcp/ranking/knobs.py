@@ -12,6 +12,45 @@ _TABLE: tuple[tuple[str, str, tuple[str, ...]], ...] = (
         r"(?:value|v)[ -]?(?:embed(?:ding)?s?|residuals?)(?: lrs?| gate(?: channels)?| wd| init)?",
         r"\bve\b(?: gate(?: channels)?| lr| wd| init)?", r"\bves\b", r"resformer",
     )),
+    ("group_betas", "optimizer", (
+        r"(?:embed(?:ding)?s?|wte|(?:lm ?)?head|unembed(?:ding)?|scalars?|(?:x0|resid(?:ual)?)(?: lambdas?)?)"
+        r"(?:'s)?(?: adamw?)? (?:betas?(?: ?[12]\b)?|(?:first|second)[ -]moment)",
+    )),
+    ("wd_schedule", "schedule", (
+        r"(?:muon |cautious )?(?:weight[ -]?decay|\bwd)(?: (?:linear|cosine|constant|lr))? "
+        r"(?:schedul\w*|warm[ -]?(?:up|down)|cool[ -]?down|anneal\w*|ramp\w*|decay(?:s|ed|ing)?\b)",
+        r"(?:constant|fixed|flat|linear(?:ly)?|cosine|anneal\w*|decay(?:ed|ing)|schedul\w*|ramp\w*)"
+        r"(?: the)?(?: muon| cautious)? (?:weight[ -]?decay|wd\b)",
+    )),
+    ("momentum_schedule", "schedule", (
+        r"(?:muon )?(?:momentum|beta ?1) (?:schedul\w*|warm[ -]?(?:up|down)|cool[ -]?down|anneal\w*|ramp\w*|decay\w*)"
+        r"(?: (?:steps|length|ratio))?",
+    )),
+    ("seq_curriculum", "schedule", (
+        r"(?:seq(?:uence)?(?:[ -]?len(?:gth)?)?|context(?:[ -]length)?|length) "
+        r"(?:curricul\w+|warm[ -]?up|schedul\w*|ramp\w*|growth)",
+        r"(?:progressive(?:ly)?|growing|increasing|short-to-long|variable) (?:longer )?"
+        r"(?:seq\w*|context)(?:[ -]len\w*)?",
+        r"curriculum",
+    )),
+    ("norm_place", "normalization", (
+        r"(?:post|pre|sandwich|peri|sub)[ -]?(?:layer|rms|ln)?[ -]?norm\w*",
+        r"(?:extra |another |additional )?(?:rms|layer)?[ -]?norm(?:ali[sz]ation|ali[sz]e)?s? (?:after|before|on|of)"
+        r"(?: the| each| every)? (?:attn|attention|mlp|ffn|embed\w*|resid\w*|block\w*|outputs?|values?|v\b"
+        r"|(?:lm )?head)",
+    )),
+    ("branch_scale", "architecture", (
+        r"(?:mlp|ffn|attn|attention|block|branch)(?: block| branch)? (?:out(?:put)?s?|branch|projection)[ -]"
+        r"(?:scal\w+|multiplier|gain|gate)",
+        r"scal(?:e|ed|ing) (?:of )?(?:the )?(?:mlp|ffn|attn|attention)(?: branch)? (?:out(?:put)?s?|branch)",
+    )),
+    ("router", "architecture", (
+        r"(?:top[ -]?\d+ )?rout(?:er|ing)(?: (?:z[ -]?loss|aux\w* loss|bias|noise|temperature))?",
+        r"load[ -]balanc\w+(?: loss)?",
+    )),
+    ("experts", "architecture", (
+        r"mixture[ -]of[ -]experts", r"\bmoe\b", r"(?:n |num |number of |routed |shared )?experts?",
+    )),
     ("embed_wd", "regularization", (
         r"(?:embed(?:ding)?s?|wte) (?:wd|weight decay)",
         r"(?:wd|weight decay) (?:on|for|to) (?:the )?(?:embed\w*|wte)",
@@ -44,7 +83,7 @@ _TABLE: tuple[tuple[str, str, tuple[str, ...]], ...] = (
         r"cosine", r"wsd\b", r"one ?cycle", r"(?:lr|learning rate) schedule",
     )),
     ("muon_momentum", "optimizer", (
-        r"muon (?:\w+ )?(?:momentum|beta(?: ?[12]\b)?)(?: (?:schedule|ramp|warmup))?", r"momentum", r"nesterov",
+        r"muon (?:\w+ )?(?:momentum|beta(?: ?[12]\b)?)", r"momentum", r"nesterov",
     )),
     ("muon_ns", "optimizer", (
         r"(?:muon )?ns[ -]?steps", r"newton[ -]schul[tz]+(?: (?:steps|iterations))?", r"polar express(?: steps)?",
@@ -98,7 +137,12 @@ _TABLE: tuple[tuple[str, str, tuple[str, ...]], ...] = (
         r"multi[ -]token prediction", r"\bmtp\b", r"auxiliary loss", r"aux loss",
     )),
     ("window_size", "attention", (
-        r"(?:short|sliding|local|long)[ -]window(?: size)?(?=[^,;]*\d)", r"window size",
+        r"(?:short|sliding|local|long)[ -]windows?(?: size)?(?=[^,;]*(?:\d"
+        r"|\b(?:half|third|quarter|eighth|sixteenth)\b))",
+        r"(?:half|third|quarter|eighth|sixteenth)[ -](?:context|length|seq\w*)(?:[ -]length)?[ -]windows?",
+        r"window size",
+        r"windows? (?:=|of|to|at) (?:a |an )?(?:half|third|quarter|eighth|sixteenth)\b"
+        r"(?: (?:of )?(?:the )?(?:context|seq\w*))?",
     )),
     ("window", "attention", (
         r"window(?:[ -]?pattern)?s?", r"sliding window", r"full[ -](?:context |global )?attention",
@@ -144,11 +188,12 @@ _TABLE: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     )),
     ("activation", "activation", (
         r"(?:leaky )?re?lu ?(?:\^ ?2|squared|2|sq)?", r"squared[ -]?relu", r"relu", r"gelu", r"silu", r"swish",
-        r"swiglu", r"geglu", r"reglu", r"mish", r"(?:gated|glu)(?: mlp| linear units?)?", r"squareplus",
+        r"swiglu", r"geglu", r"reglu", r"mish", r"(?:xi|p|c|s)?elu\b", r"(?:gated|glu)(?: mlp| linear units?)?",
+        r"squareplus",
         r"activation(?! checkp)(?: function)?", r"tanh mlp",
     )),
     ("norm", "normalization", (
-        r"(?:rms|layer|batch|sandwich|post|pre|sub|peri|dyt|learnable)[ -]?norm\w*", r"dynamic tanh",
+        r"(?:rms|layer|batch|dyt|learnable)[ -]?norm\w*", r"dynamic tanh",
         r"norm(?:ali[sz]ation)? (?:layer|scal\w+)", r"normali[sz]ation", r"ln scaling",
     )),
     ("resid_lambda", "architecture", (
@@ -172,7 +217,11 @@ _TABLE: tuple[tuple[str, str, tuple[str, ...]], ...] = (
         r"data ?loader", r"tf32", r"mx\.compile", r"\bgc\b",
     )),
 )  # fmt: skip
-FAMILIES: Mapping[str, str] = {knob: family for knob, family, _ in _TABLE} | {"other": "other"}
+FAMILIES: Mapping[str, str] = {knob: family for knob, family, _ in _TABLE} | {
+    "group_beta1": "optimizer",
+    "group_beta2": "optimizer",
+    "other": "other",
+}
 
 
 def _at_word_start(pattern: str) -> bool:

@@ -18,7 +18,7 @@ METHOD_SD = 2.0
 GAIN_CLIP = 8.0
 HALF_LIFE_EXPERIMENTS = 300
 HALF_LIFE_RETRIEVALS = 20
-FORESIGHT_BOUND = 2.0  # what others published of such moves is weak evidence
+PRIOR_BOUND = 2.0  # what others published of such changes is weak evidence
 TOLD_BOUND = 2.0  # what others measured must not put a method before those that a query is about
 ODDS_BOUND = 8.0
 
@@ -89,13 +89,13 @@ class Posterior:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """A method's score and its parts: score = relevance * reward**0.7 * fatigue * foresight."""
+    """A method's score and its parts: score = relevance * reward**0.7 * fatigue * prior."""
 
     score: float
     relevance: float
     reward: float
     fatigue: float
-    foresight: float
+    prior: float
     posterior: Posterior
     p_ok: float
 
@@ -105,7 +105,7 @@ class Score:
             "relevance": self.relevance,
             "reward": self.reward,
             "fatigue": self.fatigue,
-            "foresight": self.foresight,
+            "prior": self.prior,
             "mean_gain_sigmas": self.posterior.mean,
             "sd_sigmas": self.posterior.sd,
             "p_win": self.posterior.p_win,
@@ -177,13 +177,13 @@ def appraise(observations: Sequence[Observation], crashes: int, *, prior_mean: f
     return Appraisal(belief, p_ok, min(max(belief.expected_improvement * p_ok / _PRIOR_REWARD, 1 / 8), 8.0))
 
 
-def score(relevance: float, evidence: Evidence, *, prior_mean: float = PRIOR_MEAN, foreseen: float = 0.0) -> Score:
+def score(relevance: float, evidence: Evidence, *, prior_mean: float = PRIOR_MEAN, log_ratio: float = 0.0) -> Score:
     """Score one method; relevance is in (0, 1]. An untried method in an untried family scores its relevance.
 
-    `foreseen`, the log of how often such changes are kept over how often any is, at most halves or doubles the score.
+    `log_ratio`, of how often such changes are kept over how often any is, at most halves or doubles the score.
     """
     appraisal = appraise(evidence.observations, evidence.crashes, prior_mean=prior_mean)
-    return explain(Candidate("", relevance, appraisal, evidence.shown_ages, foreseen))
+    return explain(Candidate("", relevance, appraisal, evidence.shown_ages, log_ratio))
 
 
 LITERATURE_KAPPA, OTHER_DEVICE_KAPPA = 0.25, 0.1
@@ -196,13 +196,13 @@ class Candidate(NamedTuple):
     relevance: float
     appraisal: Appraisal
     shown_ages: Sequence[int] = ()
-    foreseen: float = 0.0
+    log_ratio: float = 0.0
 
     def factors(self, told_bound: float) -> tuple[float, float, float]:
-        """Return its reward, fatigue and foresight; what others told moves the reward so far at most."""
+        """Return its reward, fatigue and prior; what others told moves the reward so far at most."""
         told = min(max(self.appraisal.told, 1 / told_bound), told_bound)
-        foresight = min(max(math.exp(self.foreseen), 1 / FORESIGHT_BOUND), FORESIGHT_BOUND)
-        return self.appraisal.reward * told, fatigue(self.shown_ages), foresight
+        prior = min(max(math.exp(self.log_ratio), 1 / PRIOR_BOUND), PRIOR_BOUND)
+        return self.appraisal.reward * told, fatigue(self.shown_ages), prior
 
 
 def rank(candidates: Sequence[Candidate], *, told_bound: float = TOLD_BOUND) -> list[tuple[str, float]]:
@@ -213,17 +213,17 @@ def rank(candidates: Sequence[Candidate], *, told_bound: float = TOLD_BOUND) -> 
 
 def explain(candidate: Candidate, *, told_bound: float = TOLD_BOUND) -> Score:
     """Return a candidate's score with its parts."""
-    reward, tired, foresight = candidate.factors(told_bound)
+    reward, tired, prior = candidate.factors(told_bound)
     return Score(
-        score=_total(candidate.relevance, reward, tired, foresight),
+        score=_total(candidate.relevance, reward, tired, prior),
         relevance=candidate.relevance,
         reward=reward,
         fatigue=tired,
-        foresight=foresight,
+        prior=prior,
         posterior=candidate.appraisal.posterior,
         p_ok=candidate.appraisal.p_ok,
     )
 
 
-def _total(relevance: float, reward: float, tired: float, foresight: float) -> float:
-    return float(relevance * reward**0.7 * tired * foresight)
+def _total(relevance: float, reward: float, tired: float, prior: float) -> float:
+    return float(relevance * reward**0.7 * tired * prior)

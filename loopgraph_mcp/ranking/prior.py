@@ -1,284 +1,162 @@
-"""Foretells which of some changes will be kept: from what such moves did elsewhere, and where they stand here.
+"""Predicts which changes are kept: counts of such changes in other histories, around the search's recent keep rate.
 
-Three parts, each a log of kept over expected:
-
-- elsewhere: the same family moved the same way at this stage of a search, the same knob, the same knob by as large a
-  step, in histories whose metric started and stood near to ours (a token-starved laptop and a data-centre GPU want
-  opposite things), each history's own keep rate taken out;
-- place: how the new value lies among those tried here (never tried, known to fail, beyond or short of a failure, on the
-  open side), how large the step is, of which family, and what such places were worth in all histories;
-- lately: how the knob's last move ended, and which way it went.
-
-Within a part each kind of move is narrower than the one before, and shrunken to it where little of it was seen: the
-widest to nothing. Which parts help, and by how much, is measured by `loopgraph backtest` and written down in
-docs/foresight.md.
+Trials are pooled by knob and direction, and those again by the size of the step. A rate of few trials is shrunk to the
+wider one before it, the widest to the rate of all changes. The trials of the same user's other searches are counted
+the same way, on top of the pool. How often such changes were kept, over how often any was, multiplies the odds of the
+search's recent keep rate. What was measured and left out is in docs/prior.md.
 """
 
 import math
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from statistics import fmean, pstdev
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean
 from typing import Self
 
 from loopgraph_mcp.models import Move
-from loopgraph_mcp.ranking.features import Past, Try
-from loopgraph_mcp.ranking.knobs import FAMILIES
+from loopgraph_mcp.ranking.features import Trial, TrialHistory
 
-PLACE_WEIGHT, LATELY_WEIGHT = 0.6, 0.5
-_PRIOR, _NARROWER_PRIOR = 8.0, 6.0  # expected keeps that weigh as much as what was seen: of a widest kind, of others
-_LEVEL_WIDTH = 0.3  # in logs of the metric: 1.0 and 1.35 bpb are one width apart
-_NEAR_ENOUGH = 2.0  # expected keeps near our metric, for others' tries there to be told apart
-_EARLY = 20  # changes: what pays at first pays less later
-_COMING = (8.0, 48.0)  # keeps and tries before the first: keeps grow rarer, so that early ones promise less
-WINDOW, STEP, FEWEST = 20, 10, 10
+_SHRINKAGE = 30  # trials that weigh as much as the wider rate; from 10 to 80 the figures hardly differ
+_LARGE_OWNER = 100  # trials; two thirds of the published ones are one owner's, so that larger ones count by their root
+_USUAL_RATE, _USUAL_TRIALS = 0.18, 10  # keep rate of published histories, and its weight where few trials are known
 
 
 @dataclass(frozen=True, slots=True)
-class Lesson:
-    """What one history says of one kind of move, by its name in `kinds`.
+class KindCount:
+    """How often one kind of change was tried in one history, and kept.
 
     Args:
-        owner: Whose history it is; lessons of one owner are left out of what foretells that owner's.
-        about: The kind.
-        level: Logs of the metric at the start and, on average, at the time; None where they are not known, or where
-            the kind is worth the same everywhere.
-        expected: Keeps to expect at the keep rate of the rows around.
-        kept: Keeps seen, each row counted by its share among the moves of its change.
-        tries: Rows that made such a move; of a knob alone, as are values and gains.
-        values: The least and the greatest value it was moved to, where it has values.
-        gains: Mean and spread of the gains over the best before, in metric units, of the rows that finished.
+        owner: Whose history it is; an owner's counts do not predict the same owner's changes.
+        kind: Knob, direction and step, as `TrialHistory.kind` names them.
     """
 
     owner: str
-    about: str
-    level: tuple[float, float] | None
-    expected: float
-    kept: float
-    tries: int = 0
-    values: tuple[float, float] | None = None
-    gains: tuple[float, float] | None = None
+    kind: str
+    kept: int
+    trials: int
 
 
-def about_move(move: Move, direction: int) -> str:
-    """Return the name under which moves are pooled."""
-    word = move.word if move.value is None else ""  # a pattern is pooled by its share of long windows
-    return f"move:{move.knob} {direction:+d} {word}".rstrip()
+def wider(kind: str) -> str:
+    """Return a kind without its step: `matrix_lr -1, down much` is one of `matrix_lr -1`."""
+    return kind.rpartition(", ")[0]
 
 
-@dataclass(frozen=True, slots=True)
-class Kinds:
-    """The kinds of move that a move is one of, by part, each narrower than the one before it."""
-
-    elsewhere: tuple[str, ...]
-    place: tuple[str, ...]
-    lately: tuple[str, ...]
-
-
-def kinds(move: Move, past: Past) -> Kinds:
-    """Return what a move is one of, given what was learned up to now."""
-    family, way, step, place = FAMILIES.get(move.knob, "other"), past.direction(move), past.step(move), past.place(move)
-    stage, knob = "early" if past.changes < _EARLY else "late", about_move(move, way)
-    return Kinds(
-        elsewhere=(f"family:{family} {way:+d} {stage}", knob, f"step:{knob.removeprefix('move:')}, {step}"),
-        place=(f"place:{place}", f"place:{place}, {step}", f"place:{place}, of {family}"),
-        lately=(f"lately:{past.lately(move)}",),
-    )
-
-
-def windows(tries: Sequence[Try]) -> Iterator[tuple[int, list[Try]]]:
-    """Yield at every tenth row the next twenty changes really made, where there are ten, some kept and some not.
-
-    A history starts from its baseline: what was run before the first change is known at its first window.
-    """
-    first = next((row for row, each in enumerate(tries) if each.is_change), 0)
-    for start in range(0, len(tries), STEP):
-        ahead = [each for each in tries[start:] if each.is_change][:WINDOW]
-        kept = sum(each.kept for each in ahead)
-        if len(ahead) >= FEWEST and 0 < kept < len(ahead):
-            yield max(start, first), ahead
-
-
-def lessons(tries: Sequence[Try], *, owner: str, higher_is_better: bool = False) -> list[Lesson]:
-    """Return what a whole history teaches others; each window counts half, for each row stands in two."""
-    past, learned = Past(higher_is_better), 0
-    sums: dict[str, _Sum] = defaultdict(_Sum)
-    for start, ahead in windows(tries):
-        for each in tries[learned:start]:
-            past.learn(each)
-        learned = start
-        rate = sum(each.kept for each in ahead) / len(ahead)
-        for row, each in enumerate(ahead):
-            for move in each.moves:
-                found = kinds(move, past)
-                for about in found.elsewhere:
-                    told = row < STEP and not about.startswith("family:")  # whose values are of many knobs
-                    sums[about].add(each, move, past.level, rate, told=told)
-                for about in found.place + found.lately:
-                    sums[about].add(each, move, None, rate, told=False)
-    return [found.lesson(owner, about) for about, found in sorted(sums.items())]
-
-
-@dataclass(slots=True)
-class _Sum:
-    """Gathers one lesson over the windows of a history."""
-
-    expected: float = 0.0
-    kept: float = 0.0
-    levels: list[tuple[float, float]] = field(default_factory=list)
-    tries: int = 0
-    values: list[float] = field(default_factory=list)
-    gains: list[float] = field(default_factory=list)
-
-    def add(self, done: Try, move: Move, level: tuple[float, float] | None, rate: float, *, told: bool) -> None:
-        """Take in one row of a window; of what stands in two windows, one tells its value and gain."""
-        share = 0.5 / len(done.moves)
-        self.expected += share * rate
-        self.kept += share * done.kept
-        if level is not None:
-            self.levels.append(level)
-        if told:
-            self.tries += 1
-            self.values += [] if move.value is None else [move.value]
-            self.gains += [] if done.gain is None else [done.gain]
-
-    def lesson(self, owner: str, about: str) -> Lesson:
-        """Return what was gathered."""
-        level = None
-        if self.levels:
-            level = fmean(first for first, _ in self.levels), fmean(now for _, now in self.levels)
-        values = (min(self.values), max(self.values)) if self.values else None
-        gains = (fmean(self.gains), pstdev(self.gains)) if self.gains else None
-        return Lesson(owner, about, level, self.expected, self.kept, self.tries, values, gains)
+def count_kinds(trials: Sequence[Trial], *, owner: str) -> list[KindCount]:
+    """Return the counts of a whole history."""
+    kept, tried = Counter[str](), Counter[str]()
+    history = TrialHistory()
+    for trial in trials:
+        if trial.is_change:
+            kinds = [history.kind(move) for move in trial.moves]
+            tried.update(kinds)
+            kept.update(kinds if trial.kept else ())
+        history.learn(trial)
+    return [KindCount(owner, kind, kept[kind], tried[kind]) for kind in sorted(tried)]
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
-    """The parts of a score, in logs of kept over expected."""
-
-    elsewhere: float = 0.0
-    place: float = 0.0
-    lately: float = 0.0
-
-    @property
-    def score(self) -> float:
-        """The parts together."""
-        return self.elsewhere + PLACE_WEIGHT * self.place + LATELY_WEIGHT * self.lately
-
-
-@dataclass(frozen=True, slots=True)
-class Elsewhere:
-    """What others made of a move.
+class PooledRate:
+    """How changes of one knob in one direction went.
 
     Args:
-        tries: How often they made it.
-        ratio: How often they kept it, over how often any change.
-        near: Whether that counts most where their metric stood near to ours.
+        trials: How often they were tried.
+        ratio: How often they were kept, over how often any change was.
     """
 
-    tries: int
+    trials: int
     ratio: float
-    near: bool
 
 
 @dataclass(frozen=True, slots=True)
-class Foreseen:
-    """What is foreseen of one change.
+class Estimate:
+    """The prediction for one change.
 
     Args:
-        parts: Of the score, averaged over its moves.
         p_keep: Probability that it is kept.
-        place: How its first move lies among what was tried.
-        elsewhere: What others made of its first move.
+        log_ratio: Log of how often such changes are kept over how often any is; what changes are ranked by.
+        keep_rate: The search's recent keep rate.
+        pooled: Its first move in other people's histories.
+        own: Its first move in the user's other searches.
     """
 
-    parts: Parts
     p_keep: float
-    place: str
-    elsewhere: Elsewhere | None = None
-
-    @property
-    def score(self) -> float:
-        """What changes are ordered by."""
-        return self.parts.score
+    log_ratio: float
+    keep_rate: float
+    pooled: PooledRate | None = None
+    own: PooledRate | None = None
 
     def with_odds(self, factor: float) -> Self:
-        """Return the same where something else, such as a method's own record, raises the odds by a factor."""
-        odds = factor * self.p_keep / (1 - self.p_keep)
-        return replace(self, p_keep=odds / (1 + odds))
+        """Return the same with the odds multiplied, such as by a method's own record."""
+        return replace(self, p_keep=_probability(factor * _odds(self.p_keep)))
 
 
-class Foresight:
-    """Foretells changes from other people's lessons and one history's past."""
+class Prior:
+    """Predicts changes from counts of other people's histories and of the user's other searches."""
 
-    def __init__(self, taught: Iterable[Lesson], *, without: str | None = None) -> None:
-        self._by_about: dict[str, list[Lesson]] = defaultdict(list)
-        for lesson in taught:
-            if lesson.owner != without:
-                self._by_about[lesson.about].append(lesson)
-        self._foreseen_of: tuple[Past | None, int] = (None, 0)
-        self._foreseen: dict[tuple[Move, ...], Foreseen] = {}
-        self._sums_at: tuple[float, float] | None = None
-        self._summed: dict[tuple[str, bool], tuple[float, float]] = {}
+    def __init__(self, pooled: Iterable[KindCount], own: Iterable[KindCount] = ()) -> None:
+        pooled = list(pooled)
+        sizes = Counter[str]()
+        for count in pooled:
+            sizes[count.owner] += count.trials
+        weights = {owner: (max(size, _LARGE_OWNER) / _LARGE_OWNER) ** -0.5 for owner, size in sizes.items()}
+        self._pooled, self._own = _Rates(pooled, weights), _Rates(own, {})
+        self._log_ratios: dict[str, float] = {}
 
-    def seen(self, move: Move, past: Past) -> Elsewhere | None:
-        """Return what others made of a move, from histories whose metric stood near to ours where there is enough."""
-        about, level = about_move(move, past.direction(move)), past.level
-        if self._sums(about, level)[1] < _NEAR_ENOUGH:
-            level = None
-        kept, expected = self._sums(about, level)
-        tries = sum(lesson.tries for lesson in self._by_about.get(about, ()))
-        return Elsewhere(tries, kept / expected, near=level is not None) if tries and expected else None
+    def estimate(self, moves: Sequence[Move], history: TrialHistory) -> Estimate:
+        """Return the prediction for a change, given the trials before it."""
+        kinds = [history.kind(move) for move in moves]
+        log_ratio = fmean(map(self.log_ratio, kinds)) if kinds else 0.0
+        rate = history.keep_rate
+        p_keep = _probability(_odds(rate) * math.exp(log_ratio))
+        if not kinds:
+            return Estimate(p_keep, log_ratio, rate)
+        first = wider(kinds[0])
+        return Estimate(p_keep, log_ratio, rate, self._pooled.of(first), self._own.of(first))
 
-    def foreseen(self, moves: tuple[Move, ...], past: Past) -> Foreseen:
-        """Return what is foreseen of a change, worked out once as long as the same past is asked about."""
-        if self._foreseen_of[0] is not past or self._foreseen_of[1] != past.learned:
-            self._foreseen_of, self._foreseen = (past, past.learned), {}
-        if moves not in self._foreseen:
-            self._foreseen[moves] = self.foresee(moves, past)
-        return self._foreseen[moves]
-
-    def foresee(self, moves: Sequence[Move], past: Past) -> Foreseen:
-        """Return what is foreseen of a change, given what was learned up to now."""
-        level = past.level
-        each = [
-            Parts(*(self._log_ratio(part, level) for part in (found.elsewhere, found.place, found.lately)))
-            for found in (kinds(move, past) for move in moves)
-        ]
-        count = max(len(each), 1)
-        parts = Parts(
-            math.fsum(part.elsewhere for part in each) / count,
-            math.fsum(part.place for part in each) / count,
-            math.fsum(part.lately for part in each) / count,
-        )
-        rate = (past.keeps + _COMING[0]) / (past.changes + _COMING[1])
-        odds = rate / (1 - rate) * math.exp(parts.score)
-        place, elsewhere = (past.place(moves[0]), self.seen(moves[0], past)) if moves else ("", None)
-        return Foreseen(parts, odds / (1 + odds), place, elsewhere)
-
-    def _log_ratio(self, narrowing: Sequence[str], level: tuple[float, float] | None) -> float:
-        """Return the log of kept over expected for the last of some kinds, each shrunken to the one before."""
-        ratio, prior = 1.0, _PRIOR
-        for about in narrowing:
-            kept, expected = self._sums(about, level)
-            ratio, prior = (kept + prior * ratio) / (expected + prior), _NARROWER_PRIOR
-        return math.log(ratio)
-
-    def _sums(self, about: str, level: tuple[float, float] | None) -> tuple[float, float]:
-        """Return keeps seen and expected for a kind, those that were seen far from a level of the metric for less."""
-        if level is not None and self._sums_at != level:
-            self._sums_at, self._summed = level, {}
-        key = about, level is None
-        if key not in self._summed:
-            weighted = [(_nearness(level, lesson.level), lesson) for lesson in self._by_about.get(about, ())]
-            self._summed[key] = (
-                math.fsum(weight * lesson.kept for weight, lesson in weighted),
-                math.fsum(weight * lesson.expected for weight, lesson in weighted),
-            )
-        return self._summed[key]
+    def log_ratio(self, kind: str) -> float:
+        """Return the log of how often one kind of change is kept over how often any is."""
+        if kind not in self._log_ratios:
+            ratio = 1.0
+            for rates in (self._pooled, self._own):
+                for each in (wider(kind), kind):
+                    ratio = rates.shrunk(each, ratio)
+            self._log_ratios[kind] = math.log(ratio)
+        return self._log_ratios[kind]
 
 
-def _nearness(level: tuple[float, float] | None, other: tuple[float, float] | None) -> float:
-    if level is None or other is None:
-        return 1.0
-    return math.exp(-0.5 * math.fsum(((a - b) / _LEVEL_WIDTH) ** 2 for a, b in zip(level, other, strict=True)))
+class _Rates:
+    """Weighted keeps and trials of each kind, and of each kind without its step."""
+
+    def __init__(self, counts: Iterable[KindCount], weights: dict[str, float]) -> None:
+        self._sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+        self._trials = Counter[str]()
+        kept, trials = _USUAL_RATE * _USUAL_TRIALS, float(_USUAL_TRIALS)
+        for count in counts:
+            weight = weights.get(count.owner, 1.0)
+            kept += weight * count.kept
+            trials += weight * count.trials
+            for kind in (wider(count.kind), count.kind):
+                self._sums[kind][0] += weight * count.kept
+                self._sums[kind][1] += weight * count.trials
+                self._trials[kind] += count.trials
+        self._rate = kept / trials
+
+    def shrunk(self, kind: str, ratio: float) -> float:
+        """Return the ratio of a kind's keep rate to that of all changes, shrunk to a wider kind's ratio."""
+        kept, trials = self._sums.get(kind, (0.0, 0.0))
+        return (kept / self._rate + _SHRINKAGE * ratio) / (trials + _SHRINKAGE)
+
+    def of(self, kind: str) -> PooledRate | None:
+        """Return how a kind of change went, unshrunk; None where it was not tried."""
+        if not self._trials[kind]:
+            return None
+        kept, trials = self._sums[kind]
+        return PooledRate(self._trials[kind], kept / trials / self._rate)
+
+
+def _odds(probability: float) -> float:
+    return probability / (1 - probability)
+
+
+def _probability(odds: float) -> float:
+    return odds / (1 + odds)

@@ -60,7 +60,7 @@ _TRAINER_FILES = ("train.py", "harness.py", "prepare.py", "verify.py", "climbmix
 class _Declared(BaseModel):
     """The table [workspace] of loopgraph.toml."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, defer_build=True)  # built when a folder is first read
 
     editable: str = "train.py"
     protected: list[str] = Field(default_factory=list)
@@ -77,6 +77,7 @@ class _Declared(BaseModel):
     silence_s: float = Field(default=300, gt=0)
     context_env: list[str] = Field(default_factory=list)
     pass_env: list[str] = Field(default_factory=list)
+    device: str | None = Field(default=None, min_length=1, max_length=100)
     devices_per_run: int | None = Field(default=None, ge=1, le=64)
     on_win: Literal["apply", "commit", "leave"] = "apply"
     apply_tentative: bool | None = None
@@ -87,7 +88,7 @@ class _Declared(BaseModel):
 
 
 class _Config(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, defer_build=True)
 
     workspace: _Declared
 
@@ -114,6 +115,7 @@ class Workspace:
         take: Which of several values of the metric in one log counts.
         context_env: Environment variables whose values make two outcomes incomparable where they differ.
         pass_env: Environment variables that a run gets though they hold secrets or are on no list.
+        device: What outcomes count as made on, where the command runs elsewhere than here; None for this machine's.
         devices_per_run: GPUs that one run gets; None for all that CUDA_VISIBLE_DEVICES lists, else for one.
         apply_tentative: Whether a gain within the noise is written to the editable file too.
         trust_reports: Whether a metric that an agent reports without its log counts as evidence.
@@ -139,6 +141,7 @@ class Workspace:
     take: Literal["last", "best", "first"] = "last"
     context_env: tuple[str, ...] = ()
     pass_env: tuple[str, ...] = ()
+    device: str | None = None
     devices_per_run: int | None = None
     apply_tentative: bool = True
     trust_reports: bool = False
@@ -213,6 +216,7 @@ def load_workspace(path: Path) -> Workspace:
         take=declared.take,
         context_env=tuple(declared.context_env),
         pass_env=tuple(declared.pass_env),
+        device=declared.device,
         devices_per_run=declared.devices_per_run,
         apply_tentative=declared.on_win == "apply" if declared.apply_tentative is None else declared.apply_tentative,
         trust_reports=declared.trust_reports,

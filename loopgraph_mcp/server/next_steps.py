@@ -11,6 +11,8 @@ from loopgraph_mcp.text import plain, said
 # `{call}` is the call as a reader writes it, other names are of NextStep.about.
 WORDS = {
     Advice.MAKE_EDIT: "{call}",
+    Advice.SET_VALUES: "Set the values that are suggested first: {call}",
+    Advice.REPLICATE_BEST: "The lead of the best program may be luck; run it again: {call}",
     Advice.OTHER_WORDS: "Nothing matches. Use other words, or an empty query to see what ranks first over all.",
     Advice.NO_FILTER: "No method of that family and standing matches: leave them out.",
     Advice.ALL_PRESENT: "Everything shown is in the file already; change a knob of it, or search for something else.",

@@ -9,7 +9,7 @@ from mcp.server.apps import APP_MIME_TYPE, Apps, client_supports_apps
 from mcp.server.context import CallNext, HandlerResult
 from mcp.server.mcpserver.resources import Resource
 from mcp.server.mcpserver.tools import Tool
-from mcp_types import CallToolResult, ListToolsResult, ToolAnnotations
+from mcp_types import CallToolResult, ToolAnnotations
 from pydantic import ConfigDict, Field
 
 from loopgraph_mcp.api.answers import ProgressAnswer
@@ -17,7 +17,7 @@ from loopgraph_mcp.auth import Scope
 from loopgraph_mcp.config import Settings
 from loopgraph_mcp.server.callers import Asked, Ctx
 from loopgraph_mcp.server.strict import strict_tool
-from loopgraph_mcp.server.tools import Workspace, answered, as_result, graph_of
+from loopgraph_mcp.server.tools import answered, as_result, graph_of
 
 URI = "ui://loopgraph/progress.html"
 _FOR_THE_VIEW = "app"
@@ -36,12 +36,12 @@ class _View(Resource):
         return await asyncio.to_thread(view.html, self.settings.home / "web")
 
 
-async def show_progress(ctx: Ctx, workspace: Workspace = None) -> Annotated[CallToolResult, ProgressAnswer]:
-    """Show the user how the search goes: the best with its noise, the newest runs, a live curve where one is drawn."""
+async def show_progress(ctx: Ctx) -> Annotated[CallToolResult, ProgressAnswer]:
+    """Show the user how the search goes: best, noise, newest runs; live where the client can draw."""
     from loopgraph_mcp.web import view  # noqa: PLC0415 - a start should not wait for what draws
 
     graph = graph_of(ctx)
-    _, answer = await view.progress(graph, workspace, _page(ctx))
+    _, answer = await view.progress(graph, _page(ctx))
     return await answered(graph, "show_progress", answer.version, answer, view.as_text(answer))
 
 
@@ -50,12 +50,11 @@ async def progress_since(
     since: Annotated[str, Field(description="The version shown", max_length=200)] = "",
     dark: Annotated[bool, Field(description="For a dark background")] = False,  # noqa: FBT002 - a JSON flag
     width: Annotated[int, Field(description="Pixels of the curve", ge=200, le=4_000)] = 640,
-    workspace: Workspace = None,
 ) -> Annotated[CallToolResult, ProgressAnswer]:
     """Return what the view shows, with the curve where it is another one than before."""
     from loopgraph_mcp.web import view  # noqa: PLC0415 - a start should not wait for what draws
 
-    seen, answer = await view.progress(graph_of(ctx), workspace, _page(ctx))
+    seen, answer = await view.progress(graph_of(ctx), _page(ctx))
     if answer.version != since:
         chart = await asyncio.to_thread(view.curve, seen, dark=dark, width=width)
         answer = replace(answer, chart=chart)
@@ -84,13 +83,14 @@ def view_extension(settings: Settings) -> Apps:
 async def hide_from_others(ctx: Asked, call_next: CallNext) -> HandlerResult:
     """Leave what only the view calls out of the list of tools for clients that draw none: a model would read it."""
     result = await call_next(ctx)
-    if ctx.method != "tools/list" or client_supports_apps(ctx) or not isinstance(result, ListToolsResult):
-        return result
-    return result.model_copy(update={"tools": [tool for tool in result.tools if not _is_for_the_view(tool.meta)]})
+    if ctx.method == "tools/list" and isinstance(result, dict) and not client_supports_apps(ctx):
+        return {**result, "tools": [each for each in result["tools"] if not _is_for_the_view(each)]}
+    return result
 
 
-def _is_for_the_view(meta: Mapping[str, Any] | None) -> bool:
-    return bool((meta or {}).get("ui", {}).get("visibility") == [_FOR_THE_VIEW])
+def _is_for_the_view(tool: Mapping[str, Any]) -> bool:
+    ui = (tool.get("_meta") or {}).get("ui", {})
+    return bool(ui.get("visibility") == [_FOR_THE_VIEW])
 
 
 def _page(ctx: Ctx) -> str:

@@ -57,6 +57,12 @@ def search(answer: SearchAnswer, detail: str) -> str:
         if detail == "detailed":
             parts = " ".join(f"{name}={value:g}" for name, value in hit.parts.items())
             lines.append(f"   score {hit.score:g}: {parts}")
+    if answer.values and (answer.values[0].runs or detail == "detailed"):
+        rests = explain.rests_on(answer.values[0])
+        lines.append(f'Values for get_code_edit(method_id="set-values", knobs={{…}}), by {rests}:')
+        lines += [f"- {explain.value(each)}" for each in answer.values]
+    if detail == "detailed" and answer.knob_values:
+        lines += ["By constant:", *(f"- {explain.value(each)}" for each in answer.knob_values)]
     lines += [] if answer.best is None else [best(answer.best)]
     lines += [answer.note] if answer.note else []
     lines += _running(answer.running)
@@ -91,7 +97,7 @@ def edit_parts(answer: EditAnswer) -> tuple[list[str], list[str]]:
     head += [f"Note: {answer.reason}"] if answer.reason else []
     tail = [f"Goes well with it: {each.name}: {each.why} ({each.change})" for each in answer.companions]
     tail += ['companions=["name"] makes one of them too, companions=true all'] if tail else []
-    tail += [f"Foresight: {answer.foresight}"] if answer.foresight else []
+    tail += [f"Prior: {answer.prior}"] if answer.prior else []
     return head, [*tail, *_running(answer.running), *earlier(answer.earlier)]
 
 

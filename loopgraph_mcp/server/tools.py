@@ -51,7 +51,7 @@ async def search_methods(
         Literal["concise", "detailed"], Field(description="`detailed` adds the factors of each score")
     ] = "concise",
 ) -> Annotated[CallToolResult, SearchAnswer]:
-    """Find methods to try next, ranked by text match and by measured gains. Call it before editing."""
+    """Find methods and constant values to try next, ranked by text match and gains. Call it before editing."""
     graph, caller = graph_of(ctx), caller_of(ctx)
     answer = await graph.search_methods(
         query,
@@ -69,8 +69,8 @@ async def get_code_edit(
     method_id: Annotated[
         str,
         Field(
-            description="Method id, or an experiment id to restore that run's program. "
-            "With revert=true, an edit id is also accepted",
+            description="Method id; `set-values`; or an experiment id to restore that run's program. "
+            "With revert=true, also an edit id",
             max_length=200,
         ),
     ],
@@ -85,7 +85,9 @@ async def get_code_edit(
     ] = None,
     knobs: Annotated[
         dict[str, int | float | str] | None,
-        Field(description="Values for the method's knobs; others keep defaults. For a method in `also`: `gqa.groups`"),
+        Field(
+            description="Values for the method's knobs; else suggested ones or defaults. Of another method: `gqa.groups`"
+        ),
     ] = None,
     companions: Annotated[  # noqa: FBT002 - a JSON flag
         bool | list[str],

@@ -25,10 +25,8 @@ class Asker:
         return self.token or self.client
 
 
-def asked_rows(subject_id: str, caller: Caller | None, *, now: float) -> list[Rows]:
-    """Return what says who asked for something; without a caller, nobody did."""
-    if caller is None:
-        return []
+def asked_rows(subject_id: str, caller: Caller, *, now: float) -> list[Rows]:
+    """Return what says who asked for something."""
     agent = {"id": caller.id, "token": caller.token, "client": caller.client, "session": caller.session, "now": now}
     return [
         (

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import sqlite3
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 
 from loopgraph_mcp.models import Context, Direction, KnobValues
@@ -133,6 +134,15 @@ async def program_text(db: Database, program_hash: str) -> str:
     """Return the text of a program, which must exist."""
     rows = await db.reader.execute_fetchall("SELECT text FROM program WHERE hash = :hash", {"hash": program_hash})
     return str(next(iter(rows))["text"])
+
+
+async def program_texts(db: Database, hashes: Collection[str]) -> dict[str, str]:
+    """Return the texts of programs by their hashes."""
+    rows = await db.reader.execute_fetchall(
+        "SELECT hash, text FROM program WHERE hash IN (SELECT value FROM json_each(:hashes))",
+        {"hashes": json.dumps(sorted(hashes))},
+    )
+    return {row["hash"]: row["text"] for row in rows}
 
 
 async def add_edit(

@@ -182,7 +182,8 @@ def _queue(conn: sqlite3.Connection, new: NewExperiment, now: float) -> tuple[st
             "shared": new.shared,
         },
     ):
-        insert(conn, agents.asked_rows(row["id"], new.caller, now=now))
+        if new.caller is not None:
+            insert(conn, agents.asked_rows(row["id"], new.caller, now=now))
         return str(row["id"]), False
     if new.caller is not None and new.program_hash is not None:
         _check_cap(conn, new.caller)
@@ -218,7 +219,8 @@ def _queue(conn: sqlite3.Connection, new: NewExperiment, now: float) -> tuple[st
             "run_dir": new.run_dir,
         },
     )
-    insert(conn, agents.asked_rows(experiment_id, new.caller, now=now))
+    if new.caller is not None:
+        insert(conn, agents.asked_rows(experiment_id, new.caller, now=now))
     conn.executemany(
         "INSERT INTO experiment_method (experiment_id, method_id) VALUES (?, ?)",
         [(experiment_id, method_id) for method_id in new.method_ids],

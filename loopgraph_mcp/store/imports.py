@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from loopgraph_mcp.models import Context, Decision, Direction, OutcomeKind
-from loopgraph_mcp.ranking.prior import Lesson
+from loopgraph_mcp.ranking.prior import KindCount
 from loopgraph_mcp.store.database import Database, new_id, text_hash
 from loopgraph_mcp.store.edits import add_context_row, context_key, context_of
 
@@ -86,7 +86,7 @@ async def add_history(
     source: str,
     contexts: Mapping[int, Context],
     rows: Sequence[ImportedRow],
-    lessons: Sequence[Lesson],
+    counts: Sequence[KindCount],
     *,
     now: float,
 ) -> list[bool]:
@@ -128,7 +128,7 @@ async def add_history(
         _identify(conn, workspace)
         _add_decisions(conn, rows, ids, known, now)
         _replace_methods(conn, rows, ids)
-        _replace_lessons(conn, source, lessons)
+        _replace_counts(conn, source, counts)
         return new
 
     return await db.write(write)
@@ -261,44 +261,19 @@ def _add_decisions(
     )
 
 
-def _replace_lessons(conn: sqlite3.Connection, source: str, lessons: Sequence[Lesson]) -> None:
-    """Replace the trials of a history."""
-    conn.execute("DELETE FROM lesson WHERE source = :source", {"source": source})
+def _replace_counts(conn: sqlite3.Connection, source: str, counts: Sequence[KindCount]) -> None:
+    """Replace the counts of a history."""
+    conn.execute("DELETE FROM kind_count WHERE source = :source", {"source": source})
     conn.executemany(
-        "INSERT INTO lesson (source, about, first, now, expected, kept, tries, low, high, mean_gain, spread) "
-        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        [
-            (
-                source,
-                lesson.about,
-                *(lesson.level or (None, None)),
-                lesson.expected,
-                lesson.kept,
-                lesson.tries,
-                *(lesson.values or (None, None)),
-                *(lesson.gains or (None, None)),
-            )
-            for lesson in lessons
-        ],
+        "INSERT INTO kind_count (source, kind, kept, trials) VALUES (?, ?, ?, ?)",
+        [(source, each.kind, each.kept, each.trials) for each in counts],
     )
 
 
-async def all_lessons(db: Database) -> list[Lesson]:
-    """Return the trials of all imported histories, in a fixed order."""
-    rows = await db.reader.execute_fetchall("SELECT * FROM lesson ORDER BY source, about")
-    return [
-        Lesson(
-            owner=row["source"],
-            about=row["about"],
-            level=None if row["first"] is None else (row["first"], row["now"]),
-            expected=row["expected"],
-            kept=row["kept"],
-            tries=row["tries"],
-            values=None if row["low"] is None else (row["low"], row["high"]),
-            gains=None if row["mean_gain"] is None else (row["mean_gain"], row["spread"]),
-        )
-        for row in rows
-    ]
+async def all_counts(db: Database) -> list[KindCount]:
+    """Return the counts of all imported histories, in a fixed order."""
+    rows = await db.reader.execute_fetchall("SELECT * FROM kind_count ORDER BY source, kind")
+    return [KindCount(row["source"], row["kind"], row["kept"], row["trials"]) for row in rows]
 
 
 async def own_runs(db: Database, path: str) -> set[tuple[str, str]]:

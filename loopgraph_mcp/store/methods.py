@@ -5,7 +5,7 @@ import logging
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -16,7 +16,11 @@ from loopgraph_mcp.store.version import Newest, read_newest
 
 logger = logging.getLogger("loopgraph.store")
 
-_CARD = TypeAdapter(Method)
+
+@cache
+def _card() -> TypeAdapter[Method]:
+    """Return what reads and writes a method; to build it takes a tenth of an import, so it waits for the first use."""
+    return TypeAdapter(Method)
 
 
 async def import_pack(db: Database, pack: Pack, *, now: float) -> bool:
@@ -225,19 +229,19 @@ def _identifiers(method: Method) -> list[str]:
 
 
 def _encode(method: Method) -> str:
-    return json.dumps(_CARD.dump_python(method, mode="json"), ensure_ascii=False, sort_keys=True)
+    return json.dumps(_card().dump_python(method, mode="json"), ensure_ascii=False, sort_keys=True)
 
 
 def encode_recipe(recipe: Recipe, knobs: Sequence[Knob]) -> str:
     """Return a recipe and its knobs as JSON, as a method's card has them."""
-    card = _CARD.dump_python(Method("", "", "", "", "", knobs=tuple(knobs), recipe=recipe), mode="json")
+    card = _card().dump_python(Method("", "", "", "", "", knobs=tuple(knobs), recipe=recipe), mode="json")
     return json.dumps({"recipe": card["recipe"], "knobs": card["knobs"]}, ensure_ascii=False, sort_keys=True)
 
 
 def decode_recipe(card: Mapping[str, Any]) -> tuple[Recipe, tuple[Knob, ...]]:
     """Return the recipe and the knobs that JSON holds."""
     nameless = dict.fromkeys(("id", "name", "family", "summary", "description"), "")
-    method = _CARD.validate_python({**nameless, "recipe": card["recipe"], "knobs": card["knobs"]})
+    method = _card().validate_python({**nameless, "recipe": card["recipe"], "knobs": card["knobs"]})
     if method.recipe is None:
         raise ValueError("no recipe")
     return method.recipe, method.knobs
@@ -254,4 +258,4 @@ def _readable(rows: Iterable[sqlite3.Row]) -> Iterator[Method]:
 
 @lru_cache(maxsize=4_096)
 def _decode(card_json: str) -> Method:
-    return _CARD.validate_json(card_json)
+    return _card().validate_json(card_json)

@@ -89,6 +89,37 @@ class Measured:
     other_load: float | None
 
 
+@dataclass(frozen=True, slots=True)
+class ProgramRun:
+    """One outcome of a program, as evidence on its numbers: what it measured, None where it failed."""
+
+    context_id: str
+    program_hash: str
+    metric_value: float | None
+
+
+async def program_runs(db: Database, context_id: str, *, limit: int) -> list[ProgramRun]:
+    """Return runs by a metric on a device, oldest first: those of a context before those of others, then the newest."""
+    rows = await db.reader.execute_fetchall(
+        """
+        SELECT * FROM (
+            SELECT outcome.rowid AS row, context.id AS context_id, experiment.program_hash, outcome.metric_value
+            FROM context AS here
+            CROSS JOIN context ON context.metric = here.metric AND context.direction = here.direction
+                AND context.device = here.device
+            CROSS JOIN experiment ON experiment.context_id = context.id
+            CROSS JOIN outcome ON outcome.experiment_id = experiment.id
+            WHERE here.id = :context AND experiment.program_hash IS NOT NULL
+                AND outcome.kind NOT IN ('cancelled', 'interrupted', 'no_metric', 'void')
+                AND outcome.origin IN ('measured', 'logged', 'trusted')
+            ORDER BY context.id = here.id DESC, outcome.rowid DESC LIMIT :limit
+        ) ORDER BY row
+        """,
+        {"context": context_id, "limit": limit},
+    )
+    return [ProgramRun(row["context_id"], row["program_hash"], row["metric_value"]) for row in rows]
+
+
 async def measured_in(db: Database, context_id: str) -> list[Measured]:
     """Return what was measured in a context, oldest first."""
     rows = await db.reader.execute_fetchall(

@@ -55,7 +55,7 @@ async def add_retrieval(
                 "VALUES (:retrieval, :rank, :method, :score, :parts)",
                 items,
             ),
-            *asked_rows(retrieval_id, caller, now=now),
+            *([] if caller is None else asked_rows(retrieval_id, caller, now=now)),
         ]
     )
     return retrieval_id

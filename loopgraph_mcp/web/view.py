@@ -15,15 +15,14 @@ _ROWS = 12
 _MARKER = "<!-- what draws charts -->"
 
 
-async def progress(graph: LoopGraph, folder: str | None, page: str) -> tuple[Overview, ProgressAnswer]:
-    """Return how the search in a folder goes; without one in the server's own, or where that has none in the newest.
+async def progress(graph: LoopGraph, page: str) -> tuple[Overview, ProgressAnswer]:
+    """Return how the search in the memory's own workspace goes, or where that has none, the newest.
 
     Raises:
         NotFoundError: There are no experiments yet.
     """
-    wanted = str(graph.settings.workspace) if folder is None else folder
-    known = [each.id for each in await graph.workspaces() if each.path == wanted]
-    seen = await graph.overview(known[0] if known else None if folder is None else wanted)
+    own = [each.id for each in await graph.workspaces() if each.path == str(graph.settings.workspace)]
+    seen = await graph.overview(own[0] if own else None)
     headline = words.headline(seen)
     live = [line for line in seen.lines if line.state is not RunState.DONE]
     answer = ProgressAnswer(

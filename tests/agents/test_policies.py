@@ -36,9 +36,6 @@ def test_heads_and_batches_stay_powers_of_two_and_what_is_whole_stays_whole(poli
             assert policy == "tpe" or value != str(KNOBS[name])
 
 
-def test_greedy_tries_nothing_twice_and_goes_on_where_it_gained() -> None:
+def test_greedy_tries_nothing_twice_on_one_program() -> None:
     refused = [str(each) for each in itertools.islice(proposals("greedy"), 12)]
     assert len(set(refused)) == 12
-    gained = [each.values[0] for each in itertools.islice(proposals("greedy", kept=True), 3)]
-    assert len({name for name, _ in gained}) == 1
-    assert float(gained[0][1]) * 4 == pytest.approx(float(gained[2][1]))

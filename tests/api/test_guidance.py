@@ -202,7 +202,7 @@ async def p_keep_of(settings: Settings, *outcomes: SharedOutcome) -> tuple[float
     async with LoopGraph.open(settings) as graph:
         edit = await graph.get_code_edit("more-rate")
     assert edit.p_keep is not None
-    return edit.p_keep, edit.foresight
+    return edit.p_keep, edit.prior
 
 
 async def test_an_outcome_of_others_counts_for_more_the_nearer_its_device_and_budget(pack: Settings) -> None:
@@ -210,7 +210,7 @@ async def test_an_outcome_of_others_counts_for_more_the_nearer_its_device_and_bu
     unknown, words = await p_keep_of(pack)
     assert "odds" not in words
     likely, words = await p_keep_of(pack, near)
-    assert "odds of" in words
+    assert "odds multiplied by" in words
     others = [
         dataclasses.replace(near, device="cuda"),
         dataclasses.replace(near, budget_s=300.0),

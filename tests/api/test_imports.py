@@ -147,10 +147,10 @@ async def test_what_a_history_teaches_counts_until_it_is_switched_off(settings: 
     path = tmp_path / "results.tsv"
     path.write_text("".join(lines), encoding="utf-8")
     async with LoopGraph.open(settings) as graph:  # what another process imports meanwhile counts here too
-        before = {hit.method_id: hit.parts["foresight"] for hit in (await graph.search_methods(limit=100)).hits}
+        before = {hit.method_id: hit.parts["prior"] for hit in (await graph.search_methods(limit=100)).hits}
         answer = await imported(settings, path)
-        assert answer.lessons > 0
-        hits = {hit.method_id: hit.parts["foresight"] for hit in (await graph.search_methods(limit=100)).hits}
+        assert answer.kinds > 0
+        hits = {hit.method_id: hit.parts["prior"] for hit in (await graph.search_methods(limit=100)).hits}
     assert hits["sliding-window-pattern"] > hits["gqa"]
     assert hits["sliding-window-pattern"] > before["sliding-window-pattern"]
 
@@ -353,7 +353,7 @@ async def test_a_changed_parameter_is_a_try_of_the_method_and_compared_with_the_
     first, second, third = await stored(settings)
     assert (second.parent_id, third.parent_id) == (first.id, second.id)
     assert [row.decision for row in (first, second, third)] == [None] * 3
-    assert answer.lessons == 0  # nothing was decided, so nothing is taught of what is kept
+    assert answer.kinds == 0  # nothing was decided, so nothing is taught of what is kept
     assert (await imported(settings, path, direction=Direction.HIGHER)).added == 0  # the same rows, whichever is better
 
 
@@ -422,7 +422,7 @@ async def test_what_fails_halfway_leaves_nothing_behind(settings: Settings, tmp_
     )
     with pytest.raises(sqlite3.IntegrityError, match="trap"):
         await imported(settings, path)
-    for name in ("workspace", "context", "experiment", "outcome", "decision", "lesson", "program"):
+    for name in ("workspace", "context", "experiment", "outcome", "decision", "kind_count", "program"):
         assert trap.execute(f"SELECT count(*) FROM {name}").fetchone() == (0,), name
     trap.execute("DROP TRIGGER trap")
     trap.close()

@@ -573,13 +573,13 @@ async def test_replicates_of_a_program_are_left_out_of_what_was_tried_before(db:
         late = {"made_by": "agent", "commit": None, "note": "", "now": 3.0}
         await experiments.add_decision(db, run, rng.choice([Decision.KEEP, Decision.DISCARD]), **late)
     known = await read_tries(db, here, await read_newest(db))
-    assert (len(known.runs), known.past.learned) == (30, 30)
-    assert known.past.keeps
+    assert len(known.runs) == 30
+    assert 0 < known.history.changes <= 30
     rate = "tree of LEARNING_RATE = 1"
     left = known.without(rate)
-    alone = Tries.of([run for run in known.runs if run.group_key != rate], higher_is_better=False)
+    alone = Tries.of([run for run in known.runs if run.group_key != rate])
     assert 0 < len(left.runs) < 30
-    assert (left.runs, left.precedents, left.past) == (alone.runs, alone.precedents, alone.past)
+    assert (left.runs, left.precedents, left.history) == (alone.runs, alone.precedents, alone.history)
     assert known.without("another") is known
 
 

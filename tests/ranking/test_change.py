@@ -1,3 +1,4 @@
+import json
 import random
 import textwrap
 
@@ -19,6 +20,7 @@ from loopgraph_mcp.ranking.change import (
     named,
     told,
 )
+from tests.conftest import ROOT
 
 SOURCE = textwrap.dedent('''
     """Train."""
@@ -162,3 +164,15 @@ def test_rewritten_code_is_known_by_its_description_or_by_itself() -> None:
     assert moves_of(gelu, "try GELU") == (Move("activation", word="gelu"),)
     assert moves_of(gelu, "try this") == (Move("GPT.forward.x", word="gelu(x)"),)
     assert moves_of(Change(rewrites=(Rewrite("GPT", "", "ab"),))) == (Move("code", word="GPT ab"),)
+
+
+def test_repeats_are_told_from_what_only_looks_like_them() -> None:
+    """Precision and recall on 175 pairs of descriptions labelled by hand."""
+    lines = (ROOT / "tests" / "data" / "duplicates.jsonl").read_text(encoding="utf-8").splitlines()
+    labelled = [json.loads(line) for line in lines]
+    assert len(labelled) == 175
+    same = {Kinship.SAME, Kinship.SAME_VALUE}
+    said = [bool(same & set(kinships(told(each["one"]), ("a", told(each["other"]), False)))) for each in labelled]
+    right = sum(repeat and each["repeat"] for repeat, each in zip(said, labelled, strict=True))
+    assert right / sum(said) >= 0.95
+    assert right / sum(each["repeat"] for each in labelled) >= 0.95

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loopgraph_mcp.ranking.posterior import (
-    FORESIGHT_BOUND,
     ODDS_BOUND,
+    PRIOR_BOUND,
     PRIOR_MEAN,
     TOLD_BOUND,
     Candidate,
@@ -134,7 +134,7 @@ def test_every_score_is_the_product_of_its_parts() -> None:
     made = score(0.5, Evidence((Observation(2.0), Observation(-1.0)), crashes=1, shown_ages=(0, 3)))
     parts = made.parts()
     assert made.score == pytest.approx(
-        parts["relevance"] * parts["reward"] ** 0.7 * parts["fatigue"] * parts["foresight"], rel=1e-3
+        parts["relevance"] * parts["reward"] ** 0.7 * parts["fatigue"] * parts["prior"], rel=1e-3
     )
 
 
@@ -144,18 +144,18 @@ def test_a_proven_family_lifts_its_untried_member() -> None:
 
 
 @given(relevances, evidences, st.floats(-9, 9), st.floats(-9, 9))
-def test_foresight_moves_a_score_by_no_more_than_its_bound(
+def test_the_prior_moves_a_score_by_no_more_than_its_bound(
     relevance: float, known: Evidence, one: float, other: float
 ) -> None:
-    low, high = (score(relevance, known, foreseen=each).score for each in sorted((one, other)))
-    assert low <= high <= low * FORESIGHT_BOUND**2 * (1 + 1e-9)
-    assert score(relevance, known, foreseen=0.0) == score(relevance, known)
+    low, high = (score(relevance, known, log_ratio=each).score for each in sorted((one, other)))
+    assert low <= high <= low * PRIOR_BOUND**2 * (1 + 1e-9)
+    assert score(relevance, known, log_ratio=0.0) == score(relevance, known)
 
 
 def test_a_score_made_in_parts_is_the_score_made_at_once() -> None:
     known = Evidence((Observation(2.0),), crashes=1, shown_ages=(0, 3))
     (ranked,) = rank([Candidate("m", 0.5, appraise(known.observations, known.crashes), known.shown_ages, 0.2)])
-    assert ranked == ("m", score(0.5, known, foreseen=0.2).score)
+    assert ranked == ("m", score(0.5, known, log_ratio=0.2).score)
 
 
 @given(st.lists(observations, max_size=5), gains)

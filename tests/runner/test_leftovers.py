@@ -265,7 +265,7 @@ def test_a_process_is_known_by_its_start_and_a_zombie_is_not_alive() -> None:
 
 
 @pytest.mark.skipif(FAKETIME is None, reason="libfaketime is not installed")
-@pytest.mark.parametrize("step", ["+1h", "-1h", "+3s", "-1d"])
+@pytest.mark.parametrize("step", ["+1h", "-1h", "+90s", "-1d"])
 async def test_a_step_of_the_clock_neither_ends_a_run_nor_gives_it_up(
     graph: LoopGraph, settings: Settings, environment: dict[str, str], workspace: Path, step: str
 ) -> None:
@@ -284,8 +284,9 @@ async def test_a_step_of_the_clock_neither_ends_a_run_nor_gives_it_up(
     stepped = {**environment, "LD_PRELOAD": str(FAKETIME), "FAKETIME": step, "PYTHONPATH": str(ROOT)}
     alive = f"__import__('loopgraph_mcp.runner.processes').runner.processes.is_alive({child}, {mark!r})"
     code = f"import time; print(time.time(), {alive})"
+    before = time.time()
     seen = subprocess.run([sys.executable, "-c", code], env=stepped, check=True, capture_output=True, text=True).stdout
-    assert abs(float(seen.split()[0]) - time.time()) > 2
+    assert not before <= float(seen.split()[0]) <= time.time()  # its clock is another one
     assert seen.split()[1] == "True"
     command = [sys.executable, "-c", "from loopgraph_mcp.cli.main import main; main()", "status", "--once", "--json"]
     shown = subprocess.run(command, env=stepped, check=True, capture_output=True, text=True).stdout

@@ -32,7 +32,8 @@ from loopgraph_mcp.models import (
     Source,
     WhatRan,
 )
-from loopgraph_mcp.store import edits, experiments, methods, outcomes, retrievals, search
+from loopgraph_mcp.ranking.prior import KindCount
+from loopgraph_mcp.store import edits, experiments, imports, methods, outcomes, retrievals, search
 from loopgraph_mcp.store.database import Database, migration_files, split_statements
 from loopgraph_mcp.store.experiments import NewExperiment, ProcessId
 from loopgraph_mcp.store.version import read_newest
@@ -408,6 +409,30 @@ async def test_every_earlier_schema_migrates_with_its_rows(tmp_path: Path) -> No
             assert await retrievals.count_rows(database)
             packs = await database.reader.execute_fetchall("SELECT name FROM pack")
             assert [row["name"] for row in packs] == ["old"]
+
+
+async def test_counts_of_imported_histories_are_kept_from_the_lessons_of_an_earlier_schema(tmp_path: Path) -> None:
+    path = tmp_path / "old.db"
+    conn = sqlite3.connect(path)
+    for number, file in migration_files()[:11]:
+        conn.executescript(file.read_text(encoding="utf-8"))
+        conn.execute(f"PRAGMA user_version = {number}")
+    conn.executemany(
+        "INSERT INTO lesson (source, about, expected, kept, tries) VALUES ('theirs', ?, 1.0, ?, ?)",
+        [
+            ("step:depth +1, up much", 2.6, 4),
+            ("step:depth -1, nowhere", 1.5, 1),
+            ("step:gqa -1, to no value", 0.5, 0),
+            ("place:open side", 9.0, 9),
+        ],
+    )
+    conn.commit()
+    conn.close()
+    async with Database.open(path) as database:
+        assert await imports.all_counts(database) == [
+            KindCount("theirs", "depth +1, up much", 3, 4),
+            KindCount("theirs", "depth -1, nowhere", 1, 1),
+        ]
 
 
 async def test_every_chain_row_is_json_where_it_says_so(db: Database) -> None:

@@ -1,5 +1,7 @@
 """The page in a real browser: Debian's Chromium, driven by Playwright, which may reach nothing but this machine."""
 
+import asyncio
+import dataclasses
 import os
 import re
 import shutil
@@ -13,7 +15,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from loopgraph_mcp.api.loopgraph import LoopGraph
 from loopgraph_mcp.config import Settings
+from loopgraph_mcp.web import view
 from tests.api.test_loop import mishap
 from tests.web.conftest import environment_of
 from tests.web.test_page import HTTP, UI, base
@@ -251,3 +255,66 @@ def test_the_page_says_that_its_token_ended(
     page.get_by_role("link", name="Sign in again").click()
     page.get_by_label("Token").wait_for()
     assert {urlsplit(each).hostname for each in seen.asked if not each.startswith("data:")} == {"127.0.0.1"}
+
+
+HOST = """
+<iframe sandbox="allow-scripts" style="width: 620px; height: 700px; border: 0"></iframe>
+<script>
+  const frame = document.querySelector("iframe");
+  window.heard = [];
+  addEventListener("message", async (event) => {
+    const said = event.data;
+    heard.push(said.method || "answer");
+    const reply = (result) => frame.contentWindow.postMessage({ jsonrpc: "2.0", id: said.id, result }, "*");
+    if (said.method === "ui/initialize") {
+      const hostInfo = { name: "test", version: "1" };
+      reply({ protocolVersion: "2026-01-26", hostInfo, hostCapabilities: {}, hostContext: { theme: "dark" } });
+    } else if (said.method === "tools/call") {
+      reply(await callTool(said.params));
+    }
+  });
+</script>
+"""
+
+
+def test_the_view_in_a_client_draws_what_its_tool_answers(
+    night: Settings, visit: Callable[..., Visit], tmp_path: Path
+) -> None:
+    async def ask() -> tuple[dict[str, Any], dict[str, Any]]:
+        async with LoopGraph.open(night) as graph:
+            seen, first = await view.progress(graph, "loopgraph ui")
+        chart = view.curve(seen, dark=True, width=600)
+        return dataclasses.asdict(dataclasses.replace(first, chart=chart)), dataclasses.asdict(first)
+
+    drawn_answer, text_answer = asyncio.run(ask())
+    called: list[dict[str, Any]] = []
+
+    def call_tool(params: dict[str, Any]) -> dict[str, Any]:
+        called.append(params)
+        known = params["arguments"]["since"] == drawn_answer["version"]
+        return {"content": [], "structuredContent": text_answer if known else drawn_answer}
+
+    seen = visit()
+    page = seen.page
+    page.expose_function("callTool", call_tool)
+    (tmp_path / "host.html").write_text(HOST)
+    page.goto((tmp_path / "host.html").as_uri())
+    html = view.html(night.home / "web")
+    # The policy that a host gives such a file: what stands in it, and nothing from elsewhere.
+    policy = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:"
+    html = html.replace("<head>", f'<head><meta http-equiv="Content-Security-Policy" content="{policy}">', 1)
+    page.evaluate("html => { document.querySelector('iframe').srcdoc = html; }", html)
+    frame = page.frame_locator("iframe")
+    frame.locator("#plot svg.marks").wait_for()
+    assert frame.locator("h1").inner_text() == drawn_answer["title"]
+    assert frame.locator("tbody tr").count() == 12
+    assert frame.locator("html").get_attribute("data-theme") == "dark"
+    page.wait_for_function("heard.filter(each => each === 'tools/call').length > 1")  # it asks again by itself
+    assert called[-1]["name"] == "progress_since"
+    page.evaluate(
+        "frame.contentWindow.postMessage({ jsonrpc: '2.0', id: 99, method: 'ui/resource-teardown', params: {} }, '*')"
+    )
+    page.wait_for_function("heard.includes('answer')")
+    assert {"ui/notifications/initialized", "ui/notifications/size-changed"} <= set(page.evaluate("heard"))
+    assert not [each for each in seen.asked if not each.startswith(("file:", "data:", "about:"))]
+    assert not seen.wrong

@@ -1,16 +1,23 @@
 """The named constants of a program, which can be changed without writing code."""
 
 import ast
+import hashlib
+import math
 import operator
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from loopgraph_mcp.code.apply import apply_method
 from loopgraph_mcp.models import EditResult, Method, Recipe, SetConst
 
 Value = int | float | str | bool | tuple[float, ...]
 
+# What changes no idea, or the measure itself; rows at once on a device cost speed, and are a knob.
+_HANDS_OFF = re.compile(r"SEED|EVAL|UNTIMED|DEVICE(?!_BATCH)|PROFILE|COMPILE")
 _NAME = re.compile(r"[A-Z][A-Z0-9_]*")
+_LINE = re.compile(r"(?P<name>[A-Z][A-Z0-9_]*)\s*=\s*(?P<value>[^=\s].{0,200})$")
+_LARGEST = 2**63  # a larger number is not a knob
 _MAX_POWER = 64  # an exponent in a program's constants; larger ones would compute for long
 _OPERATORS: Mapping[type[ast.operator], Callable[[float, float], float]] = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
@@ -39,6 +46,46 @@ def constants(source: str, profile: str) -> dict[str, Value]:
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A program as its numbers and all else.
+
+    Args:
+        numbers: The numeric constants that can be ideas to change.
+        rest: A hash of the program without their values: programs of one hash differ in numbers alone.
+    """
+
+    numbers: Mapping[str, float]
+    rest: str
+
+
+def read(source: str, profile: str) -> Written:
+    """Return a program's numeric constants, each on a line of its own, without parsing all of it.
+
+    Hundreds of programs are read after each run, and a whole syntax tree of each takes a hundred times as long.
+    """
+    found, rest = dict[str, float](), list[str]()
+    for line in source.splitlines():
+        match = _LINE.match(line)
+        value = _of_line(match["value"], profile) if match and tunable(match["name"]) else None
+        if match is None or value is None:
+            rest.append(line)
+        else:
+            found[match["name"]] = value
+            rest.append(match["name"])
+    return Written(found, hashlib.sha256("\n".join(rest).encode("utf-8", "surrogateescape")).hexdigest())
+
+
+def _of_line(value: str, profile: str) -> float | None:
+    try:
+        found = _value(ast.parse(value.strip(), mode="eval").body, profile)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+    if not isinstance(found, int | float) or isinstance(found, bool) or not math.isfinite(found):
+        return None
+    return found if abs(found) < _LARGEST else None
+
+
 def numbers(source: str, profile: str) -> dict[str, float]:
     """Return the constants that are numbers."""
     return {
@@ -48,10 +95,9 @@ def numbers(source: str, profile: str) -> dict[str, float]:
     }
 
 
-def set_constant(source: str, name: str, value: str) -> EditResult:
-    """Return a program with one constant changed to an expression, or why that cannot be."""
-    recipe = Recipe((SetConst(name, value),))
-    return apply_method(Method("set-value", name, "other", "", "", recipe=recipe), source, {})
+def tunable(name: str) -> bool:
+    """Return whether a constant is an idea to change, and not the measure itself or what it runs on."""
+    return not _HANDS_OFF.search(name)
 
 
 def written(value: float, *, whole: bool) -> str:
@@ -85,3 +131,9 @@ def _computed(left: Value | None, op: type[ast.operator], right: Value | None) -
         return _OPERATORS[op](left, right)
     except (ZeroDivisionError, OverflowError):
         return None
+
+
+def set_constants(source: str, values: Mapping[str, str]) -> EditResult:
+    """Return a program with constants changed to expressions, or why that cannot be."""
+    ops = tuple(SetConst(name, value) for name, value in values.items())
+    return apply_method(Method("set-values", "values", "other", "", "", recipe=Recipe(ops)), source, {})
