@@ -158,8 +158,8 @@ def bench(
     surrogate: Annotated[
         str,
         typer.Option(
-            help="Surrogate model of real training instead of a workspace: nanochat-h200 and others, or a file. Without "
-            "a researcher, scripts, optimisers and LoopGraph's values search it in this process."
+            help="Surrogate model of real training instead of a workspace: nanochat-h200 and others, or a file. "
+            "Without a researcher, scripts, optimisers and LoopGraph's values search it in this process."
         ),
     ] = "",
     about: Annotated[

@@ -86,7 +86,7 @@ async def get_code_edit(
     knobs: Annotated[
         dict[str, int | float | str] | None,
         Field(
-            description="Values for the method's knobs; else suggested ones or defaults. Of another method: `gqa.groups`"
+            description="Values for the method's knobs; else suggested ones or defaults. Another method's: `gqa.groups`"
         ),
     ] = None,
     companions: Annotated[  # noqa: FBT002 - a JSON flag
