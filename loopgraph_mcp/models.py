@@ -609,6 +609,7 @@ class Advice(StrEnum):
     MAKE_EDIT_AGAIN = "make_edit_again"
     MAKE_PATCH_AGAIN = "make_patch_again"
     RUN_FILE = "run_file"
+    START_RUN = "start_run"
     LEAVE_OUT = "leave_out"
     WAIT = "wait"
     INGEST = "ingest"

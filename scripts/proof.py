@@ -23,7 +23,7 @@ from loopgraph_mcp.ranking.response import Run, advise
 
 ROOT = Path(__file__).parents[1]
 REPORT, DEVELOPED = "nanochat-h200", "nanochat-h200-dev"
-SHORT = ["none", "tpe", "cold", "warm", "warm-other", "placebo"]
+SHORT = ["none", "tpe", "cold", "no-prior", "warm", "warm-other", "placebo"]
 AROUND = 10  # experiments of each group of the calibration
 WHOLE_STACK = 3  # seeds of the check through server, store and processes; a run there takes a second
 WHOLE_STACK_RUNS = 20

@@ -8,6 +8,9 @@ import asyncio
 import math
 import random
 import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +20,7 @@ from loopgraph_mcp.api.run_plan import keep_program
 from loopgraph_mcp.auth import Caller
 from loopgraph_mcp.config import Settings, bundled
 from loopgraph_mcp.models import Context, Decision, Direction, Outcome, OutcomeKind
+from loopgraph_mcp.runner.locks import hold_lock
 from loopgraph_mcp.runner.workspace import Workspace, create_workspace
 from loopgraph_mcp.store import edits, experiments
 from loopgraph_mcp.store.experiments import ExperimentRow, NewExperiment, ProcessId
@@ -27,6 +31,7 @@ START = 0.9979
 BUDGET_S = 300.0
 RUN_S = 331.0
 AGENT = Caller("claude-code", "night")
+RUNNING = "exp_sampl3run0"
 QUERIES = ("what helps a short run", "learning rate", "batch size", "attention", "schedule", "normalisation", "")
 # Gains in bits per byte. What is not named here costs a little, as most changes do.
 GAINS = {
@@ -94,7 +99,7 @@ class Night:
         base = None if edit is None else self.inputs.identify(edit.base_text, self.where.editable).group_key
         folder = self.graph.settings.runs_dir / f"run-{len(list(self.graph.settings.runs_dir.glob('*'))):05d}"
         folder.mkdir(parents=True)
-        (folder / "run.log").write_text(self._log(value, failed), encoding="utf-8")
+        (folder / "run.log").write_text(self.log(value, failed), encoding="utf-8")
         new = NewExperiment(
             await edits.context_id(db, self.context),
             "cuda-0",
@@ -120,7 +125,7 @@ class Night:
         outcome = (
             Outcome(OutcomeKind.FINISHED, value, f"val_bpb {value:.6f}", summary)
             if failed is None
-            else Outcome(failed[0], None, failed[1], {}, self._log(value, failed)[-900:])
+            else Outcome(failed[0], None, failed[1], {}, self.log(value, failed)[-900:])
         )
         await experiments.add_outcome(db, experiment_id, outcome, now=self.clock.at)
         await self.graph.db.change(
@@ -147,7 +152,7 @@ class Night:
         assert row is not None  # noqa: S101 - it was just made
         return row
 
-    def _log(self, value: float, failed: tuple[OutcomeKind, str] | None, *, until: float = 1.0) -> str:
+    def log(self, value: float, failed: tuple[OutcomeKind, str] | None, *, until: float = 1.0) -> str:
         """Return a training log in the bundled trainer's form."""
         lines = ["device: NVIDIA H100", "compiling …"]
         steps = 940
@@ -249,6 +254,35 @@ async def _hand_edit(night: Night, workspace: str, number: int) -> None:
     edit = await edits.get_edit(db, edit_id)
     old = before.partition("=")[2].strip()
     await night.run(f"{name} {old} to {wanted}", text=text, edit=edit, gain=night.rng.gauss(-0.0012, 0.0011))
+
+
+@asynccontextmanager
+async def one_running(settings: Settings, night: Night, *, done: float = 0.62) -> AsyncIterator[str]:
+    """Have one more experiment look as if it ran, so far done, for as long as the body lasts; give its id."""
+    text = night.where.read_program()
+    folder = settings.runs_dir / "running"
+    folder.mkdir()
+    (folder / "run.log").write_text(night.log(night.worth[text] - 0.001, None, until=done), encoding="utf-8")
+    base = night.inputs.identify(text, night.where.editable).group_key
+    async with LoopGraph.open(settings) as graph:
+        with hold_lock(settings.locks_dir, RUNNING):  # else it would be found abandoned
+            new = NewExperiment(
+                await edits.context_id(graph.db, night.context),
+                "cuda-0",
+                "Attention output gate, at half its width",
+                42,
+                900.0,
+                120.0,
+                id=RUNNING,
+                caller=AGENT,
+                run_dir=str(folder),
+                base_group_key=base,
+                program_hash=await keep_program(graph.db, text, night.where.editable),
+            )
+            began = time.time() - done * BUDGET_S
+            await experiments.add_experiment(graph.db, new, now=began)
+            await experiments.mark_running(graph.db, RUNNING, ProcessId(1, 1.0), now=began)
+            yield RUNNING
 
 
 def main() -> None:

@@ -29,5 +29,8 @@ def test_trainer_packs_and_migrations_travel_in_the_wheel(tmp_path: Path) -> Non
     assert migrations
     plugin = {str(path.relative_to(ROOT)) for path in (ROOT / "loopgraph_mcp" / "plugin").rglob("*") if path.is_file()}
     assert len(plugin) >= 3
-    assert bundled | migrations | plugin | {"loopgraph_mcp/py.typed"} <= names
+    web = {str(path.relative_to(ROOT)) for path in (ROOT / "loopgraph_mcp" / "web").rglob("*.[hcj]*") if path.is_file()}
+    web = {path for path in web if "__pycache__" not in path}
+    assert len(web) >= 13
+    assert bundled | migrations | plugin | web | {"loopgraph_mcp/py.typed"} <= names
     assert not [name for name in names if "corpus.json" in name or "results.tsv" in name or name.startswith("tests/")]

@@ -154,15 +154,16 @@ def advised(memory: str) -> Callable[[Start], Researcher]:
     """Return a researcher that runs the first suggestion of values each time.
 
     Args:
-        memory: `cold`: what ships; `warm`: an earlier session of a greedy researcher besides, in the same context;
-            `warm-other`: that session in another context; `placebo`: what `warm` knows with its changes ascribed to
-            other knobs, and all outcomes, those of this session too, shuffled between the runs each time.
+        memory: `cold`: what ships; `no-prior`: that without what other people's histories say; `warm`: an earlier
+            session of a greedy researcher besides, in the same context; `warm-other`: that session in another context;
+            `placebo`: what `warm` knows with its changes ascribed to other knobs, and all outcomes, those of this
+            session too, shuffled between the runs each time.
     """
 
     def research(start: Start) -> Researcher:
         rng = random.Random(start.seed)  # noqa: S311 - choices
         names = list(start.numbers)
-        lean = prior(start)
+        lean = {} if memory == "no-prior" else prior(start)
         remembered = remember(start, memory)
         if memory == "placebo":
             lean = dict(zip(names, rng.sample(list(lean.values()), len(lean)), strict=True))
@@ -189,14 +190,11 @@ def prior(start: Start) -> dict[str, float]:
 
 def remember(start: Start, memory: str) -> list[Run]:
     """Return the runs of the session before, as a warm memory holds them."""
-    if memory == "cold":
+    if memory in {"cold", "no-prior"}:
         return []
-    surrogate, constants = start.surrogate, dict(start.constants)
-    if memory == "warm-other":
-        surrogate = start.other
-        constants |= start.other.about.get("start", {})
+    surrogate = start.other if memory == "warm-other" else start.surrogate
     seed = start.seed + _WARM_SEED
-    found = session(scripted("greedy"), constants, surrogate, start.other, seed=seed, experiments=EARLIER)
+    found = session(scripted("greedy"), start.constants, surrogate, start.other, seed=seed, experiments=EARLIER)
     group = 1 if memory == "warm-other" else 0
     return [Run({name: each.constants[name] for name in start.numbers}, each.metric, group) for each in found]
 
@@ -231,6 +229,7 @@ ARMS: Mapping[str, Callable[[Start], Researcher]] = {
     "cma-es": optimiser("cma-es", from_default=True),
     "cma-es-cold": optimiser("cma-es", from_default=False),
     "cold": advised("cold"),
+    "no-prior": advised("no-prior"),
     "warm": advised("warm"),
     "warm-other": advised("warm-other"),
     "placebo": advised("placebo"),

@@ -318,7 +318,7 @@ _KINSHIP = {
     Kinship.BETWEEN_FAILED: "failed on one side of this value, as others did on its other side",
     Kinship.SAME_DIRECTION: "went this way, further, and failed",
     Kinship.REVERSES_KEPT: "was kept, and this takes it back",
-    Kinship.SEED_ALONE: "nothing but the seed changes: that is a replicate, not a method; use replicate=true",
+    Kinship.SEED_ALONE: "nothing but the seed changes: that is a replicate, not a method",
 }
 
 

@@ -76,7 +76,7 @@ async def the_experiment(db: Database, experiment_id: str) -> ExperimentRow:
     """
     row = await experiments.get_experiment(db, experiment_id)
     if row is None:
-        step = NextStep(Advice.RUN_FILE, "run_experiment")
+        step = NextStep(Advice.START_RUN, "run_experiment")
         raise NotFoundError(f"no experiment {experiment_id[:80]!r}", next_step=step)
     return row
 

@@ -124,7 +124,7 @@ async def _ranked(
     )
     view = await _view(state, shown, newest, sight, caller)
     found = relevance if query.strip() else None
-    choose = partial(_choose, view, found, limit=limit, family=family, standing=standing)
+    choose = partial(_choose, view, found, query.strip(), limit=limit, family=family, standing=standing)
     return view, *await asyncio.to_thread(choose)
 
 
@@ -144,12 +144,19 @@ async def _view(state: State, shown: Shown, newest: Newest, sight: Sight | None,
 
 
 def _choose(
-    view: _View, relevance: Mapping[str, float] | None, *, limit: int, family: str | None, standing: Standing | None
+    view: _View,
+    relevance: Mapping[str, float] | None,
+    query: str,
+    *,
+    limit: int,
+    family: str | None,
+    standing: Standing | None,
 ) -> tuple[list[MethodHit], str]:
     """Return the methods to show, best first, and what is to be said of the search as a whole.
 
     With `relevance` to a query, what others reported of a method moves its rank less. Without a query, what the file
-    holds and what does not fit it is left out. What lost on this class of device is shown behind the others.
+    holds and what does not fit it is left out. What lost on this class of device is shown behind the others, unless the
+    query names it.
     """
     asked = relevance is not None
     found = (
@@ -177,7 +184,7 @@ def _choose(
     stale = records.plateau_families(PLATEAU_RUNS)
     ranked = posterior.rank(list(candidates.values()), told_bound=bound)
     in_flight = {each for run in view.running for each in run.method_ids}
-    losers = {each for each, _ in ranked if lost_here(chosen[each], view)}
+    losers = {each for each, _ in ranked if lost_here(chosen[each], view) and not _names(query, chosen[each])}
     best = _diverse(ranked, chosen, stale, in_flight, limit if asked else len(ranked))
     fits = dict[str, _Fit]()
     if not asked:
@@ -203,6 +210,11 @@ def _choose(
     doubted = history.keep_rate * _UNLIKELY
     hits.sort(key=lambda hit: (hit.method_id in losers, not asked and (hit.p_keep or 0) < doubted))  # they do not lead
     return hits, explain.plateau(PLATEAU_RUNS, stale)
+
+
+def _names(query: str, method: Method) -> bool:
+    names = (method.id, method.id.replace("-", " "), method.name, *method.aliases)
+    return any(name.casefold() in query.casefold() for name in names)
 
 
 def lost_here(method: Method, view: _View) -> bool:

@@ -170,8 +170,8 @@ def bench(
     arms: Annotated[
         str,
         typer.Option(
-            help="Any of none, outcomes, packs, both, both-skill, both-warm, tpe; the first is the reference. With a "
-            "surrogate: none, random, tpe, tpe-cold, cma-es, cma-es-cold, cold, warm, warm-other, placebo; default all."
+            help="Any of none, outcomes, packs, both, both-skill, both-warm, tpe; the first is the reference. With "
+            "--surrogate: none, random, tpe(-cold), cma-es(-cold), cold, no-prior, warm, warm-other, placebo (all)."
         ),
     ] = "",
     again: Annotated[

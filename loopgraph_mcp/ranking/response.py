@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from statistics import NormalDist, fmean
 from typing import NamedTuple
 
-from loopgraph_mcp.ranking.process import Kernel, Point, Process, condition
+from loopgraph_mcp.ranking.process import Kernel, Point, Process, condition, most_runs
 from loopgraph_mcp.ranking.scales import Scale, scales_of
 
 Values = Mapping[str, float]
@@ -41,7 +41,6 @@ _STEPS = (0.3, 0.6, 1.0)
 _SPREAD, _AT_ONCE = 0.8, 5  # of random changes: steps of a knob, and knobs at once
 _RANDOM = 300
 _COMBINED = 6
-_MOST_RUNS = 240  # those nearest the incumbent: what is far says little, and time grows with the cube
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +173,8 @@ class _Model:
         at = self._place(present)
         if here:
             at = min((each for each in seen if each.group == 0), key=lambda each: each.mean).point
-        self._seen = sorted(seen, key=lambda each: (math.dist(each.point, at), each.group))[:_MOST_RUNS]
+        # Those nearest the incumbent: what is far says little.
+        self._seen = sorted(seen, key=lambda each: (math.dist(each.point, at), each.group))[: most_runs()]
         self._lean = [_LEAN * self._effect * lean.get(name, 0.0) for name in names]
         self._caution = self._effect * _CAUTION * _CAUTIOUS_RUNS / (_CAUTIOUS_RUNS + len(seen))
         base = next((each for each in seen if each.group == 0), None)
@@ -243,7 +243,7 @@ class _Model:
         if not failed:
             return None
         known = [(each.point, each.group, 0.0) for each in self._seen]
-        known += [(point, group, 1.0) for point, group in dict.fromkeys(failed)][-_MOST_RUNS:]
+        known += [(point, group, 1.0) for point, group in dict.fromkeys(failed)][-most_runs() :]
         return condition(
             Kernel(1.0, _FAIL_LENGTH, _ACROSS),
             [point for point, _, _ in known],

@@ -37,16 +37,17 @@ from loopgraph_mcp.server.background import running
 from loopgraph_mcp.server.callers import GRANT
 from loopgraph_mcp.server.metrics import Metrics
 from loopgraph_mcp.server.oauth import SCOPE_PREFIX, Issuer
+from loopgraph_mcp.server.progress_view import view_tools
 from loopgraph_mcp.server.tools import loop_tools
 from loopgraph_mcp.store import experiments, tokens
 from loopgraph_mcp.store.database import Database, text_hash
+from loopgraph_mcp.web.door import SECRET, Door
 
 if TYPE_CHECKING:
     from loopgraph_mcp.web.page import Page
 
 PATH = "/mcp"
 FIRST_TOKEN = "default"  # noqa: S105 - its name, not its secret
-_SECRET = "loopgraph.secret"  # noqa: S105 - where a request's ASGI scope holds it, to be looked at again
 _OPEN_PATHS = frozenset({"/health", "/ready"})
 _METADATA = "/.well-known/oauth-protected-resource"
 _TOKENS_FOR_S = 1.0  # how long a revoked token may still be taken
@@ -216,7 +217,7 @@ class Gate:
                 return _too_many(f"{_REQUESTS_PER_TOKEN} requests of this token are open; close a stream first")
             cancelled = False
             try:
-                async with self.doorkeeper.admitted(scope[_SECRET], grant):
+                async with self.doorkeeper.admitted(scope[SECRET], grant):
                     try:
                         await self.app(scope, receive, send)
                     except asyncio.CancelledError:
@@ -253,7 +254,7 @@ class Gate:
             return self._unauthorized("the token is unknown, expired or revoked", error="invalid_token")
         if (wait_s := self.doorkeeper.wait_s(grant)) > 0:
             return _too_many(f"{grant.calls_per_minute} calls a minute", wait_s=wait_s)
-        scope[GRANT], scope[_SECRET] = grant, secret.strip()
+        scope[GRANT], scope[SECRET] = grant, secret.strip()
         scope["user"] = AuthenticatedUser(AccessToken(token="", client_id=grant.name, scopes=[grant.scope.value]))
         return None
 
@@ -470,7 +471,7 @@ def application(
     server: MCPServer[LoopGraph], graph: LoopGraph, options: HttpOptions, doorkeeper: Doorkeeper | None
 ) -> ASGIApp:
     """Return the ASGI application: the tools behind the gate, and what operators ask for."""
-    metrics = Metrics([tool.name for tool in loop_tools()])
+    metrics = Metrics([tool.name for tool in [*loop_tools(), *view_tools()]])
     server.middleware.append(metrics.watch)
     bound = f"[{options.host}]" if ":" in options.host else options.host
     hosts = [*_LOOPBACK, bound, *options.hosts]
@@ -530,7 +531,6 @@ def _page(graph: LoopGraph, options: HttpOptions, doorkeeper: Doorkeeper | None)
         from loopgraph_mcp.web.page import Page  # noqa: PLC0415 - an extra
     except ImportError:
         return None
-    from loopgraph_mcp.web.door import Door  # noqa: PLC0415 - likewise
 
     async def admits(secret: str) -> bool:
         return doorkeeper is not None and await doorkeeper.grant(secret) is not None

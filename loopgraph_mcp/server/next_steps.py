@@ -90,6 +90,7 @@ WORDS = {
     Advice.MAKE_EDIT_FIRST: "{call} makes one and returns its id",
     Advice.MAKE_EDIT_AGAIN: "make it again: {call}",
     Advice.MAKE_PATCH_AGAIN: "make the patch again",
+    Advice.START_RUN: "{call} starts one and returns its id",
     Advice.RUN_FILE: "{call} runs the file as it is",
     Advice.LEAVE_OUT: "leave it out, or use the id that {call} returned",
     Advice.WAIT: "wait: {call}",

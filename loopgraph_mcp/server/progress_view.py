@@ -56,7 +56,7 @@ async def progress_since(
 
     seen, answer = await view.progress(graph_of(ctx), _page(ctx))
     if answer.version != since:
-        chart = await asyncio.to_thread(view.curve, seen, dark=dark, width=width)
+        chart = await asyncio.to_thread(view.chart, seen, dark=dark, width=width)
         answer = replace(answer, chart=chart)
     return as_result(answer, answer.title)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from loopgraph_mcp.store.database import text_hash
 
+SECRET = "loopgraph.secret"  # noqa: S105 - where a request's ASGI scope holds that of the token it came with
 LINK_S = 10 * 60.0
 VISIT_S = 7 * 86_400.0
 _MOST = 1_000  # links and visits that are kept, the newest

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from loopgraph_mcp.errors import ConfigError
-from loopgraph_mcp.web.charts import Spec
+from loopgraph_mcp.web.themes import Spec
 
 EXTRA = "charts, the page and the report need an extra: pip install 'loopgraph-mcp[ui]'"
 _BUNDLE = "import sys, vl_convert; sys.stdout.write(vl_convert.javascript_bundle())"

@@ -23,8 +23,8 @@ from loopgraph_mcp.errors import ConfigError, NotFoundError
 from loopgraph_mcp.models import RunState
 from loopgraph_mcp.store import nights
 from loopgraph_mcp.text import plain_line, visible
-from loopgraph_mcp.web import charts, drawing, lineage, words
-from loopgraph_mcp.web.door import Door
+from loopgraph_mcp.web import charts, curve, drawing, lineage, themes, words
+from loopgraph_mcp.web.door import SECRET, Door
 from loopgraph_mcp.web.filling import Templates
 
 _HERE = Path(__file__).parent
@@ -36,7 +36,6 @@ _WIDTHS = (280, 1_600)
 _FOREVER = "public, max-age=31536000, immutable"  # its address changes with its content
 _OPEN_PATHS = ("/enter", "/static/")
 _FAR_PATHS = ("/changes", "/now", "/events", "/leave", "/link", "/charts/", "/sections/", "/experiments/")
-_SECRET = "loopgraph.secret"  # noqa: S105 - where the gate puts the secret of the token that a request came with
 CSP = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
@@ -138,7 +137,7 @@ class Page:
         """Make a link that lets a browser in once, for whoever comes with a token."""
         if "authorization" not in request.headers:
             return JSONResponse({"error": "send a token: Authorization: Bearer …"}, 401, _HEADERS)
-        return _json({"path": f"/enter?key={self.door.make_link(request.scope.get(_SECRET, ''))}"})
+        return _json({"path": f"/enter?key={self.door.make_link(request.scope.get(SECRET, ''))}"})
 
     async def _leave(self, request: Request) -> Response:
         self.door.leave(request.cookies.get(self.door.cookie))
@@ -235,23 +234,24 @@ class Page:
 
     async def _chart(self, request: Request) -> Response:
         name, asked = request.path_params["name"], request.query_params
-        theme = charts.THEMES.get(asked.get("theme", ""), charts.LIGHT)
+        theme = themes.THEMES.get(asked.get("theme", ""), themes.LIGHT)
         width = min(max(int(asked["width"]), _WIDTHS[0]), _WIDTHS[1]) if asked.get("width", "").isdigit() else 640
         if name == "loss":
             seen = await self.graph.loss(asked.get("id", ""))
-            return _json(charts.loss(seen, theme=theme, width=width) if seen.own else None)
+            height = 170 if width > 700 else 220  # a wide one leaves the curve of the search in sight
+            return _json(charts.loss(seen, theme=theme, width=width, height=height) if seen.own else None)
         spec = await self._chart_of(name, await self._seen(request), asked, theme, width)
         return _json(spec)
 
     async def _chart_of(
-        self, name: str, seen: Overview, asked: Mapping[str, str], theme: charts.Theme, width: int
-    ) -> charts.Spec | None:
+        self, name: str, seen: Overview, asked: Mapping[str, str], theme: themes.Theme, width: int
+    ) -> themes.Spec | None:
         noise = None if seen.noise is None else seen.noise.sd
         match name:
             case "progress":
-                across: charts.Across = next((each for each in charts.ACROSS if each == asked.get("x")), "run")
+                across: curve.Across = next((each for each in curve.ACROSS if each == asked.get("x")), "run")
                 height = 380 if width > 600 else 300
-                return charts.progress(seen, across=across, theme=theme, width=width, height=height)
+                return curve.progress(seen, across=across, theme=theme, width=width, height=height)
             case "families":
                 records = overviews.records_by_family(seen)
                 metric = seen.setting.context.metric

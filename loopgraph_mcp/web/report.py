@@ -17,7 +17,7 @@ from loopgraph_mcp.errors import ConfigError, WorkspaceError
 from loopgraph_mcp.models import Presence
 from loopgraph_mcp.store import nights
 from loopgraph_mcp.text import plain_line
-from loopgraph_mcp.web import charts, drawing, words
+from loopgraph_mcp.web import charts, curve, drawing, themes, words
 from loopgraph_mcp.web.filling import Templates
 
 _NEXT, _LOOKED_AT = 5, 20  # methods to try next, and those that they are chosen from
@@ -184,7 +184,7 @@ def as_html(report: Report) -> str:
 def _picture(report: Report, name: str) -> dict[str, str] | None:
     """Return a chart by day and by night, with what it shows in words."""
     made = dict[str, str]()
-    for theme, colours in charts.THEMES.items():
+    for theme, colours in themes.THEMES.items():
         spec = _spec(report, name, colours)
         if spec is None:
             return None
@@ -194,11 +194,11 @@ def _picture(report: Report, name: str) -> dict[str, str] | None:
     return made
 
 
-def _spec(report: Report, name: str, theme: charts.Theme) -> charts.Spec | None:
+def _spec(report: Report, name: str, theme: themes.Theme) -> themes.Spec | None:
     seen, metric = report.seen, report.seen.setting.context.metric
     match name:
         case "progress":
-            return charts.progress(seen, theme=theme, width=860, height=360)
+            return curve.progress(seen, theme=theme, width=860, height=360)
         case "families":
             if not report.families:
                 return None
@@ -293,7 +293,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]], *, right: set[int
 # --------------------------------------------------------------------------------------------------- card
 
 
-def card(report: Report) -> charts.Spec:
+def card(report: Report) -> themes.Spec:
     """Return the card to share: what it came to, four figures and the curve."""
     seen = report.seen
     marks = [line.mark for line in seen.here]
@@ -303,7 +303,7 @@ def card(report: Report) -> charts.Spec:
         (words.duration(3600 * seen.hours) if seen.hours else "", "of training"),
         (words.dollars(seen.cost_usd) if seen.cost_usd else "", "spent by agents"),
     ]
-    return charts.card(
+    return curve.card(
         seen,
         title=report.headline.title,
         sentence=report.headline.sentence,

@@ -8,7 +8,7 @@ from loopgraph_mcp.api.overview import Mark, Overview, per_hour
 from loopgraph_mcp.errors import ConfigError
 from loopgraph_mcp.models import RunState
 from loopgraph_mcp.text import plain_line
-from loopgraph_mcp.web import charts, drawing, words
+from loopgraph_mcp.web import curve, drawing, themes, words
 
 _FILE = Path(__file__).parent / "static" / "view.html"
 _ROWS = 12
@@ -72,9 +72,9 @@ def as_text(answer: ProgressAnswer) -> str:
     return f"{answer.title}\n{answer.sentence}\n{answer.account}\nNewest:\n{newest}\nThe page: {answer.page}"
 
 
-def curve(seen: Overview, *, dark: bool, width: int) -> charts.Spec:
+def chart(seen: Overview, *, dark: bool, width: int) -> themes.Spec:
     """Return the curve for the view."""
-    spec = charts.progress(seen, theme=charts.DARK if dark else charts.LIGHT, width=width, height=280)
+    spec = curve.progress(seen, theme=themes.DARK if dark else themes.LIGHT, width=width, height=280)
     return {**spec, "background": "transparent"}
 
 

@@ -11,7 +11,7 @@ from loopgraph_mcp.api.overview import Line, Mark, Overview
 from loopgraph_mcp.models import Context, Decision, Direction, OutcomeKind, RunState, VerdictKind
 from loopgraph_mcp.store.nights import WorkspaceRow
 from loopgraph_mcp.text import plain_line
-from loopgraph_mcp.web.charts import places
+from loopgraph_mcp.web.themes import places
 
 MINUS = "\u2212"  # as wide as a plus, so that gains align
 _WAYS = {Direction.LOWER: "lower", Direction.HIGHER: "higher"}

@@ -9,11 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from loopgraph_mcp.agents import surrogate_bench
 from loopgraph_mcp.agents.surrogate_arms import ARMS, Start, remember, session
 from loopgraph_mcp.agents.surrogate_bench import Curve
 from loopgraph_mcp.agents.surrogates.model import Surrogate
+from loopgraph_mcp.cli.main import app
 from loopgraph_mcp.code.apply import apply_method
 from loopgraph_mcp.code.constants import Value, constants
 from loopgraph_mcp.errors import ConfigError
@@ -175,3 +177,23 @@ def test_the_summary_pairs_seeds_and_counts_runs_to_the_first_arms_end() -> None
     assert none.p[10] == 1.0
     assert cold.to_goal == pytest.approx(15.0, abs=1)
     assert surrogate_bench.paired_p([0.1, -0.1, 0.2, -0.2]) > 0.5
+
+
+def test_the_command_searches_in_process_and_writes_table_sessions_and_chart(tmp_path: Path) -> None:
+    searched = CliRunner().invoke(
+        app,
+        ["bench", "--surrogate", NAMES[1], "--arms", "none,cold", "-n", "6", "--seeds", "2", "--jobs", "1",
+         "--out", str(tmp_path)],
+    )  # fmt: skip
+    assert searched.exit_code == 0, searched.output
+    found = json.loads((tmp_path / "surrogate.json").read_text(encoding="utf-8"))
+    assert [(curve["arm"], curve["seed"], len(curve["best"])) for curve in found["curves"]] == [
+        ("none", 1, 7), ("cold", 1, 7), ("none", 2, 7), ("cold", 2, 7),
+    ]  # fmt: skip
+    assert "| cold |" in (tmp_path / "surrogate.md").read_text(encoding="utf-8")
+    assert list(tmp_path.glob("surrogate.svg")) or list(tmp_path.glob("surrogate.vl.json"))
+
+
+def test_about_prints_what_a_surrogate_was_fitted_to() -> None:
+    printed = CliRunner().invoke(app, ["bench", "--surrogate", NAMES[0], "--about"])
+    assert json.loads(printed.output)["fidelity"]["all"]["rows"] > 2_000

@@ -84,7 +84,7 @@ def test_a_patch_from_stdin_is_run_and_a_failure_ends_with_its_log(
     [
         (["edit", "swigluu"], "did you mean swiglu"),
         (["edit", "gqa"], "build_model_config"),
-        (["run", "--edit", "edit_x"], "get_code_edit makes one"),
+        (["run", "--edit", "edit_x"], "`loopgraph edit …` makes one"),
         (["search", "x", "-w", "/nowhere"], "not a folder"),
         (["init", "/"], "not empty"),
         (["trace", "exp_x"], "trace takes the id of an experiment"),

@@ -77,7 +77,7 @@ async def test_wrong_calls_teach(connect: Connect, era: Any) -> None:
         assert "nope" in await error_of(client, "search_methods", query="x", nope=1)
         assert "a whole number from 1 to 20" in await error_of(client, "search_methods", limit="five")
         assert "did you mean gqa" in await error_of(client, "get_code_edit", method_id="gqaa")
-        assert "run_experiment starts one" in await error_of(client, "get_experiment", experiment_id="exp_x")
+        assert "run_experiment() starts one" in await error_of(client, "get_experiment", experiment_id="exp_x")
         assert "leave it out" in await error_of(client, "get_code_edit", method_id="gqa", retrieval_id="ret_x")
         refused = await call(client, "get_code_edit", method_id="gqa")
         assert (refused["status"], refused["edit_id"]) == ("refused", None)

@@ -13,6 +13,8 @@ from tests.conftest import ROOT
 GOLDEN = ROOT / "tests" / "data"
 CALLS = {
     Advice.MAKE_EDIT: ("get_code_edit", {"method_id": "gqa", "retrieval_id": "ret_1"}),
+    Advice.SET_VALUES: ("get_code_edit", {"method_id": "set-values", "retrieval_id": "ret_1"}),
+    Advice.REPLICATE_BEST: ("run_experiment", {"replicate": True}),
     Advice.BY_HAND: ("run_experiment", {"patch": "…", "method_id": "gqa"}),
     Advice.TAKE_PARTS: ("run_experiment", {"patch": "…", "description": "…"}),
     Advice.WRITE_IT: ("run_experiment", {"patch": "…", "description": "…", "method_id": "gqa"}),
@@ -37,6 +39,7 @@ CALLS = {
     Advice.MAKE_EDIT_FIRST: ("get_code_edit", {"method_id": "…"}),
     Advice.MAKE_EDIT_AGAIN: ("get_code_edit", {"method_id": "gqa"}),
     Advice.RUN_FILE: ("run_experiment", {}),
+    Advice.START_RUN: ("run_experiment", {}),
     Advice.LEAVE_OUT: ("search_methods", {}),
     Advice.WAIT: ("get_experiment", {"experiment_id": "exp_1"}),
     Advice.INGEST: ("ingest", {"source": "…"}),

@@ -16,7 +16,7 @@ from loopgraph_mcp.api.loopgraph import LoopGraph
 from loopgraph_mcp.api.overview import Line, Mark, Overview, Prediction
 from loopgraph_mcp.config import Settings
 from loopgraph_mcp.models import Direction, NoiseFloor, OutcomeKind, RunState, VerdictKind
-from loopgraph_mcp.web import charts, drawing, report
+from loopgraph_mcp.web import charts, curve, drawing, report, themes
 
 DRAWN = pytest.mark.skipif(find_spec("vl_convert") is None, reason="the extra ui draws charts")
 
@@ -39,27 +39,27 @@ def values_of(spec: Any) -> Iterator[dict[str, Any]]:
             yield from values_of(each)
 
 
-def all_charts(seen: Overview, theme: charts.Theme) -> dict[str, charts.Spec]:
+def all_charts(seen: Overview, theme: themes.Theme) -> dict[str, themes.Spec]:
     records = overviews.records_by_family(seen)
     foreseen = [Prediction(f"exp_{number}", "tried", number / 20, number % 3 == 0) for number in range(20)]
     loss = Loss("percent", tuple(LossPoint(x, 3 - x / 50) for x in range(100)), ())
     found = {
-        "progress": charts.progress(seen, theme=theme),
-        "narrow": charts.progress(seen, across="hour", theme=theme, width=320),
-        "dollars": charts.progress(seen, across="dollars", theme=theme),
+        "progress": curve.progress(seen, theme=theme),
+        "narrow": curve.progress(seen, across="hour", theme=theme, width=320),
+        "dollars": curve.progress(seen, across="dollars", theme=theme),
         "families": charts.families(records, "val_bpb", noise=0.0007, theme=theme),
         "calibration": charts.calibration(foreseen, theme=theme),
         "cost": charts.cost(seen, theme=theme),
         "loss": charts.loss(loss, theme=theme),
-        "card": charts.card(seen, title="t", sentence="s " * 200, figures=[("1", "one")]),
+        "card": curve.card(seen, title="t", sentence="s " * 200, figures=[("1", "one")]),
     }
     return {name: spec for name, spec in found.items() if spec is not None}
 
 
 @DRAWN
-@pytest.mark.parametrize("theme", charts.THEMES)
+@pytest.mark.parametrize("theme", themes.THEMES)
 def test_every_chart_can_be_drawn_and_says_what_it_shows(seen: Overview, theme: str) -> None:
-    found = all_charts(seen, charts.THEMES[theme])
+    found = all_charts(seen, themes.THEMES[theme])
     assert len(found) == 8
     for spec in found.values():
         assert spec["description"]
@@ -70,20 +70,20 @@ def test_every_chart_can_be_drawn_and_says_what_it_shows(seen: Overview, theme: 
 
 @DRAWN
 def test_a_card_is_a_picture(seen: Overview) -> None:
-    spec = charts.card(seen, title="val_bpb", sentence="better", figures=[("18", "experiments")])
+    spec = curve.card(seen, title="val_bpb", sentence="better", figures=[("18", "experiments")])
     assert drawing.png(spec).startswith(b"\x89PNG")
 
 
 def test_the_curve_ends_at_the_best_result(seen: Overview) -> None:
     assert seen.best is not None
     assert seen.noise is not None
-    xs = charts.positions(seen, "run")
-    reached = charts.best_so_far(seen.here, xs, Direction.LOWER, seen.noise.sd)
+    xs = curve.positions(seen, "run")
+    reached = curve.best_so_far(seen.here, xs, Direction.LOWER, seen.noise.sd)
     assert reached[-1].value == pytest.approx(seen.best.metric_value)
 
 
 def test_every_run_is_on_the_curve_once(seen: Overview) -> None:
-    dots = [each for each in values_of(charts.progress(seen)) if "id" in each]
+    dots = [each for each in values_of(curve.progress(seen)) if "id" in each]
     measured = [each["id"] for each in dots if each["y"] is not None]
     assert sorted(measured) == sorted(line.experiment_id for line in seen.here if line.metric_value is not None)
     failed = {each["id"] for each in dots if each["look"] == "failed"}
@@ -91,16 +91,16 @@ def test_every_run_is_on_the_curve_once(seen: Overview) -> None:
 
 
 def test_nothing_within_the_noise_is_drawn_as_kept_beyond_it(seen: Overview) -> None:
-    looks = {each["id"]: each["look"] for each in values_of(charts.progress(seen)) if "id" in each}
+    looks = {each["id"]: each["look"] for each in values_of(curve.progress(seen)) if "id" in each}
     for line in seen.here:
         assert (looks[line.experiment_id] == "kept beyond noise") == (line.verdict is VerdictKind.WIN and line.stays), (
             line
         )
 
 
-@pytest.mark.parametrize("across", charts.ACROSS)
-def test_positions_never_go_back(seen: Overview, across: charts.Across) -> None:
-    xs = [charts.positions(seen, across)[line.experiment_id] for line in seen.lines]
+@pytest.mark.parametrize("across", curve.ACROSS)
+def test_positions_never_go_back(seen: Overview, across: curve.Across) -> None:
+    xs = [curve.positions(seen, across)[line.experiment_id] for line in seen.lines]
     assert xs == sorted(xs)
 
 
@@ -134,7 +134,7 @@ def test_the_best_so_far_is_the_cautious_mean(seed: int) -> None:
     runs = [(rng.uniform(0.5, 3), rng.choice("abcd")) for _ in range(rng.randrange(1, 20))]
     lines = [line(number, value, group) for number, (value, group) in enumerate(runs)]
     xs = {each.experiment_id: float(each.number) for each in lines}
-    reached = charts.best_so_far(lines, xs, Direction.LOWER, 0.1)
+    reached = curve.best_so_far(lines, xs, Direction.LOWER, 0.1)
     for upto, each in enumerate(reached, start=1):
         means = dict[str, list[float]]()
         for value, group in runs[:upto]:
@@ -147,21 +147,21 @@ def test_the_best_so_far_is_the_cautious_mean(seed: int) -> None:
 
 def test_one_disaster_does_not_hide_the_search() -> None:
     lines = [line(0, 1.0, "base", VerdictKind.BASELINE), line(1, 0.9, "a", VerdictKind.WIN), line(2, 400.0, "b")]
-    reached = charts.best_so_far(lines, {"exp_0": 0, "exp_1": 1, "exp_2": 2}, Direction.LOWER, 0.01)
-    low, high = charts._scale(lines, reached, Direction.LOWER, 0.01)
+    reached = curve.best_so_far(lines, {"exp_0": 0, "exp_1": 1, "exp_2": 2}, Direction.LOWER, 0.01)
+    low, high = curve._scale(lines, reached, Direction.LOWER, 0.01)
     assert low < 0.9
     assert 1.0 < high < 1.2
 
 
 @pytest.mark.parametrize(("noise", "places"), [(0.0007, 4), (0.05, 2), (3.0, 1), (None, 4), (0.0, 4), (1e-12, 8)])
 def test_decimals_show_the_noise_and_no_more(noise: float | None, places: int) -> None:
-    assert charts.places(noise) == places
+    assert themes.places(noise) == places
 
 
 def test_long_names_are_cut_between_words() -> None:
-    assert charts.shortened("halve batch 524K to 262K (more steps in 5 min)", 34) == "halve batch 524K to 262K (more…"
-    assert charts.shortened("short", 34) == "short"
-    assert charts.shortened("x" * 60, 20) == "x" * 19 + "…"
+    assert themes.shortened("halve batch 524K to 262K (more steps in 5 min)", 34) == "halve batch 524K to 262K (more…"
+    assert themes.shortened("short", 34) == "short"
+    assert themes.shortened("x" * 60, 20) == "x" * 19 + "…"
 
 
 def test_too_few_predictions_make_no_calibration() -> None:
