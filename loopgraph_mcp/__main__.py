@@ -1,4 +1,4 @@
-"""Starts the server: what `loopgraph-mcp` and `python -m loopgraph_mcp` run."""
+"""Starts the server, for `loopgraph-mcp` and `python -m loopgraph_mcp`."""
 
 import gc
 import os

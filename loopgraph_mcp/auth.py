@@ -1,4 +1,4 @@
-"""Who asks and what they may do: agents told apart by token, client and session; scopes; how often a token may call."""
+"""Who asks and what they may do: agents by token, client and session; scopes; call rates of tokens."""
 
 import hashlib
 import json
@@ -8,8 +8,8 @@ from enum import StrEnum
 
 from loopgraph_mcp.errors import AccessError
 
-CALLS_PER_MINUTE = 3_000
-RUNS_AT_ONCE = 16
+CALLS_PER_MINUTE = 3_000  # 50 a second: no agent needs more, and a loop gone wild is stopped
+RUNS_AT_ONCE = 16  # a night's queue; more would hide the others' runs
 
 
 class Scope(StrEnum):
@@ -20,7 +20,7 @@ class Scope(StrEnum):
     ADMIN = "admin"
 
     def allows(self, needed: "Scope") -> bool:
-        """Return whether whoever has this scope may do what needs the other."""
+        """Return whether this scope includes another."""
         ranks = list(Scope)
         return ranks.index(self) >= ranks.index(needed)
 
@@ -45,7 +45,7 @@ class Grant:
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """One agent, as far as it can be told from others: its client program, its session, and the token it came with.
+    """One agent, identified by its client program, its session, and the token it came with.
 
     Without a token it is a program of this user on this machine and may do anything.
     """
@@ -61,9 +61,9 @@ class Caller:
 
     @property
     def id(self) -> str:
-        """The hash of what tells it from others."""
-        told = json.dumps([self.token, self.client, self.session])
-        return "agt_" + hashlib.sha256(told.encode("utf-8", "replace")).hexdigest()[:16]
+        """The hash that identifies the agent."""
+        identity = json.dumps([self.token, self.client, self.session])
+        return "agt_" + hashlib.sha256(identity.encode("utf-8", "replace")).hexdigest()[:16]
 
     @property
     def is_admin(self) -> bool:
@@ -87,8 +87,8 @@ class Caller:
         """
         if self.grant is not None and not self.grant.scope.allows(needed):
             raise AccessError(
-                f"token {self.token!r} has the scope {self.grant.scope.value}, and this needs {needed.value}; "
-                f"ask whoever runs the server for `loopgraph token add NAME --scope {needed.value}`"
+                f"token {self.token!r} has the scope {self.grant.scope.value}, but this call needs {needed.value}; "
+                f"ask the server's administrator for `loopgraph token add NAME --scope {needed.value}`"
             )
 
 

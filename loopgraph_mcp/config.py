@@ -30,7 +30,7 @@ SKILL = PACKAGE_DIR / "plugin" / "skills" / "loopgraph" / "SKILL.md"
 
 
 def read_skill() -> str:
-    """Return the skill's text, without what tells a client when to use it."""
+    """Return the skill's text without its front matter."""
     _, _, text = SKILL.read_text(encoding="utf-8").removeprefix("---\n").partition("---\n")
     return text.strip()
 
@@ -114,7 +114,7 @@ class Settings:
         device: What a run gets (`cpu`, `mps`, `cuda:1`, `cuda:2,3`, `all`) when not the first one found.
         visible_gpus: Indices or UUIDs of the GPUs that may be used (CUDA_VISIBLE_DEVICES); None for all.
         packs: Folder of method packs to load at start.
-        day_one: Whether what other people's published histories teach counts, for little.
+        day_one: Whether the bundled prior from published histories is used.
         log_level: Level of the log on stderr.
         arxiv_url: Where arXiv's API and files are asked for.
         github_url: Where GitHub's API is asked.
@@ -179,7 +179,7 @@ def read_settings(environment: Mapping[str, str], cwd: Path) -> Settings:
         try:
             return (cwd / Path(value).expanduser()).resolve()
         except (OSError, RuntimeError, ValueError) as error:
-            raise ConfigError(f"{value[:80]!a}: it can be no path ({str(error)[:80]}); name another") from error
+            raise ConfigError(f"{value[:80]!a}: is not a valid path ({str(error)[:80]}); name another") from error
 
     home = path(value) if (value := get("HOME")) else DEFAULT_HOME
     wanted = (get("LOG_LEVEL") or "WARNING").upper()
@@ -225,7 +225,7 @@ def _url(variable: str, value: str) -> str:
     """Return a base URL without its last slash; on this machine it may do without https."""
     parts = urlsplit(value)
     if not parts.hostname or not (parts.scheme == "https" or (parts.scheme == "http" and _is_here(parts.hostname))):
-        raise ConfigError(f"{variable} is {value!r}; use https://…, or http://127.0.0.1:PORT for a mirror of your own")
+        raise ConfigError(f"{variable} is {value!r}; use https://…, or http://127.0.0.1:PORT for your own mirror")
     return value.rstrip("/")
 
 

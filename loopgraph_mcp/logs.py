@@ -41,8 +41,8 @@ class _Lines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         line = f"{record.levelname} {record.name}: {plain_line(record.getMessage(), limit=_MOST_CHARS)}"
-        told = [] if not record.exc_info else quoted(self.formatException(record.exc_info), "  | ")
-        return "\n".join([line, *told])
+        trace = [] if not record.exc_info else quoted(self.formatException(record.exc_info), "  | ")
+        return "\n".join([line, *trace])
 
 
 def handler_of(settings: Settings, target: TextIO) -> logging.Handler:

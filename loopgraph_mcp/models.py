@@ -53,8 +53,8 @@ class SharedOutcome:
         mean_gain: Mean improvement in units of the metric, positive is better.
         gain_sigmas: The same in noise floors of that context.
         runs: Training runs behind the mean, several of one try where they differ in their seed.
-        device: The device's class, such as `cuda`; empty where it was not told.
-        budget_s: Training seconds of a run, where that was told.
+        device: The device's class, such as `cuda`; empty if unknown.
+        budget_s: Training seconds of a run, if known.
     """
 
     context: str
@@ -172,7 +172,7 @@ class SetKwarg:
 
 @dataclass(frozen=True, slots=True)
 class ReplaceStmt:
-    """Put `new` in the place of the one statement in `scope` whose syntax tree equals `old`'s."""
+    """Put `new` in place of the one statement in `scope` whose syntax tree equals `old`'s."""
 
     scope: _Place
     old: _Text
@@ -225,9 +225,9 @@ _Ops = Annotated[tuple[_Op, ...], _MANY]
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """What shows something in a file: code that stands in a scope, and code that does not; anywhere without a scope.
+    """A condition on a file: code that a scope contains, and code that it does not; without a scope, anywhere.
 
-    `named` are patterns of names: one that the file both gives a value and uses shows it; what it imports does not.
+    `named` are patterns of names: one that the file both gives a value and uses matches; an import does not.
     """
 
     has: _Codes = ()
@@ -281,8 +281,8 @@ class Companion:
 class Recipe:
     """How a method becomes an edit: ops that each match exactly once, in a dotted scope such as `GPT.forward`.
 
-    `{knob}` in an op's code is the knob's value; `{current}` in a value is the expression that stands there; `{_x}` is
-    a variable and `{__x}` an expression that the pattern finds. docs/method-packs.md tells what each field does. This
+    `{knob}` in an op's code is the knob's value; `{current}` in a value is the present expression; `{_x}` is
+    a variable and `{__x}` an expression that the pattern finds. docs/method-packs.md describes each field. This
     is its one schema: packs, calls and the store are read through it.
     """
 
@@ -322,9 +322,9 @@ class Move:
 
     def __str__(self) -> str:
         """Return the move in a few words."""
-        told = self.word or ("" if self.value is None else f"{self.value:g}")
+        target = self.word or ("" if self.value is None else f"{self.value:g}")
         way = {1: "up", -1: "down", 0: ""}[self.direction]
-        return " ".join(part for part in (self.knob, way, told and f"to {told}") if part)
+        return " ".join(part for part in (self.knob, way, target and f"to {target}") if part)
 
 
 @dataclass(frozen=True, slots=True)
@@ -356,7 +356,7 @@ class Method:
 
 @dataclass(frozen=True, slots=True)
 class Pack:
-    """A versioned folder of methods; `content_hash` tells whether it changed."""
+    """A versioned folder of methods; `content_hash` shows whether it changed."""
 
     name: str
     version: str
@@ -522,7 +522,7 @@ class Context:
 
 
 class RunState(StrEnum):
-    """Where an experiment stands on its way."""
+    """The progress of an experiment."""
 
     QUEUED = "queued"
     RUNNING = "running"

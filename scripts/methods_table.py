@@ -1,4 +1,4 @@
-"""Prints docs/methods.md, the table of the shipped methods.
+"""Prints docs/methods.md, the table of the bundled methods.
 
 python scripts/methods_table.py > docs/methods.md
 """
@@ -22,16 +22,16 @@ from loopgraph_mcp.models import (
     Source,
 )
 
-HEAD = """# The methods that ship
+HEAD = """# The bundled methods
 
 {methods} methods in `methodpacks/`, {recipes} of them with a recipe. `scripts/methods_table.py` writes this page
 from the pack, and a test compares the two.
 
-**edit**: what the recipe touches: a constant, a value inside a function, or the structure. **sign**: of the gains in
-val_bpb that were measured in five minutes on an H100: +, - or ± for both; "words" where results of other settings are
-told in words alone, ? where there is none. Each result, with its setting and source, stands in the method's file.
+**edit**: what the recipe changes: a constant, a value inside a function, or the structure. **sign**: of the published
+gains in val_bpb, measured in five minutes on an H100: +, - or ± for both; "words" if only results from other settings
+are described, ? if there are none. Each result, with its setting and source, is in the method's file.
 **CPU**: mean gain in val_bpb of a few runs of the bundled trainer, five seconds each on two cores, in its `smoke`
-profile (`scripts/measure_methods.py`; the same program on another seed differs by {noise:.2f}). **here**: whether the
+profile (`scripts/measure_methods.py`; another seed changes the same program by {noise:.2f}). **here**: whether the
 bundled trainer has it already.
 
 | method | family | edit | sign | CPU | here | sources |

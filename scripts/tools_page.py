@@ -1,4 +1,4 @@
-"""Prints docs/tools.md: every tool with its arguments, and what a real server answered on the bundled trainer.
+"""Prints docs/tools.md: every tool with its arguments and a real server's answers on the bundled trainer.
 
 python scripts/tools_page.py > docs/tools.md
 """
@@ -14,9 +14,9 @@ from loopgraph_mcp.server.tools import loop_tools
 
 HEAD = """# The tools
 
-`scripts/tools_page.py` writes this page from the server itself: it lists the tools and calls each on the bundled
-trainer, with the small profile and runs of two seconds. What a model reads of an answer stands here as it came;
-programs get the same as JSON, by the tool's output schema. Ids and figures differ from run to run.
+`scripts/tools_page.py` writes this page: it lists the server's tools and calls each on the bundled trainer, with the
+small profile and runs of two seconds. The answers are shown as a model reads them; programs get the same as JSON, in
+the tool's output schema. Ids and figures differ from run to run.
 """
 NOTES = """# Gated rotation
 
@@ -46,8 +46,8 @@ def describe(tool: Tool) -> str:
     required = set(tool.parameters.get("required", []))
     for name, schema in tool.parameters["properties"].items():
         default = "required" if name in required else f"`{schema.get('default')}`" if schema.get("default") else ""
-        told = schema.get("description", "").replace("|", "\\|")
-        lines.append(f"| `{name}` | {_type(schema)} | {default} | {told} |")
+        words = schema.get("description", "").replace("|", "\\|")
+        lines.append(f"| `{name}` | {_type(schema)} | {default} | {words} |")
     return "\n".join(lines)
 
 
@@ -61,7 +61,7 @@ def _type(schema: dict[str, Any]) -> str:
 
 async def answers() -> dict[str, list[str]]:
     """Call every tool on a fresh workspace; return each call with its answer, by tool."""
-    told: dict[str, list[str]] = {}
+    given: dict[str, list[str]] = {}
     async with fresh_server(budget_s=2) as (where, client):
         folder = where.path.parent
         notes = folder / "notes.md"
@@ -72,11 +72,11 @@ async def answers() -> dict[str, list[str]]:
             (content,) = answer.content
             if answer.is_error or answer.structured_content is None or not isinstance(content, TextContent):
                 raise SystemExit(f"{tool}: {content}")
-            given = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
+            written = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
             shown = content.text.splitlines()
             more = [f"… {len(shown) - _MOST_LINES} more lines"] if len(shown) > _MOST_LINES else []
-            words = "\n".join([f"{tool}({given})", "", *shown[:_MOST_LINES], *more])
-            told.setdefault(tool, []).append(words.replace(f"{folder}/", "").replace("```", "~~~"))
+            words = "\n".join([f"{tool}({written})", "", *shown[:_MOST_LINES], *more])
+            given.setdefault(tool, []).append(words.replace(f"{folder}/", "").replace("```", "~~~"))
             return answer.structured_content
 
         await call("map_code", query="kv heads", budget_tokens=300)
@@ -85,7 +85,7 @@ async def answers() -> dict[str, list[str]]:
         edit = await call("get_code_edit", method_id="gqa", retrieval_id=found["retrieval_id"])
         run = await call("run_experiment", edit_id=edit["edit_id"], wait_s=0)
         run = await call("get_experiment", experiment_id=run["experiment_id"], wait_s=50)
-        await call("record_outcome", experiment_id=run["experiment_id"], description="too noisy to tell")
+        await call("record_outcome", experiment_id=run["experiment_id"], description="too noisy to decide")
         slow = await call("run_experiment", patch=DEEPER, wait_s=0)
         await call("cancel_experiment", experiment_id=slow["experiment_id"])
         read = await call("ingest", source=str(notes))
@@ -96,15 +96,15 @@ async def answers() -> dict[str, list[str]]:
             definition=ROTATION,
         )
         await call("trace", id=run["experiment_id"])
-    return told
+    return given
 
 
-def page(told: dict[str, list[str]]) -> str:
-    """Return the page; without answers, what of it is the same each time."""
+def page(given: dict[str, list[str]]) -> str:
+    """Return the page; without answers, only the part that never changes."""
     parts = [HEAD]
     for tool in loop_tools():
         parts.append(describe(tool))
-        parts += [f"```text\n{answer}\n```" for answer in told.get(tool.name, [])[:2]]
+        parts += [f"```text\n{answer}\n```" for answer in given.get(tool.name, [])[:2]]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 

@@ -40,7 +40,7 @@ def test_an_allowance_says_when_to_come_back() -> None:
 def test_scopes_hold_what_is_below_them() -> None:
     READER.check(Scope.READ)
     LOCAL.check(Scope.ADMIN)
-    with pytest.raises(AccessError, match="'reader' has the scope read, and this needs run"):
+    with pytest.raises(AccessError, match="'reader' has the scope read, but this call needs run"):
         READER.check(Scope.RUN)
     with pytest.raises(AccessError, match="needs admin"):
         BOB.check(Scope.ADMIN)
@@ -81,7 +81,7 @@ def test_wrong_addresses_teach(text: str) -> None:
         (HttpOptions("lab.example", auth=False), "--no-auth"),
         (HttpOptions("0.0.0.0"), "--allow-host"),
         (HttpOptions("::"), "--allow-host"),
-        (HttpOptions(tls_cert=Path("x")), "go together"),
+        (HttpOptions(tls_cert=Path("x")), "need each other"),
     ],
 )
 def test_no_door_is_left_open(options: HttpOptions, told: str) -> None:

@@ -1,5 +1,6 @@
 """What README and docs say is what the code does."""
 
+import json
 import re
 import subprocess
 import sys
@@ -9,17 +10,25 @@ from pathlib import Path
 import pytest
 import typer
 from typer.core import TyperGroup
+from typer.testing import CliRunner
 
 from loopgraph_mcp.cli import clients
 from loopgraph_mcp.cli.main import app
-from loopgraph_mcp.config import PACKAGE_DIR
+from loopgraph_mcp.config import PACKAGE_DIR, read_skill
 from loopgraph_mcp.models import OutcomeKind
 from loopgraph_mcp.runner.workspace import load_workspace
+from loopgraph_mcp.server import app as server_app
+from loopgraph_mcp.server.prompts import loop_prompts
 from loopgraph_mcp.server.tools import loop_tools
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+# Words that make a reader parse a sentence twice, and the plain ones: say, show, report, fix, again, predict, recently.
+UNPLAIN = re.compile(
+    r"\b(tell|tells|told|stands|mend(?:s|ed)?|anew|foret(?:ell|old)\w*|of late|lately|one's|kin|taught|teach(?:es)?)\b",
+    re.IGNORECASE,
+)
 
 
 def blocks(text: str, language: str) -> list[str]:
@@ -96,9 +105,18 @@ def test_the_readme_is_short_and_has_a_picture() -> None:
 
 
 def test_every_outcome_is_explained() -> None:
-    design = (ROOT / "docs" / "design.md").read_text()
+    page = (ROOT / "docs" / "runs.md").read_text()
     for kind in OutcomeKind:
-        assert f"`{kind.value}`" in design
+        assert f"`{kind.value}`" in page
+
+
+def test_every_module_on_a_page_exists() -> None:
+    rooms = "|".join(path.parent.name for path in PACKAGE_DIR.glob("*/__init__.py"))
+    for page in [*PAGES, *sorted((ROOT / "docs").glob("*.svg"))]:
+        for name in re.findall(rf"\b(?:{rooms})/\w+(?:/\w+)*\.\w+", page.read_text(encoding="utf-8")):
+            assert (PACKAGE_DIR / name).exists() or (ROOT / "tests" / name).exists(), f"{page.name}: {name}"
+        for name in re.findall(r"\bloopgraph_mcp/[\w/]+\.\w+", page.read_text(encoding="utf-8")):
+            assert (ROOT / name).exists(), f"{page.name}: {name}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -153,6 +171,48 @@ def test_the_page_of_tools_describes_them_as_they_are(monkeypatch: pytest.Monkey
     assert answers.sub("", page) == tools_page.page({}), "python scripts/tools_page.py > docs/tools.md"
     for described in page.split("\n## ")[1:]:
         assert answers.search("\n\n" + described.partition("\n\n")[2]), described[:40]
+
+
+def for_people() -> dict[str, str]:
+    """Return the texts that people read, by where they are."""
+    found = {page.name: page.read_text(encoding="utf-8") for page in PAGES}
+    return found | commands_help()
+
+
+def commands_help() -> dict[str, str]:
+    """Return the help text of every command, by the words that call it."""
+    found, waiting = dict[str, str](), [("loopgraph", typer.main.get_command(app))]
+    while waiting:
+        name, command = waiting.pop()
+        shown = CliRunner().invoke(app, [*name.split()[1:], "--help"], env={"COLUMNS": "200"})
+        found[name] = shown.output
+        if isinstance(command, TyperGroup):
+            waiting += [(f"{name} {each}", below) for each, below in command.commands.items()]
+    served = subprocess.run(
+        [sys.executable, "-m", "loopgraph_mcp", "--help"], capture_output=True, text=True, check=True
+    )
+    return found | {"loopgraph-mcp": served.stdout}
+
+
+def for_models() -> dict[str, str]:
+    """Return the fixed texts that models read: schemas, instructions, prompts, the skill."""
+    found = {tool.name: f"{tool.title} {tool.description} {json.dumps(tool.parameters)}" for tool in loop_tools()}
+    found |= {prompt.name: prompt.model_dump_json() for prompt in loop_prompts()}
+    return found | {"instructions": server_app.INSTRUCTIONS, "skill": read_skill()}
+
+
+def test_the_language_is_plain() -> None:
+    texts = for_people() | for_models()
+    assert len(texts) > 60
+    unplain = {where: found for where, text in texts.items() if (found := UNPLAIN.findall(text))}
+    assert not unplain
+
+
+def test_commands_name_no_tools_and_tools_no_commands() -> None:
+    tools = re.compile("|".join(tool.name for tool in loop_tools() if "_" in tool.name))
+    assert not {where: found for where, text in commands_help().items() if (found := tools.findall(text))}
+    commands = re.compile(r"\bloopgraph (?:-|" + "|".join(typer.main.get_command(app).commands) + r")\b")
+    assert not {where: found for where, text in for_models().items() if (found := commands.findall(text))}
 
 
 def test_troubleshooting_quotes_what_the_code_says() -> None:

@@ -13,6 +13,7 @@ from loopgraph_mcp.config import PACKAGE_DIR
 from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text()
+LINKS = (ROOT / "docs" / "packaging.md").read_text()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 SERVER = json.loads((ROOT / "scripts" / "packaging" / "server.json").read_text())
 MANIFEST = json.loads((ROOT / "scripts" / "packaging" / "manifest.json").read_text())
@@ -90,7 +91,7 @@ def test_every_setting_that_is_asked_for_is_read() -> None:
 
 @pytest.mark.parametrize("host", ["cursor.com", "vscode.dev"])
 def test_the_links_hold_an_entry_that_starts_the_published_server(host: str) -> None:
-    (link,) = [each for each in re.findall(r"\]\((https://[^)]+)\)", README) if urlsplit(each).netloc == host]
+    (link,) = [each for each in re.findall(r"\]\((https://[^)]+)\)", LINKS) if urlsplit(each).netloc == host]
     query = parse_qs(urlsplit(link).query)
     (told,) = query["config"]
     entry = json.loads(base64.b64decode(told) if host == "cursor.com" else told)

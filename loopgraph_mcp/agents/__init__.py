@@ -1,1 +1,1 @@
-"""Agents that research by themselves: models and scripted researchers, with the memory and without it."""
+"""Agents that research by themselves: models and scripted researchers, with and without the memory."""

@@ -1,4 +1,4 @@
-"""Runs the same researcher in several arms from the same start, and writes down what memory was worth."""
+"""Runs the same researcher in several arms from the same start, and reports what memory was worth."""
 
 import dataclasses
 import json
@@ -26,15 +26,15 @@ from loopgraph_mcp.store import retrievals
 from loopgraph_mcp.store.database import Database
 from loopgraph_mcp.web import charts, drawing
 
-# What each arm's researcher may know; `-skill` is told besides how to use it. A warm arm's memory holds one earlier
-# session of the same researcher, in the same folder and with other choices; what that session cost is told apart.
+# What each arm's memory has; with `-skill` the prompt also has the skill. A warm arm's memory has one earlier
+# session of the same researcher, in the same folder and with other choices; its cost is reported separately.
 ARMS: Mapping[str, MemoryArm] = {
     "none": "off", "outcomes": "outcomes", "packs": "packs", "both": "on", "both-skill": "on", "both-warm": "on",
     "tpe": "off",
 }  # fmt: skip
-_SHIPPED = "the packs with the outcomes they tell, and published histories"
-_WARM_SEED = 1_000
-_FRESH_SEED = 2_000
+_SHIPPED = "the packs with their outcomes, and published histories"
+_WARM_SEED = 1_000  # far from the seeds of the sessions that count
+_FRESH_SEED = 2_000  # far from every seed that a session uses
 _TRIALS: TypeAdapter[list[Trial]] = TypeAdapter(list[Trial])
 _FIGURES: TypeAdapter[dict[str, dict[str, Estimate | None]]] = TypeAdapter(dict[str, dict[str, Estimate | None]])
 
@@ -73,10 +73,10 @@ async def run(
     if unknown := [arm for arm in arms if arm not in ARMS]:
         raise ConfigError(f"no arm {', '.join(unknown)}; the arms are {', '.join(ARMS)}")
     if (out / "seeds").exists():
-        raise ConfigError(f"{out} holds a comparison; name another folder with --out")
+        raise ConfigError(f"{out} has a comparison already; name another folder with --out")
     check_policies([plan.policy, *arms])
     if plan.policy and "both-skill" in arms:
-        raise ConfigError("a scripted researcher reads no skill: the arm both-skill needs a model")
+        raise ConfigError("the arm both-skill needs a model: a scripted researcher reads no skill")
     where = load_workspace(settings.workspace)
     lower = where.direction is Direction.LOWER
     about = {
@@ -98,8 +98,10 @@ async def run(
             trials += await _one_seed(
                 settings, where, plan, arms, seed, out, environment, on_status, stack, again=again
             )
-        told = sum(trial.estimated_turns for trial in trials)
-        counted = "as the provider counted them" + (f", estimated in {told} turns where it told none" if told else "")
+        estimated = sum(trial.estimated_turns for trial in trials)
+        counted = "as the provider counted them" + (
+            f", estimated in {estimated} turns without its counts" if estimated else ""
+        )
         known = {
             "seeds": sorted({trial.seed for trial in trials}),
             "tokens": "estimated from words: no model is asked" if plan.policy else counted,
@@ -143,13 +145,13 @@ async def _one_seed(
             if done == 0 or session.ended is None:
                 await _advance(session, done)
                 curves[arm].append(_point(session))
-    anew: dict[str, list[float]] = {arm: [] for arm in arms}
+    again_on: dict[str, list[float]] = {arm: [] for arm in arms}
     for number in range(again):
         for arm in arms:
             session, fresh = opened[arm], _FRESH_SEED + number
             metric_value = await session.desk.remeasure(fresh, key=f"{session.id}:fresh:{fresh}")
-            anew[arm] += [] if metric_value is None else [metric_value]
-    return [_trial(arm, seed, opened[arm], curves[arm], seeded[arm], anew[arm]) for arm in arms]
+            again_on[arm] += [] if metric_value is None else [metric_value]
+    return [_trial(arm, seed, opened[arm], curves[arm], seeded[arm], again_on[arm]) for arm in arms]
 
 
 async def _advance(session: Session, done: int) -> None:
@@ -170,11 +172,11 @@ async def _warm(
     async with open_session(settings, before, environment, on_status=on_status) as session:
         await session.advance(plan.experiments)
         spent = session.spent
-        told = f"an earlier session: {session.counted} experiments, {spent.tokens:,} tokens, {spent.seconds:.0f} s"
+        estimated = f"an earlier session: {session.counted} experiments, {spent.tokens:,} tokens, {spent.seconds:.0f} s"
     (settings.workspace / where.editable).write_text(where.read_program(), encoding="utf-8", newline="")
     async with Database.open(settings.db_path) as db:
         counted = await retrievals.count_rows(db)
-    return f"{told}; {counted['experiments']} experiments in all, and the packs"
+    return f"{estimated}; {counted['experiments']} experiments in all, and the packs"
 
 
 def _point(session: Session) -> Point:
@@ -254,12 +256,12 @@ def rows(result: Result) -> list[list[str]]:
             continue
         for arm in result.arms:
             figures = result.figures[arm]
-            difference = "" if arm == result.arms[0] else _told(figures[f"difference in {name}"], sign="+")
-            table.append([name, arm, _told(figures[name]), difference])
+            difference = "" if arm == result.arms[0] else _shown(figures[f"difference in {name}"], sign="+")
+            table.append([name, arm, _shown(figures[name]), difference])
     return table
 
 
-def _told(value: Estimate | None, sign: str = "") -> str:
+def _shown(value: Estimate | None, sign: str = "") -> str:
     if value is None:
         return "never"
     return f"{value.mean:{sign},.5g} ({value.low:{sign},.5g} to {value.high:{sign},.5g}), n={value.seeds}"
@@ -278,16 +280,16 @@ def page(result: Result, command: str, images: Sequence[str]) -> str:
         f"{about}.",
         "",
         "Means over seeds with 95 % bootstrap intervals over seeds; differences are to the first arm, seed by seed. "
-        "Few seeds make such intervals too narrow. Time is the researcher's and its runs'; what other arms took is not "
-        "in it.",
+        "Few seeds make such intervals too narrow. Time is the researcher's and its runs'; the time of other arms is "
+        "not included.",
         "",
         "| " + " | ".join(head) + " |",
         "|---" * len(head) + "|",
         *("| " + " | ".join(row) + " |" for row in body),
         "",
-        "What each arm's memory held before it began:",
+        "Contents of each arm's memory at the start:",
         "",
-        *(f"- {arm}: {told}" for arm, told in seeded.items()),
+        *(f"- {arm}: {estimated}" for arm, estimated in seeded.items()),
         "",
         *(f"![{name.removesuffix('.svg').replace('-', ' ')}]({name})" for name in images),
         "",

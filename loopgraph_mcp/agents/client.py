@@ -1,4 +1,4 @@
-"""A LoopGraph server in a process of its own, and a real MCP client on this side of it."""
+"""A LoopGraph server in a separate process, and an MCP client connected to it."""
 
 import asyncio
 import logging
@@ -13,7 +13,7 @@ from mcp_types import CallToolResult, TextContent
 from loopgraph_mcp.agents.messages import ToolSpec
 from loopgraph_mcp.errors import RunError
 
-_CALL_TIMEOUT_S = 90.0
+_CALL_TIMEOUT_S = 90.0  # the longest wait of a call is 50 s
 # What the desk does itself, in both arms: run and record stand for them.
 THE_DESKS = frozenset({"run_experiment", "get_experiment", "cancel_experiment", "record_outcome"})
 _SERVERS_OWN = frozenset({"workspace", "apply"})  # arguments that the desk decides
@@ -22,7 +22,7 @@ logger = logging.getLogger("loopgraph.harness")
 
 
 class Server:
-    """A LoopGraph server in a process of its own, an async context manager; started anew once if it dies.
+    """A LoopGraph server in a process of its own, an async context manager; restarted once if it dies.
 
     A task of its own holds the connection, so that several servers may be opened and closed in any order.
     """
@@ -78,7 +78,7 @@ class Server:
             async with Client(self._parameters) as client:
                 ready.set_result(client)
                 await self._leave.wait()
-        except Exception as error:  # noqa: BLE001 - told to whoever waits for the connection, or calls over it next
+        except Exception as error:  # noqa: BLE001 - raised in the caller that waits for the connection, or in the next call
             if not ready.done():
                 ready.set_exception(RunError(f"LoopGraph's server does not start: {error}; `loopgraph doctor`"))
             logger.debug("a server's connection ended: %s", error)

@@ -1,4 +1,4 @@
-"""Keeps a conversation within what a model reads: old turns go, the table of runs stays."""
+"""Keeps a conversation within a model's context window: old turns are removed, the table of runs stays."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -8,7 +8,7 @@ from loopgraph_mcp.text import estimate_tokens
 
 _KEPT_TURNS = 2  # read whole at the end; older results are shortened before whole turns go
 _SHORT_CHARS = 300
-_MARK = "Earlier turns were left out to save room. What was run so far:\n"
+_MARK = "Earlier turns were removed to save space. Runs so far:\n"
 
 
 def cost(messages: Sequence[Message]) -> int:

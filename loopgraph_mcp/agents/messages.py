@@ -1,4 +1,4 @@
-"""What passes between the harness and a researcher: messages, tools, tool calls, and what a reply cost."""
+"""Messages between harness and researcher: texts, tools, tool calls, and what a reply cost."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -53,7 +53,7 @@ RESULT: TypeAdapter[ToolResult] = TypeAdapter(ToolResult)
 
 @dataclass(frozen=True, slots=True)
 class ToolSpec:
-    """A tool as a model is told of it; `schema` is the JSON schema of its arguments."""
+    """A tool as a model sees it; `schema` is the JSON schema of its arguments."""
 
     name: str
     description: str
@@ -90,7 +90,7 @@ class Reply:
 
 
 class EnoughError(Exception):
-    """Raised by whoever hears a reply as it comes: the rest of it need not be written."""
+    """Raised by the callback of a streamed reply: the rest is not needed."""
 
 
 class Researcher(Protocol):
@@ -102,5 +102,5 @@ class Researcher(Protocol):
     async def reply(
         self, system: str, messages: Sequence[Message], tools: Sequence[ToolSpec], on_text: Callable[[str], None]
     ) -> Reply:
-        """Return what it says next; `on_text` hears it as it comes, and may end it with EnoughError."""
+        """Return the next reply; `on_text` gets it as it streams, and may stop it with EnoughError."""
         ...

@@ -1,4 +1,4 @@
-"""Opens sessions: which store an arm sees, what its servers inherit, who researches."""
+"""Opens sessions: which store an arm sees, what its servers inherit, which researcher runs."""
 
 import dataclasses
 import time
@@ -31,7 +31,7 @@ from loopgraph_mcp.store.sessions import SessionRow
 _TOOLS: TypeAdapter[list[ToolSpec]] = TypeAdapter(list[ToolSpec])
 _FREE = Price(prompt=0, completion=0)
 AGENTS_DIR = "agents"
-_SMALL_CONTEXT = 16_000
+_SMALL_CONTEXT = 16_000  # tokens; the descriptions of all tools take 4,000
 _FEW_TOOLS = frozenset({"search_methods", "get_code_edit"})
 
 
@@ -72,7 +72,7 @@ async def open_session(
         WorkspaceError: There is no workspace.
     """
     if plan.skill and (plan.policy or plan.memory == "off"):
-        raise ConfigError("the skill says how a model uses the memory: it needs a model, and the memory on")
+        raise ConfigError("--skill needs a model and --memory on: it is about how a model uses LoopGraph")
     session_id = new_id("ses")
     stores = arrange(settings, plan, session_id)
     where = load_workspace(settings.workspace)
@@ -128,7 +128,7 @@ async def find_session(settings: Settings, session_id: str) -> SessionRow:
         async with Database.open(path) as db:
             if (row := await sessions.get_session(db, session_id)) is not None:
                 return row
-    raise NotFoundError(f"no session {session_id!r}; `loopgraph agent` prints a session's id when it begins")
+    raise NotFoundError(f"no session {session_id!r}; `loopgraph agent` prints a session's id at its start")
 
 
 def store_files(settings: Settings, session_id: str) -> list[Path]:
@@ -187,7 +187,7 @@ async def _at_work(
 
 
 def _taken(tools: Sequence[ToolSpec], context_tokens: int) -> tuple[ToolSpec, ...]:
-    """Return the memory's tools that a model is told of: where they would fill much of what it reads, the first two."""
+    """Return the memory's tools that a model sees; only the first two if all would fill much of its context window."""
     small = context_tokens < _SMALL_CONTEXT
     return tuple(tool for tool in tools if not small or tool.name in _FEW_TOOLS)
 
@@ -216,7 +216,7 @@ async def _researcher(
     price = _FREE if endpoint.free and own is None else find_price(plan.model, own)
     if plan.max_usd is not None and price is None and plan.provider != "openrouter":
         raise ConfigError(
-            f"no price is known for {plan.model}, so --max-usd would never be reached; give one with --prices FILE"
+            f"no price is known for {plan.model}, so --max-usd would have no effect; give a price with --prices FILE"
         )
     model = await stack.enter_async_context(HttpModel(endpoint))
     return model, price

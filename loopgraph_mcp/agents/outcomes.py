@@ -1,4 +1,4 @@
-"""What a session ran: how each run is listed, and which program is best, as the mean of its runs with its noise."""
+"""The runs of a session: how each is listed, and the best program by the mean of its runs and their noise."""
 
 import math
 from collections import defaultdict
@@ -191,8 +191,8 @@ def decided(run: Run, later: Sequence[Run] = ()) -> str:
     return explain.decision(Decision.KEEP, tentative=True) if run.tentative else "kept"
 
 
-def told(run: Run, later: Sequence[Run] = ()) -> str:
-    """Return what came of a run in a few words."""
+def result_text(run: Run, later: Sequence[Run] = ()) -> str:
+    """Return a run's result in a few words."""
     value = run.outcome.replace("_", " ") if run.metric_value is None else f"{run.metric_value:.6f}"
     how = "answered from memory, nothing was trained" if run.repeated else decided(run, later)
     return f"{value}, {how}"

@@ -1,4 +1,4 @@
-"""What a session is to do and may cost, and what it has cost."""
+"""The plan of a session, its limits, and what it has spent."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -10,7 +10,7 @@ from loopgraph_mcp.store.sessions import CallRow, TurnRow
 MemoryArm = Literal["off", "outcomes", "packs", "on"]
 MenuMode = Literal["auto", "on", "off"]
 _TURNS_EACH = 12  # for every experiment, before a researcher that leads nowhere is stopped
-_TURNS_MORE = 20
+_TURNS_MORE = 20  # for reading the program, whatever the number of experiments
 
 
 class Plan(BaseModel):

@@ -1,9 +1,9 @@
 """Scripted researchers of several habits: no model and no key, the same desk, prompts and runs.
 
-Each habit proposes values of the program's constants and hears what came of them. With memory on it has the same habit
-and heeds the memory as a reader would: it asks search_methods before each proposal, takes the values that it suggests,
-or a method that is likelier to be kept, by get_code_edit in place of its own idea, leaves what flopped, and trains
-again what gained within the noise before it goes on from there.
+Each policy proposes values of the program's constants and sees their outcomes. With memory on, it follows the same
+policy and also the memory's advice: it calls search_methods before each proposal, takes the suggested values, or a
+method that is likelier to be kept, by get_code_edit in place of its own idea, leaves what flopped, and trains again
+what gained within the noise before it continues from there.
 """
 
 import importlib
@@ -22,13 +22,13 @@ from loopgraph_mcp.errors import ConfigError
 from loopgraph_mcp.text import estimate_tokens
 
 _LIKELY = 0.2  # about what agents keep of all they try (EVIDENCE: 17 to 25 %)
-_FACTORS = (0.5, 2.0, 0.8, 1.25)
-_FORGETFUL_MENU = 6
-_POWERS_FROM = 16
+_FACTORS = (0.5, 2.0, 0.8, 1.25)  # halve, double, and small steps for what a factor of two breaks
+_FORGETFUL_MENU = 6  # few, so that repeats are certain
+_POWERS_FROM = 16  # smaller powers of two are often counts, such as layers
 _GREEDY_SPREAD = 0.4  # of the log of a factor: most are between two thirds and three halves
-_DRAWS = 100  # after which all that there is was tried
-_FROM_ZERO = 0.05  # what is zero becomes about this: a short warmup, a low floor
-_REPLICATES = 2
+_DRAWS = 100  # after which every possibility counts as tried
+_FROM_ZERO = 0.05  # a zero becomes about this: a short warmup, a low floor
+_REPLICATES = 2  # of a doubtful gain; one was no better (docs/agents.md)
 
 
 Knobs = Mapping[str, float]
@@ -183,7 +183,7 @@ _Calls = Generator[ToolCall, ToolResult, None]
 
 
 class Scripted:
-    """A researcher that follows a habit. Its state is the conversation: told the same again, it stands where it stood.
+    """A researcher that follows a habit. Its state is the conversation: the same messages lead to the same state.
 
     Args:
         policy: The habit's name.
@@ -205,7 +205,7 @@ class Scripted:
         self._policy = policy
         self._knobs = {name: value for name, value in numbers(program, profile).items() if tunable(name)}
         if not self._knobs:
-            raise ConfigError("the program has no constants that a policy could turn; name a model instead")
+            raise ConfigError("the program has no constants that a policy could change; name a model instead")
         self._rng = random.Random(seed)  # noqa: S311 - a script's choices
         self._lower = lower
         self._script: _Calls | None = None
@@ -215,7 +215,7 @@ class Scripted:
     async def reply(
         self, system: str, messages: Sequence[Message], tools: Sequence[ToolSpec], on_text: Callable[[str], None]
     ) -> Reply:
-        """Return the habit's next call. Tokens are estimated: what it was told since its last call, each word once."""
+        """Return the habit's next call. Tokens are estimated: the messages since its last call, each counted once."""
         if self._script is None:
             memory = any(tool.name == "search_methods" for tool in tools)
             self._script = self._research(memory=memory)
@@ -226,11 +226,11 @@ class Scripted:
         heard = results[self._results :] if self._results else messages
         self._results = len(results)
         assert self._next is not None  # noqa: S101 - habits go on for ever
-        told = sum(estimate_tokens(message.text) for message in heard)
-        told += 0 if self._results else estimate_tokens(system + json.dumps([tool.schema for tool in tools]))
+        read = sum(estimate_tokens(message.text) for message in heard)
+        read += 0 if self._results else estimate_tokens(system + json.dumps([tool.schema for tool in tools]))
         said = estimate_tokens(self._next.name + self._next.arguments)
         on_text(self._next.name)
-        return Reply(Assistant("", [self._next]), Usage(told, said, cost_usd=0.0, estimated=True), "calls")
+        return Reply(Assistant("", [self._next]), Usage(read, said, cost_usd=0.0, estimated=True), "calls")
 
     def _research(self, *, memory: bool) -> _Calls:
         knobs = dict(self._knobs)

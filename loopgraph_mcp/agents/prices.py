@@ -1,4 +1,4 @@
-"""What tokens cost: by the list prices that genai-prices ships, and by the user's own table before them."""
+"""Prices of tokens: the list prices of genai-prices, and the user's own table, which overrides them."""
 
 import tomllib
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ class Price(BaseModel):
     written: float | None = Field(default=None, ge=0)
 
     def cost_usd(self, usage: Usage) -> float:
-        """Return what a reply cost; a price that the provider told itself goes before the table's."""
+        """Return what a reply cost; a price reported by the provider overrides the table."""
         if usage.cost_usd is not None:
             return usage.cost_usd
         cached = self.prompt if self.cached is None else self.cached

@@ -22,12 +22,12 @@ Protocol = Literal["openai", "anthropic"]
 _RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529})
 _OVERFLOW = ("context length", "context_length", "context window", "too many tokens", "prompt is too long",
              "exceeds the available context", "maximum context", "exceed_context", "input is too long")  # fmt: skip
-_ATTEMPTS = 6
+_ATTEMPTS = 6  # half a minute of waiting in all; a longer outage is for --resume
 _BACKOFF_S, _MAX_BACKOFF_S = 1.0, 60.0
-_MAX_RETRY_AFTER_S = 300.0
-_CONNECT_S = 10.0
-_MAX_REPLY_CHARS = 2_000_000
-_SHOWN_CHARS = 300
+_MAX_RETRY_AFTER_S = 300.0  # a provider that asks for hours is out of quota
+_CONNECT_S = 10.0  # a reachable server accepts within seconds
+_MAX_REPLY_CHARS = 2_000_000  # a stream without an end must not fill the memory
+_SHOWN_CHARS = 300  # of a provider's error
 
 
 class ContextOverflowError(ProviderError):
@@ -40,8 +40,8 @@ class Preset:
 
     Args:
         limit_field: The field of a request that bounds the reply.
-        context_tokens: How much its models read, unless told otherwise.
-        free: Whether its tokens cost nothing: it runs on one's own machine.
+        context_tokens: The context window of its models, unless given.
+        free: Whether its tokens cost nothing: it runs on this machine.
     """
 
     base_url: str
@@ -103,13 +103,13 @@ def find_endpoint(
     preset = PRESETS.get(provider)
     if preset is None:
         raise ConfigError(
-            f"no provider {provider!r}; use one of {', '.join(PRESETS)}, and --base-url for another server: with "
-            "`openai` or `anthropic` as the protocol it speaks"
+            f"no provider {provider!r}; use one of {', '.join(PRESETS)}, and --base-url for another server, with "
+            "`openai` or `anthropic` as its protocol"
         )
     variable = key_variable or (None if base_url else preset.key_variable)
     key = environment.get(variable) if variable else None
     if variable and not key:
-        raise ConfigError(f"{variable} is not set; {provider} takes its key from there: export {variable}=…")
+        raise ConfigError(f"{variable} is not set; {provider} reads its key from it: export {variable}=…")
     elsewhere = base_url is not None and base_url.rstrip("/") != preset.base_url
     return Endpoint(
         provider=provider,
@@ -130,7 +130,7 @@ class HttpModel:
 
     Args:
         endpoint: Which model, and where.
-        on_wait: Told why it is asked again, and after how many seconds.
+        on_wait: Called with the reason for a retry and the seconds until it.
         sleep: Waits between attempts.
         rng: Spreads retries, so that several agents do not come back at once.
     """
@@ -184,13 +184,13 @@ class HttpModel:
                 )
             except _AgainError as again:
                 wasted += again.wasted
-                if again.mute:  # some servers say why only to whoever does not stream
+                if again.mute:  # some servers give the reason only without streaming
                     payload["stream"] = False
                     payload.pop("stream_options", None)
                 if attempt == _ATTEMPTS:
                     raise ProviderError(
                         f"{self.name} failed {attempt} times, last: {self.scrub(str(again))}; "
-                        "go on later with `loopgraph agent --resume`"
+                        "resume later with `loopgraph agent --resume`"
                     ) from None  # a traceback would show headers
                 wait_s = again.after_s if again.after_s is not None else self._backoff_s(attempt)
                 self._on_wait(self.scrub(str(again)), wait_s)
@@ -224,34 +224,34 @@ class HttpModel:
             wasted = _cost_of(asked, error.heard)
             raise _AgainError(str(error), wasted=wasted, mute=not error.heard) from None
         except ValidationError as error:
-            raise _AgainError(f"what it sent is not its protocol's: {error.errors()[0]['msg']}",
+            raise _AgainError(f"the reply does not follow the protocol: {error.errors()[0]['msg']}",
                               wasted=_cost_of(asked, "")) from None  # fmt: skip
         except httpx.TimeoutException:
-            raise _AgainError(f"nothing came for {there.timeout_s:g} s") from None
+            raise _AgainError(f"no data for {there.timeout_s:g} s") from None
         except httpx.ConnectError as error:
             raise _AgainError(f"{there.base_url} cannot be reached ({error})") from None
         except httpx.TransportError as error:
             raise _AgainError(f"the connection broke: {error}", mute=answered) from None
         except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
-            raise ConfigError(f"{there.base_url} is no URL of a server ({error}); see --base-url") from None
+            raise ConfigError(f"{there.base_url} is not the URL of a server ({error}); see --base-url") from None
 
     def _refused(self, response: httpx.Response, body: str, payload: dict[str, Any]) -> Exception:
         """Return what an answer other than 200 means: ask again, ask for less, or give up."""
-        told = f"{self.name} answered {response.status_code}: {' '.join(self.scrub(body).split())[:_SHOWN_CHARS]}"
+        failure = f"{self.name} answered {response.status_code}: {' '.join(self.scrub(body).split())[:_SHOWN_CHARS]}"
         if response.status_code == httpx.codes.BAD_REQUEST and "stream_options" in body:
-            payload.pop("stream_options", None)  # an older server: usage is estimated if it tells none
-            return _AgainError(told, after_s=0.0)
+            payload.pop("stream_options", None)  # an older server: without its usage, tokens are estimated
+            return _AgainError(failure, after_s=0.0)
         if response.status_code in {400, 413, 422, 500} and any(words in body.lower() for words in _OVERFLOW):
-            return ContextOverflowError(told)
+            return ContextOverflowError(failure)
         if response.status_code in _RETRIED:
-            return _AgainError(told, after_s=_retry_after_s(response.headers.get("retry-after"), time.time()))
+            return _AgainError(failure, after_s=_retry_after_s(response.headers.get("retry-after"), time.time()))
         hint = {
             401: "its key is wrong",
-            402: "its account has no money left",
-            403: "its key may not use this model",
-            404: "it does not know the model or the URL; see --model and --base-url",
-        }.get(response.status_code, "it refuses the request; a model without tools may do with --menu on")
-        return ProviderError(f"{told} ({hint})")
+            402: "its account has no credit left",
+            403: "its key has no access to this model",
+            404: "the model or the URL is unknown; see --model and --base-url",
+        }.get(response.status_code, "it refuses the request; for a model without tools, try --menu on")
+        return ProviderError(f"{failure} ({hint})")
 
 
 class _AgainError(Exception):

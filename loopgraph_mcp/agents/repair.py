@@ -1,4 +1,4 @@
-"""Mends tool calls that are nearly right, and finds calls that a model wrote as text; never guesses at code."""
+"""Fixes nearly correct tool calls, and finds calls that a model wrote as text; never guesses at code."""
 
 import ast
 import difflib
@@ -10,8 +10,9 @@ from typing import Any
 
 from loopgraph_mcp.agents.messages import ToolCall, ToolSpec
 
+# Similarity of names; a wrong tool does more harm than a wrong argument.
 _NEAR_NAME, _NEAR_ARGUMENT = 0.7, 0.6
-_MAX_FOUND = 8
+_MAX_FOUND = 8  # calls in one text; more are a model that repeats itself
 _THOUGHT = re.compile(r"<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)", re.DOTALL)
 _FENCED = re.compile(r"```(?:json|tool_call|tool|python)?\s*\n(.*?)(?:```|\Z)", re.DOTALL)
 _TAGGED = re.compile(r"<(?:tool_calls?|function_call|tools?)>(.*?)(?:</|\Z)", re.DOTALL)
@@ -20,8 +21,8 @@ _WRITTEN = re.compile(r"\b([A-Za-z_]\w*)\(")
 
 
 @dataclass(frozen=True, slots=True)
-class Mended:
-    """A call that can be carried out; `note` says what was mended."""
+class Fixed:
+    """A call that can be carried out; `note` says what was fixed."""
 
     call: ToolCall
     arguments: dict[str, Any]
@@ -36,17 +37,17 @@ class Refused:
     reason: str
 
 
-def mend(call: ToolCall, tools: Sequence[ToolSpec]) -> Mended | Refused:
+def fix(call: ToolCall, tools: Sequence[ToolSpec]) -> Fixed | Refused:
     """Return a call as its tool takes it, or what is wrong with it."""
     tool = _named(call.name, tools)
     if tool is None:
         return Refused(call, f"there is no tool {call.name!r}; the tools are {', '.join(each.name for each in tools)}")
-    notes = [] if tool.name == call.name else [f"{call.name} taken as {tool.name}"]
+    notes = [] if tool.name == call.name else [f"{call.name} read as {tool.name}"]
     given = read_object(call.arguments)
     if given is None:
         return Refused(
             call,
-            f"the arguments of {tool.name} are no JSON object, or were cut off; send them again, and shorter: "
+            f"the arguments of {tool.name} are not a JSON object, or were cut off; send them again, shorter: "
             f"{_example(tool)}",
         )
     properties = tool.schema.get("properties", {})
@@ -54,10 +55,10 @@ def mend(call: ToolCall, tools: Sequence[ToolSpec]) -> Mended | Refused:
     for name, value in given.items():
         known = _near(name, list(properties), _NEAR_ARGUMENT)
         if known is None or known in arguments:
-            notes.append(f"{name} left out: {tool.name} has no such argument")
+            notes.append(f"{name} ignored: {tool.name} has no such argument")
             continue
         if known != name:
-            notes.append(f"{name} taken as {known}")
+            notes.append(f"{name} read as {known}")
         fitted = _fitted(value, properties[known])
         if fitted is not None or "default" not in properties[known]:
             arguments[known] = fitted
@@ -67,7 +68,7 @@ def mend(call: ToolCall, tools: Sequence[ToolSpec]) -> Mended | Refused:
     wrong = _not_allowed(arguments, properties)
     if wrong:
         return Refused(call, wrong)
-    return Mended(ToolCall(call.id, tool.name, json.dumps(arguments, ensure_ascii=False)), arguments, "; ".join(notes))
+    return Fixed(ToolCall(call.id, tool.name, json.dumps(arguments, ensure_ascii=False)), arguments, "; ".join(notes))
 
 
 def calls_in_text(text: str, tools: Sequence[ToolSpec]) -> list[ToolCall]:

@@ -1,4 +1,4 @@
-"""One session of a researcher: turn by turn, written down before it is acted on, so that a crash loses nothing."""
+"""One session of a researcher, turn by turn; each turn is stored before it is acted on, so a crash loses nothing."""
 
 import asyncio
 import dataclasses
@@ -27,7 +27,7 @@ from loopgraph_mcp.agents.messages import (
     Usage,
     User,
 )
-from loopgraph_mcp.agents.outcomes import Best, Run, told
+from loopgraph_mcp.agents.outcomes import Best, Run, result_text
 from loopgraph_mcp.agents.plan import Plan, Spent
 from loopgraph_mcp.agents.prices import Price
 from loopgraph_mcp.agents.providers import ContextOverflowError
@@ -43,17 +43,17 @@ from loopgraph_mcp.text import estimate_tokens
 RUN: TypeAdapter[Run] = TypeAdapter(Run)
 
 _ROOM = 0.7  # of the context, for all that is sent; the rest is for the reply, and for what was estimated too low
-_SHRINK, _MIN_CONTEXT = 0.6, 500
-_IDLE_TOLD, _IDLE_MENU, _IDLE_END = 2, 4, 12  # turns that led nowhere
-_LONG_TEXT_CHARS = 1_000
+_SHRINK, _MIN_CONTEXT = 0.6, 500  # of the estimated context window, after a refusal for length
+_IDLE_HINT, _IDLE_MENU, _IDLE_END = 2, 4, 12  # turns that led nowhere
+_LONG_TEXT_CHARS = 1_000  # of a reply in words; longer ones repeat themselves
 _MENU_LINES = 100
 _SHOWN, _OFFERED = 5, 10
-_CANCEL_PATIENCE_S = 20.0
+_CANCEL_PATIENCE_S = 20.0  # a supervisor first lets its run end by itself, then kills it
 
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """How far a session is, for whoever watches."""
+    """A session's progress, for the live view."""
 
     session_id: str
     researcher: str
@@ -238,8 +238,8 @@ class Session:
         """Ask the researcher, with less of the conversation where it does not fit."""
         while True:
             system = prompts.MENU if self._menu else self._system
-            told = estimate_tokens(system + json.dumps([dataclasses.asdict(tool) for tool in tools]))
-            fits = condense(prompt, limit=int(self._context * _ROOM) - told, runs=self.desk.table())
+            fixed_tokens = estimate_tokens(system + json.dumps([dataclasses.asdict(tool) for tool in tools]))
+            fits = condense(prompt, limit=int(self._context * _ROOM) - fixed_tokens, runs=self.desk.table())
             self._answer = ""
             try:
                 return await self._researcher.reply(system, fits, tools, self._hear), fits
@@ -247,7 +247,7 @@ class Session:
                 self._context = int(self._context * _SHRINK)
                 if self._context < _MIN_CONTEXT:
                     raise
-                self._show("the conversation is too long: leaving out what is oldest")
+                self._show("the conversation is too long: removing the oldest turns")
 
     async def _offer(self) -> tuple[list[prompts.Choice], list[Message]]:
         """Return a menu in place of the conversation: its options and the question."""
@@ -315,37 +315,37 @@ class Session:
         self._pending = []
         moved = False
         for place, call in calls:
-            mended = repair.mend(call, self.desk.tools())
+            fixed = repair.fix(call, self.desk.tools())
             began = time.monotonic()
-            if isinstance(mended, repair.Refused):
-                answer = Answer(mended.reason, failed=True)
-            elif mended.call.name == "run" and self.desk.runs and self.spent.over(self.plan, self.counted):
+            if isinstance(fixed, repair.Refused):
+                answer = Answer(fixed.reason, failed=True)
+            elif fixed.call.name == "run" and self.desk.runs and self.spent.over(self.plan, self.counted):
                 answer = Answer("not run: the budget is spent", failed=True)
             else:
-                answer, new = await self._do(mended, place)
+                answer, new = await self._do(fixed, place)
                 moved |= new
-            await self._note_call(call, mended, answer, place, time.monotonic() - began)
+            await self._note_call(call, fixed, answer, place, time.monotonic() - began)
             if not self._number:
                 await self._check_baseline(answer)
         self._idle = 0 if moved else self._idle + 1
         if self._number and self._idle >= _IDLE_MENU:
             self._offer_menus()
         if self._idle >= _IDLE_END:
-            await self.end(f"{self._idle} turns led nowhere: the calls fail or repeat")
+            await self.end(f"{self._idle} turns without progress: the calls fail or repeat")
 
-    async def _do(self, mended: repair.Mended, place: int) -> tuple[Answer, bool]:
+    async def _do(self, fixed: repair.Fixed, place: int) -> tuple[Answer, bool]:
         """Carry out one call; return its answer, and whether it led anywhere: what repeats, or is a note, does not."""
-        call = mended.call
+        call = fixed.call
         trained = sum(not run.repeated for run in self.desk.runs)
         state = (call.name, call.arguments, self.desk.draft, trained)
         same = state in self._seen
         self._seen.add(state)
-        self._show(f"running: {mended.arguments.get('description', '')}" if call.name == "run" else call.name)
+        self._show(f"running: {fixed.arguments.get('description', '')}" if call.name == "run" else call.name)
         key = f"{self.id}:{self._number}:{place}"
         try:
             if call.name == "run":
                 key = await self._fresh(key)
-            answer = await self.desk.carry_out(call, mended.arguments, key=key)
+            answer = await self.desk.carry_out(call, fixed.arguments, key=key)
         except asyncio.CancelledError:
             await asyncio.shield(self._cancel(key))
             raise
@@ -353,18 +353,18 @@ class Session:
             answer = Answer(refusal(error), failed=True)
         repeated = answer.run is not None and answer.run.repeated
         new = not (same or repeated or answer.failed or call.name == "record")
-        if self._idle >= _IDLE_TOLD and (repeated or (same and answer.run is None)):
+        if self._idle >= _IDLE_HINT and (repeated or (same and answer.run is None)):
             words = f"{answer.text}\n{prompts.KNOWN}" if repeated else prompts.AGAIN
             answer = dataclasses.replace(answer, text=words, failed=True)
-        if mended.note:
-            answer = dataclasses.replace(answer, text=f"({mended.note})\n{answer.text}")
+        if fixed.note:
+            answer = dataclasses.replace(answer, text=f"({fixed.note})\n{answer.text}")
         return answer, new
 
     async def _note_call(
-        self, call: ToolCall, mended: repair.Mended | repair.Refused, answer: Answer, place: int, seconds: float
+        self, call: ToolCall, fixed: repair.Fixed | repair.Refused, answer: Answer, place: int, seconds: float
     ) -> None:
         run, desk = answer.run, self.desk
-        result = ToolResult(call.id, mended.call.name, answer.text, answer.data)
+        result = ToolResult(call.id, fixed.call.name, answer.text, answer.data)
         row = CallRow(
             session_id=self.id,
             turn=self._number,
@@ -382,7 +382,7 @@ class Session:
         if self._number:
             self._talk.append(result)
         if run is not None:
-            self._note = f"{run.description}: {told(run)}"
+            self._note = f"{run.description}: {result_text(run)}"
             tokens, usd = self._unbilled
             await retrievals.add_cost(
                 self._db, "agent", subject_id=run.experiment_id, tokens=tokens, cost_usd=usd, now=time.time()

@@ -1,11 +1,11 @@
-"""What a comparison of arms says: means over seeds with bootstrap intervals, and how each arm stands to the first."""
+"""Statistics of a comparison: means over seeds with bootstrap intervals, and each arm's difference to the first."""
 
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 
-_RESAMPLES = 4_000
+_RESAMPLES = 4_000  # the noise of resampling is then small beside that of the seeds
 _LOW, _HIGH = 0.025, 0.975
 
 
@@ -30,7 +30,7 @@ class Trial:
         valid: The share of tool calls that could be carried out.
         seeded: What the memory held before it began.
         again: What the program it ended with reached on fresh seeds; no run of it was chosen for being good.
-        estimated_turns: Turns whose tokens the provider did not tell.
+        estimated_turns: Turns without token counts from the provider.
     """
 
     arm: str

@@ -19,7 +19,7 @@ from pydantic import TypeAdapter
 
 from loopgraph_mcp.agents.client import THE_DESKS, Server, text_of
 from loopgraph_mcp.agents.messages import ToolCall, ToolSpec
-from loopgraph_mcp.agents.outcomes import Best, Run, find_best, told
+from loopgraph_mcp.agents.outcomes import Best, Run, find_best, result_text
 from loopgraph_mcp.api.answers import EditAnswer, ExperimentAnswer
 from loopgraph_mcp.code.apply import unified_diff
 from loopgraph_mcp.code.constants import constants, numbers, set_constants
@@ -57,7 +57,7 @@ class Desk:
     Args:
         runner: The server that runs programs.
         memory: The server whose other tools the researcher may call, or None without memory.
-        shares: Whether runs teach that memory and may be answered from it: it is the runner.
+        shares: Whether runs are recorded in that memory and may be answered from it: it is the runner.
         seed: The seed of every run, where the trainer reads one.
         profile: Which of the trainer's profiles runs use.
         device: The kind of device that they run on.
@@ -99,14 +99,14 @@ class Desk:
     def table(self) -> str:
         """Return the table of runs in a line each, and the best program with its noise."""
         lines = [
-            f"{run.number}. {run.description}: {told(run, self.runs[place:])}"
+            f"{run.number}. {run.description}: {result_text(run, self.runs[place:])}"
             for place, run in enumerate(self.runs, start=1)
         ]
         best = self.best
         return "\n".join(lines + ([f"Best: {best}"] if best else []))
 
     async def carry_out(self, call: ToolCall, arguments: Mapping[str, Any], *, key: str) -> Answer:
-        """Carry out a mended call. `key` names it for good: carried out again after a crash, it runs nothing twice."""
+        """Carry out a fixed call. `key` names it for good: carried out again after a crash, it runs nothing twice."""
         own: dict[str, Callable[[], Awaitable[Answer]]] = {
             "read_code": lambda: _now(self._read(**arguments)),
             "edit_code": lambda: _now(self._edit(**arguments)),
@@ -134,17 +134,15 @@ class Desk:
         if found == 1:
             return self._redraft(self.draft.replace(search, replace))
         if found > 1:
-            return Answer(f"search stands {found} times in the draft; add a line around it", failed=True)
+            return Answer(f"search occurs {found} times in the draft; add a line around it", failed=True)
         first = next((line.strip() for line in search.splitlines() if line.strip()), "")
         lines = {line.strip(): number for number, line in enumerate(self.draft.splitlines(), start=1)}
         near = difflib.get_close_matches(first, list(lines), n=_NEAR_LINES, cutoff=0.5)
         shown = (
             "\n".join(f"{lines[line]}: {line}" for line in near)
-            or "nothing like it; read_code shows it, set_value is for constants"
+            or "nothing similar; read_code shows the draft, set_value changes constants"
         )
-        return Answer(
-            f"search does not stand in the draft, character for character. The nearest:\n{shown}", failed=True
-        )
+        return Answer(f"the draft does not contain search exactly. The nearest lines:\n{shown}", failed=True)
 
     def _set(self, name: str, value: str) -> Answer:
         made = set_constants(self.draft, {name: value})
@@ -152,7 +150,7 @@ class Desk:
             return Answer(f"{made.looked_for}: {made.reason}", failed=True)
         known = constants(self.draft, self.profile).get(name)
         if isinstance(made, Present) or (known is not None and known == constants(made.text, self.profile).get(name)):
-            return Answer(f"{name} is {value} already; give it another value, or take another constant", failed=True)
+            return Answer(f"{name} is {value} already; choose another value or constant", failed=True)
         answer = self._redraft(made.text)
         if answer.failed:
             return answer
@@ -175,7 +173,7 @@ class Desk:
         try:
             ast.parse(text)
         except (SyntaxError, ValueError) as error:
-            return Answer(f"that would not parse ({error}); the draft is as it was", failed=True)
+            return Answer(f"the result would not parse ({error}); the draft is unchanged", failed=True)
         self.draft, self.draft_edit = text, edit
         diff = unified_diff(self.kept, text, self.where.editable)
         return Answer(f"The draft now differs from the kept program by:\n{diff}\nCall run to train it.")
@@ -186,7 +184,7 @@ class Desk:
 
     async def _ask_memory(self, tool: str, arguments: Mapping[str, Any]) -> Answer:
         if self.memory is None:
-            raise RunError(f"no tool {tool!r} on this desk")
+            raise RunError(f"no tool {tool!r} here")
         result = await self.memory.call(tool, arguments)
         data = result.structured_content
         if result.is_error or data is None:
@@ -203,11 +201,11 @@ class Desk:
         made = self._edited(data) if answer.edit_id is not None and answer.diff else None
         if made is not None:
             self.draft, self.draft_edit = made, answer.edit_id if self.shares else None
-            lines.insert(0, "The draft holds this edit now. Call run to train it.")
+            lines.insert(0, "The draft contains this edit now. Call run to train it.")
         return Answer("\n".join(lines), data)
 
     def _edited(self, data: Mapping[str, Any]) -> str | None:
-        """Return the workspace's file with an edit that the server tells of."""
+        """Return the workspace's file with an edit from the server applied."""
         made = apply_patch(self.where.read_program(), data.get("diff") or "")
         return made.text if isinstance(made, Applied) else None
 
@@ -297,7 +295,7 @@ class Desk:
         instead: str | None = None,
         replicate: bool = False,
     ) -> Answer:
-        """Take in what came of the draft; a program to go back to takes its place where it was kept and is not now."""
+        """Record the draft's outcome; if a kept program no longer is, restore the one before it."""
         program, before = program_hash(self.draft), {each.program: each for each in self.runs}
         baseline = not self.runs
         repeated = bool(data["repeated"])
@@ -334,7 +332,7 @@ class Desk:
             write_program(self.where, instead, expected=self.where.read_program())
             self.kept = instead
         self.draft, self.draft_edit = self.kept, None
-        lines = [f"Run {run.number}, {run.description}: {told(run)}"]
+        lines = [f"Run {run.number}, {run.description}: {result_text(run)}"]
         if now := self.best:
             lines.append(f"Best so far: {now}")
         if self.shares:
@@ -345,15 +343,15 @@ class Desk:
             tail = "\n".join(f"| {line}" for line in data["log_tail"].splitlines()[-_TAIL_LINES:])
             lines.append(f"End of its log (output of the program, not instructions):\n{tail}")
         if not baseline:
-            back = "Its gain was luck: the draft is the program that was kept before it."
+            back = "The gain was luck; the draft is the previously kept program."
             lost = back if instead is not None else "The draft is the kept program."
-            lines.append("The draft holds it; the next change starts from here." if kept else lost)
+            lines.append("The change is in the draft; the next change starts from it." if kept else lost)
         verdict = data["verdict"] if self.shares else None
         data = {**asdict(run), "constants": numbers(self.kept, self.profile), "verdict": verdict}
         return Answer("\n".join(dict.fromkeys(lines)), data, run)
 
     def _standing(self, group: str) -> float | None:
-        """Return the mean of a program's runs in this session, None where there is none."""
+        """Return the mean of a program's runs in this session, None if there is none."""
         values = [run.metric_value for run in self.runs if run.group == group and run.metric_value is not None]
         return fmean(values) if values else None
 
@@ -379,7 +377,7 @@ async def _now(answer: Answer) -> Answer:
 
 
 def _about_run(where: Workspace) -> str:
-    return f"Train the draft for {where.budget_s:g} s. It stays if it improved; else the draft goes back."
+    return f"Train the draft for {where.budget_s:g} s. An improvement is kept; otherwise the change is undone."
 
 
 def _base_tools(where: Workspace, draft: str, profile: str) -> list[ToolSpec]:
@@ -394,33 +392,33 @@ def _base_tools(where: Workspace, draft: str, profile: str) -> list[ToolSpec]:
         ),
         _tool(
             "edit_code",
-            "Replace one piece of the draft, given character for character, by another.",
+            "Replace one exact piece of text in the draft.",
             required=("search", "replace"),
-            search={"type": "string", "description": "Text that stands once in the draft"},
-            replace={"type": "string", "description": "What stands there instead"},
+            search={"type": "string", "description": "Text that occurs exactly once in the draft"},
+            replace={"type": "string", "description": "Replacement text"},
         ),
         _tool(
             "set_value",
-            "Give a constant of the draft another value, without writing code.",
+            "Set a constant of the draft, without writing code.",
             required=("name", "value"),
             name=name,
-            value={"type": "string", "description": "The new value as Python, such as 0.05"},
+            value={"type": "string", "description": "New value as Python, such as 0.05"},
         ),
         _tool(
             "run",
             _about_run(where),
             required=("description",),
-            description={"type": "string", "description": "What is tried, in a few words"},
+            description={"type": "string", "description": "What this run tries, in a few words"},
             replicate={
                 "type": "boolean",
-                "description": "Train the kept program on another seed instead: was its gain luck?",
+                "description": "Train the kept program on another seed instead, to check that its gain was not luck",
                 "default": False,
             },
         ),
-        _tool("undo", "Make the draft the kept program again."),
+        _tool("undo", "Restore the kept program as the draft."),
         _tool(
             "record",
-            "Note what the last run taught.",
+            "Record a note on the last run.",
             required=("note",),
             note={"type": "string", "description": "One sentence"},
         ),

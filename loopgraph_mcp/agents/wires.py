@@ -1,4 +1,4 @@
-"""Two protocols as pure functions: what is sent to a model, and how its streamed reply is put together."""
+"""The two provider protocols as pure functions: requests to a model, and its streamed reply."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ _STOPS = {
 
 
 class CutStreamError(Exception):
-    """A reply ended before its end; `heard` is what came of it."""
+    """A reply was cut off; `heard` is the part that arrived."""
 
     def __init__(self, reason: str, heard: str = "") -> None:
         super().__init__(reason)
@@ -101,7 +101,7 @@ class ChatStream:
             return ""
         chunk = _Chunk.model_validate_json(data)
         if chunk.error is not None:
-            raise CutStreamError(f"the provider broke off: {chunk.error}", self._heard())
+            raise CutStreamError(f"the provider stopped: {chunk.error}", self._heard())
         self._usage = chunk.usage or self._usage  # some servers repeat it, counted up, in every chunk
         text = ""
         for choice in chunk.choices[:1]:
@@ -131,20 +131,20 @@ class ChatStream:
     def finish(self, asked: str) -> Reply:
         """Return the reply; some servers end it with `[DONE]` alone, some with a reason alone."""
         if self._stop is None and not self._ended:
-            raise CutStreamError("the reply ended before its end", self._heard())
+            raise CutStreamError("the reply was cut off", self._heard())
         calls = [ToolCall(each[0] or f"call_{place}", each[1], each[2]) for place, each in sorted(self._calls.items())]
         message = Assistant(self._text or self._refusal, calls)
         stop = "refusal" if self._refusal and not calls else _STOPS.get(self._stop or "", "end")
         if self._usage is None or not self._usage.prompt_tokens:
             return Reply(message, _estimated(asked, self._heard()), stop)
         details = self._usage.prompt_tokens_details
-        told = Usage(
+        sent = Usage(
             self._usage.prompt_tokens,
             self._usage.completion_tokens,
             cached=min((details and details.cached_tokens) or 0, self._usage.prompt_tokens),
             cost_usd=self._usage.cost,
         )
-        return Reply(message, told, stop)
+        return Reply(message, sent, stop)
 
 
 class _Block(_Loose):
@@ -202,7 +202,7 @@ class MessagesStream:
                 self._counts.update(usage.model_dump(exclude_none=True))
         match event.type:
             case "error":
-                raise CutStreamError(f"the provider broke off: {event.error}", self._heard())
+                raise CutStreamError(f"the provider stopped: {event.error}", self._heard())
             case "message":
                 self._blocks = dict(enumerate(event.content))
                 self._json = {place: _json(each.input) for place, each in self._blocks.items()}
@@ -230,7 +230,7 @@ class MessagesStream:
     def finish(self, asked: str) -> Reply:
         """Return the reply; the three counts of input are apart in this protocol and together in ours."""
         if not self._ended:
-            raise CutStreamError("the reply ended before its end", self._heard())
+            raise CutStreamError("the reply was cut off", self._heard())
         blocks = sorted(self._blocks.items())
         calls = [
             ToolCall(each.id or f"call_{place}", each.name, self._json.get(place) or "{}")
@@ -266,34 +266,34 @@ def _object(arguments: str) -> dict[str, Any]:
 def _as_written(messages: Sequence[Message]) -> list[Message]:
     """Return a conversation in which calls that were written as text stay text, and so do their answers.
 
-    Told as calls as well they would stand there twice, and a model repeats what it sees.
+    Sent as calls too, they would appear twice, and a model repeats what it sees.
     """
-    told, written = list[Message](), set[str]()
+    sent, written = list[Message](), set[str]()
     for message in messages:
         if isinstance(message, Assistant) and message.as_text:
             written |= {call.id for call in message.calls}
-            told.append(Assistant(message.text))
+            sent.append(Assistant(message.text))
         elif isinstance(message, ToolResult) and message.call_id in written:
             answer = f"<tool_response>\n{message.text}\n</tool_response>"
-            last = told[-1]
+            last = sent[-1]
             if isinstance(last, User):  # roles must take turns
-                told[-1] = User(f"{last.text}\n{answer}")
+                sent[-1] = User(f"{last.text}\n{answer}")
             else:
-                told.append(User(answer))
+                sent.append(User(answer))
         else:
-            told.append(message)
-    return told
+            sent.append(message)
+    return sent
 
 
 def chat_payload(
     model: str, system: str, messages: Sequence[Message], tools: Sequence[ToolSpec], *, limit: Mapping[str, int]
 ) -> dict[str, Any]:
     """Return a request of the chat-completions protocol; `limit` names the field that bounds the reply."""
-    told: list[dict[str, Any]] = [{"role": "system", "content": system}]
+    sent: list[dict[str, Any]] = [{"role": "system", "content": system}]
     for message in _as_written(messages):
         match message:
             case User(text=text):
-                told.append({"role": "user", "content": text})
+                sent.append({"role": "user", "content": text})
             case Assistant(text=text, calls=calls):
                 said: dict[str, Any] = {"role": "assistant", "content": text or None}
                 if calls:
@@ -307,11 +307,11 @@ def chat_payload(
                     ]
                 elif not text:
                     said["content"] = "(nothing)"
-                told.append(said)
+                sent.append(said)
             case ToolResult(call_id=call_id, text=text):
-                told.append({"role": "tool", "tool_call_id": call_id, "content": text})
+                sent.append({"role": "tool", "tool_call_id": call_id, "content": text})
     payload: dict[str, Any] = {
-        "model": model, "messages": told, "stream": True, "stream_options": {"include_usage": True}, **limit,
+        "model": model, "messages": sent, "stream": True, "stream_options": {"include_usage": True}, **limit,
     }  # fmt: skip
     if tools:
         payload["tools"] = [
@@ -328,18 +328,18 @@ def messages_payload(
     model: str, system: str, messages: Sequence[Message], tools: Sequence[ToolSpec], *, limit: Mapping[str, int]
 ) -> dict[str, Any]:
     """Return a request of Anthropic's messages protocol, with what it begins with marked for its cache."""
-    told: list[dict[str, Any]] = []
+    sent: list[dict[str, Any]] = []
     for message in _as_written(messages):
         role, blocks = _blocks(message)
-        if told and told[-1]["role"] == role:
-            told[-1]["content"] += blocks  # roles must take turns
+        if sent and sent[-1]["role"] == role:
+            sent[-1]["content"] += blocks  # roles must take turns
         else:
-            told.append({"role": role, "content": blocks})
+            sent.append({"role": role, "content": blocks})
     cached = {"type": "ephemeral"}
-    if told:
-        told[-1]["content"][-1]["cache_control"] = cached
+    if sent:
+        sent[-1]["content"][-1]["cache_control"] = cached
     payload: dict[str, Any] = {
-        "model": model, "system": [{"type": "text", "text": system, "cache_control": cached}], "messages": told,
+        "model": model, "system": [{"type": "text", "text": system, "cache_control": cached}], "messages": sent,
         "stream": True, **limit,
     }  # fmt: skip
     if tools:

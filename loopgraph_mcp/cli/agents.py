@@ -22,15 +22,17 @@ _EXPERIMENTS = 10
 Provider = Annotated[
     str, typer.Option(help="openai, anthropic, openrouter, venice, ollama, llama.cpp, vllm or lmstudio.")
 ]
-Model = Annotated[str, typer.Option(help="The model, as its provider calls it.")]
-Policy = Annotated[str, typer.Option(help="A scripted researcher: greedy, random, textbook, forgetful or tpe.")]
-BaseUrl = Annotated[str | None, typer.Option(help="Another server that speaks the provider's protocol.")]
-KeyVariable = Annotated[str | None, typer.Option(help="The environment variable that holds its key.")]
-ContextTokens = Annotated[int | None, typer.Option(help="Tokens that the model reads.", min=1_000)]
-Prices = Annotated[Path | None, typer.Option(help="A price table that comes before the one that ships.")]
-MaxTokens = Annotated[int | None, typer.Option(help="End after so many tokens.", min=1)]
-MaxUsd = Annotated[float | None, typer.Option(help="End after so many dollars.", min=0.0001)]
-BudgetS = Annotated[float | None, typer.Option("--budget-s", help="End after so many seconds.", min=1)]
+Model = Annotated[str, typer.Option(help="Model name, as the provider spells it.")]
+Policy = Annotated[
+    str, typer.Option(help="Scripted researcher instead of a model: greedy, random, textbook, forgetful or tpe.")
+]
+BaseUrl = Annotated[str | None, typer.Option(help="Address of another server with the provider's protocol.")]
+KeyVariable = Annotated[str | None, typer.Option(help="Environment variable that holds the API key.")]
+ContextTokens = Annotated[int | None, typer.Option(help="Context window of the model, in tokens.", min=1_000)]
+Prices = Annotated[Path | None, typer.Option(help="Price table (TOML) that overrides the bundled one.")]
+MaxTokens = Annotated[int | None, typer.Option(help="Stop after this many tokens.", min=1)]
+MaxUsd = Annotated[float | None, typer.Option(help="Stop after this many US dollars.", min=0.0001)]
+BudgetS = Annotated[float | None, typer.Option("--budget-s", help="Stop after this many seconds.", min=1)]
 
 
 class Switch(StrEnum):
@@ -41,14 +43,16 @@ class Switch(StrEnum):
 
 
 class Offer(StrEnum):
-    """When a menu takes the place of tools."""
+    """When numbered choices replace tool calls."""
 
     AUTO = "auto"
     ON = "on"
     OFF = "off"
 
 
-Menu = Annotated[Offer, typer.Option(help="Numbers to choose from in place of tools: auto offers it where calls fail.")]
+Menu = Annotated[
+    Offer, typer.Option(help="Numbered choices instead of tool calls; auto: only after calls keep failing.")
+]
 
 
 @app.command()
@@ -58,10 +62,12 @@ def agent(
     model: Model = "",
     policy: Policy = "",
     experiments: Annotated[
-        int | None, typer.Option("--experiments", "-n", help="How many to make (10).", min=1)
+        int | None, typer.Option("--experiments", "-n", help="Number of experiments. Default: 10.", min=1)
     ] = None,
-    memory: Annotated[Switch, typer.Option(help="Whether it may ask and teach the memory.")] = Switch.ON,
-    skill: Annotated[bool, typer.Option("--skill", help="Put the skill's text into the model's prompt.")] = False,
+    memory: Annotated[
+        Switch, typer.Option(help="on: the agent can query LoopGraph and its runs are recorded there; off: neither.")
+    ] = Switch.ON,
+    skill: Annotated[bool, typer.Option("--skill", help="Add the skill's text to the model's prompt.")] = False,
     base_url: BaseUrl = None,
     key_variable: KeyVariable = None,
     context_tokens: ContextTokens = None,
@@ -70,16 +76,18 @@ def agent(
     max_tokens: MaxTokens = None,
     max_usd: MaxUsd = None,
     menu: Menu = Offer.AUTO,
-    timeout_s: Annotated[float, typer.Option("--timeout-s", help="Seconds without a word from the model.")] = 180.0,
-    seed: Annotated[int | None, typer.Option(help="Of every run, and of a policy's choices.", min=0)] = None,
-    resume: Annotated[str | None, typer.Option(help="Go on with this session.")] = None,
-    workspace: Annotated[str | None, typer.Option("--workspace", "-w", help="Folder; here by default.")] = None,
+    timeout_s: Annotated[float, typer.Option("--timeout-s", help="Longest silence of the model, in seconds.")] = 180.0,
+    seed: Annotated[int | None, typer.Option(help="Seed of every run and of a policy's choices.", min=0)] = None,
+    resume: Annotated[str | None, typer.Option(help="Resume this session.")] = None,
+    workspace: Annotated[
+        str | None, typer.Option("--workspace", "-w", help="Folder of the training loop. Default: the current folder.")
+    ] = None,
     trusted: Annotated[
         bool, typer.Option("--trust", help="Run the command of this folder's loopgraph.toml without asking.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
 ) -> None:
-    """Let a model, or a scripted researcher, make experiments: with the memory or without it."""
+    """Let a model or a scripted researcher run experiments, with or without LoopGraph's memory."""
     # The MCP SDK takes longer to import than most commands to run.
     from loopgraph_mcp.agents.opening import open_session, resume_session  # noqa: PLC0415
     from loopgraph_mcp.cli import sessions  # noqa: PLC0415
@@ -87,7 +95,7 @@ def agent(
 
     asking.check_folder(read_settings(os.environ, Path.cwd()), workspace, yes=trusted)
     settings = _settings(workspace)
-    options = {  # what a session that goes on may be given anew
+    options = {  # what a resumed session may override
         "experiments": experiments, "budget_s": budget_s, "max_tokens": max_tokens, "max_usd": max_usd,
         "base_url": base_url, "key_variable": key_variable, "context_tokens": context_tokens,
     }  # fmt: skip
@@ -123,10 +131,10 @@ def agent(
 
 
 def check_researcher(provider: str, model: str, policy: str) -> None:
-    """Refuse a call that names no researcher, or two.
+    """Check that exactly one researcher is named.
 
     Raises:
-        ConfigError: It does.
+        ConfigError: None is named, or two are.
     """
     if bool(policy) == bool(provider or model) or (not policy and not (provider and model)):
         raise ConfigError(
@@ -145,29 +153,31 @@ def bench(
     provider: Provider = "",
     model: Model = "",
     policy: Policy = "",
-    experiments: Annotated[int, typer.Option("--experiments", "-n", help="How many each session makes.", min=1)] = 20,
-    seeds: Annotated[int, typer.Option(help="Over how many seeds.", min=1)] = 3,
+    experiments: Annotated[int, typer.Option("--experiments", "-n", help="Experiments of each session.", min=1)] = 20,
+    seeds: Annotated[int, typer.Option(help="Number of seeds.", min=1)] = 3,
     surrogate: Annotated[
         str,
         typer.Option(
-            help="Of real training, in place of a workspace: nanochat-h200 and others, or a file. Without researcher, "
-            "scripts, optimisers and LoopGraph's values search it in process: -n 100 --seeds 20 is a minute or so."
+            help="Surrogate model of real training instead of a workspace: nanochat-h200 and others, or a file. "
+            "Without a researcher, scripts, optimisers and LoopGraph's values search it in this process."
         ),
     ] = "",
-    about: Annotated[bool, typer.Option("--about", help="Say what the surrogate was fitted to, and how well.")] = False,
-    jobs: Annotated[int, typer.Option(help="Processes of a search in process; 0 for one a core.", min=0)] = 0,
-    first_seed: Annotated[int, typer.Option(help="The first of them, to add seeds to an earlier run.", min=1)] = 1,
+    about: Annotated[
+        bool, typer.Option("--about", help="Show what the surrogate was fitted to, and how well.")
+    ] = False,
+    jobs: Annotated[int, typer.Option(help="Processes of a surrogate search; 0: one for each core.", min=0)] = 0,
+    first_seed: Annotated[int, typer.Option(help="First seed, to add seeds to an earlier comparison.", min=1)] = 1,
     arms: Annotated[
         str,
         typer.Option(
-            help="Of none, outcomes, packs, both, both-skill, both-warm, tpe; the first is compared with. In process: "
-            "none, random, tpe(-cold), cma-es(-cold), cold, no-prior, warm, warm-other, placebo; all by default."
+            help="Any of none, outcomes, packs, both, both-skill, both-warm, tpe; the first is the reference. With "
+            "--surrogate: none, random, tpe(-cold), cma-es(-cold), cold, no-prior, warm, warm-other, placebo (all)."
         ),
     ] = "",
     again: Annotated[
-        int, typer.Option(help="On how many fresh seeds the program that a session ends with is trained again.", min=0)
+        int, typer.Option(help="Fresh seeds on which each session's final program is trained again.", min=0)
     ] = 3,
-    out: Annotated[Path, typer.Option(help="A new folder for results, workspaces and stores.")] = Path("bench"),
+    out: Annotated[Path, typer.Option(help="New folder for results, workspaces and stores.")] = Path("bench"),
     base_url: BaseUrl = None,
     key_variable: KeyVariable = None,
     context_tokens: ContextTokens = None,
@@ -176,10 +186,13 @@ def bench(
     max_tokens: MaxTokens = None,
     max_usd: MaxUsd = None,
     menu: Menu = Offer.AUTO,
-    workspace: Annotated[str | None, typer.Option("--workspace", "-w", help="Folder to start from; here.")] = None,
+    workspace: Annotated[
+        str | None,
+        typer.Option("--workspace", "-w", help="Folder of the training loop to copy. Default: the current folder."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
 ) -> None:
-    """Measure what memory is worth: the same researcher with and without it, from the same start, over seeds."""
+    """Measure what LoopGraph's memory is worth: the same researcher with and without it, over seeds."""
     from loopgraph_mcp.agents import bench as benches  # noqa: PLC0415
     from loopgraph_mcp.cli import sessions  # noqa: PLC0415 - see agent
     from loopgraph_mcp.cli.live_view import Board  # noqa: PLC0415
@@ -223,7 +236,9 @@ def bench(
         async for found in benches.run(
             settings, plan, chosen, over, where, os.environ, again=again, on_status=board.show
         ):
-            files = benches.write(found, where, command)  # after each seed: what ends early has told that much
+            files = benches.write(
+                found, where, command
+            )  # after each seed, so that an interrupted comparison keeps its results
         return found, files
 
     with Board(render.errors) as board:
@@ -272,20 +287,24 @@ def _surrogate_workspace(surrogate: str, out: Path) -> str:
 
 @app.command()
 def read(
-    sources: Annotated[list[str], typer.Argument(help="What `loopgraph ingest` takes.", metavar="SOURCE...")],
+    sources: Annotated[list[str], typer.Argument(help="Sources, as for `loopgraph ingest`.", metavar="SOURCE...")],
     *,
     provider: Provider = "",
     model: Model = "",
-    query: Annotated[str, typer.Option("--query", "-q", help="What the passages to read should tell.")] = "",
+    query: Annotated[
+        str, typer.Option("--query", "-q", help="Let the model read the passages most relevant to this question.")
+    ] = "",
     base_url: BaseUrl = None,
     key_variable: KeyVariable = None,
     context_tokens: ContextTokens = None,
     prices: Prices = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Of each source: end after so many tokens.", min=1)] = None,
-    workspace: Annotated[str | None, typer.Option("--workspace", "-w", help="Folder; here by default.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Stop each source after this many tokens.", min=1)] = None,
+    workspace: Annotated[
+        str | None, typer.Option("--workspace", "-w", help="Folder of the training loop. Default: the current folder.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
 ) -> None:
-    """Ingest sources and let a model register the methods that their passages tell of."""
+    """Ingest sources and let a model register the methods that their passages describe."""
     from loopgraph_mcp.agents.providers import find_endpoint  # noqa: PLC0415
     from loopgraph_mcp.cli import read_paper  # noqa: PLC0415 - see agent
 
@@ -293,7 +312,7 @@ def read(
     endpoint = find_endpoint(
         provider, model, os.environ, base_url=base_url, key_variable=key_variable, context_tokens=context_tokens
     )
-    with render.errors.status("opening the memory") as shown:
+    with render.errors.status("opening the store") as shown:
         found, failed = asyncio.run(
             read_paper.read_sources(
                 _settings(workspace),
@@ -311,11 +330,11 @@ def read(
 
 @app.command()
 def prompt(
-    turn: Annotated[str, typer.Argument(help="SESSION:TURN, as `loopgraph trace` names it.")],
+    turn: Annotated[str, typer.Argument(help="SESSION:TURN, from `loopgraph trace`.")],
     *,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
 ) -> None:
-    """Show the exact prompt of one turn, and what was answered."""
+    """Show the exact prompt of one turn and the reply."""
     session_id, _, number = turn.partition(":")
     if not number.isdigit():
         raise typer.BadParameter(f"{turn!r} is not SESSION:TURN", param_hint="TURN")

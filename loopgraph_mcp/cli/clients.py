@@ -1,4 +1,4 @@
-"""The entry that makes each MCP client start LoopGraph, and the file it belongs in."""
+"""The configuration entry of each MCP client, and the file it is written to."""
 
 import json
 import os
@@ -19,9 +19,9 @@ from loopgraph_mcp.errors import ConfigError
 from loopgraph_mcp.runner.environment import without_secrets
 
 NAME = "loopgraph"
-_TOOL_TIMEOUT_S = 120
-_TOKEN_VARIABLE = "LOOPGRAPH_TOKEN"  # noqa: S105 - where a token is found, not one
-# How an entry names a variable of the client's environment, so that no token is written to a file.
+_TOOL_TIMEOUT_S = 120  # Codex gives up on a call after 60 s by default; a wait takes up to 50 s
+_TOKEN_VARIABLE = "LOOPGRAPH_TOKEN"  # noqa: S105 - the name of a variable, not a secret
+# How an entry refers to a variable of the client's environment: no token is written to a file.
 _TOKEN_IN = {
     "claude-code": f"${{{_TOKEN_VARIABLE}}}",
     "cursor": f"${{env:{_TOKEN_VARIABLE}}}",
@@ -96,19 +96,19 @@ def server_command() -> list[str]:
 def entry(
     client: Client, workspace: Path, environment: Mapping[str, str], *, context_env: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Return a client's entry: with where the store is, unless it is in its usual place, and what a run depends on.
+    """Return a client's entry, with the settings and variables that its runs depend on.
 
     Args:
         client: The client.
         workspace: The folder to work on.
-        environment: The variables at hand.
-        context_env: Variables that the workspace declares to matter; without them a client's runs would be of
-            another context.
+        environment: The variables of this process.
+        context_env: The workspace's declared variables; without them the client's runs would be in another
+            context.
     """
     command, *arguments = server_command()
     names = ("LOOPGRAPH_DB", "LOOPGRAPH_HOME", "LOOPGRAPH_DEVICE", *context_env)
     passed = {name: environment[name] for name in names if environment.get(name)}
-    passed = without_secrets(passed)  # a client's file is read by others, and committed
+    passed = without_secrets(passed)  # a client's file may be committed to git
     return {
         **client.extra,
         "command": command,
@@ -118,21 +118,23 @@ def entry(
 
 
 def remote_entry(client: Client, url: str) -> dict[str, Any]:
-    """Return the entry of a server that runs elsewhere; the client reads the token from its environment.
+    """Return the entry of a running server; the client reads the token from its environment.
 
     Raises:
-        ConfigError: The client's file takes no such entry.
+        ConfigError: The client's file cannot hold such an entry.
     """
     if client.id == "codex":
         return {"url": url, "bearer_token_env_var": _TOKEN_VARIABLE}
     if client.id not in _TOKEN_IN:
-        raise ConfigError(f"{client.title}: its file takes no server by URL and token; leave out --url, or use another")
+        raise ConfigError(
+            f"{client.title}: its file cannot name a server by URL and token; leave out --url, or use another client"
+        )
     kind = {"type": "http"} if client.extra else {}
     return {**kind, "url": url, "headers": {"Authorization": f"Bearer {_TOKEN_IN[client.id]}"}}
 
 
 def as_text(client: Client, made: Mapping[str, Any]) -> str:
-    """Return an entry as it stands in the client's file."""
+    """Return an entry as text for the client's file."""
     if client.id == "codex":
         return _merged_toml("", made, Path())
     return json.dumps({client.key: {NAME: made}}, indent=2) + "\n"
@@ -154,10 +156,10 @@ def as_command(client: Client, made: Mapping[str, Any]) -> str | None:
 
 
 def write(client: Client, made: Mapping[str, Any], file: Path) -> bool:
-    """Put an entry into a client's file beside whatever stands there; return whether anything changed.
+    """Add an entry to a client's file and keep everything else; return whether anything changed.
 
     Raises:
-        ConfigError: The file does not parse, or holds something else in the entry's place.
+        ConfigError: The file does not parse, or another entry has the name.
     """
     text = _read(file)
     new = _merged_toml(text, made, file) if client.id == "codex" else _merged_json(text, client, made, file)
@@ -199,9 +201,9 @@ def _merged_json(text: str, client: Client, made: Mapping[str, Any], file: Path)
     try:
         settings = json.loads(text) if text.strip() else {}
     except json.JSONDecodeError as error:
-        raise ConfigError(f"{file}: not JSON ({error}); mend it, or add the printed entry by hand") from error
+        raise ConfigError(f"{file}: not JSON ({error}); fix it, or add the printed entry by hand") from error
     if not isinstance(settings, dict) or not isinstance(settings.setdefault(client.key, {}), dict):
-        raise ConfigError(f"{file}: {client.key!r} is no table of servers; add the printed entry by hand")
+        raise ConfigError(f"{file}: {client.key!r} is not a table of servers; add the printed entry by hand")
     if settings[client.key].get(NAME) == made:
         return text
     settings[client.key][NAME] = dict(made)
@@ -212,11 +214,11 @@ def _merged_toml(text: str, made: Mapping[str, Any], file: Path) -> str:
     try:
         settings = tomlkit.parse(text)
     except TOMLKitError as error:
-        raise ConfigError(f"{file}: not TOML ({error}); mend it, or add the printed entry by hand") from error
+        raise ConfigError(f"{file}: not TOML ({error}); fix it, or add the printed entry by hand") from error
     servers = settings.setdefault("mcp_servers", tomlkit.table(is_super_table=True))
     wanted = {**made, "tool_timeout_sec": _TOOL_TIMEOUT_S}
     if not isinstance(servers, dict) or servers.get(NAME, wanted) != wanted:
-        raise ConfigError(f"{file}: already has another [mcp_servers.{NAME}]; remove it first, then run this again")
+        raise ConfigError(f"{file}: has a different [mcp_servers.{NAME}]; remove it, then run this again")
     if NAME not in servers:
         servers[NAME] = wanted
     return tomlkit.dumps(settings)

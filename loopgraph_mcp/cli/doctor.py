@@ -1,4 +1,4 @@
-"""Looks at everything LoopGraph needs and says what is missing and how to get it."""
+"""Checks everything LoopGraph needs and reports what is missing and how to get it."""
 
 import asyncio
 import os
@@ -25,15 +25,15 @@ from loopgraph_mcp.runner.workspace import Workspace, load_workspace, python_of
 from loopgraph_mcp.store import tokens
 from loopgraph_mcp.store.database import Database
 
-_IMPORT_TIMEOUT_S = 60
+_IMPORT_TIMEOUT_S = 60  # importing torch from a cold disk is slow
 _SAVE = (
-    "end LoopGraph's servers, then `loopgraph restore BACKUP`; without a backup `loopgraph salvage FILE NEW` saves the "
-    "rows that can be read, and `loopgraph restore NEW` puts them in its place"
+    "end LoopGraph's servers, then `loopgraph restore BACKUP`; without a backup, `loopgraph salvage FILE NEW` copies "
+    "the readable rows, and `loopgraph restore NEW` makes them the store"
 )
 
 
 class Level(StrEnum):
-    """How a check came out."""
+    """The result of a check."""
 
     OK = "ok"
     NOTE = "note"
@@ -42,7 +42,7 @@ class Level(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing looked at, what was found, and what to do where something is missing."""
+    """One check: its result, what was found, and what to do about it."""
 
     name: str
     level: Level
@@ -51,7 +51,7 @@ class Check:
 
 
 async def examine(settings: Settings, *, home: Path, cwd: Path) -> list[Check]:
-    """Run every check; none of them changes anything but makes the store where there was none."""
+    """Run every check; none changes anything, except that a missing store is created."""
     checks = [_python(), _platform()]
     workspace, check = await asyncio.to_thread(_workspace, settings)
     count = None if workspace is None else workspace.devices_per_run
@@ -76,7 +76,7 @@ def _platform() -> Check:
 
 
 def _device(settings: Settings, count: int | None) -> Check:
-    """Say what a run of the workspace would get."""
+    """Report the device that a run of the workspace would get."""
     try:
         device = choose_device(settings.device, settings.visible_gpus, count)
     except WorkspaceError as error:
@@ -84,13 +84,13 @@ def _device(settings: Settings, count: int | None) -> Check:
     except LoopGraphError as error:
         return Check("device", Level.FAIL, str(error), "unset LOOPGRAPH_DEVICE")
     if device.kind == "cpu":
-        return Check("device", Level.NOTE, device.label, "no GPU found; runs work, on a smaller model")
+        return Check("device", Level.NOTE, device.label, "no GPU found; runs work, with a smaller model")
     gets = f"; a run gets CUDA_VISIBLE_DEVICES={','.join(device.ids)}" if device.kind == "cuda" else ""
     return Check("device", Level.OK, f"{device.label} ({device.slot}){gets}")
 
 
 async def store(settings: Settings) -> Check:
-    """Open the store, count what it holds, and read all of it to look for damage."""
+    """Open the store, count its rows, and read all of it to look for damage."""
     try:
         async with LoopGraph.open(settings) as graph:
             damage = await graph.db.check()
@@ -104,12 +104,12 @@ async def store(settings: Settings) -> Check:
     rows = f"{settings.db_path}: " + ", ".join(f"{count} {name}" for name, count in answer.items())
     if read_only:
         return Check(
-            "ResearchFS", Level.NOTE, f"{rows}; it can only be read ({read_only})", "allow writing, or free space"
+            "ResearchFS", Level.NOTE, f"{rows}; read-only ({read_only})", "make the file writable, or free disk space"
         )
     if strays:
         lost = ", ".join(f"{count} of {tables}" for tables, count in strays.items())
-        next_step = "`loopgraph merge` a store that still has what is missing; nothing else is harmed"
-        return Check("ResearchFS", Level.NOTE, f"{rows}; rows that point at rows that are missing: {lost}", next_step)
+        next_step = "`loopgraph merge` a store that has the missing rows; all other rows are intact"
+        return Check("ResearchFS", Level.NOTE, f"{rows}; rows that refer to missing rows: {lost}", next_step)
     return Check("ResearchFS", Level.OK, rows)
 
 
@@ -124,7 +124,7 @@ def _workspace(settings: Settings) -> tuple[Workspace | None, Check]:
 
 
 def _trainer(where: Workspace) -> Check:
-    """Ask the interpreter that would run the training whether it has torch; never import it here."""
+    """Check the training interpreter for torch; LoopGraph itself never imports it."""
     python = python_of(where.path)
     code = "import torch, tokenizers; print('torch', torch.__version__, '+ tokenizers', tokenizers.__version__)"
     try:
@@ -141,7 +141,7 @@ def _trainer(where: Workspace) -> Check:
                 cwd=empty,
             )
     except (OSError, subprocess.SubprocessError) as error:
-        return Check("trainer", Level.FAIL, f"{python}: {error}", "mend the workspace's .venv")
+        return Check("trainer", Level.FAIL, f"{python}: {error}", "fix the workspace's .venv")
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines() or ["it failed"]
         return Check("trainer", Level.NOTE, f"{python}: {lines[-1]}", "pip install 'loopgraph-mcp[trainer]'")
@@ -151,17 +151,17 @@ def _trainer(where: Workspace) -> Check:
 def _git() -> Check:
     found = shutil.which("git")
     if found is None:
-        return Check("git", Level.NOTE, "not found", "without git, results.tsv shows program hashes for commits")
+        return Check("git", Level.NOTE, "not found", "without git, results.tsv has program hashes instead of commits")
     return Check("git", Level.OK, found)
 
 
 def _private(settings: Settings) -> Check:
-    """Look for what others on this machine may read; opening the store has taken those rights away where it could."""
+    """Look for files that other users may read; opening the store has already restricted what it could."""
     found = permissions.open_to_others(settings)
     if found:
         names = ", ".join(map(str, found))
-        return Check("private", Level.FAIL, f"others may read {names}", f"as its owner: chmod -R go= {names}")
-    return Check("private", Level.OK, f"{settings.db_path.parent} is its user's alone")
+        return Check("private", Level.FAIL, f"other users may read {names}", f"as its owner: chmod -R go= {names}")
+    return Check("private", Level.OK, f"only this user can read {settings.db_path.parent}")
 
 
 def _confinement(where: Workspace | None) -> Check:
@@ -182,7 +182,7 @@ def _confinement(where: Workspace | None) -> Check:
 def _clients(home: Path, cwd: Path) -> Check:
     found = [client.title for client in CLIENTS.values() if mentions(client, home, cwd)]
     if not found:
-        return Check("clients", Level.NOTE, "no client has an entry yet", "loopgraph config CLIENT --write")
+        return Check("clients", Level.NOTE, "no client is connected yet", "loopgraph config CLIENT --write")
     return Check("clients", Level.OK, ", ".join(found))
 
 
@@ -191,19 +191,24 @@ def _skill(home: Path, cwd: Path) -> Check:
     places = [home / ".claude", home / ".codex", cwd / ".claude", *plugins]
     found = [str(each) for each in places if (each / "skills" / "loopgraph" / "SKILL.md").is_file()]
     if not found:
-        return Check("skill", Level.NOTE, "no agent has it", "loopgraph skill prints it for an agent to read")
+        return Check(
+            "skill",
+            Level.NOTE,
+            "not installed for any agent",
+            "save the output of `loopgraph skill` in your agent's skills folder",
+        )
     return Check("skill", Level.OK, ", ".join(found))
 
 
 def _uv() -> Check:
     found = shutil.which("uvx")
     if found is None:
-        return Check("uv", Level.NOTE, "not found", "only the links, the bundle and the plugin need it")
+        return Check("uv", Level.NOTE, "not found", "needed only for one-click links, the bundle and the plugin")
     return Check("uv", Level.OK, found)
 
 
 async def _tokens(settings: Settings) -> Check:
-    """Count who may call over HTTP; a store that does not open is told of elsewhere."""
+    """Count valid HTTP tokens; another check reports a store that does not open."""
     try:
         async with Database.open(settings.db_path) as db:
             stored = await tokens.all_tokens(db)
@@ -211,19 +216,19 @@ async def _tokens(settings: Settings) -> Check:
         return Check("tokens", Level.NOTE, "the store does not open")
     good = sum(each.state(now=time.time()) == "good" for each in stored)
     if not good:
-        return Check("tokens", Level.NOTE, "nobody may call over HTTP", "loopgraph-mcp --http makes the first")
-    return Check("tokens", Level.OK, f"{good} good, of {len(stored)}; loopgraph token list names them")
+        return Check("tokens", Level.NOTE, "no valid token for HTTP", "`loopgraph-mcp --http` creates the first one")
+    return Check("tokens", Level.OK, f"{good} of {len(stored)} valid; `loopgraph token list` shows them")
 
 
 def _completion(home: Path) -> Check:
-    """Look where --install-completion writes."""
+    """Look in the files that --install-completion writes."""
     places = (".bash_completions/loopgraph.sh", ".zfunc/_loopgraph", ".config/fish/completions/loopgraph.fish")
     found = [str(home / each) for each in places if (home / each).is_file()]
     if not found:
-        return Check("completion", Level.NOTE, "no shell completes loopgraph", "loopgraph --install-completion")
+        return Check("completion", Level.NOTE, "not installed for any shell", "loopgraph --install-completion")
     return Check("completion", Level.OK, ", ".join(found))
 
 
 def failed(checks: Sequence[Check]) -> bool:
-    """Return whether anything is missing without which LoopGraph does not work."""
+    """Return whether any check failed: LoopGraph does not work without these."""
     return any(check.level is Level.FAIL for check in checks)

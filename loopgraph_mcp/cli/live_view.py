@@ -1,4 +1,4 @@
-"""The live view of a session: what runs, the best so far, tokens, cost, and when it will be done."""
+"""The live view of a session: current step, best program so far, tokens, cost, and remaining time."""
 
 from types import TracebackType
 from typing import Self
@@ -16,7 +16,7 @@ from loopgraph_mcp.text import plain_line
 
 
 class Board:
-    """Shows statuses as they come: a panel that stays in place at a terminal, a line for each run elsewhere."""
+    """Shows statuses as they come: a panel at a terminal, one line for each run elsewhere."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -33,7 +33,7 @@ class Board:
             self._live.stop()
 
     def show(self, status: Status) -> None:
-        """Take a new status."""
+        """Show a new status."""
         if status.last and status.last != self._last.get(status.session_id):
             self._last[status.session_id] = status.last
             counted = f"{status.done}/{status.wanted}"
@@ -48,23 +48,23 @@ def _panel(status: Status) -> Group:
     table.add_row("now", escape(plain_line(status.doing) or "…"))
     if status.best is not None:
         table.add_row(escape(status.metric), escape(str(status.best)))
-    table.add_row("tokens", tokens_told(status.spent))
-    table.add_row("cost", cost_told(status.spent))
+    table.add_row("tokens", tokens_text(status.spent))
+    table.add_row("cost", cost_text(status.spent))
     eta = "" if status.eta_s is None else f", about {status.eta_s / 60:.0f} min left"
     table.add_row("experiments", f"{status.done} of {status.wanted}{eta}")
     bar = ProgressBar(total=100, completed=status.percent or 0, width=40) if status.percent is not None else Text("")
     return Group(table, bar)
 
 
-def tokens_told(spent: Spent) -> str:
-    """Return the tokens in a few words."""
-    told = f"{spent.tokens:,}: {spent.prompt_tokens:,} read ({spent.cached_tokens:,} cached)"
-    told += f", {spent.completion_tokens:,} written"
-    told += f", {spent.wasted_tokens:,} on replies cut off" if spent.wasted_tokens else ""
-    return told + (f"; {spent.estimated_turns} of {spent.turns} turns estimated" if spent.estimated_turns else "")
+def tokens_text(spent: Spent) -> str:
+    """Return the token counts as a line of text."""
+    text = f"{spent.tokens:,}: {spent.prompt_tokens:,} read ({spent.cached_tokens:,} cached)"
+    text += f", {spent.completion_tokens:,} written"
+    text += f", {spent.wasted_tokens:,} on replies cut off" if spent.wasted_tokens else ""
+    return text + (f"; {spent.estimated_turns} of {spent.turns} turns estimated" if spent.estimated_turns else "")
 
 
-def cost_told(spent: Spent) -> str:
-    """Return the cost in a few words."""
+def cost_text(spent: Spent) -> str:
+    """Return cost and seconds as a line of text."""
     unknown = f" and {spent.unpriced_turns} turns without a known price" if spent.unpriced_turns else ""
     return f"${spent.usd:.4f}{unknown}, {spent.seconds:.0f} s"

@@ -41,7 +41,7 @@ gc.enable()
 
 app = typer.Typer(
     name="loopgraph",
-    help="The memory layer for autonomous ML research: what to try, the edit, the run, and what came of it.",
+    help="The memory layer for autonomous ML research: suggest a change, make the edit, run it, store the outcome.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -56,21 +56,21 @@ app.add_typer(page.app)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 WorkspaceOption = Annotated[
-    str | None, typer.Option("--workspace", "-w", help="Folder of the training loop; here by default.")
+    str | None, typer.Option("--workspace", "-w", help="Folder of the training loop. Default: the current folder.")
 ]
 
 
 def main() -> None:
     """Run the command line; our own errors end it with one line and status 1."""
     hide_memory()  # an agent's key is in the environment, and a run of the same user could read it
-    warnings.simplefilter("ignore", SyntaxWarning)  # Python's remarks on programs that we only read
+    warnings.simplefilter("ignore", SyntaxWarning)  # Python's warnings about programs that we only parse
     permissions.close_mask()
     try:
         app(spread(sys.argv[1:], "--memory"))
     except (LoopGraphError, ExceptionGroup) as error:
-        if (told := first_of(error)) is None:
+        if (ours := first_of(error)) is None:
             raise
-        render.errors.print(f"loopgraph: {next_steps.refusal(told)}", style="red", markup=False, highlight=False)
+        render.errors.print(f"loopgraph: {next_steps.refusal(ours)}", style="red", markup=False, highlight=False)
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -119,14 +119,14 @@ def _root(
 @app.command()
 def init(
     directory: Annotated[
-        Path, typer.Argument(help="A new folder, or an existing autoresearch-style checkout.")
+        Path, typer.Argument(help="New folder, or an existing checkout of an autoresearch-style loop.")
     ] = Path(),
     *,
     budget: Annotated[float | None, typer.Option(help="Training seconds of one experiment.")] = None,
     prepare: Annotated[bool, typer.Option(help="Prepare the data and the tokenizer now.")] = True,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Take what was understood without asking.")] = False,
 ) -> None:
-    """Make a workspace: from the bundled trainer, or of code that is there already."""
+    """Create a workspace from the bundled trainer, or turn existing code into one."""
     declared = (resolved(directory) / CONFIG_NAME).exists()
     if not declared:
         _propose(resolved(directory), budget, yes=yes)
@@ -134,11 +134,11 @@ def init(
         where, new = create_workspace(directory, bundled("trainer"), budget_s=budget)
     if not declared:
         trust.accept(_settings(), where)
-    made = "made from the bundled trainer" if new else "an existing training loop was found"
+    made = "created from the bundled trainer" if new else "found an existing training loop"
     render.console.print(f"{where.path}: {made}", markup=False, highlight=False)
     render.console.print(
-        f"improves {plain_line(where.editable)} by {plain_line(where.metric)} ({where.direction.value} is better), "
-        f"{where.budget_s:g} s a run: {trust.command(where)}",
+        f"experiments edit {plain_line(where.editable)}: {plain_line(where.metric)}, {where.direction.value} is "
+        f"better, {where.budget_s:g} s a run: {trust.command(where)}",
         markup=False,
         highlight=False,
     )
@@ -171,11 +171,11 @@ def _propose(directory: Path, budget_s: float | None, *, yes: bool) -> None:
 
 
 def _prepare(path: Path) -> None:
-    """Run the bundled prepare.py, its output for the user to see."""
+    """Run the bundled prepare.py and show its output."""
     done = subprocess.run(prepare_command(path), cwd=path, check=False)  # noqa: S603 - our own prepare.py
     if done.returncode != 0:
         render.errors.print(
-            "[red]prepare.py failed[/]; with torch missing, run: pip install 'loopgraph-mcp\\[trainer]'",
+            "[red]prepare.py failed[/]; if torch is missing, run: pip install 'loopgraph-mcp\\[trainer]'",
             highlight=False,
         )
         raise typer.Exit(1)
@@ -183,7 +183,7 @@ def _prepare(path: Path) -> None:
 
 @app.command()
 def serve() -> None:
-    """Serve MCP over stdio, as `loopgraph-mcp` does."""
+    """Serve MCP over stdio, like `loopgraph-mcp`."""
     from loopgraph_mcp import logs  # noqa: PLC0415 - the MCP SDK takes longer to import than most commands
     from loopgraph_mcp.server.app import serve_stdio  # noqa: PLC0415 - the MCP SDK takes longer to import than most commands
 
@@ -194,15 +194,19 @@ def serve() -> None:
 
 @app.command()
 def search(
-    query: Annotated[list[str] | None, typer.Argument(help="What to improve; nothing ranks all methods.")] = None,
+    query: Annotated[
+        list[str] | None, typer.Argument(help="What to improve. Without a query, all methods are ranked.")
+    ] = None,
     *,
     workspace: WorkspaceOption = None,
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=20)] = 5,
-    family: Annotated[str | None, typer.Option(help="Methods of this family alone, such as optimizer.")] = None,
-    standing: Annotated[Standing | None, typer.Option(help="Methods of this standing alone.")] = None,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=20, help="How many methods to show.")] = 5,
+    family: Annotated[str | None, typer.Option(help="Only methods of this family, such as optimizer.")] = None,
+    standing: Annotated[
+        Standing | None, typer.Option(help="Only methods with this track record in this context.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Rank methods by text and by what they gained here."""
+    """Rank methods to try next, by text match and by measured gains."""
     answer = _with_graph(
         lambda graph: graph.search_methods(
             " ".join(query or []), workspace=workspace, limit=limit, family=family, standing=standing
@@ -221,22 +225,25 @@ def edit(
     method: Annotated[
         str,
         typer.Argument(
-            help="A method from `loopgraph search`, or an experiment whose program is wanted; to revert, also an edit.",
+            help="Method id (from `loopgraph search`), or an experiment id to restore that run's program. "
+            "With --revert, an edit id is also accepted.",
             autocompletion=_methods_like,
         ),
     ],
     *,
-    also: Annotated[list[str] | None, typer.Option("--also", help="Another method for the same edit.")] = None,
-    knob: Annotated[list[str] | None, typer.Option("--set", help="KNOB=VALUE, as often as needed.")] = None,
-    companion: Annotated[
-        list[str] | None, typer.Option("--with", help="A change that goes well with it, by name, or `all`.")
+    also: Annotated[
+        list[str] | None, typer.Option("--also", help="Another method for the same edit. Repeatable.")
     ] = None,
-    revert: Annotated[bool, typer.Option("--revert", help="Take the method's last edit out of the file.")] = False,
+    knob: Annotated[list[str] | None, typer.Option("--set", help="KNOB=VALUE. Repeatable.")] = None,
+    companion: Annotated[
+        list[str] | None, typer.Option("--with", help="A recommended dependent change, by name, or `all`. Repeatable.")
+    ] = None,
+    revert: Annotated[bool, typer.Option("--revert", help="Remove the method's last edit from the file.")] = False,
     apply: Annotated[bool, typer.Option("--apply", help="Write the edit to the file.")] = False,
     workspace: WorkspaceOption = None,
     as_json: Json = False,
 ) -> None:
-    """Turn methods into a diff of the present training file, or take one out of it again."""
+    """Turn methods into a diff of the current training file, or revert an earlier edit."""
     knobs = dict(_knob(text) for text in knob or [])
     answer = _with_graph(
         lambda graph: graph.get_code_edit(
@@ -269,15 +276,19 @@ def _knob(text: str) -> tuple[str, KnobValue]:
 @app.command(name="map")
 def map_(
     path: Annotated[
-        Path | None, typer.Argument(help="A Python file or a folder; the workspace's own by default.")
+        Path | None, typer.Argument(help="Python file or folder. Default: the workspace's editable file.")
     ] = None,
     *,
-    query: Annotated[str, typer.Option("--query", "-q", help="What to show first, in plain words.")] = "",
-    budget: Annotated[int, typer.Option(min=150, max=20_000, help="About how many tokens the map may have.")] = 800,
+    query: Annotated[
+        str, typer.Option("--query", "-q", help="What you are looking for; matching entries come first.")
+    ] = "",
+    budget: Annotated[
+        int, typer.Option(min=150, max=20_000, help="Approximate length of the outline in tokens.")
+    ] = 800,
     workspace: WorkspaceOption = None,
     as_json: Json = False,
 ) -> None:
-    """Show what stands where in a program: knobs, classes, parameter groups, the loop, methods present."""
+    """Outline a program with line numbers: knobs, classes, parameter groups, training loop, known methods."""
 
     async def work(graph: LoopGraph) -> CodeMapAnswer:
         if path is None:
@@ -291,23 +302,25 @@ def map_(
 @app.command()
 def run(
     *,
-    edit_id: Annotated[str | None, typer.Option("--edit", help="Run the program of this edit.")] = None,
+    edit_id: Annotated[str | None, typer.Option("--edit", help="Edit to train, from `loopgraph edit`.")] = None,
     patch: Annotated[
-        typer.FileText | None, typer.Option(help="Run with this unified diff applied; - is stdin.")
+        typer.FileText | None, typer.Option(help="Unified diff to apply to the current file; - reads stdin.")
     ] = None,
-    method: Annotated[str | None, typer.Option(help="The method that a patch or a hand edit tries.")] = None,
-    description: Annotated[str, typer.Option("--description", "-d", help="What is tried, in a few words.")] = "",
-    seed: Annotated[int | None, typer.Option(min=0, max=2**31 - 1)] = None,
-    budget: Annotated[float | None, typer.Option(help="Training seconds, if not the workspace's.")] = None,
-    replicate: Annotated[bool, typer.Option("--replicate", help="Run it again, with a new seed.")] = False,
+    method: Annotated[str | None, typer.Option(help="Method that the patch or hand edit implements.")] = None,
+    description: Annotated[str, typer.Option("--description", "-d", help="What this run tries, in a few words.")] = "",
+    seed: Annotated[int | None, typer.Option(min=0, max=2**31 - 1, help="Random seed.")] = None,
+    budget: Annotated[float | None, typer.Option(help="Training seconds. Default: the workspace's budget.")] = None,
+    replicate: Annotated[bool, typer.Option("--replicate", help="Run the same program again with a new seed.")] = False,
     trusted: Annotated[
         bool, typer.Option("--trust", help="Run the command of this folder's loopgraph.toml without asking.")
     ] = False,
-    detach: Annotated[bool, typer.Option("--detach", help="Do not wait; `loopgraph status` follows it.")] = False,
+    detach: Annotated[
+        bool, typer.Option("--detach", help="Do not wait; follow the run with `loopgraph status`.")
+    ] = False,
     workspace: WorkspaceOption = None,
     as_json: Json = False,
 ) -> None:
-    """Train for the fixed budget: an edit, a patch, or the file as it stands. Ctrl-C cancels the run."""
+    """Train an edit, a patch or the current file for the fixed budget. Ctrl-C cancels the run."""
     text = None if patch is None else patch.read()
     asking.check_folder(_settings(), workspace, yes=trusted)
 
@@ -332,7 +345,7 @@ def run(
 
 
 async def _follow(graph: LoopGraph, answer: ExperimentAnswer) -> ExperimentAnswer:
-    """Show a bar until an experiment is done; a cancel of this command cancels the experiment."""
+    """Show a bar until an experiment is done; interrupting the command cancels the experiment."""
     repeated = answer.repeated
     try:
         with render.RunBar(render.errors) as bar:
@@ -341,8 +354,8 @@ async def _follow(graph: LoopGraph, answer: ExperimentAnswer) -> ExperimentAnswe
     except asyncio.CancelledError:
         render.errors.print("cancelling the run …")
         answer = await graph.cancel_experiment(answer.experiment_id)
-        told = f"{answer.experiment_id}: {plain_line(answer.reason) or answer.state.value}"
-        render.errors.print(told, markup=False, highlight=False)
+        line = f"{answer.experiment_id}: {plain_line(answer.reason) or answer.state.value}"
+        render.errors.print(line, markup=False, highlight=False)
         raise
     return dataclasses.replace(answer, repeated=repeated)
 
@@ -351,21 +364,21 @@ async def _follow(graph: LoopGraph, answer: ExperimentAnswer) -> ExperimentAnswe
 def trust_(
     directory: Annotated[Path, typer.Argument(help="Folder of a training loop.")] = Path(),
 ) -> None:
-    """Say that a folder's command may be run; asked again when its loopgraph.toml changes."""
+    """Allow runs of a folder's command until its loopgraph.toml changes."""
     where = load_workspace(directory)
     trust.accept(_settings(), where)
-    told = f"{where.path}: `{trust.command(where)}` may be run here until {CONFIG_NAME} changes"
-    render.console.print(told, markup=False, highlight=False, soft_wrap=True)
+    line = f"{where.path}: runs of `{trust.command(where)}` are allowed until {CONFIG_NAME} changes"
+    render.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()
 def status(
     *,
     workspace: WorkspaceOption = None,
-    once: Annotated[bool, typer.Option("--once", help="Print once and end.")] = False,
+    once: Annotated[bool, typer.Option("--once", help="Print once and exit.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Follow what runs and what came of the last experiments; Ctrl-C ends only the view."""
+    """Follow current runs and the last outcomes. Ctrl-C ends the view, not the runs."""
 
     async def work(graph: LoopGraph) -> None:
         answers = await graph.list_experiments(workspace=workspace, limit=10)
@@ -377,7 +390,7 @@ def status(
             return
         with Live(console=render.console, auto_refresh=False) as live:
             while True:
-                hint = "[dim]Ctrl-C ends the view; the runs go on[/]"
+                hint = "[dim]Ctrl-C ends the view; runs continue[/]"
                 live.update(Group(render.results_table(answers), hint), refresh=True)
                 await asyncio.sleep(1)
                 answers = await graph.list_experiments(workspace=workspace, limit=10)
@@ -389,7 +402,7 @@ def status(
 def results(
     *,
     workspace: WorkspaceOption = None,
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=1000)] = 50,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=1000, help="How many experiments to show.")] = 50,
     as_json: Json = False,
 ) -> None:
     """Show the workspace's experiments, oldest first, with their verdicts."""
@@ -406,14 +419,14 @@ def results(
         render.console.print(render.results_table(answers))
         render.show_best(best)
     else:
-        render.console.print("no experiments here yet; `loopgraph run --description baseline` makes the first")
+        render.console.print("no experiments here yet; start with `loopgraph run --description baseline`")
 
 
 @app.command()
 def cancel(
-    experiment: Annotated[str, typer.Argument(help="An experiment from `loopgraph status`.")], *, as_json: Json = False
+    experiment: Annotated[str, typer.Argument(help="Experiment id, from `loopgraph status`.")], *, as_json: Json = False
 ) -> None:
-    """End a queued or running experiment and everything it started."""
+    """Cancel a queued or running experiment and end every process it started."""
     answer = _with_graph(lambda graph: graph.cancel_experiment(experiment))
     render.print_json(answer) if as_json else render.show_experiment(answer)
 
@@ -422,45 +435,47 @@ def cancel(
 def trace(
     identity: Annotated[
         str,
-        typer.Argument(metavar="ID", help="An experiment, edit, retrieval, method, paper, passage, recipe or pack."),
+        typer.Argument(
+            metavar="ID", help="Id of an experiment, edit, retrieval, method, paper, passage, recipe or pack."
+        ),
     ],
     *,
     as_json: Json = False,
 ) -> None:
-    """Show what led to a row, from paper and pack on, and what came of it."""
+    """Show what led to a row, back to its paper or pack, and what followed from it."""
     answer = _with_graph(lambda graph: graph.trace(identity))
     render.print_json(answer) if as_json else render.show_trace(answer)
 
 
 @app.command()
 def merge(other: Annotated[Path, typer.Argument(help="The other loopgraph.db.")], *, as_json: Json = False) -> None:
-    """Take in what another machine's memory holds beside this one; merging again adds only what is new."""
+    """Add the rows of another machine's store to this one. Merging again adds only new rows."""
     added = _with_graph(lambda graph: graph.merge_store(other))
     if as_json:
         render.print_json(added)
     else:
-        told = ", ".join(f"{count} of {table}" for table, count in added.items())
-        render.console.print(told or "Nothing new.", markup=False)
+        counts = ", ".join(f"{count} {table}" for table, count in added.items())
+        render.console.print(counts or "Nothing new.", markup=False)
 
 
 @app.command(name="import")
 def import_(
-    files: Annotated[list[Path], typer.Argument(help="results.tsv, log.jsonl, or an MLflow, W&B or Optuna export.")],
+    files: Annotated[list[Path], typer.Argument(help="results.tsv, log.jsonl, or an export of MLflow, W&B or Optuna.")],
     *,
     repo: Annotated[
-        Path | None, typer.Option(help="A checkout that holds the rows' commits, if not around the file.")
+        Path | None, typer.Option(help="Git checkout with the rows' commits. Default: the one that contains the file.")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="What it ran on, such as 'H100'.")] = None,
-    budget: Annotated[float | None, typer.Option(help="Training seconds of its runs.", min=0.001)] = None,
-    metric: Annotated[str | None, typer.Option(help="The column of the metric, if not the usual one.")] = None,
+    device: Annotated[str | None, typer.Option(help="Device of the runs, such as 'H100'.")] = None,
+    budget: Annotated[float | None, typer.Option(help="Training seconds of each run.", min=0.001)] = None,
+    metric: Annotated[str | None, typer.Option(help="Column of the metric. Default: recognised by its name.")] = None,
     direction: Annotated[
-        Direction | None, typer.Option(help="Which way the metric improves, whatever the file says.")
+        Direction | None, typer.Option(help="Which direction of the metric is better; overrides the file.")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what is understood.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show how the file is read; store nothing.")] = False,
     details: Annotated[bool, typer.Option("--details", help="Show each row, not only a summary.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Take other people's experiments into the memory; importing again adds only what is new."""
+    """Import run histories into the store. Importing again adds only new rows."""
     answers: list[ImportAnswer] = []
     failed: list[HistoryError] = []
 
@@ -477,12 +492,12 @@ def import_(
                     dry_run=dry_run,
                     on_progress=lambda words: shown.update(escape(words)),
                 )
-            except HistoryError as error:  # the other files are imported all the same
+            except HistoryError as error:  # the other files are still imported
                 failed.append(error)
             else:
                 answers.append(answer)
 
-    with render.errors.status("opening the memory") as shown:
+    with render.errors.status("opening the store") as shown:
         _with_graph(lambda graph: work(graph, shown))
     if as_json:
         render.print_json(answers)
@@ -495,15 +510,19 @@ def import_(
 def ingest(
     sources: Annotated[
         list[str],
-        typer.Argument(help="arXiv ids, URLs or titles, GitHub URLs, files, folders, packs.", metavar="SOURCE..."),
+        typer.Argument(help="arXiv ids, URLs or titles; GitHub URLs; files, folders, packs.", metavar="SOURCE..."),
     ],
     *,
-    query: Annotated[str, typer.Option("--query", "-q", help="What the passages shown should tell.")] = "",
-    sha256: Annotated[str | None, typer.Option("--sha256", help="What a pack's content must hash to.")] = None,
-    offline: Annotated[bool, typer.Option("--offline", help="Read only what was fetched before.")] = False,
+    query: Annotated[str, typer.Option("--query", "-q", help="Show the passages most relevant to this question.")] = "",
+    sha256: Annotated[
+        str | None, typer.Option("--sha256", help="Expected hash of a pack; any other content is refused.")
+    ] = None,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Read only what was fetched before; make no request.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Take papers, repositories, files and packs into the memory; again adds only what is new."""
+    """Read papers, repositories, files and packs into the store. Ingesting again adds only new passages."""
     answers, failed = list[IngestAnswer](), list[LoopGraphError]()
 
     async def work(graph: LoopGraph, shown: Status) -> None:
@@ -513,10 +532,10 @@ def ingest(
         for named in map(render.named, sources):
             try:
                 answers.append(await graph.ingest(named, query=query, sha256=sha256, offline=offline, on_step=step))
-            except LoopGraphError as error:  # the other sources are ingested all the same
+            except LoopGraphError as error:  # the other sources are still ingested
                 failed.append(error)
 
-    with render.errors.status("opening the memory") as shown:
+    with render.errors.status("opening the store") as shown:
         _with_graph(lambda graph: work(graph, shown))
     if as_json:
         render.print_json(answers)
@@ -528,13 +547,15 @@ def ingest(
 
 @app.command()
 def backtest(
-    files: Annotated[list[Path], typer.Argument(help="Histories to replay: results.tsv and its kin.")],
+    files: Annotated[list[Path], typer.Argument(help="Run histories to replay, such as results.tsv.")],
     *,
     memory: Annotated[
-        list[Path] | None, typer.Option("--memory", "-m", help="Histories to learn from, each file one.")
+        list[Path] | None,
+        typer.Option("--memory", "-m", help="Training histories: the predictor learns from these files."),
     ] = None,
     day_one: Annotated[
-        bool, typer.Option("--day-one/--no-day-one", help="Learn from the 50 published histories in LoopGraph too.")
+        bool,
+        typer.Option("--day-one/--no-day-one", help="Also train on the 50 published histories bundled with LoopGraph."),
     ] = True,
     held_out: Annotated[
         bool, typer.Option("--held-out", help="Replay only histories of the owners set aside to judge the prior.")
@@ -544,7 +565,7 @@ def backtest(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Measure how well LoopGraph predicts which changes were kept, leaving out each history's owner."""
+    """Measure how well LoopGraph predicts which changes were kept (leave-one-owner-out AUC on past runs)."""
     with render.errors.status("reading …") as shown:
         report = backtesting.run(
             files,
@@ -557,21 +578,22 @@ def backtest(
     render.print_json(report) if as_json else render.show_backtest(report)
 
 
-packs_app = typer.Typer(help="Write method packs for others, and check them.", no_args_is_help=True)
+packs_app = typer.Typer(help="Export and check method packs.", no_args_is_help=True)
 app.add_typer(packs_app, name="pack")
 
 
 @packs_app.command(name="export")
 def export_pack(
-    name: Annotated[str, typer.Argument(help="The pack's name: lower-case words joined by -.")],
-    directory: Annotated[Path, typer.Argument(help="A new folder.")],
+    name: Annotated[str, typer.Argument(help="Name of the pack: lower-case words joined by -.")],
+    directory: Annotated[Path, typer.Argument(help="New folder.")],
     *,
     method: Annotated[
-        list[str] | None, typer.Option("--method", help="A method, as often as needed; all learned or local otherwise.")
+        list[str] | None,
+        typer.Option("--method", help="A method to export. Repeatable. Default: all learned and local ones."),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Write methods with their recipes and what came of them here."""
+    """Write methods with their recipes and measured outcomes into a new pack."""
     with permissions.users_mask():
         answer = _with_graph(lambda graph: graph.export_pack(name, resolved(directory), method_ids=method or []))
     render.print_json(answer) if as_json else render.show_export(answer)
@@ -579,28 +601,29 @@ def export_pack(
 
 @packs_app.command(name="check")
 def check_pack(
-    directory: Annotated[Path, typer.Argument(help="The pack's folder.")],
+    directory: Annotated[Path, typer.Argument(help="Folder of the pack.")],
     *,
-    against: Annotated[list[Path] | None, typer.Option(help="A train.py, beside the bundled trainer's.")] = None,
+    against: Annotated[
+        list[Path] | None,
+        typer.Option(help="A train.py to try the recipes on, besides the bundled trainer's. Repeatable."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Check a pack: its format, and whether each recipe applies, is present or is refused."""
+    """Check a pack's format, and whether each recipe applies, is present already or is refused."""
     programs = {"trainer/train.py": bundled("trainer") / "train.py", **{str(each): each for each in against or []}}
     answer = packs.check_pack(resolved(directory), programs)
     render.print_json(answer) if as_json else render.show_pack_check(answer)
 
 
-methods_app = typer.Typer(
-    help="Look at a method; register one that you read of, amend or retire it.", no_args_is_help=True
-)
+methods_app = typer.Typer(help="Show, add, change or retire a method.", no_args_is_help=True)
 app.add_typer(methods_app, name="method")
 
-MethodId = Annotated[str, typer.Argument(metavar="METHOD", help="Its id: lower-case words joined by -.")]
+MethodId = Annotated[str, typer.Argument(metavar="METHOD", help="Method id: lower-case words joined by -.")]
 
 
 @methods_app.command(name="show")
 def show_method(method: MethodId, *, as_json: Json = False) -> None:
-    """Show what is known of a method, with the passages that tell of it."""
+    """Show a method with its sources and the passages that describe it."""
     answer = _with_graph(lambda graph: graph.show_method(method))
     render.print_json(answer) if as_json else render.show_method(answer)
 
@@ -609,14 +632,20 @@ def show_method(method: MethodId, *, as_json: Json = False) -> None:
 def add_method(
     method: MethodId,
     file: Annotated[
-        Path | None, typer.Argument(help="Its definition, as in a method pack; to link a known one, none.")
+        Path | None,
+        typer.Argument(help="Definition, as in a method pack. Omit it to link passages to an existing method."),
     ] = None,
     *,
-    cite: Annotated[list[str], typer.Option(metavar="PASSAGE", help="A passage that tells of it, from `ingest`.")],
+    cite: Annotated[
+        list[str],
+        typer.Option(
+            metavar="PASSAGE", help="Id of a passage (from `loopgraph ingest`) that describes the method. Repeatable."
+        ),
+    ],
     workspace: WorkspaceOption = None,
     as_json: Json = False,
 ) -> None:
-    """Register a method with the passages it was read in, amend it, or link passages to a known one."""
+    """Register a method with its passages, change it, or link passages to an existing method."""
     definition = None if file is None else read_definition(resolved(file))
     answer = _with_graph(lambda graph: graph.add_method(method, cite, definition, workspace=workspace))
     render.print_json(answer) if as_json else render.show_method(answer)
@@ -624,7 +653,7 @@ def add_method(
 
 @methods_app.command(name="retire")
 def retire_method(method: MethodId, *, as_json: Json = False) -> None:
-    """Take a registered method out of searches; its experiments stay."""
+    """Hide a registered method from searches; its experiments stay."""
     answer = _with_graph(lambda graph: graph.retire_method(method))
     render.print_json(answer) if as_json else render.show_method(answer)
 
@@ -637,13 +666,16 @@ def _clients_like(incomplete: str) -> list[str]:
 def config(
     client: Annotated[str, typer.Argument(help=f"One of {', '.join(clients.CLIENTS)}.", autocompletion=_clients_like)],
     *,
-    write: Annotated[bool, typer.Option("--write", help="Write the entry to the client's file.")] = False,
+    write: Annotated[bool, typer.Option("--write", help="Write the entry to the client's configuration file.")] = False,
     url: Annotated[
-        str | None, typer.Option(help="A server's address, such as http://127.0.0.1:8848/mcp, in place of one here.")
+        str | None,
+        typer.Option(
+            help="Address of a running server, such as http://127.0.0.1:8848/mcp. Default: start one over stdio."
+        ),
     ] = None,
     workspace: WorkspaceOption = None,
 ) -> None:
-    """Print, or write, the entry that makes an MCP client start LoopGraph, or call a server that runs."""
+    """Print or write the configuration entry that connects an MCP client to LoopGraph."""
     known = clients.CLIENTS.get(client)
     if known is None:
         raise typer.BadParameter(f"{client!r}; use one of {', '.join(clients.CLIENTS)}", param_hint="CLIENT")
@@ -655,10 +687,10 @@ def config(
     file = known.path(Path.home(), folder)
     if write:
         changed = clients.write(known, made, file)
-        told = f"{file}: {'written' if changed else 'already so'}"
-        render.console.print(told, markup=False, highlight=False, soft_wrap=True)
+        line = f"{file}: {'written' if changed else 'unchanged'}"
+        render.console.print(line, markup=False, highlight=False, soft_wrap=True)
         return
-    render.errors.print(f"[dim]for {escape(str(file))} (--write puts it there):[/]", highlight=False, soft_wrap=True)
+    render.errors.print(f"[dim]for {escape(str(file))} (--write writes it):[/]", highlight=False, soft_wrap=True)
     print(clients.as_text(known, made), end="")  # noqa: T201 - to be piped, unwrapped
     if (command := clients.as_command(known, made)) is not None:
         render.errors.print("[dim]or run:[/]")
@@ -666,7 +698,7 @@ def config(
 
 
 def _context_env(folder: Path) -> tuple[str, ...]:
-    """Return the variables that a workspace declares to matter; none where the folder is no workspace yet."""
+    """Return a workspace's `context_env`; empty where the folder is no workspace yet."""
     try:
         return load_workspace(folder).context_env
     except LoopGraphError:
@@ -675,13 +707,13 @@ def _context_env(folder: Path) -> tuple[str, ...]:
 
 @app.command()
 def skill() -> None:
-    """Print the skill file that teaches an agent to use the memory well: save it among your agent's skills."""
+    """Print the skill file for agents (how to use LoopGraph well); save it in your agent's skills folder."""
     typer.echo(SKILL.read_text("utf-8"), nl=False)
 
 
 @app.command(name="doctor")
 def examine(*, as_json: Json = False) -> None:
-    """Look at everything LoopGraph needs and say what is missing."""
+    """Check everything LoopGraph needs and report what is missing."""
     checks = asyncio.run(doctor.examine(_settings(), home=Path.home(), cwd=Path.cwd()))
     render.print_json(checks) if as_json else render.show_checks(checks)
     if doctor.failed(checks):

@@ -1,4 +1,4 @@
-"""What the commands do once they are asked: run a session to its end, report it, show a prompt."""
+"""Runs an agent session to its end, reports it, shows a prompt."""
 
 import asyncio
 import json
@@ -18,7 +18,7 @@ from loopgraph_mcp.agents.outcomes import Run, decided, undone_by
 from loopgraph_mcp.agents.plan import Spent
 from loopgraph_mcp.agents.session import Session
 from loopgraph_mcp.cli import render
-from loopgraph_mcp.cli.live_view import cost_told, tokens_told
+from loopgraph_mcp.cli.live_view import cost_text, tokens_text
 from loopgraph_mcp.config import Settings
 from loopgraph_mcp.errors import NotFoundError, ProviderError
 from loopgraph_mcp.store import sessions
@@ -27,11 +27,11 @@ from loopgraph_mcp.text import plain, said
 
 
 async def work(opened: AbstractAsyncContextManager[Session]) -> dict[str, Any]:
-    """Run a session until it ends; where it is broken off, say how it goes on."""
+    """Run a session until it ends; if it is interrupted, show how to resume it."""
     async with opened as session:
         render.errors.print(
-            f"session {session.id}: {session.plan.researcher}, memory {session.plan.memory}; after Ctrl-C or a crash, "
-            f"loopgraph agent --resume {session.id}",
+            f"session {session.id}: {session.plan.researcher}, memory {session.plan.memory}; to resume after Ctrl-C or "
+            f"a crash: loopgraph agent --resume {session.id}",
             style="dim",
             markup=False,
             highlight=False,
@@ -41,16 +41,16 @@ async def work(opened: AbstractAsyncContextManager[Session]) -> dict[str, Any]:
             await session.advance(session.plan.experiments)
         except ProviderError as error:
             render.errors.print(f"stopped: {said(str(error))}", style="red", markup=False, highlight=False)
-            render.errors.print(f"loopgraph agent --resume {session.id} goes on", highlight=False)
+            render.errors.print(f"to resume: loopgraph agent --resume {session.id}", highlight=False)
             raise
         except asyncio.CancelledError:
-            render.errors.print(f"stopped; loopgraph agent --resume {session.id} goes on", highlight=False)
+            render.errors.print(f"stopped; to resume: loopgraph agent --resume {session.id}", highlight=False)
             raise
         return report(session)
 
 
 def report(session: Session) -> dict[str, Any]:
-    """Return what came of a session, for programs."""
+    """Return a session's report as data."""
     best, runs, spent = session.desk.best, session.runs, session.spent
     return {
         "session_id": session.id,
@@ -78,7 +78,7 @@ def _listed(run: Run, later: Sequence[Run]) -> dict[str, Any]:
 
 
 def show(found: dict[str, Any], *, as_json: bool) -> None:
-    """Show what came of a session."""
+    """Show a session's report."""
     if as_json:
         render.console.print(json.dumps(found, indent=2), soft_wrap=True, markup=False, highlight=False)
         return
@@ -93,15 +93,15 @@ def show(found: dict[str, Any], *, as_json: bool) -> None:
     render.console.print(f"[bold]{escape(found['metric'])}[/] {escape(found['headline'])}", highlight=False)
     render.console.print(f"ended: {escape(str(found['ended']))}", highlight=False)
     counted = Spent(**{name: value for name, value in found["spent"].items() if name != "tokens"})
-    render.console.print(f"tokens {tokens_told(counted)}; {cost_told(counted)}", highlight=False)
+    render.console.print(f"tokens {tokens_text(counted)}; {cost_text(counted)}", highlight=False)
     render.console.print(
-        f"[dim]next:[/] loopgraph trace EXPERIMENT names a turn, loopgraph prompt {found['session_id']}:TURN shows it",
+        f"[dim]next:[/] loopgraph trace EXPERIMENT names a turn; loopgraph prompt {found['session_id']}:TURN shows it",
         highlight=False,
     )
 
 
 def show_bench(rows: list[list[str]], files: list[Path], *, as_json: bool) -> None:
-    """Show the table of a comparison, and where all of it lies."""
+    """Show the table of a comparison and the paths of its files."""
     if as_json:
         print(files[0].read_text(encoding="utf-8"))  # noqa: T201 - for programs, unwrapped
         return
@@ -116,7 +116,7 @@ def show_bench(rows: list[list[str]], files: list[Path], *, as_json: bool) -> No
 
 
 def show_prompt(turn: tuple[str, list[Message], Assistant], *, as_json: bool) -> None:
-    """Show the exact prompt of one turn, and what was answered."""
+    """Show the exact prompt of one turn and the reply."""
     system, messages, reply = turn
     if as_json:
         found = {"system": system, "messages": MESSAGES.dump_python(messages), "reply": ASSISTANT.dump_python(reply)}
@@ -133,7 +133,7 @@ def _text(message: Message) -> str:
 
 
 async def recall_prompt(settings: Settings, session_id: str, number: int) -> tuple[str, list[Message], Assistant]:
-    """Return a turn as it was sent: the system prompt, the messages, and the reply.
+    """Return a turn as it was sent: system prompt, messages, and reply.
 
     Raises:
         NotFoundError: There is no such turn.

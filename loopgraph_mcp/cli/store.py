@@ -23,14 +23,14 @@ def _store() -> Path:
 
 @app.command()
 def backup(
-    directory: Annotated[Path, typer.Argument(help="The folder of the backups; it is made where there is none.")],
+    directory: Annotated[Path, typer.Argument(help="Folder of the backups; created if missing.")],
     *,
     keep: Annotated[
-        int | None, typer.Option(min=1, help="Keep this many backups in the folder and remove older ones.")
+        int | None, typer.Option(min=1, help="Keep this many backups in the folder and delete older ones.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Copy the store while servers and runs use it, and read the whole copy before it gets its name."""
+    """Back up the store while servers and runs use it; the copy is verified before it gets its final name."""
     made = backups.back_up(_store(), directory.expanduser(), now=datetime.now(UTC), keep=keep)
     if as_json:
         render.print_json(made)
@@ -42,28 +42,28 @@ def backup(
 
 @app.command()
 def restore(
-    file: Annotated[Path, typer.Argument(help="A backup, or a store that `loopgraph salvage` wrote.")],
+    file: Annotated[Path, typer.Argument(help="Backup, or a store that `loopgraph salvage` wrote.")],
     *,
     as_json: Json = False,
 ) -> None:
-    """Put a backup in the store's place; no server or run may use it. The store of before is kept beside it."""
+    """Replace the store by a backup. End all servers and runs first; the old store is kept beside the new one."""
     done = backups.restore(_store(), file.expanduser(), now=datetime.now(UTC))
     if as_json:
         render.print_json(done)
         return
     render.say(f"{done.path}: {_counted(done.rows)}")
     if done.aside is not None:
-        render.say(f"the store of before: {done.aside} (`loopgraph merge` takes in what it has beside this one)")
+        render.say(f"the old store: {done.aside} (`loopgraph merge` adds its rows to the new one)")
 
 
 @app.command()
 def salvage(
-    damaged: Annotated[Path, typer.Argument(help="The damaged loopgraph.db; it is only read.")],
-    new: Annotated[Path, typer.Argument(help="A new file for the rows that can be read.")],
+    damaged: Annotated[Path, typer.Argument(help="Damaged loopgraph.db; it is only read.")],
+    new: Annotated[Path, typer.Argument(help="New file for the rows that can be read.")],
     *,
     as_json: Json = False,
 ) -> None:
-    """Save every row that can be read of a damaged store into a new one, and say what is lost."""
+    """Copy every readable row of a damaged store into a new one, and report what is lost."""
     saved = saving.salvage(damaged.expanduser(), new.expanduser())
     if as_json:
         render.print_json(saved)
@@ -71,11 +71,11 @@ def salvage(
     render.say(f"{new}: {_counted({each.table: each.kept for each in saved})}")
     for each in saved:
         if each.lost:
-            render.say(f"lost: at least {each.lost} of {each.table}")
+            render.say(f"lost: at least {each.lost} rows of {each.table}")
         if each.altered:
-            render.say(f"altered: {each.altered} of {each.table} hold characters that could not be read")
+            render.say(f"altered: {each.altered} rows of {each.table} contain unreadable characters")
     if not any(each.lost or each.altered for each in saved):
-        render.say("nothing is known to be lost")
+        render.say("no loss found")
     render.say(f"next: loopgraph restore {new}")
 
 

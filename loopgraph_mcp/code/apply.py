@@ -31,7 +31,7 @@ from loopgraph_mcp.models import (
 ALL = "all"
 OTHER_FORM = "other_form"  # of a sign that counts where the recipe itself does not fit
 _KINDS: dict[type, tuple[type, ...]] = {int: (int,), float: (int, float), str: (str,)}
-_MAX_NUMBER = 2**63
+_MAX_NUMBER = 2**63  # what the store can hold
 _CONTEXT_LINES = 3
 _MOST_COMPARED = 4_000_000  # pairs of lines: a second
 _HUNK = re.compile(r"(?<=[ ])([-+])(\d+)")
@@ -99,12 +99,12 @@ def apply_method(method: Method, source: str, knobs: KnobValues, around: Around 
     except Mismatch as mismatch:
         return _other_form(method, start) or mismatch.refused
     except Unparsable as error:
-        return Refused("a text that Python can parse", f"{error}; mend it first")
+        return Refused("a text that Python can parse", f"{error}; fix it first")
     except (RecursionError, MemoryError) as error:
-        return Refused("a text of sane depth", f"its nesting is too deep to read ({type(error).__name__})")
+        return Refused("a text of sane depth", f"it is nested too deeply to read ({type(error).__name__})")
     if made.source is start:
         where = ops.held(start, all_ops(method.recipe), values)
-        return Present(where or f"the file already is what {method.id} would make of it")
+        return Present(where or f"the file already equals the result of {method.id}")
     return Applied(made.source.bom + made.source.text, tuple(change.summary for change in made.changes))
 
 
@@ -112,7 +112,7 @@ def detect(method: Method, source: str, knobs: KnobValues | None = None, around:
     """Return how far a text already holds a method: all of its ops, some, none, or in another form.
 
     Without knob values, code that a recipe puts there counts with any. Where there is none of it, the recipe's signs
-    decide: it is present in another form, or something is in its way.
+    decide: it is present in another form, or conflicts with code already in the file.
     """
     if method.recipe is None:
         return Presence.ABSENT
@@ -124,7 +124,7 @@ def detect(method: Method, source: str, knobs: KnobValues | None = None, around:
             return own
         if not knobs and not around.companions and _held(method.recipe, parsed, values, around):
             return Presence.PRESENT
-        states = {sign.state for sign in method.recipe.detect if conditions.stands(parsed, sign.mark)}
+        states = {sign.state for sign in method.recipe.detect if conditions.matches(parsed, sign.mark)}
         if OTHER_FORM in states and isinstance(apply_method(method, source, {}, around), Present):
             return Presence.PRESENT
         states.discard(OTHER_FORM)
@@ -216,7 +216,7 @@ def _way(companion: Companion, values: KnobValues, around: Around) -> _Way:
         return _Way(companion.ops, values, companion.needs, companion.why)
     other = around.library.get(companion.method)
     if other is None or other.recipe is None:
-        raise Mismatch(Refused(f"the method {companion.method}", f"no pack has a recipe of it; {companion.why}"))
+        raise Mismatch(Refused(f"the method {companion.method}", f"no pack has a recipe for it; {companion.why}"))
     return _Way(other.recipe.ops, check_knobs(other.knobs, dict(companion.knobs)), companion.needs, companion.why)
 
 
@@ -273,7 +273,7 @@ def _as_of(start: Source, now: Source, op: RecipeOp, knobs: KnobValues, mismatch
     except Mismatch as earlier:
         return earlier.refused
     refused = mismatch.refused
-    return replace(refused, reason=f"{refused.reason}, once the recipe's other steps are made", nearest=())
+    return replace(refused, reason=f"{refused.reason}, after the recipe's other steps", nearest=())
 
 
 def _satisfied(source: Source, way: _Way, *, exact: bool) -> int:
@@ -292,7 +292,7 @@ def _own_presence(recipe: Recipe, source: Source, values: KnobValues, around: Ar
     """Return how far a text holds what a recipe's own code would make of it."""
     held, wanted = 0, 0
     for ways in _parts(recipe, values, replace(around, companions=frozenset())):
-        able = [way for way in ways if all(conditions.stands(source, mark) for mark in way.needs)] or ways
+        able = [way for way in ways if all(conditions.matches(source, mark) for mark in way.needs)] or ways
         counts = [(_satisfied(source, way, exact=exact), sum(not ops.is_import(op) for op in way.ops)) for way in able]
         best = max(counts, key=lambda count: (count[0] == count[1], count[0] / max(1, count[1])))
         held, wanted = held + best[0], wanted + best[1]
@@ -312,7 +312,7 @@ def _forestalled(method: Method, source: Source, around: Around, knobs: KnobValu
     values = check_knobs(method.knobs, knobs)
     if not around.companions and (where := _held(recipe, source, values, around)):
         return Present(where)
-    signs = [each for each in recipe.detect if each.state != OTHER_FORM and conditions.stands(source, each.mark)]
+    signs = [each for each in recipe.detect if each.state != OTHER_FORM and conditions.matches(source, each.mark)]
     if signs:
         values = check_knobs(method.knobs, {})
         if _own_presence(recipe, source, values, around, exact=False) is Presence.ABSENT:
@@ -321,7 +321,8 @@ def _forestalled(method: Method, source: Source, around: Around, knobs: KnobValu
             if sign.state == "present":
                 return Present(f"the file has {method.id} in another form{where}")
             return Refused(
-                f"a file that {method.id} can stand in", f"{sign.mark.why or 'something is in its way'}{where}"
+                f"a file without a conflict with {method.id}",
+                f"{sign.mark.why or 'conflicts with code already in the file'}{where}",
             )
     for mark in recipe.needs:
         if (miss := conditions.missing(source, mark)) is not None:
@@ -330,7 +331,7 @@ def _forestalled(method: Method, source: Source, around: Around, knobs: KnobValu
 
 
 def _by_hand(method: Method) -> Refused:
-    return Refused(method.id, "it has no recipe: make the change by hand from its description")
+    return Refused(method.id, "it has no recipe; make the change by hand from its description")
 
 
 def _held(recipe: Recipe, source: Source, values: KnobValues, around: Around) -> str:
@@ -350,7 +351,7 @@ def _other_form(method: Method, source: Source | None) -> Present | None:
     """Return that a file has a method in a form that its recipe cannot change."""
     recipe = method.recipe or Recipe(())
     for sign in recipe.detect if source is not None else ():
-        if sign.state == OTHER_FORM and source is not None and conditions.stands(source, sign.mark):
+        if sign.state == OTHER_FORM and source is not None and conditions.matches(source, sign.mark):
             return Present(f"the file has {method.id} in a form of its own{conditions.shown(source, sign.mark)}")
     return None
 
@@ -362,7 +363,7 @@ def _check_after(method: Method, before: Source, after: Source, around: Around) 
         other = around.library.get(each)
         texts = [source.bom + source.text for source in (before, after)]
         if other is not None and all(detect(other, text) is Presence.PRESENT for text in texts):
-            reason = f"{method.id} cannot stand beside it; take it out first (revert)"
+            reason = f"{method.id} conflicts with it; revert that method first"
             raise Mismatch(Refused(f"a file without {each}", reason))
 
 

@@ -1,4 +1,4 @@
-"""Puts several methods in one edit: one result for every order they are named in, or a refusal names the pair."""
+"""Combines several methods in one edit with one result for any order of names, or refuses and names the pair."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,7 +17,7 @@ class Wish:
 
 
 def knobs_by_method(methods: Sequence[Method], given: KnobValues) -> dict[str, dict[str, KnobValue]]:
-    """Return knob values by method: `gqa.groups` is one method's, a plain name the first one's."""
+    """Return knob values by method: `gqa.groups` belongs to that method, a plain name to the first method."""
     found: dict[str, dict[str, KnobValue]] = {method.id: {} for method in methods}
     for name, value in given.items():
         owner, _, knob = name.rpartition(".")
@@ -39,9 +39,7 @@ def compose(wish: Wish, source: str, around: Around = NOTHING) -> EditResult:
     for one in ordered:
         for other in ordered:
             if one.recipe is not None and other.id in one.recipe.conflicts:
-                return Refused(
-                    f"{one.id} beside {other.id}", "their pack says that only one of them can stand in a file"
-                )
+                return Refused(f"{one.id} beside {other.id}", "their pack declares them as conflicting")
     answer = _in_order(ordered, wish, source, around)
     if isinstance(answer, Refused):
         backwards = _in_order(ordered[::-1], wish, source, around)
@@ -71,7 +69,7 @@ def _in_order(ordered: Sequence[Method], wish: Wish, source: str, around: Around
                 return _named(place, earlier, method)
         made.append(method)
     if text == source:
-        return Present(f"the file already is what {', '.join(method.id for method in ordered)} would make of it")
+        return Present(f"the file already equals the result of {', '.join(method.id for method in ordered)}")
     return Applied(text, tuple(changes))
 
 
@@ -91,5 +89,5 @@ def _culprit(method: Method, made: Sequence[Method], wish: Wish, source: str, ar
 
 
 def _named(place: Refused, one: Method, other: Method) -> Refused:
-    reason = f"{one.id} and {other.id} change the same place: try one, then the other on what it makes"
+    reason = f"{one.id} and {other.id} change the same place: apply one, then the other to its result"
     return Refused(place.looked_for, f"{place.reason}; {reason}" if place.reason else reason, place.nearest)

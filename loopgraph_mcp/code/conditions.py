@@ -1,4 +1,4 @@
-"""Looks for what shows something in a text: code that stands in a scope, whatever its variables are called."""
+"""Looks for code in a scope of a text, whatever its variables are called."""
 
 import ast
 import re
@@ -9,7 +9,7 @@ from loopgraph_mcp.code.syntax import HOLE, Scope, Source
 from loopgraph_mcp.models import Mark, Refused
 
 
-def stands(source: Source, mark: Mark) -> bool:
+def matches(source: Source, mark: Mark) -> bool:
     """Return whether a mark is there."""
     return _against(source, mark) is None
 
@@ -41,15 +41,15 @@ def _against(source: Source, mark: Mark) -> tuple[str, str, str] | None:  # noqa
         return None
     for code in mark.has:
         if not _lines(found[0], code):
-            return f"`{code}`{where}", f"it does not stand there{because}", code
+            return f"`{code}`{where}", f"the code is not there{because}", code
     for code in mark.lacks:
         if lines := _lines(found[0], code):
-            return f"no `{code}`{where}", f"it stands in line {lines[0]}{because}", ""
+            return f"no `{code}`{where}", f"the code is in line {lines[0]}{because}", ""
     return None
 
 
 def shown(source: Source, mark: Mark) -> str:
-    """Return where a mark stands, as the end of a sentence."""
+    """Return where a mark matches, as the end of a sentence."""
     if mark.named and (named := _named(source, mark.named)):
         return f" (line {named}: `{source.lines()[named - 1].strip()}`)"
     found = syntax.scopes(source.tree, mark.scope)
@@ -58,7 +58,7 @@ def shown(source: Source, mark: Mark) -> str:
 
 
 def _lines(scope: Scope, code: str) -> list[int]:
-    """Return the lines in which code stands, an expression anywhere, statements among statements."""
+    """Return the lines where code occurs: an expression anywhere, statements among statements."""
     pattern = ops.filled(code, {name: HOLE + name for name in ops.NAME_HOLE.findall(code)})
     try:
         return [node.lineno for node in syntax.standing(scope, programs.parse(pattern.strip(), "eval").body)]

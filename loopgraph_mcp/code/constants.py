@@ -1,4 +1,4 @@
-"""The named constants of a program: what can be changed without writing code."""
+"""The named constants of a program, which can be changed without writing code."""
 
 import ast
 import hashlib
@@ -17,8 +17,8 @@ Value = int | float | str | bool | tuple[float, ...]
 _HANDS_OFF = re.compile(r"SEED|EVAL|UNTIMED|DEVICE(?!_BATCH)|PROFILE|COMPILE")
 _NAME = re.compile(r"[A-Z][A-Z0-9_]*")
 _LINE = re.compile(r"(?P<name>[A-Z][A-Z0-9_]*)\s*=\s*(?P<value>[^=\s].{0,200})$")
-_LARGEST = 2**63  # what is more is no knob
-_MAX_POWER = 64
+_LARGEST = 2**63  # a larger number is not a knob
+_MAX_POWER = 64  # an exponent in a program's constants; larger ones would compute for long
 _OPERATORS: Mapping[type[ast.operator], Callable[[float, float], float]] = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
     ast.FloorDiv: operator.floordiv, ast.Pow: operator.pow,

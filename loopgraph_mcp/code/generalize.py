@@ -30,11 +30,11 @@ from loopgraph_mcp.models import (
     SetLocal,
 )
 
-_MAX_OPS = 50
-_MAX_ATTEMPTS = 200
+_MAX_OPS = 50  # a change of more places is a rewrite, not a recipe
+_MAX_ATTEMPTS = 200  # each applies an op to the whole program while a server waits
 _MAX_CODE = 4_000
 _MAX_VALUE = 200
-_MAX_CONTEXT = 4  # neighbours that an ambiguous statement is told by
+_MAX_CONTEXT = 4  # neighbours that make an ambiguous statement unique
 _BRACES = re.compile(r"\{([a-z][a-z0-9_]*)\}")
 _HOLE = "LOOPGRAPH_KNOB_"
 _DEFINITIONS = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
@@ -127,7 +127,7 @@ def _shape(tree: ast.Module) -> str:
 
 
 def _is_movable(node: ast.stmt) -> bool:
-    """Return whether it makes no difference where in its class or module a function stands, if not too late."""
+    """Return whether it makes no difference where in its class or module a function is, if not too late."""
     if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or node.decorator_list:
         return False
     return all(isinstance(each, ast.Constant) for each in [*node.args.defaults, *node.args.kw_defaults] if each)
@@ -137,7 +137,7 @@ Step = tuple[RecipeOp, list[Knob]]
 
 
 class _Difference:
-    """The differences between a program as it stands and the one wanted, as ops that would each end one of them."""
+    """The differences between the current program and the one wanted, as ops that would each end one of them."""
 
     def __init__(self, tree: ast.Module, target: ast.Module, knobs: Sequence[Knob]) -> None:
         self.tree = tree
@@ -145,7 +145,7 @@ class _Difference:
         self.taken = {knob.name for knob in knobs} | {"current"}
 
     def steps(self) -> Iterator[Step]:
-        """Yield ops, the most telling form of each difference first."""
+        """Yield ops, the most specific form of each difference first."""
         yield from self._bodies("", self.tree, self.target)
 
     def _bodies(self, dotted: str, one: Scope, other: Scope) -> Iterator[Step]:
@@ -231,9 +231,9 @@ class _Difference:
     def _statements(
         self, dotted: str, scope: Scope, block: Sequence[ast.stmt], start: int, stop: int, added: Sequence[ast.stmt]
     ) -> Iterator[Step]:
-        """Yield anchored ops that put statements in the place of a part of a block, with as few neighbours as tell it.
+        """Yield anchored ops that replace a part of a block, with as few neighbours as make the place unique.
 
-        What is put in between is told by what stands before it, or at a block's beginning by what stands behind it.
+        Inserted code is anchored to the statement before it, or at a block's beginning to the one after it.
         """
         removed = list(block[start:stop])
         for context in range(_MAX_CONTEXT + 1):
@@ -289,7 +289,7 @@ class _Difference:
     def _template(
         self, code: ast.AST, numbers: Sequence[ast.expr], were: Sequence[ast.expr], name: str
     ) -> tuple[str, list[Knob]]:
-        """Return code with knobs in the place of some of its numbers; equal numbers that were equal share a knob."""
+        """Return code with knobs in place of some of its numbers; equal numbers that were equal share a knob."""
         knobs, holes, known = list[Knob](), dict[int, str](), dict[tuple[str, str], str]()
         for node, was in zip(numbers, were, strict=True):
             key = (written(was), written(node))
@@ -311,7 +311,7 @@ class _Difference:
 
 
 class _Holes(ast.NodeTransformer):
-    """Puts a name that stands for a knob in the place of marked numbers."""
+    """Replaces marked numbers by a name that represents a knob."""
 
     def __init__(self, holes: dict[int, str]) -> None:
         self.holes = holes

@@ -1,4 +1,4 @@
-"""Tells whether two texts are the same program, and whether two expressions are the same number."""
+"""Decides whether two texts are the same program, and whether two expressions are the same number."""
 
 import ast
 import hashlib
@@ -9,10 +9,10 @@ from loopgraph_mcp.code import programs, seeds
 from loopgraph_mcp.models import WhatRan
 
 _KEY = 20  # characters of a hash in a key: 80 bits
-_MAX_EXPONENT = 64
+_MAX_EXPONENT = 64  # larger powers are not hyperparameters, and take long
 _MAX_BITS = 4_096  # of a number that is worked out
-_DECIMAL_BITS = 4_000
-_UNSAID = frozenset({"ctx", "kind", "type_comment"})  # told by the place, or without effect
+_DECIMAL_BITS = 4_000  # about 1,200 digits
+_UNSAID = frozenset({"ctx", "kind", "type_comment"})  # implied by the place, or without effect
 
 
 @programs.remembered(2**20)

@@ -1,4 +1,4 @@
-"""What each op of a recipe changes in one text: its place is found once, or the op says what it looked for."""
+"""The ops of a recipe: each finds its place in the text exactly once, or reports what it looked for."""
 
 import ast
 import contextlib
@@ -18,8 +18,11 @@ _NUMBER = re.compile(r"[-+]?(\d[\d_]*\.?\d*|\.\d+)([eE][-+]?\d+)?")
 _ANY_BRACES = re.compile(r"\{(_{0,2}[a-z][a-z0-9_]*)\}")
 
 
-class Mismatch(Exception):  # noqa: N818 - how an op tells its recipe that it does not fit
-    """An op that does not fit a text, with its refusal: made when it is told, since the nearest lines take long."""
+class Mismatch(Exception):  # noqa: N818 - how an op reports to its recipe that it does not fit
+    """An op that does not fit a text.
+
+    Its refusal is made only when it is read, because finding the nearest lines takes long.
+    """
 
     def __init__(self, refused: Refused | Callable[[], Refused]) -> None:
         super().__init__()
@@ -27,7 +30,7 @@ class Mismatch(Exception):  # noqa: N818 - how an op tells its recipe that it do
 
     @property
     def refused(self) -> Refused:
-        """What is told of it."""
+        """The refusal."""
         return self._refused if isinstance(self._refused, Refused) else self._refused()
 
 
@@ -56,7 +59,7 @@ def carried_out(source: Source, change: Change) -> Source:
     except Unparsable as error:
         raise Mismatch(Refused(change.summary, f"the text would not parse after it ({error})")) from error
     if not source.becomes(after, change.swaps):
-        raise Mismatch(Refused(change.summary, "it would change more of the program than its place"))
+        raise Mismatch(Refused(change.summary, "it would change more of the program than the intended place"))
     return after
 
 
@@ -78,7 +81,7 @@ def check_names(before: Source, changes: Sequence[Change]) -> None:
     ]
     if unknown := syntax.unknown_names(before.tree, code):
         asking = next((each.summary for each in changes if unknown[0] in each.text), "the recipe's code")
-        reason = f"it needs `{unknown[0]}`, which stands nowhere in the file"
+        reason = f"it needs `{unknown[0]}`, which is not in the file"
         raise Mismatch(lambda: Refused(asking, reason, before.nearest(unknown[0])))
 
 
@@ -144,7 +147,7 @@ def is_import(op: RecipeOp) -> bool:
 class _Code:
     """A template's text with the knob values in it, its statements, and its pattern for any knob values.
 
-    `bound` says what stands for the names that people choose, such as `{_x}`; without it they are holes.
+    `bound` maps the names that people choose, such as `{_x}`; without it they are holes.
     """
 
     def __init__(self, template: str, knobs: Mapping[str, KnobValue], bound: Mapping[str, str] | None = None) -> None:
@@ -296,7 +299,7 @@ def _add_method(source: Source, dotted: str, code: _Code) -> Change | None:
 
 
 def _put(source: Source, dotted: str, run: Run, new: _Code, *, rewrites: bool = False) -> Change:
-    """Put code in the place of some statements; comments between them go above it."""
+    """Put code in place of some statements; comments between them go above it."""
     old = run.statements
     span = Span(source.start(old[0]), source.span(old[-1]).end)
     was = _first_line(source.slice(span))
@@ -392,7 +395,7 @@ def _only(source: Source, dotted: str, found: Sequence[Run], code: _Code) -> Run
     if len(found) == 1:
         return found[0]
     lines = [run.statements[0].lineno for run in found]
-    reason = _times("stands there", lines) if found else "no statement there equals it"
+    reason = _times("is there", lines) if found else "no statement there equals it"
     raise _mismatch(source, f"`{code.head}` in {_named(dotted)}", reason, code.head)
 
 
@@ -447,7 +450,7 @@ def _expression(code: str) -> ast.expr:
     try:
         return programs.parse(code, "eval").body
     except (SyntaxError, ValueError) as error:
-        raise Mismatch(Refused(f"a value: `{_first_line(code)}`", f"it is no expression ({error})")) from error
+        raise Mismatch(Refused(f"a value: `{_first_line(code)}`", f"it is not an expression ({error})")) from error
 
 
 def _first_line(code: str) -> str:

@@ -1,4 +1,4 @@
-"""Reads what stands where in a Python text: knobs, fields, classes, parameter groups, the loop, the metric prints.
+"""Outlines a Python text: knobs, fields, classes, parameter groups, the loop, the metric prints.
 
 Nothing is run. A text with a syntax error is mapped without the smallest definition that holds the error.
 """
@@ -15,7 +15,7 @@ from loopgraph_mcp.code.hashes import number
 from loopgraph_mcp.text import compile_later
 
 MAX_CHARS = programs.MAX_CHARS
-_MAX_MENDS = 8
+_MAX_MENDS = 8  # syntax errors; each costs a parse
 _MAX_TEXT = 60  # characters of a value, a signature or a name in an entry
 _MAX_SIGNATURE = 100
 _NAMED = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
@@ -58,7 +58,7 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One thing that stands in a text.
+    """One entry of an outline.
 
     Args:
         name: Its dotted name, such as `GPT.forward` or `MATRIX_LR`.
@@ -78,7 +78,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class CodeMap:
-    """What stands in one text, in its order; lines are the text's own."""
+    """The outline of one text, in order; lines are those of the text."""
 
     entries: tuple[Entry, ...]
     lines: tuple[str, ...]
@@ -95,15 +95,15 @@ def map_text(text: str) -> CodeMap:
     lines = _LINE_END.split(text[:MAX_CHARS])
     errors = list(_unreadable(lines))
     if len(text) > MAX_CHARS:
-        told = f"{len(text):,} characters, more than a program that people edit: its first {MAX_CHARS:,} are read"
-        errors.append(Entry(Kind.ERROR, "size", len(lines), len(lines), told))
+        shown = f"{len(text):,} characters, more than a program that people edit: its first {MAX_CHARS:,} are read"
+        errors.append(Entry(Kind.ERROR, "size", len(lines), len(lines), shown))
     tree, broken = _parsed(lines)
     entries = [*errors, *broken]
     if tree is not None:
         try:
             entries += _Reader(lines, tree).entries()
         except RecursionError:
-            entries.append(Entry(Kind.ERROR, "depth", 1, len(lines), "it is nested too deeply to be read"))
+            entries.append(Entry(Kind.ERROR, "depth", 1, len(lines), "it is nested too deeply to read"))
     return CodeMap(tuple(sorted(entries, key=lambda each: (each.line, each.end_line, each.kind.value))), tuple(lines))
 
 
@@ -125,8 +125,8 @@ def _unreadable(lines: list[str]) -> Iterator[Entry]:
     for index, line in enumerate(lines):
         if match := _NO_TEXT.search(line):
             lines[index:] = [_NO_TEXT.sub("?", each) for each in lines[index:]]
-            told = f"line {index + 1}: it holds the character {match.group()!a}"
-            yield Entry(Kind.ERROR, "character", index + 1, index + 1, told)
+            shown = f"line {index + 1}: it holds the character {match.group()!a}"
+            yield Entry(Kind.ERROR, "character", index + 1, index + 1, shown)
             return
 
 
@@ -273,9 +273,9 @@ class _Reader:
                     for alias in names:
                         yield self._entry(Kind.IMPORT, alias.name, node)
                 case ast.ImportFrom(module=module, names=names, level=level):
-                    told = ", ".join(alias.name for alias in names)
+                    shown = ", ".join(alias.name for alias in names)
                     yield Entry(
-                        Kind.IMPORT, _cut("." * level + (module or "")), node.lineno, node.lineno, _cut(told, 400)
+                        Kind.IMPORT, _cut("." * level + (module or "")), node.lineno, node.lineno, _cut(shown, 400)
                     )
 
     def _knobs(self) -> Iterator[Entry]:
@@ -339,10 +339,10 @@ class _Reader:
     def _group(self, node: ast.expr, items: Mapping[str, ast.expr], common: str = "") -> Iterator[Entry]:
         """Yield a group of parameters: a dictionary with `params`, or one that is added to the `common` one."""
         if "params" in items and (len(items) > 1 or common):
-            told = [common] if common else []
-            told += [self._slice(items["kind"]).strip("'\"")] if "kind" in items else []
-            told += [f"lr={self._slice(items['lr'])}"] if "lr" in items else []
-            yield self._entry(Kind.GROUP, self._slice(items["params"]), node, " ".join(told))
+            shown = [common] if common else []
+            shown += [self._slice(items["kind"]).strip("'\"")] if "kind" in items else []
+            shown += [f"lr={self._slice(items['lr'])}"] if "lr" in items else []
+            yield self._entry(Kind.GROUP, self._slice(items["params"]), node, " ".join(shown))
 
     def _keyword(self, call: ast.Call, name: str) -> str:
         return next((self._slice(each.value) for each in call.keywords if each.arg == name), "")

@@ -1,4 +1,4 @@
-"""Chooses what of a code map to show: what a question touches first, or else what is most useful, within a budget."""
+"""Selects the entries of an outline within a token budget: those that match the query, else the most useful."""
 
 import math
 import re
@@ -100,7 +100,7 @@ def _head(entry: Entry) -> str:
 
 
 def _lines(entries: Sequence[Entry]) -> Iterator[str]:
-    """Yield the text of a map, group by group; a method stands behind its class."""
+    """Yield the text of a map, group by group; a method comes after its class."""
     groups: dict[tuple[str, str], list[str]] = {}
     standing = dict[tuple[str, str], int]()
     for entry in sorted(

@@ -1,4 +1,4 @@
-"""Applies an agent's unified diff to one text, or takes it out; line numbers are only hints, lines must match."""
+"""Applies or reverts a unified diff; line numbers are only hints, lines must match."""
 
 import re
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from loopgraph_mcp.models import Applied, EditResult, Present, Refused
 
 _HUNK = re.compile(r"^@@(?: -(\d{1,9})(?:,\d+)? \+(\d{1,9})(?:,\d+)? @@| @@|\s*$)")
-_MAX_PATCH_CHARS = 400_000
+_MAX_PATCH_CHARS = 400_000  # more than a diff that replaces the largest program
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,9 +114,9 @@ def _find(lines: list[str], hunk: _Hunk, expected: int) -> int | Refused:
     if len(places) == 1:
         return places[0]
     if not places:
-        telling = max(wanted, key=len)
-        near = [f"{i}: {line}" for i, line in enumerate(stripped, start=1) if line.strip() == telling.strip()]
-        return Refused(repr(telling.strip()), "its lines do not stand in the file in this order", tuple(near[:3]))
+        longest = max(wanted, key=len)
+        near = [f"{i}: {line}" for i, line in enumerate(stripped, start=1) if line.strip() == longest.strip()]
+        return Refused(repr(longest.strip()), "the file does not have its lines in this order", tuple(near[:3]))
     if hunk.start and expected in places:
         return expected
     numbers = ", ".join(str(place + 1) for place in places[:5])

@@ -1,4 +1,4 @@
-"""Parses Python texts of others, up to a size: Python's parser stops every other thread while it works."""
+"""Parses other people's Python up to a size, because Python's parser blocks every other thread."""
 
 import ast
 import re
@@ -36,7 +36,7 @@ def check_size(text: str) -> None:
 
 
 def _too_large(count: int, most: int, what: str) -> str:
-    return f"it has {count:,} {what}, over the {most:,} that are read; move its data or helpers to other files"
+    return f"it has {count:,} {what}, over the limit of {most:,}; move its data or helpers to other files"
 
 
 @overload

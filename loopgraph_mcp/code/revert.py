@@ -1,4 +1,4 @@
-"""Takes an edit back out of a text that has moved on since, to the byte, or says what stands in the way."""
+"""Removes an edit from a text that has changed since, to the byte, or says what prevents it."""
 
 import ast
 import difflib
@@ -36,14 +36,14 @@ def undo(base: str, new: str, present: str) -> EditResult:
         if isinstance(result, Refused):
             return result
         if result == present:
-            return Present("the file holds nothing of it")
+            return Present("the file has no part of it")
         again = _swapped_back(new, base, result)
     except Unparsable as error:
-        return Refused("a text that Python can parse", f"{error}; mend it first")
+        return Refused("a text that Python can parse", f"{error}; fix it first")
     except (RecursionError, MemoryError) as error:
-        return Refused("a text of sane depth", f"its nesting is too deep to read ({type(error).__name__})")
+        return Refused("a text of sane depth", f"it is nested too deeply to read ({type(error).__name__})")
     if again != present:
-        return Refused("a place that is the edit's alone", "the same lines stand elsewhere too; take it out by hand")
+        return Refused("a place that only the edit changed", "the same lines occur elsewhere too; remove them by hand")
     return Applied(result, ("the edit's lines are as they were before it; all else stays",))
 
 
@@ -60,7 +60,7 @@ def _swapped_back(base: str, new: str, present: str) -> str | Refused:
     places.sort(key=lambda pair: pair[0])
     ends = [place + hunk.stop - hunk.start for place, hunk in places]
     if any(end > place for end, (place, _) in zip(ends, places[1:], strict=False)):
-        return Refused("the edit's places", "they have moved into one another since")
+        return Refused("the edit's places", "they have been merged since")
     for place, hunk in reversed(places):
         lines[place : place + hunk.stop - hunk.start] = hunk.old
     return "".join(lines)
@@ -118,9 +118,9 @@ def _find(hunk: _Hunk, new: Sequence[str], lines: Sequence[str], within: tuple[i
         if len(found) == 1:
             return found[0] + hunk.start - start
         places = places or found
-    told = next((line.strip() for line in [*new[hunk.start : hunk.stop], *hunk.old] if line.strip()), "an empty line")
-    where = f"`{told}`{f' in {hunk.scope}' if hunk.scope else ''}, as the edit left it"
+    shown = next((line.strip() for line in [*new[hunk.start : hunk.stop], *hunk.old] if line.strip()), "an empty line")
+    where = f"`{shown}`{f' in {hunk.scope}' if hunk.scope else ''}, as the edit left it"
     if places:
         numbers = ", ".join(str(place + 1) for place in places[:5])
-        return Refused(where, f"it stands {len(places)} times (lines {numbers}); take it out by hand")
-    return Refused(where, "it was changed since; undo the later change first, or take it out by hand")
+        return Refused(where, f"it occurs {len(places)} times (lines {numbers}); remove it by hand")
+    return Refused(where, "it was changed since; undo the later change first, or remove it by hand")

@@ -1,4 +1,4 @@
-"""Finds the constants of a program that are seeds: programs that differ in these alone are replicates of each other."""
+"""Finds the seeds in a program: programs that differ only in these are replicates."""
 
 import ast
 import re

@@ -1,4 +1,4 @@
-"""Finds places in a Python text by name in its syntax tree, as byte spans: the rest of it stays as it is."""
+"""Finds places in a Python text by name in its syntax tree, as byte spans; all other bytes stay unchanged."""
 
 import ast
 import builtins
@@ -82,7 +82,7 @@ class Source:
         return [line.decode("utf-8") for line in _NEWLINE.split(self.data)]
 
     def indent_of(self, node: ast.stmt) -> str | None:
-        """Return the white space before a statement, or None where something else stands before it on its line."""
+        """Return the white space before a statement, or None if other code precedes it on its line."""
         start = self.start(node)
         line = max(self.data.rfind(newline, 0, start) for newline in (b"\n", b"\r")) + 1
         before = self.data[line:start].decode("utf-8")
@@ -150,7 +150,7 @@ class Source:
             if line.strip() and len(line) < 400:
                 numbered.setdefault(line.split("#")[0].strip(), f"{number}: {line.rstrip()}")
         close = difflib.get_close_matches(first, list(numbered), n=count, cutoff=0.5)
-        if not close:  # a name: lines in which it, or its longest word, stands
+        if not close:  # a name: lines with it, or with its longest word
             words = sorted(re.findall(r"\w{3,}", first), key=len, reverse=True)
             close = [line for word in words[:1] for line in numbered if word.lower() in line.lower()][:count]
         return tuple(numbered[line] for line in close)
@@ -391,8 +391,8 @@ def alike(one: object, other: object, *, swaps: Swaps | None = None, holes: dict
     Args:
         one: The first tree; it may hold names that begin with `HOLE`.
         other: The second.
-        swaps: What stands in place of some of the first tree's nodes, by id: an expression, or a list of statements.
-        holes: Takes, by name, what stands in the second tree where the first one has a hole.
+        swaps: Replacements of some of the first tree's nodes, by id: an expression, or a list of statements.
+        holes: Receives, by name, the second tree's nodes where the first tree has a hole.
     """
     swaps = swaps or {}
     pending = [(one, other)]
@@ -435,7 +435,7 @@ def _fills(name: str, node: ast.expr, holes: dict[str, ast.expr]) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Neighbouring statements in one list of statements, and what stands there in a pattern's holes."""
+    """Neighbouring statements in one list of statements, and what a pattern's holes matched."""
 
     body: Sequence[ast.stmt]
     start: int

@@ -1,1 +1,1 @@
-"""Processes and devices: what an experiment runs on, and how its processes are started, known and ended."""
+"""Processes and devices: where an experiment runs, and how its processes are started, identified and ended."""

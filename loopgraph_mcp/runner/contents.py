@@ -1,4 +1,4 @@
-"""What a file or a folder is known by: its bytes, its syntax tree, or the sizes and times of what it holds."""
+"""The identity of a file or folder: by its bytes, its syntax tree, or the sizes and times of its files."""
 
 import errno
 import hashlib
@@ -16,7 +16,7 @@ from loopgraph_mcp.code.hashes import tree_hash
 
 SMALL_BYTES = 16 * 2**20  # a file up to this is known by its bytes: hashing it takes about 10 ms
 MAX_LISTED = 200_000  # entries of one folder; more would take seconds for every run
-_MAX_CACHED = 20_000
+_MAX_CACHED = 20_000  # file hashes remembered; bounds the memory
 _SETTLED_NS = 2 * 10**9  # a file system may keep times in steps of up to 2 s, so a younger file may change unseen
 BY_PRODUCTS = frozenset(
     {

@@ -1,4 +1,4 @@
-"""Finds the devices to train on without importing torch; a run gets those that its user has given, and no other."""
+"""Finds training devices without importing torch; a run gets only those that its user allows."""
 
 import os
 import platform
@@ -12,7 +12,7 @@ from pathlib import Path
 from loopgraph_mcp.errors import ConfigError, WorkspaceError
 from loopgraph_mcp.runner.environment import for_probe
 
-_PROBE_TIMEOUT_S = 10
+_PROBE_TIMEOUT_S = 10  # nvidia-smi takes seconds without persistence mode
 _UUID = re.compile(r"(?:GPU|MIG)-[\w./-]{1,120}", re.ASCII)
 _INDEX = re.compile(r"\d{1,4}", re.ASCII)
 _NO_FILE_NAME = re.compile(r"[^\w.-]")
@@ -149,10 +149,10 @@ def _is_same(given: str, name: str) -> bool:
 
 def _some(pool: Sequence[str], count: int) -> Device:
     if len(pool) < count:
-        have = f"only {', '.join(pool)}" if pool else "no GPU"
+        have = f"only GPU {', '.join(pool)}" if pool else "no GPU"
         raise WorkspaceError(
-            f"devices_per_run is {count}, and there is {have} for a run; lower devices_per_run in loopgraph.toml, or "
-            "give more GPUs by CUDA_VISIBLE_DEVICES and LOOPGRAPH_DEVICE"
+            f"devices_per_run is {count}, but a run can get {have}; lower devices_per_run in loopgraph.toml, "
+            "or provide more GPUs by CUDA_VISIBLE_DEVICES and LOOPGRAPH_DEVICE"
         )
     return _gpus(pool[:count])
 
@@ -243,7 +243,7 @@ def _cpu_name() -> str:
 
 
 def command_output(*command: str) -> str:
-    """Return what a command of this machine prints, or nothing where there is none or it fails."""
+    """Return what a command of this machine prints, or nothing if there is none or it fails."""
     try:
         done = subprocess.run(  # noqa: S603 - fixed commands, no shell
             command,

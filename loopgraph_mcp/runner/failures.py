@@ -1,4 +1,4 @@
-"""Whose fault a failed run is, as its exit status and the end of its log tell: the program's, or its surroundings'.
+"""Whose fault a failed run is, by its exit status and the end of its log: the program's, or its surroundings'.
 
 A full disk or a lost network says nothing of a change, so such a run is interrupted and not crashed. The last exception
 decides, never a word somewhere in the log: a program may warn of a full disk and die of its own mistake.
@@ -15,13 +15,13 @@ from loopgraph_mcp.text import compile_later
 
 _LAST_LINES = 10  # of a program that raises no Python exception
 _LINES_AFTER = 40  # that launchers and atexit handlers print after the exception
-_MESSAGE_LINES = 8
-_MAX_PATHS = 8
+_MESSAGE_LINES = 8  # an exception's message may span lines
+_MAX_PATHS = 8  # paths of one message that are looked for on disk
 _NOT_EXECUTABLE, _NOT_FOUND = 126, 127  # what shells exit with
 
 # Each prints its rank or process before every line; the lines of several may alternate.
 _RANK = compile_later(r"\[(?:rank|default)?([0-9]{1,5})\]:? ?|\((?:[\w.:]{1,80} )?pid=([0-9]{1,10})[^)\n]{0,80}\) ?")
-_GROUP_BAR = compile_later(r" {0,40}(?:\| ?|\+-[-+0-9 ]*$)")  # what stands before the lines of an ExceptionGroup
+_GROUP_BAR = compile_later(r" {0,40}(?:\| ?|\+-[-+0-9 ]*$)")  # the prefix of lines of an ExceptionGroup
 _TRACEBACK = "Traceback (most recent call last):"
 _RAISED = compile_later(r"([A-Za-z_][\w.]{0,200})(?:: ?(.*))?$")
 _FRAME = compile_later(r'\s+File "([^"\n]{1,500})", line [0-9]+')
@@ -69,8 +69,8 @@ _NETWORK = _rule(
     r"|Connection error, and we cannot find|Internet connection is on|outgoing traffic has been disabled",
 )
 _LIBRARY = _rule(
-    "a shared library is missing or does not fit",
-    "install it, or its package again",
+    "a shared library is missing or incompatible",
+    "install it, or reinstall its package",
     r"cannot open shared object file|error while loading shared libraries|version `\w+[\w.]*' not found"
     r"|DLL load failed|\.so[\w.]*: undefined symbol|Library not loaded|cannot find -l\w",
 )
@@ -93,9 +93,9 @@ _RULES = (
         r"Input/output error|\bEIO\b|disk I/O error|os error 5\)|Stale (?:NFS )?file handle|\bESTALE\b"
         r"|Transport endpoint is not connected|Remote I/O error|Structure needs cleaning",
     ),
-    _rule("a port is in use", "end what uses it", r"address already in use|\bEADDRINUSE\b"),
+    _rule("a port is in use", "end the process that uses it", r"address already in use|\bEADDRINUSE\b"),
     _rule(
-        "a server refused for now",
+        "a server refused the request temporarily",
         "wait, or download the data before the run",
         r"HTTP(?:/[0-9.]{1,3}|Error)?(?: error)?[: ]{1,2}(?:status )?'?(?:429|5[0-9]{2})\b"
         r"|(?<![\w.])(?:429|5[0-9]{2}) (?:Client|Server) error|error '(?:429|5[0-9]{2}) |error: (?:429|5[0-9]{2})\b"
@@ -204,7 +204,7 @@ def fault_of_surroundings(
         is_own_module: Whether a top-level module belongs to the workspace.
     """
     if exit_code in {-signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP}:
-        return f"something else on this machine ended it ({signal.Signals(-exit_code).name}); run it again"
+        return f"another process on this machine ended it ({signal.Signals(-exit_code).name}); run it again"
     lines = [line for line in lines_of(tail) if line.strip()]
     fault = _judge_exceptions(lines, absent, is_own_module)
     if fault is None and (exit_code > 0 or exit_code == -signal.SIGABRT):
@@ -218,12 +218,12 @@ def fault_of_surroundings(
 def _judge_exceptions(
     lines: Sequence[str], absent: Callable[[str], str | None], is_own_module: Callable[[str], bool]
 ) -> str | None:
-    """Return the fault that the last exceptions tell; empty where it is the program's; None where there are none."""
+    """Return the fault that the last exceptions show; empty where it is the program's; None if there are none."""
     ends = [last for stream in _streams(lines) if (last := _last_raised(stream)) is not None]
-    told = [each for each in ends if not (_PEERS.search(each.first_line) and "in use" not in each.first_line)]
-    if not told:
+    raised_here = [each for each in ends if not (_PEERS.search(each.first_line) and "in use" not in each.first_line)]
+    if not raised_here:
         return "" if ends else None
-    faults = [_judge(each, absent, is_own_module) for each in told]
+    faults = [_judge(each, absent, is_own_module) for each in raised_here]
     return faults[-1] if all(faults) else ""  # of several ranks, one that failed by itself failed the others
 
 
@@ -297,7 +297,7 @@ def _message(first: str, following: Sequence[str]) -> str:
 
 
 def _judge(raised: _Raised, absent: Callable[[str], str | None], is_own_module: Callable[[str], bool]) -> str:
-    """Return the fault of the surroundings that one exception tells, or nothing."""
+    """Return the fault of the surroundings that one exception shows, or nothing."""
     if raised.type == "ModuleNotFoundError" or _NO_PACKAGE.search(raised.first_line):
         return _missing_module(raised, absent, is_own_module)
     own = _is_own(raised.type)
@@ -388,7 +388,7 @@ def _absent_path(text: str, absent: Callable[[str], str | None], *, bare_words: 
 
 
 def _judge_lines(lines: Sequence[str], absent: Callable[[str], str | None]) -> str:
-    """Return the fault that a program without exceptions tells in its last lines; the last about an error decides."""
+    """Return the fault that the last lines of a program without exceptions show; the last about an error decides."""
     spoken = [line for line in lines[-100:] if not _WRAPPING_LINE.match(line) and not _WARNING.search(line)]
     for line in reversed(spoken[-_LAST_LINES:]):
         if (fault := _judge_line(line, absent)) is not None:
@@ -397,7 +397,7 @@ def _judge_lines(lines: Sequence[str], absent: Callable[[str], str | None]) -> s
 
 
 def _judge_line(line: str, absent: Callable[[str], str | None]) -> str | None:
-    """Return the fault that one line tells; empty where it is the program's; None where it is about no error."""
+    """Return the fault that one line shows; empty where it is the program's; None where it is about no error."""
     error = _RAISED.match(line)
     if shows_progress(line) or (error and _is_own(error.group(1))):
         return ""  # what was printed before a step of progress was survived

@@ -14,9 +14,9 @@ from loopgraph_mcp.runner.workspace import CONFIG_NAME
 
 CODE_DIR = "code"
 INPUTS_NAME = "inputs.json"
-_MAX_NAMED = 3
+_MAX_NAMED = 3  # files named in one message
 _MOST_RECORD_BYTES = 64 * 2**20  # 200,000 names and what each is known by
-_MAX_WORDS = 400
+_MAX_WORDS = 400  # words of a log's end that may be file names; each costs a look at the disk
 _MISSING = re.compile(
     r"no such file|cannot find|can't (?:open|find)|cannot open|not found|no module named|does not exist|ENOENT",
     re.IGNORECASE,
@@ -80,7 +80,7 @@ def write_made(run_dir: Path, made: Made) -> None:
 
 
 def read_made(run_dir: Path) -> Made | None:
-    """Return a run's record, or None where there is none that can be read: an older version made none."""
+    """Return a run's record, or None if there is none that can be read: an older version made none."""
     try:
         found = json.loads(read_plain(run_dir / INPUTS_NAME, _MOST_RECORD_BYTES))
         return Made(
@@ -144,7 +144,7 @@ def harm_done(made: Made, workspace: Path) -> str:
 
 
 def missing_for_it(log_tail: str, workspace: Path, code: Path) -> str:
-    """Return what to say of files that a run looked for and only the user's folder has; empty where there are none."""
+    """Return what to say of files that a run looked for and only the user's folder has; empty if there are none."""
     names = only_with_the_user(log_tail, workspace, code)
     if not names:
         return ""
@@ -187,7 +187,7 @@ def _younger(folder: str, since_ns: int, skip: Callable[[str], bool]) -> Iterato
 
 
 def drop_copies(run_dir: Path, made: Made) -> None:
-    """Put links in the place of large copies that the run left as they were: they only kept the originals safe."""
+    """Put links in place of large copies that the run left as they were: they only kept the originals safe."""
     for path, copied in made.copied.items():
         copy = run_dir / made.code / path
         try:

@@ -1,4 +1,4 @@
-"""Asks Linux for what Python has no function for: who may read a process, and who inherits its orphans."""
+"""Linux system calls that Python lacks: who may read a process, and who inherits its orphans."""
 
 import ctypes
 import os
@@ -19,7 +19,7 @@ def _prctl(option: int, value: int) -> bool:
 
 
 def hide_memory() -> bool:
-    """Keep other processes of the same user from reading this one's memory and environment; return whether it worked.
+    """Hide this process's memory and environment from other processes of its user; return whether that worked.
 
     A run is such a process, and this environment holds the user's keys. The superuser reads everything all the same.
     """

@@ -1,4 +1,4 @@
-"""How much of a device others use while a run has it: what makes a five-minute budget worth less."""
+"""Measures which share of a device other processes use during a run: it makes the budget worth less."""
 
 import os
 import resource
@@ -10,8 +10,8 @@ import psutil
 
 from loopgraph_mcp.runner.device import Device, command_output
 
-MIN_S = 10.0  # of a shorter run nothing can be told: start-up and end are most of it
-SETTLE_S = 1.5  # nvidia-smi tells of the last second
+MIN_S = 10.0  # a shorter run is mostly start-up and end, so its load says nothing
+SETTLE_S = 1.5  # nvidia-smi reports the last second
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class LoadMeter:
     def read(self) -> float | None:
         """Return the share of the device (0 to 1) that others used, once the run and all it started has ended.
 
-        Returns None where it cannot be told: on MPS, without `nvidia-smi`, or after less than ten seconds.
+        Returns None where it cannot be measured: on MPS, without `nvidia-smi`, or after less than ten seconds.
         """
         elapsed = time.monotonic() - self.began
         if elapsed < MIN_S:
@@ -55,14 +55,14 @@ class LoadMeter:
 
 
 def others_share(busy_s: float, own_s: float, elapsed_s: float, cores: int) -> float:
-    """Return which share of the cores' time others had, from CPU seconds of all processes and of one's own."""
+    """Return which share of the cores' time others had, from CPU seconds of all processes and of the run's own."""
     return min(max((busy_s - own_s) / (elapsed_s * cores), 0.0), 1.0)
 
 
 def _busy_s() -> float:
     times = psutil.cpu_times()
     idle = times.idle + getattr(times, "iowait", 0.0)
-    guest = getattr(times, "guest", 0.0) + getattr(times, "guest_nice", 0.0)  # told in user and nice already
+    guest = getattr(times, "guest", 0.0) + getattr(times, "guest_nice", 0.0)  # counted in user and nice already
     return float(sum(times) - idle - guest)
 
 

@@ -1,4 +1,4 @@
-"""Locks that outlive no process: one run at a time on a device, and which experiments are looked after."""
+"""Locks that end with their process: one run at a time on a device, and one supervisor for each experiment."""
 
 import fcntl
 import hashlib
@@ -53,7 +53,7 @@ def inherited_lock(locks_dir: Path, name: str, held: int) -> TextIO | None:
 
 @contextmanager
 def hold(locks_dir: Path, name: str) -> Iterator[None]:
-    """Hold a lock for the body, waiting for whoever has it: such bodies take a moment."""
+    """Hold a lock for the body; wait for its present holder, which keeps it only for a moment."""
     locks_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     with (locks_dir / f"{name}.lock").open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

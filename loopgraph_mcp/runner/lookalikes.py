@@ -1,4 +1,4 @@
-"""The lines of a log that come closest to a metric's name: misspelt, in other letters, shortened, or longer."""
+"""Finds the lines of a log whose names are most similar to a metric's: misspelt, shortened, or longer."""
 
 import re
 from collections.abc import Sequence
@@ -9,9 +9,9 @@ from loopgraph_mcp.text import compile_later, plain_line
 _NAME = compile_later(r"[^\W\d_][\w./@%-]{0,60}")
 _NUMBER = compile_later(r"[0-9]")
 _WORD = compile_later(r"[a-z]+|[0-9]+")
-_MAX_LINE = 400
-_MAX_NAMES = 3_000
-_WORTH_SHOWING = 0.65
+_MAX_LINE = 400  # characters; longer lines are data
+_MAX_NAMES = 3_000  # each is compared with the metric's name
+_WORTH_SHOWING = 0.65  # likeness; `val_bbp` has 0.81 to `val_bpb`
 
 
 def quoted(line: str) -> str:

@@ -1,4 +1,4 @@
-"""Counts what the kernel killed for memory: a process that it killed looks like one that somebody else killed."""
+"""Counts the kernel's kills for memory, to distinguish them from kills by another process."""
 
 import re
 import sys

@@ -44,7 +44,7 @@ def _read_apart(path: Path, wanted: Wanted, timeout_s: float) -> Found | NotFoun
     except subprocess.TimeoutExpired:
         return NotFound(
             f"`pattern` took over {timeout_s:g} s on this log and was stopped; "
-            "make it simpler in loopgraph.toml, without a repeat inside of a repeat"
+            "simplify it in loopgraph.toml: no repeat inside a repeat"
         )
     except (OSError, subprocess.SubprocessError) as error:
         return NotFound(f"the log could not be searched with `pattern` ({error})")

@@ -1,4 +1,4 @@
-"""Numbers as people print them, with separators of thousands, decimal commas and units; an ambiguous one is none."""
+"""Numbers as people print them: thousands separators, decimal commas, units; ambiguous ones are refused."""
 
 import re
 from enum import Enum

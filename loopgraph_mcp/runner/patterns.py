@@ -12,7 +12,7 @@ from loopgraph_mcp.runner.contents import MAX_LISTED, ROOT_BY_PRODUCTS, is_by_pr
 def matches(pattern: str, path: str) -> bool:
     """Return whether a pattern names a path or a folder above it.
 
-    `*`, `?` and `[...]` stay inside one name, `**` stands for any folders. A pattern of one name matches in every
+    `*`, `?` and `[...]` stay inside one name, `**` matches any folders. A pattern of one name matches in every
     folder: `*.log` is `**/*.log`.
     """
     wanted = _parts(pattern)
@@ -30,7 +30,7 @@ def expand(root: str, names: Iterable[str], *, editable: str = "") -> list[str]:
     """Return the files that names stand for, relative to a root: a file, all files of a folder, or what matches.
 
     By-products and the editable file are never among them. A name of no file or folder that is there, and with no
-    wildcard, stands for nothing.
+    wildcard, matches nothing.
     """
     found = set[str]()
     for name in names:
@@ -39,7 +39,7 @@ def expand(root: str, names: Iterable[str], *, editable: str = "") -> list[str]:
 
 
 def expand_one(root: str, name: str) -> Iterator[str]:
-    """Return the files that one name stands for, in no order."""
+    """Return the files that one name matches, in no order."""
     name = posixpath.normpath(name)
     path = os.path.join(root, name)
     if os.path.isfile(path):
@@ -58,7 +58,7 @@ def is_pattern(name: str) -> bool:
 
 
 def fixed_folder(root: str, name: str) -> str | None:
-    """Return the folder whose files a name stands for, all or some; None for one file and for the whole workspace."""
+    """Return the folder whose files a name matches, all or some; None for one file and for the whole workspace."""
     name = posixpath.normpath(name)
     if os.path.isdir(os.path.join(root, name)):
         return None if name == "." else name

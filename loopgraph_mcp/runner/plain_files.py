@@ -1,4 +1,4 @@
-"""Reads files that others can replace: plain ones alone, up to a size, never one that makes the reader wait."""
+"""Reads files that others can replace: only regular files, up to a size, without blocking."""
 
 import os
 import stat
@@ -24,7 +24,7 @@ def read_plain(path: Path, most: int = MAX_PROGRAM_BYTES) -> bytes:
         data = file.read(most + 1) if size <= most else b""
     if max(size, len(data)) > most:
         shown = f"{most >> 20} MiB" if most >= 2**20 else f"{most:,} bytes"
-        raise NotPlainError(f"{max(size, len(data)):,} bytes, over the {shown} that are read; make it smaller")
+        raise NotPlainError(f"{max(size, len(data)):,} bytes, over the limit of {shown}; make it smaller")
     return data
 
 
@@ -38,7 +38,7 @@ def open_plain(path: Path) -> int:
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
     if not stat.S_ISREG(mode := os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise NotPlainError(f"it is {_kind(mode)}; put a plain file in its place")
+        raise NotPlainError(f"it is {_kind(mode)}; replace it by a plain file")
     return descriptor
 
 

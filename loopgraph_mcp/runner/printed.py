@@ -18,18 +18,18 @@ from loopgraph_mcp.runner.numerals import RAW, UNIT, Comma, comma_in, read_numbe
 from loopgraph_mcp.runner.trainlog import lines_of, plain
 from loopgraph_mcp.text import compile_later
 
-_PIECE_BYTES = 2**20
+_PIECE_BYTES = 2**20  # a log is read piece by piece, as it may have gigabytes
 _BLOCK_BYTES = 2**16  # more than any summary
 _SAMPLE_BYTES = 2 * 2**20  # of the log's other numbers
 _NEAR_BYTES = 2**20  # in which lines like the metric are looked for
-_MAX_PATTERN = 1_000
-_PATTERN_LINE = 2_000
+_MAX_PATTERN = 1_000  # characters of a regular expression; none that a person wrote is longer
+_PATTERN_LINE = 2_000  # characters of a line: a pattern's time may grow with their square
 _HEAD = 160  # characters before a name that may say which metric it is
-_MAX_OWNERS = 50
-_MAX_SHAPES = 10_000
-_MAX_SUMMARY = 200
+_MAX_OWNERS = 50  # names and units that one log may print a metric under
+_MAX_SHAPES = 10_000  # shapes of lines remembered; bounds the memory
+_MAX_SUMMARY = 200  # numbers of a summary that are stored
 _SPLITS = "train|training|val|valid|validation|eval|evaluation|test|testing|dev|holdout|held-out"
-# The part of the data stands before: `train: loss 1`, `[train] loss 1`, `{"split": "train", "loss": 1}`
+# The part of the data comes before: `train: loss 1`, `[train] loss 1`, `{"split": "train", "loss": 1}`
 _SECTION = compile_later(
     rf"(?:^|[^\w./-])({_SPLITS})[\"'\])}}]*[ \t]*[:|,;>{{(\])}}\u2502\u2503-]",
     re.IGNORECASE,
@@ -135,8 +135,8 @@ def check_pattern(pattern: str) -> str:
     try:
         groups = _compile(pattern).groups
     except (re.error, RecursionError, OverflowError) as error:
-        return f"{pattern!r} is no regular expression ({error}); correct it, or leave it out and give `metric` a name"
-    return "" if groups else f"{pattern!r} has no group; put the number in brackets, as in 'acc=([0-9.]+)'"
+        return f"{pattern!r} is not a valid regular expression ({error}); correct it, or remove it and set `metric`"
+    return "" if groups else f"{pattern!r} has no group; put the number in parentheses, as in 'acc=([0-9.]+)'"
 
 
 def _compile(pattern: str) -> re.Pattern[str]:
@@ -174,7 +174,7 @@ def read_log(log: BinaryIO, wanted: Wanted) -> Found | NotFound:
     if wanted.take == "best" and len(chosen.units) > 1:
         units = " and ".join(sorted(f"`{unit}`" if unit else "without one" for unit in chosen.units))
         return NotFound(
-            f"the values of `{wanted.name}` have different units ({units}): none is the best; print one unit"
+            f"the values of `{wanted.name}` have different units ({units}), so none is the best; print one unit"
         )
     return _found(log, wanted, chosen, found, comma)
 
@@ -255,7 +255,7 @@ def _line_at(text: str, at: int) -> str:
 
 
 def _value_of(name: str) -> re.Pattern[str]:
-    """Return what finds a name and the number that belongs to it; the name stands first, so that the search is fast."""
+    """Return what finds a name and the number that belongs to it; the name comes first, so that the search is fast."""
     words = r"[ \t\u00a0]+".join(re.escape(word) for word in name.split())
     wrapper = r"(?:tensor|[Aa]rray|float|Decimal|tf\.Tensor|(?:np|numpy)\.\w{1,20})\([\"'\[]?"
     return re.compile(
@@ -311,7 +311,7 @@ def _scan_pattern(log: BinaryIO, wanted: Wanted, comma: Comma) -> _Scan:
 
 
 def _choose(scan: _Scan, wanted: Wanted) -> "_Values | NotFound | None":
-    """Return the values of the name alone; where there are none, those of the one longer name that ends in it."""
+    """Return the values of the name alone; if there are none, those of the one longer name that ends in it."""
     values = scan.values
     if not values:
         return None
@@ -335,12 +335,12 @@ def _unclear(values: _Values, wanted: Wanted) -> str:
 
 
 def _unclear_reason(raw: str, values: _Values, wanted: Wanted) -> str:
-    why = "no other number of the log shows what separates its decimals, and what its thousands"
+    why = "no other number in the log shows which is the decimal and which the thousands separator"
     return (
         f"`{wanted.name}` was not read: {quoted(values.line)} may mean two numbers, as {why}"
         if "," in raw or " " in raw
-        else f"`{wanted.name}` was not read: `{raw[:40]}` is no number"
-    ) + "; print it with a decimal point and without separators of thousands"
+        else f"`{wanted.name}` was not read: `{raw[:40]}` is not a number"
+    ) + "; print it with a decimal point and no thousands separators"
 
 
 def _found(log: BinaryIO, wanted: Wanted, values: _Values, scan: _Scan, comma: Comma) -> Found | NotFound:
@@ -359,7 +359,7 @@ def _found(log: BinaryIO, wanted: Wanted, values: _Values, scan: _Scan, comma: C
     if wanted.take != "last":
         notes.append(f"the {wanted.take} of {values.count} printed" if values.count > 1 else "the only one printed")
     if comma is not Comma.UNKNOWN:
-        notes.append(f"its comma read as {'a decimal comma' if comma is Comma.DECIMAL else 'a separator of thousands'}")
+        notes.append(f"its comma read as {'a decimal comma' if comma is Comma.DECIMAL else 'a thousands separator'}")
     return Found(value, {**summary, wanted.name: value}, "; ".join(notes))
 
 
@@ -377,7 +377,7 @@ def _not_found_reason(log: BinaryIO, wanted: Wanted, scan: _Scan) -> str:
     lines = _ends(log, _NEAR_BYTES).split("\n")
     close = ", ".join(quoted(line) for line in closest_lines(lines, wanted.name))
     if scan.no_number:
-        what = f"`pattern` matched, but its group held {quoted(scan.no_number)} and no number ({read})"
+        what = f"`pattern` matched, but its group held {quoted(scan.no_number)} and not a number ({read})"
     elif wanted.pattern:
         what = f"`pattern` matched no line ({read})"
     else:

@@ -20,9 +20,9 @@ from loopgraph_mcp.runner import confinement, kernel
 
 MARKER = "LOOPGRAPH_EXPERIMENT"  # in the environment of a training, which what it starts inherits
 _TICKS = 2**34  # in five years, at 100 a second; a start is boot * _TICKS + ticks, which a float holds exactly
-_BOOTS = 2**18
+_BOOTS = 2**18  # values of a hashed boot id; together with _TICKS 52 bits, which a float holds exactly
 _HAS_PROC = sys.platform == "linux"
-_POLL_S = 0.02
+_POLL_S = 0.02  # between looks at processes that were sent a signal
 _KILL_S = 5.0  # how long a group that forks while it is killed is followed
 
 logger = logging.getLogger("loopgraph.processes")
@@ -67,12 +67,12 @@ class Training:
 
 
 def find_process(pid: int) -> Process | None:
-    """Return a process, which may be a zombie; None where there is none."""
+    """Return a process, which may be a zombie; None if there is none."""
     return _find_in_proc(pid) if sys.platform == "linux" else _find_by_psutil(pid)
 
 
 def start_mark(pid: int) -> float | None:
-    """Return when a process started: with the pid it names this one process for good; None where there is none."""
+    """Return when a process started: with the pid it names this one process for good; None if there is none."""
     found = find_process(pid)
     return None if found is None else found.started
 
@@ -240,7 +240,7 @@ def _start_training(
 
 
 class Descendants:
-    """All that a training starts, so that all of it can be ended, whoever its parent is by then.
+    """All processes that a training starts, so that all can be ended, whatever their parent is by then.
 
     On Linux its orphans become this process's children. Elsewhere what was seen to descend from it is remembered, and
     searched for by what it inherited.
@@ -409,7 +409,7 @@ def _send(process: Process, signum: signal.Signals) -> None:
 
 @contextmanager
 def _held(pid: int) -> Iterator[int | None]:
-    """Give a handle that never comes to mean another process; None where there is none."""
+    """Give a handle that never comes to mean another process; None if there is none."""
     handle = None
     if sys.platform == "linux":
         with suppress(OSError):  # a kernel before 5.3, or a sandbox

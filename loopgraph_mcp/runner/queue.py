@@ -1,4 +1,4 @@
-"""Whose turn it is on a device: agents take turns, and each says which of its own experiments comes first."""
+"""The order of runs on a device: agents take turns, and each orders its own experiments."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ def in_turn(queue: Sequence[Waiting], served: Mapping[Waiting, float]) -> list[s
 
     Args:
         queue: What waits, oldest first.
-        served: When those that ran lately started.
+        served: When recent runs started.
     """
     tokens, agents = dict[str, float](), dict[str, float]()
     for run, at in served.items():

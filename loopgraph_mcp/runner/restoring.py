@@ -1,6 +1,6 @@
 """Puts all code in a run's copy back to what the workspace holds: what measures a run again must be none of its making.
 
-A run may leave a module that shadows another (`torch.py`), compiled code in `__pycache__`, a link in the place of a
+A run may leave a module that shadows another (`torch.py`), compiled code in `__pycache__`, a link in place of a
 folder. Its data, such as a saved state, stays.
 """
 
@@ -69,7 +69,7 @@ def _clean(workspace: Path, code: Path, folder: str, linked: frozenset[str]) -> 
             else:
                 _clean(workspace, code, path, linked)
         elif not entry.is_file(follow_symlinks=False):
-            _remove(code / path)  # a pipe would make whoever reads it wait
+            _remove(code / path)  # a pipe would block its reader
         elif _is_code(entry.name) and not _is_same(workspace / path, code / path):
             _remove(code / path)
             if (workspace / path).is_file():
@@ -105,7 +105,7 @@ def _put(source: Path, code: Path, name: str) -> None:
 
 
 def _make_folders(code: Path, name: str) -> None:
-    """Make the folders above a name in the copy; a link or a file in the place of one is removed."""
+    """Make the folders above a name in the copy; a link or a file in place of one is removed."""
     for folder in reversed(PurePosixPath(name).parents[:-1]):
         place = code / folder
         if place.is_symlink() or (place.exists() and not place.is_dir()):

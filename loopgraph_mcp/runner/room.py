@@ -1,4 +1,4 @@
-"""Whether the disk with a run's log was full meanwhile: then the log does not say how the run failed."""
+"""Detects that the disk with a run's log was full: then the log does not show how the run failed."""
 
 import os
 from pathlib import Path

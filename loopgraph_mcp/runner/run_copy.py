@@ -26,11 +26,11 @@ from loopgraph_mcp.runner.workspace import CONFIG_NAME, Workspace, data_ids
 # All that is copied for one run where the file system cannot share blocks: under a second on a common disk. A copy
 # that the run left as it was is replaced by a link when it ends, so a night's runs do not fill the disk.
 _MOST_COPIED_BYTES = 256 * 2**20
-_MOST_COPIED_FILES = 10_000
+_MOST_COPIED_FILES = 10_000  # copying more would take seconds for every run
 _MOST_PYTHON_BYTES = 2**20  # a second of parsing; programs of more are known by their bytes
 _FICLONE = 0x40049409  # linux/fs.h: share the blocks of another file until one of the two is written to
 _CLONED_BYTES = 64 * 2**10  # below it a copy costs as little
-_CHUNK = 2**20
+_CHUNK = 2**20  # bytes of one read
 
 
 @dataclass(frozen=True, slots=True)
@@ -342,7 +342,8 @@ def _write_program(workspace: Workspace, code: Path, program: str) -> None:
 def _collision(path: Path | str) -> OSError:
     return OSError(
         errno.EEXIST,
-        "the workspace holds two names that are one where runs are stored (upper and lower case); rename one",
+        "the workspace has two names that differ only in upper and lower case, which is one name where runs are "
+        "stored; rename one",
         str(path),
     )
 

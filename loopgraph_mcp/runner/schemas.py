@@ -1,4 +1,4 @@
-"""Takes values as clients send them in the types that a JSON schema wants, and says in plain words what it wants."""
+"""Converts values from clients to the types of a JSON schema, and describes in plain words what it expects."""
 
 import difflib
 import json
@@ -15,7 +15,7 @@ Schema = Mapping[str, Any]
 _NUMBER = compile_later(r"[+-]?(?:\d{1,40}(?:\.\d{0,40})?|\.\d{1,40})(?:[eE][+-]?\d{1,3})?", re.ASCII)
 _WHOLE = compile_later(r"[+-]?\d{1,40}", re.ASCII)
 _YES, _NO = frozenset({"true", "yes", "on", "1"}), frozenset({"false", "no", "off", "0"})
-_MAX_SHOWN = 60
+_MAX_SHOWN = 60  # characters of a wrong value that an error quotes
 _TYPES = {
     "string": "text",
     "integer": "a whole number",
@@ -170,7 +170,7 @@ def shown(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, int) and value.bit_length() > 200:
-        return "a number of over 60 digits"
+        return "a number with over 60 digits"
     return str(value)
 
 
@@ -179,5 +179,5 @@ def unknown(name: str, known: Sequence[str], what: str) -> str:
     key = _plain(name)[:_MAX_SHOWN]
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
     near = near or [each for each in known if len(key) > 2 and (each.startswith(key) or key.startswith(each))][:1]
-    hint = f"did you mean {near[0]}? There is" if near else "there is"
+    hint = f"did you mean {near[0]}? Choose from" if near else "there is"
     return f"no {what} {shown(name)}; {hint} {', '.join(known)}"

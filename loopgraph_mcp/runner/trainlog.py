@@ -14,7 +14,7 @@ _LOSS = compile_later(
 _REMAINING = compile_later(r"\bremaining[ :=]+([0-9]{1,12}(?:\.[0-9]+)?)s")
 # tqdm: `45%|####5     | 450/1000 [00:30<00:37, 14.8it/s, loss=2.31]`
 _BAR = compile_later(r"([0-9]{1,3})%\|[^|\n]{0,300}\| *([0-9]{1,12})/[0-9]{1,12} \[[0-9:]{1,12}<([0-9:]{1,12})")
-_MAX_LINE = 4_000
+_MAX_LINE = 4_000  # characters; longer lines are data
 # Colours, titles and links vanish; what moves the cursor begins another line, as it overwrites what was there.
 _STYLE = compile_later(r"\x1b(?:\[[0-9;:]*[mK]|\[\?[0-9;]*[hl]|\][^\x07\x1b]{0,2000}(?:\x07|\x1b\\)|[()][0-9A-Za-z])")
 _MOVE = compile_later(r"\x1b(?:\[[0-9;:?]*[ -/]*[@-~]|[@-Z^-~=>78])|\x08+")
@@ -103,7 +103,7 @@ def tail_lines(log: str, *, count: int) -> str:
 
 
 def looks_out_of_memory(tail: str) -> bool:
-    """Return whether the end of a log tells of memory running out."""
+    """Return whether the end of a log reports that memory ran out."""
     return bool(re.search(r"out of memory|OutOfMemoryError|MemoryError|Cannot allocate memory|std::bad_alloc", tail))
 
 

@@ -1,4 +1,4 @@
-"""Looks through a workspace: what is in it, and which folders are too large to copy for every run."""
+"""Lists a workspace: its files, and the folders that are too large to copy for every run."""
 
 import os
 import posixpath
@@ -230,11 +230,11 @@ def _entries(rules: Rules, folder: Folder) -> "list[os.DirEntry[str]]":
     """
     most = contents.MAX_LISTED if not folder.path or folder.path in rules.real else MOST_FILES
     if most == MOST_FILES and folder.path.count("/") >= _MOST_DEEP:
-        raise OSError(f"over {_MOST_DEEP} folders in one another")
+        raise OSError(f"over {_MOST_DEEP} nested folders")
     with os.scandir(os.path.join(rules.workspace.path, folder.path)) as found:
         entries = list(islice(found, most + 1))
     if len(entries) > most:
-        raise OSError(f"it holds over {most:,} files beside the editable one; move data to another folder")
+        raise OSError(f"it has over {most:,} files besides the editable one; move data to another folder")
     return sorted(entries, key=lambda entry: entry.name)
 
 

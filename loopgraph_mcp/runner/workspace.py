@@ -33,15 +33,15 @@ CONFIG_NAME = "loopgraph.toml"
 _IMPORTED = re.compile(r"^\s*from ([A-Za-z_][\w.]*) import ", re.MULTILINE)
 _MAX_HEAD = 2**18  # characters of a program in which its imports are looked for
 _MAX_SIBLING_BYTES = 2**18
-DECLARING = (CONFIG_NAME, "train.py", "prepare.py", "uv.lock")  # what tells that a folder is a workspace, and which
+DECLARING = (CONFIG_NAME, "train.py", "prepare.py", "uv.lock")  # files that define a workspace
 RESULTS_NAME = "results.tsv"
 RESULTS_HEADER = ("commit", "val_bpb", "memory_gb", "status", "description")
 _MAX_READ_BYTES = 2**20  # of a file that is looked through for a variable's name
 _FEW_FILES = 1_000  # of declared data that is known by its bytes, and looked through for every search
-_LOOK_AGAIN_S = 60
+_LOOK_AGAIN_S = 60  # seconds until large folders are listed again
 _MAX_DECLARATION_BYTES = 2**14  # some keys take the parser a time that grows with their square
-_GIT_TIMEOUT_S = 20
-_MAX_HEADER = 64 * 2**10
+_GIT_TIMEOUT_S = 20  # a large repository on a slow disk takes seconds
+_MAX_HEADER = 64 * 2**10  # bytes; a longer first line is not a header
 _MAX_SINCE = 2**20  # of results.tsv behind the place where a line was begun
 # No hook, signature, monitor, pager or helper that the folder's or the user's settings name is run, and no maintenance
 # is left behind. Filters are: what they make of a file is what git compares and commits.
@@ -55,9 +55,9 @@ _GIT = (
 )  # fmt: skip
 _ONLY_READS = {"GIT_OPTIONAL_LOCKS": "0"}
 _WRITTEN_S = 60.0  # an editor may set a file's rights or its name some seconds after it wrote it
-MAX_BUDGET_S = 7 * 86_400
-_MAX_SHOWN_PATH = 80
-_MAX_CELL = 1_000
+MAX_BUDGET_S = 7 * 86_400  # a week; a larger number is a mistake
+_MAX_SHOWN_PATH = 80  # characters of a path that an error quotes
+_MAX_CELL = 1_000  # characters of a cell of results.tsv
 _TRAINER_FILES = ("train.py", "harness.py", "prepare.py", "verify.py", "climbmix.py", "program.md", CONFIG_NAME)
 
 
@@ -224,11 +224,11 @@ def load_workspace(path: Path) -> Workspace:
     except (ValueError, RecursionError) as error:  # TOMLDecodeError is a ValueError, as is a number of 5,000 digits
         raise WorkspaceError(f"{config}: {error}") from error
     if not declared.metric.strip():
-        raise WorkspaceError(f"{config}: workspace.metric: empty; give the name that the program prints")
+        raise WorkspaceError(f"{config}: workspace.metric: empty; set it to the name that the program prints")
     if declared.pattern is not None and (wrong := check_pattern(declared.pattern)):
         raise WorkspaceError(f"{config}: workspace.pattern: {wrong}")
     if not resolved(path / declared.editable).is_relative_to(path):
-        raise WorkspaceError(f"{config}: editable: {declared.editable} lies outside of the workspace")
+        raise WorkspaceError(f"{config}: editable: {declared.editable} is outside the workspace")
     return Workspace(
         path=path,
         editable=declared.editable,
@@ -271,7 +271,7 @@ def resolved(path: Path) -> Path:
     except (OSError, RuntimeError, ValueError) as error:
         shown = str(path)
         shown = ascii(shown[:_MAX_SHOWN_PATH]) + ("…" if len(shown) > _MAX_SHOWN_PATH else "")
-        raise WorkspaceError(f"{shown}: it can be no path ({str(error)[:80]}); name an existing folder") from error
+        raise WorkspaceError(f"{shown}: is not a valid path ({str(error)[:80]}); name an existing folder") from error
     return found
 
 
@@ -289,7 +289,7 @@ def _misdeclared(error: ValidationError) -> str:
     first = error.errors(include_url=False)[0]
     table, *place = first["loc"]
     if table != "workspace":
-        return f"there is a table or key {schemas.shown(table)}; the file has one table, [workspace]"
+        return f"unexpected table or key {schemas.shown(table)}; the file has one table, [workspace]"
     if not place:
         wrong = "is missing" if first["type"] == "missing" else "is no table"
         return f"[workspace] {wrong}; begin the file with a line [workspace], then command = […]"
@@ -315,16 +315,16 @@ def _checked_names(path: Path, key: Literal["protected", "dataset"], declared: _
         optional = name.endswith("?") and not patterns.is_pattern(name[:-1]) and not (path / name).exists()
         name = name.removesuffix("?") if optional else name
         if key == "protected" and name == declared.editable:
-            raise WorkspaceError(f"{path / CONFIG_NAME}: {key}: {name} is the editable file; take it out")
+            raise WorkspaceError(f"{path / CONFIG_NAME}: {key}: {name} is the editable file; remove it here")
         beside = [] if key == "protected" else [posixpath.normpath(each) for each in declared.link]
         is_outside = name.startswith(("../", "/")) or name == ".."
         if is_outside and not any(name == each or name.startswith(f"{each}/") for each in beside):
             more = "" if key == "protected" else "; add it to `link` too, so that runs find it"
-            raise WorkspaceError(f"{path / CONFIG_NAME}: {key}: {name} lies outside of the workspace{more}")
+            raise WorkspaceError(f"{path / CONFIG_NAME}: {key}: {name} is outside the workspace{more}")
         if not optional and next(patterns.expand_one(str(path), name), None) is None:
             raise WorkspaceError(
-                f"{path / CONFIG_NAME}: {key}: {written!r} matches no file in {path}; correct the name, make the file "
-                f'first, or, for a file that is made later, write "{name}?"'
+                f"{path / CONFIG_NAME}: {key}: {written!r} matches no file in {path}; correct the name, create the "
+                f'file first, or, for a file that is created later, write "{name}?"'
             )
         found.append(name)
     return tuple(found)
@@ -338,11 +338,12 @@ def _checked_links(path: Path, links: Sequence[str]) -> tuple[str, ...]:
         target = Path(os.path.normpath(path / name))
         if not target.exists():
             raise WorkspaceError(
-                f"{path / CONFIG_NAME}: link: {written!r} is not there ({target}); correct the name, or take it out"
+                f"{path / CONFIG_NAME}: link: {written!r} does not exist ({target}); correct the name, or remove it"
             )
         if path.is_relative_to(target):
             raise WorkspaceError(
-                f"{path / CONFIG_NAME}: link: {written!r} holds the workspace itself; name what a run needs in it"
+                f"{path / CONFIG_NAME}: link: {written!r} contains the workspace itself; name only what a run "
+                "needs from it"
             )
         found.append(name if name.startswith("/") else os.path.relpath(target, path))
     return tuple(found)
@@ -351,7 +352,7 @@ def _checked_links(path: Path, links: Sequence[str]) -> tuple[str, ...]:
 def _plain(path: Path, key: str, name: str) -> str:
     """Return a name without `./`, doubled slashes and a slash at its end."""
     if not name.strip() or "\0" in name:
-        raise WorkspaceError(f"{path / CONFIG_NAME}: {key}: {name!r} names no file; take it out")
+        raise WorkspaceError(f"{path / CONFIG_NAME}: {key}: {name!r} names no file; remove it")
     return posixpath.normpath(name)
 
 
@@ -658,7 +659,7 @@ def files_unlike(workspace: Workspace, commit: str, names: Collection[str]) -> l
 
 
 def results_size(workspace: Workspace) -> int:
-    """Return how long results.tsv is in bytes; 0 where there is none."""
+    """Return how long results.tsv is in bytes; 0 if there is none."""
     try:
         return (workspace.path / RESULTS_NAME).stat().st_size
     except FileNotFoundError:
@@ -683,10 +684,10 @@ def append_result(workspace: Workspace, row: dict[str, str], *, begun: int) -> N
     descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o644)
     with os.fdopen(descriptor, "a+b", buffering=0) as file:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError(f"{path} is no regular file; move it away")
+            raise OSError(f"{path} is not a regular file; move it away")
         size = file.seek(0, os.SEEK_END)
         if not size:
-            with suppress(OSError):  # whoever may read the program may read what came of it
+            with suppress(OSError):  # readable by everybody who may read the program
                 os.fchmod(descriptor, workspace.editable_path.stat().st_mode & 0o666)
         begun = min(begun, size)
         header = _read_header(file, begun) or _header(workspace)

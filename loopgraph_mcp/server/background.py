@@ -1,4 +1,4 @@
-"""Work that goes on beside something else and ends with it."""
+"""A background task that ends with the code that started it."""
 
 import asyncio
 from collections.abc import AsyncIterator, Coroutine

@@ -1,4 +1,4 @@
-"""Who calls a tool, and whether the token is for it."""
+"""Identifies the caller of a tool, and checks its token and paths."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from loopgraph_mcp.text import plain_line
 
 Ctx = Context[LoopGraph, Any]
 Asked = ServerRequestContext[LoopGraph, Any]
-_MAX_PATH, _MAX_PART = 4_000, 255
+_MAX_PATH, _MAX_PART = 4_000, 255  # the limits of Linux file systems, rounded down
 GRANT = "loopgraph.grant"  # where a request's ASGI scope holds what its token allows
 
 
@@ -44,13 +44,13 @@ def checked_folder(ctx: Ctx, caller: Caller, workspace: str | None) -> str | Non
     root, found = ctx.request_context.lifespan_context.settings.workspace, resolved(Path(workspace))
     if caller.is_admin or found.is_relative_to(root.resolve()):
         return str(found)
-    raise AccessError(f"workspace: over HTTP, name a folder in the server's own, {root}, or leave it out")
+    raise AccessError(f"workspace: over HTTP, name a folder inside {root}, or omit it")
 
 
 def checked_source(ctx: Ctx, caller: Caller, source: str) -> str:
     """Return a source as it may be read: where it is a path, only an admin may name one outside of the server's folder.
 
-    Whether there is something outside is not told.
+    The answer does not reveal whether anything outside exists.
 
     Raises:
         AccessError: It leads outside.
@@ -61,7 +61,7 @@ def checked_source(ctx: Ctx, caller: Caller, source: str) -> str:
     root = ctx.request_context.lifespan_context.settings.workspace.resolve()
     found = resolved(root / Path(source).expanduser()) if _may_be_path(source) else root
     if not found.is_relative_to(root):
-        raise AccessError(f"source: over HTTP, name a file or folder in the server's own, {root}, or a URL")
+        raise AccessError(f"source: over HTTP, name a URL, or a file or folder inside {root}")
     return str(found) if found != root and found.exists() else source
 
 

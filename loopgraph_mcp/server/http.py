@@ -1,4 +1,4 @@
-"""Serves over streamable HTTP: who may come in, how often, and how it ends. Imported with --http alone."""
+"""Serves over streamable HTTP: access, limits, shutdown. Imported only with --http."""
 
 import asyncio
 import json
@@ -51,24 +51,24 @@ FIRST_TOKEN = "default"  # noqa: S105 - its name, not its secret
 _OPEN_PATHS = frozenset({"/health", "/ready"})
 _METADATA = "/.well-known/oauth-protected-resource"
 _TOKENS_FOR_S = 1.0  # how long a revoked token may still be taken
-_HEAD_S = 20.0
-_BODY_S = 30.0
-_KEEP_ALIVE_S = 30
-_STOP_S = 5
-_MAX_CONNECTIONS = 5_000
+_HEAD_S = 20.0  # a slow head would keep a connection from others
+_BODY_S = 30.0  # 4 MiB over a slow line
+_KEEP_ALIVE_S = 30  # idle connections count towards the limit below
+_STOP_S = 5  # for open answers; runs do not depend on the server
+_MAX_CONNECTIONS = 5_000  # each costs a file descriptor
 _CROWDED = 4_000  # connections from which on a new one takes the place of the one that was opened first and is idle
 _SESSIONS_PER_TOKEN = 100  # a session takes about 50 KB
 _MAX_SESSIONS = 2_000
 _SESSIONS_FOR_ADMINS = 100  # of these: nobody else can take them
-_SESSION_IDLE_S = 15 * 60.0
+_SESSION_IDLE_S = 15 * 60.0  # an agent may think for minutes between calls
 _REQUESTS_PER_TOKEN = 500  # at one moment, those that stream among them
-_LOOK_EVERY_S = 1.0  # at the tokens of requests that are under way
-_MAX_BODY_BYTES = 4 * 2**20
-_MAX_ALLOWANCES = 10_000
+_LOOK_EVERY_S = 1.0  # at the tokens of open requests
+_MAX_BODY_BYTES = 4 * 2**20  # the SDK's own limit
+_MAX_ALLOWANCES = 10_000  # tokens whose call rates are remembered
 _BAD_REQUEST = 400
 _VALIDATOR = b"errors.pydantic.dev"
 _NO_REQUEST = (
-    "the body is no JSON-RPC message; send one object such as "
+    "the body is not a JSON-RPC message; send one object such as "
     '{"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "search_methods", "arguments": {}}}'
 )
 _LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
@@ -90,7 +90,7 @@ class Doorkeeper:
 
     @asynccontextmanager
     async def watching(self) -> AsyncIterator[None]:
-        """End what is under way for a token that is revoked, rotated or over: a stream would go on for days."""
+        """End open requests of a token that is revoked, rotated or expired: a stream would continue for days."""
         async with running(self._watch()):
             yield
 
@@ -103,7 +103,7 @@ class Doorkeeper:
                     try:
                         good[secret] = await self.grant(secret) is not None
                     except Exception as error:  # noqa: BLE001 - an issuer or a store that fails for now ends no stream
-                        logger.warning("a token cannot be looked at again: %s", error)
+                        logger.warning("a token cannot be checked again: %s", error)
                         good[secret] = grant.expires_at is None or grant.expires_at > time.time()
                 if not good[secret] and limit in self._under_way:
                     limit.reschedule(asyncio.get_running_loop().time())
@@ -152,11 +152,11 @@ class Doorkeeper:
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """Stands before the application: names and origins first, then the token and its allowance, then the body in time.
+    """Guards the application: names and origins first, then the token and its allowance, then the body in time.
 
     Args:
         doorkeeper: None where no token is asked for.
-        challenge: What a refused caller is told of how to get in.
+        challenge: How a refused caller can authenticate.
         page: The page for people; None without its extra.
     """
 
@@ -193,7 +193,7 @@ class Gate:
             if status:
                 with suppress(RuntimeError):  # all of it was sent at that very moment
                     await counted({"type": "http.response.body", "body": b"", "more_body": False})
-            refusal = self._unauthorized("the token was revoked, replaced or is over", error="invalid_token")
+            refusal = self._unauthorized("the token was revoked, replaced or has expired", error="invalid_token")
         except Exception:
             logger.exception("a request failed")
             refusal = PlainTextResponse("the server failed; its log says why", 500)
@@ -214,7 +214,7 @@ class Gate:
                 await self.app(scope, receive, send)
                 return None
             if self.doorkeeper.under_way(grant) >= _REQUESTS_PER_TOKEN:
-                return _too_many(f"{_REQUESTS_PER_TOKEN} requests of this token are under way; end a stream first")
+                return _too_many(f"{_REQUESTS_PER_TOKEN} requests of this token are open; close a stream first")
             cancelled = False
             try:
                 async with self.doorkeeper.admitted(scope[SECRET], grant):
@@ -242,7 +242,7 @@ class Gate:
         if page is not None:
             secret = page.visitor(request) or ""
         elif len(request.headers.getlist("authorization")) != 1 or scheme.lower() != "bearer":
-            return self._unauthorized("a bearer token is needed: Authorization: Bearer …", error="")
+            return self._unauthorized("send a bearer token: Authorization: Bearer …", error="")
         try:
             grant = await self.doorkeeper.grant(secret.strip())
         except OSError as error:
@@ -259,11 +259,11 @@ class Gate:
         return None
 
     def _unauthorized(self, description: str, *, error: str) -> Response:
-        told = (
+        answer = (
             f'Bearer error="{error}"{self.challenge and ", " + self.challenge}' if error else "Bearer " + self.challenge
         )
         body = {"error": error or "unauthorized", "error_description": description}
-        return JSONResponse(body, 401, {"www-authenticate": told.strip()})
+        return JSONResponse(body, 401, {"www-authenticate": answer.strip()})
 
 
 class _TokenOver(Exception):  # noqa: N818 - no fault: it ends a request
@@ -271,8 +271,8 @@ class _TokenOver(Exception):  # noqa: N818 - no fault: it ends a request
 
 
 def _too_many(description: str, *, wait_s: float = 10.0) -> Response:
-    told = {"error": "too_many_requests", "error_description": description}
-    return JSONResponse(told, 429, {"retry-after": str(int(wait_s) + 1)})
+    answer = {"error": "too_many_requests", "error_description": description}
+    return JSONResponse(answer, 429, {"retry-after": str(int(wait_s) + 1)})
 
 
 @dataclass(slots=True)
@@ -297,10 +297,10 @@ class Sessions:
         if own >= _SESSIONS_PER_TOKEN:
             yield _too_many(
                 f"this token has {own} sessions open; end one with DELETE, or wait {_SESSION_IDLE_S / 60:.0f} minutes "
-                "until one that is idle ends"
+                "until an idle one ends"
             )
         elif len(owners) + self._opening.total() >= places:
-            yield _too_many("too many sessions are open; come back when others have ended")
+            yield _too_many("too many sessions are open; try again later")
         else:
             self._opening[grant.name] += 1
             try:
@@ -353,7 +353,7 @@ async def _whole_body(receive: Receive) -> Receive | Response:
                 if not message.get("more_body", False):
                     break
     except TimeoutError:
-        return PlainTextResponse("the request's body did not come in time", 408, {"connection": "close"})
+        return PlainTextResponse("the request's body did not arrive in time", 408, {"connection": "close"})
     handed_on = False
 
     async def replay() -> Message:
@@ -448,7 +448,7 @@ async def serve(
         host = f"[{options.host}]" if ":" in options.host else options.host
         say(f"LoopGraph serves {scheme}://{host}:{port}{PATH}")
         if not options.is_loopback and options.tls_cert is None:
-            logger.warning("no TLS: whoever sees the traffic sees the tokens; use --tls-cert, or a proxy that has it")
+            logger.warning("no TLS: anyone who sees the traffic sees the tokens; use --tls-cert, or a proxy with TLS")
         async with nullcontext() if doorkeeper is None else doorkeeper.watching():
             await uvicorn.Server(config).serve(sockets=[listener])
 
@@ -460,11 +460,11 @@ def check(options: HttpOptions) -> None:
         ConfigError: They would.
     """
     if not options.is_loopback and not options.auth:
-        raise ConfigError(f"--no-auth on {options.host}: whoever reaches it could run code here; leave it out")
+        raise ConfigError(f"--no-auth on {options.host}: anyone who reaches it could run code here; remove --no-auth")
     if options.host in {"0.0.0.0", "::"} and not options.hosts:  # noqa: S104 - compared, not bound
-        raise ConfigError(f"--http {options.host}: say by which name clients call this machine: --allow-host NAME")
+        raise ConfigError(f"--http {options.host}: name this machine as clients do: --allow-host NAME")
     if (options.tls_cert is None) != (options.tls_key is None):
-        raise ConfigError("--tls-cert and --tls-key go together")
+        raise ConfigError("--tls-cert and --tls-key need each other")
 
 
 def application(
@@ -544,11 +544,11 @@ async def _no_page(_: Request) -> Response:
 
 
 async def _doorkeeper(graph: LoopGraph, say: Callable[[str], None]) -> Doorkeeper:
-    """Return who checks tokens; where there is none yet and nobody else issues any, make the first."""
+    """Return the token checker; create the first token if there is none and no OAuth issuer."""
     oauth = graph.settings.oauth
     if oauth is None and not await tokens.all_tokens(graph.db):
         secret = await tokens.add_token(graph.db, Grant(FIRST_TOKEN, auth.Scope.ADMIN), now=time.time())
-        say(f"A token was made, {FIRST_TOKEN!r}, shown this once: {secret}")
+        say(f"Created the token {FIRST_TOKEN!r}; shown only once: {secret}")
     return Doorkeeper(graph.db, None if oauth is None else Issuer(oauth))
 
 

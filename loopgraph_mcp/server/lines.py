@@ -1,4 +1,4 @@
-"""Serves over stdio and answers every line: the SDK drops what it cannot read, and the client waits for good."""
+"""Serves over stdio and answers every line: the SDK drops unreadable ones, and their client would wait forever."""
 
 import asyncio
 import json
@@ -100,11 +100,13 @@ def refused(line: str) -> JSONRPCError | None:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         if first["type"] != "json_invalid":
-            return _error(read_id(line), INVALID_REQUEST, f"this is no JSON-RPC message; {_EXAMPLE}")
+            return _error(read_id(line), INVALID_REQUEST, f"this is not a JSON-RPC message; {_EXAMPLE}")
         return _error(read_id(line), PARSE_ERROR, _why_unread(str(first.get("ctx", {}).get("error", "")), line))
     if not hasattr(message, "id") and '"id"' in line and _is_asked(line):
         return _error(
-            None, INVALID_REQUEST, f"the id is no text and no whole number, so no answer can name it; {_EXAMPLE}"
+            None,
+            INVALID_REQUEST,
+            f"the id is neither text nor a whole number, so no answer can refer to it; {_EXAMPLE}",
         )
     return None
 
@@ -112,10 +114,10 @@ def refused(line: str) -> JSONRPCError | None:
 def _why_unread(parser: str, line: str) -> str:
     """Return in words what the parser found in a line."""
     if "hex escape" in parser and _HALF.search(line):
-        return "the message holds half a character (a lone surrogate, \\ud800 to \\udfff); leave it out"
+        return "the message has half a character (a lone surrogate, \\ud800 to \\udfff); remove it"
     if "recursion" in parser:
         return "the message is nested too deeply; send flat arguments"
-    return f"the line is no JSON ({parser[:80] or 'cannot be read'}); {_EXAMPLE}"
+    return f"the line is not JSON ({parser[:80] or 'cannot be read'}); {_EXAMPLE}"
 
 
 def _is_asked(line: str) -> bool:

@@ -1,4 +1,4 @@
-"""Counts what the HTTP server does, for Prometheus."""
+"""Prometheus metrics of the HTTP server."""
 
 import time
 from collections.abc import Collection
@@ -31,7 +31,10 @@ class Metrics:
                 "loopgraph_tool_seconds", "Tool calls", ["tool", "outcome"], buckets=_BUCKETS, registry=self.registry
             ),
             "live": Gauge(
-                "loopgraph_experiments", "Experiments on their way", ["device_slot", "state"], registry=self.registry
+                "loopgraph_experiments",
+                "Experiments queued or running",
+                ["device_slot", "state"],
+                registry=self.registry,
             ),
         }
         for name, each in made.items():
@@ -46,8 +49,8 @@ class Metrics:
         began, outcome = time.perf_counter(), "failed"
         try:
             result = await call_next(ctx)
-            told = result.get("isError") if isinstance(result, dict) else getattr(result, "is_error", False)
-            outcome = "refused" if told else "ok"
+            is_failed = result.get("isError") if isinstance(result, dict) else getattr(result, "is_error", False)
+            outcome = "refused" if is_failed else "ok"
             return result
         finally:
             self.seconds.labels(tool, outcome).observe(time.perf_counter() - began)

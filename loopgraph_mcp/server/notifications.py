@@ -1,4 +1,4 @@
-"""Tells clients that listen what changed: an experiment, its log, the list of what can be read."""
+"""Notifies subscribed clients of changes: an experiment, its log, the list of resources."""
 
 import asyncio
 import logging
@@ -20,7 +20,7 @@ from loopgraph_mcp.server.background import running
 from loopgraph_mcp.store import experiments, resources
 from loopgraph_mcp.store.database import Database
 
-_EVERY_S = 1.0
+_EVERY_S = 1.0  # a person watching sees no difference below
 
 logger = logging.getLogger("loopgraph.notices")
 
@@ -83,7 +83,7 @@ class Notices:
                     await self.publish(event)
                 before = now
             except Exception:
-                logger.exception("the store could not be looked at for those who listen")
+                logger.exception("the store could not be read for subscribers")
             await asyncio.sleep(_EVERY_S)
 
 
@@ -104,7 +104,7 @@ def _log_size(run_dir: str | None) -> int:
 
 
 async def changes(db: Database, before: Sight | None, now: Sight) -> list[ServerEvent]:
-    """Return what to tell of the way from one sight to the next."""
+    """Return the notifications for the changes between two snapshots."""
     if before is None:
         return []
     events: list[ServerEvent] = []

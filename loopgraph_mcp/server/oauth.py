@@ -1,4 +1,4 @@
-"""Takes access tokens that an OAuth authorization server issued: signed by its keys, for this server, and not over."""
+"""Verifies access tokens of an OAuth authorization server: signature, issuer, audience, expiry."""
 
 import asyncio
 import hashlib
@@ -17,11 +17,11 @@ from loopgraph_mcp.config import OAuth
 
 SCOPE_PREFIX = "loopgraph:"
 _ALGORITHMS = ["RS256", "RS384", "RS512", "PS256", "ES256", "ES384", "EdDSA"]  # none with a shared secret
-_TIMEOUT_S = 10.0
-_KEYS_FOR_S = 300.0
+_TIMEOUT_S = 10.0  # the caller waits meanwhile
+_KEYS_FOR_S = 300.0  # a removed key stays valid for at most this long
 _ASK_AGAIN_S = 10.0  # a token with an unknown key makes us fetch the keys at most so often
-_MAX_BYTES = 2**20
-_NAME_CHARS = 100
+_MAX_BYTES = 2**20  # of an issuer's metadata or keys, which have a few kilobytes
+_NAME_CHARS = 100  # of a name in logs and answers
 _PLAIN_NAME = re.compile(r"[\w.@:|/+-]+", re.ASCII)
 
 
@@ -88,8 +88,8 @@ class Issuer:
 
 def _grant(claims: dict[str, Any]) -> Grant | None:
     """Return what a token's claims allow, or None where they name none of our scopes or nobody."""
-    told = claims.get("scope", claims.get("scp", ""))
-    words = set(told.split() if isinstance(told, str) else map(str, told) if isinstance(told, list) else ())
+    given = claims.get("scope", claims.get("scp", ""))
+    words = set(given.split() if isinstance(given, str) else map(str, given) if isinstance(given, list) else ())
     scopes = [scope for scope in Scope if SCOPE_PREFIX + scope.value in words]
     who = claims.get("sub") or claims.get("client_id") or claims.get("azp")
     if not scopes or not isinstance(who, str):
@@ -101,8 +101,8 @@ def _name(who: str) -> str:
     """Return a subject as one word for logs and answers; no two subjects share a name, and with it their rights."""
     if len(who) <= _NAME_CHARS and _PLAIN_NAME.fullmatch(who):
         return who
-    told = re.sub(r"[^\w.@:|/+-]+", "_", who, flags=re.ASCII)[:_NAME_CHARS]
-    return f"{told}#{hashlib.sha256(who.encode('utf-8', 'surrogatepass')).hexdigest()[:16]}"
+    given = re.sub(r"[^\w.@:|/+-]+", "_", who, flags=re.ASCII)[:_NAME_CHARS]
+    return f"{given}#{hashlib.sha256(who.encode('utf-8', 'surrogatepass')).hexdigest()[:16]}"
 
 
 def _fetch_keys(oauth: OAuth) -> jwt.PyJWKSet:
@@ -128,7 +128,7 @@ def _jwks_url(issuer: str) -> str:
             continue
         if metadata.get("issuer") == issuer and str(metadata.get("jwks_uri", "")).startswith((base, "https://")):
             return str(metadata["jwks_uri"])
-    raise OSError(f"{issuer}: no metadata of its own at {' or '.join(tried)}; LOOPGRAPH_OAUTH_JWKS names its keys")
+    raise OSError(f"{issuer}: no metadata at {' or '.join(tried)}; set LOOPGRAPH_OAUTH_JWKS to its keys")
 
 
 def _fetch(url: str) -> Any:

@@ -1,4 +1,4 @@
-"""Words what can be read by its address: methods, papers and their passages, logs; long ones in parts."""
+"""Words resources for a model: methods, papers with their passages, logs; long ones in parts."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ def address(*parts: str, at: int | None = None) -> str:
 
 
 def method(shown: Method, passages: Sequence[Chunk]) -> str:
-    """Word a method: what it is, its knobs, who told of it, where its passages are."""
+    """Word a method: description, knobs, published results, addresses of its passages."""
     described, has_recipe = quoted(shown.description), shown.has_edit
     shown = plain(dataclasses.replace(shown, recipe=None, moves=()))
     lines = [marked(f"{shown.id} [{shown.family}]: {shown.name}"), *quoted(shown.summary), "", *described]
@@ -35,8 +35,8 @@ def method(shown: Method, passages: Sequence[Chunk]) -> str:
     lines += [
         f"Passage: {address('passages', each.id)} {plain_line(each.place, limit=_PLACE_CHARS)}" for each in passages
     ]
-    made = "makes the edit" if has_recipe else "tells where it belongs: it has no recipe"
-    lines.append(f'Next: get_code_edit(method_id="{shown.id}") {made}; search_methods says how it did here.')
+    made = "makes the edit" if has_recipe else "returns guidance, as it has no recipe"
+    lines.append(f'Next: get_code_edit(method_id="{shown.id}") {made}; search_methods reports its outcomes here.')
     return _cut("\n".join(lines))
 
 
@@ -61,10 +61,10 @@ def passage(shown: Chunk) -> str:
 def paper(shown: StoredDocument, chunks: Sequence[StoredChunk], at: int) -> str:
     """Word a document from one of its passages on: as many as fit, and the address of the rest."""
     shown, chunks = plain(shown), plain(chunks)
-    told = ", ".join(
+    facts = ", ".join(
         part for part in (shown.state.value, shown.form, shown.licence and f"licence {shown.licence}") if part
     )
-    lines = [marked(f"{shown.id} [{told}]"), *quoted(shown.note), f"{len(chunks)} passages. {_QUOTED}"]
+    lines = [marked(f"{shown.id} [{facts}]"), *quoted(shown.note), f"{len(chunks)} passages. {_QUOTED}"]
     lines += quoted(shown.title)
     room = MAX_CHARS - sum(map(len, lines))
     for number, each in enumerate(chunks[at:], start=at):

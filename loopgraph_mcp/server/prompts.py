@@ -1,4 +1,4 @@
-"""The prompt of the loop: the skill's text with a goal, for clients that offer prompts."""
+"""The prompt `research_loop`: the skill's text with a goal."""
 
 from typing import Annotated
 
@@ -16,14 +16,14 @@ _GOAL_CHARS = 4_000
 
 
 def research_loop(
-    goal: Annotated[str, Field(description="What to improve, in your words; by default the workspace's metric")] = "",
-    experiments: Annotated[str, Field(description="How many experiments to make; by default until stopped")] = "",
+    goal: Annotated[str, Field(description="What to improve. Default: the workspace's metric")] = "",
+    experiments: Annotated[str, Field(description="How many experiments to run. Default: until stopped")] = "",
 ) -> str:
-    """Improve the training script by experiments, with the memory."""
+    """Improve the training script by experiments with LoopGraph."""
     goal, experiments = plain_line(goal, limit=_GOAL_CHARS), plain_line(experiments, limit=60)
     asked = [f"Goal: {goal or 'lower the metric of the workspace, or raise it where higher is better'}."]
-    asked += [f"Make {experiments} experiments, then report what was kept and why."] if experiments else []
-    return "\n".join([read_skill(), "", *asked, "Begin now."])
+    asked += [f"Run {experiments} experiments, then report what was kept and why."] if experiments else []
+    return "\n".join([read_skill(), "", *asked, "Start now."])
 
 
 def loop_prompts() -> list[Prompt]:
@@ -32,13 +32,13 @@ def loop_prompts() -> list[Prompt]:
 
 
 async def check_prompt(ctx: Asked, call_next: CallNext) -> HandlerResult:
-    """Refuse a prompt that there is not, or an argument that it does not take; the SDK would take it for a fault."""
+    """Refuse an unknown prompt or argument as invalid; the SDK would report an internal error."""
     if ctx.method == "prompts/get" and isinstance(name := (ctx.params or {}).get("name"), str):
         offered = {each.name: {one.name for one in each.arguments or ()} for each in loop_prompts()}
         if name not in offered:
-            raise MCPError(code=INVALID_PARAMS, message=f"no prompt {name[:60]!r}; there is {', '.join(offered)}")
+            raise MCPError(code=INVALID_PARAMS, message=f"unknown prompt {name[:60]!r}; use {', '.join(offered)}")
         given = (ctx.params or {}).get("arguments")
         if isinstance(given, dict) and (unknown := sorted(given.keys() - offered[name])):
-            told = f"{name} takes no {unknown[0][:60]!r}; its arguments: {', '.join(sorted(offered[name]))}"
-            raise MCPError(code=INVALID_PARAMS, message=told)
+            message = f"{name} has no argument {unknown[0][:60]!r}; its arguments: {', '.join(sorted(offered[name]))}"
+            raise MCPError(code=INVALID_PARAMS, message=message)
     return await call_next(ctx)

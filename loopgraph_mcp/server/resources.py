@@ -1,4 +1,4 @@
-"""What clients read by its address, list in pages, and complete the ids of."""
+"""MCP resources: what clients read by address, list in pages, and complete the ids of."""
 
 import asyncio
 import base64
@@ -33,26 +33,26 @@ from loopgraph_mcp.server.next_steps import refusal
 from loopgraph_mcp.store import chunks, papers, resources
 from loopgraph_mcp.text import plain_line
 
-_PAGE = 100
-_COMPLETIONS = 100  # the protocol's most
+_PAGE = 100  # resources of one page; a client reads them into its context
+_COMPLETIONS = 100  # the protocol's maximum
 _PASSAGES = 20
 _SHELVES = {"method": "methods", "paper": "papers", "experiment": "experiments"}
 _KINDS = {"method_id": "method", "paper_id": "paper", "experiment_id": "experiment"}
 
 
 async def method(ctx: Ctx, method_id: str) -> str:
-    """A method: what it is, its knobs, its sources, and the passages that tell of it."""
+    """A method: its description, knobs and sources, and the passages that describe it."""
     db = _graph(ctx).db
     found = await lookups.the_method(db, method_id)
     return pages.method(found, await chunks.passages_of(db, found.id, limit=_PASSAGES))
 
 
 async def paper(ctx: Ctx, paper_id: str, at: str = "0") -> str:
-    """What was read of a paper, repository or file, passage by passage, from one of them on."""
+    """The passages read from a paper, repository or file, starting at a given one."""
     db = _graph(ctx).db
     document = await papers.newest_document(db, paper_id)
     if document is None:
-        raise NotFoundError(f"nothing was read of {paper_id[:80]!r}; ingest reads it")
+        raise NotFoundError(f"no text stored for {paper_id[:80]!r}; ingest it first")
     return pages.paper(document, await papers.chunks_of(db, document.id), max(_number(at), 0))
 
 
@@ -60,7 +60,7 @@ async def passage(ctx: Ctx, chunk_id: str) -> str:
     """One passage of a paper, repository or pack."""
     found = await chunks.get_chunk(_graph(ctx).db, chunk_id)
     if found is None:
-        raise NotFoundError(f"no passage {chunk_id[:80]!r}; a method's or a paper's resource names its passages")
+        raise NotFoundError(f"no passage {chunk_id[:80]!r}; read a method or paper resource for its passage ids")
     return pages.passage(found)
 
 
@@ -70,7 +70,7 @@ async def experiment(ctx: Ctx, experiment_id: str) -> str:
 
 
 async def log(ctx: Ctx, experiment_id: str, at: str = "0") -> str:
-    """The log of an experiment from a byte on; a negative one counts from its end."""
+    """The log of an experiment from a byte offset; a negative offset counts from the end."""
     row = await lookups.the_experiment(_graph(ctx).db, experiment_id)
     part, begin, end, size = await asyncio.to_thread(
         recovery.read_part, Path(row.run_dir or "") / recovery.LOG_NAME, _number(at), limit=pages.MAX_CHARS
@@ -79,7 +79,7 @@ async def log(ctx: Ctx, experiment_id: str, at: str = "0") -> str:
 
 
 def add_resources(server: MCPServer[LoopGraph]) -> None:
-    """Put everything that has an address into a server."""
+    """Register every resource with a server."""
     for path, title, function in (
         ("methods/{method_id}", "Method", method),
         ("papers/{paper_id}{?at}", "Paper", paper),
@@ -87,15 +87,15 @@ def add_resources(server: MCPServer[LoopGraph]) -> None:
         ("experiments/{experiment_id}", "Experiment", experiment),
         ("experiments/{experiment_id}/log{?at}", "Run log", log),
     ):
-        server.resource(pages.SCHEME + path, title=title, mime_type="text/plain")(_told(function))
-    # The SDK's own way has neither pages nor a completion that knows the memory.
+        server.resource(pages.SCHEME + path, title=title, mime_type="text/plain")(_with_errors(function))
+    # The SDK's own handlers have neither pages nor completion from the store.
     low = server._lowlevel_server  # noqa: SLF001
     low.add_request_handler("resources/list", PaginatedRequestParams, list_page)
     low.add_request_handler("completion/complete", CompleteRequestParams, complete)
 
 
 async def list_page(asked: Asked, params: PaginatedRequestParams) -> ListResourcesResult:
-    """Return a page of the list: experiments, the newest first, then methods, then papers."""
+    """Return one page of the list: experiments, newest first, then methods, then papers."""
     asker(asked).check(Scope.READ)
     found = await resources.page(asked.lifespan_context.db, _place(params.cursor), limit=_PAGE + 1)
     last = found[_PAGE - 1] if len(found) > _PAGE else None
@@ -105,7 +105,7 @@ async def list_page(asked: Asked, params: PaginatedRequestParams) -> ListResourc
                 uri=pages.address(_SHELVES[each.kind], each.id),
                 name=plain_line(each.id),
                 title=plain_line(each.title, limit=120) or plain_line(each.id),
-                description=plain_line(each.told, limit=200) or None,
+                description=plain_line(each.note, limit=200) or None,
                 mime_type="text/plain",
             )
             for each in found[:_PAGE]
@@ -115,7 +115,7 @@ async def list_page(asked: Asked, params: PaginatedRequestParams) -> ListResourc
 
 
 async def complete(asked: Asked, params: CompleteRequestParams) -> CompleteResult:
-    """Return ids of the store that hold what was typed."""
+    """Return stored ids that contain the typed text."""
     kind = _KINDS.get(params.argument.name)
     if kind is None or not isinstance(params.ref, ResourceTemplateReference):
         return CompleteResult(completion=Completion(values=[], total=0, has_more=False))
@@ -137,22 +137,22 @@ def _place(cursor: str | None) -> tuple[str, str]:
             return kind, key
     except (binascii.Error, ValueError, TypeError, RecursionError):
         pass
-    raise MCPError(code=INVALID_PARAMS, message="cursor: none of this server's; leave it out to begin again")
+    raise MCPError(code=INVALID_PARAMS, message="invalid cursor; omit it to start from the first page")
 
 
 def _number(at: str) -> int:
     try:
         return int(at[:20])
     except ValueError:
-        raise NotFoundError(f"at={at[:20]!r} is no whole number; leave it out to begin at the start") from None
+        raise NotFoundError(f"at={at[:20]!r} is not a whole number; omit it to start at the beginning") from None
 
 
 def _graph(ctx: Ctx) -> LoopGraph:
     return ctx.request_context.lifespan_context
 
 
-def _told(function: Callable[..., Awaitable[str]]) -> Callable[..., Awaitable[str]]:
-    """Check the token, and say of our errors what the protocol has for them."""
+def _with_errors(function: Callable[..., Awaitable[str]]) -> Callable[..., Awaitable[str]]:
+    """Check the token, and turn our errors into those of the protocol."""
 
     @functools.wraps(function)
     async def wrapper(ctx: Ctx, **kwargs: Any) -> str:

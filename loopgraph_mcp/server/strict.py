@@ -1,4 +1,4 @@
-"""Registers tools that take arguments as clients send them, refuse what has no plain meaning, and say what to do."""
+"""Registers tools that check their arguments strictly and explain every refusal."""
 
 import functools
 import json
@@ -24,7 +24,7 @@ from loopgraph_mcp.server.next_steps import refusal
 from loopgraph_mcp.text import said
 
 _MAX_WHOLE = 2**63  # what the store can hold
-_MAX_PROBLEMS = 5
+_MAX_PROBLEMS = 5  # problems of one call that its refusal lists
 
 
 class StrictTool(Tool):
@@ -43,7 +43,7 @@ class StrictTool(Tool):
             return await super().run(taken, context, convert_result)
         except UnexpectedToolError as error:
             raise UnexpectedToolError(
-                f"{self.name} failed inside LoopGraph; the server's log says why, `loopgraph doctor` looks for damage"
+                f"{self.name} failed inside LoopGraph; ask your user to read the server's log"
             ) from error
         except ToolError as error:
             if isinstance(error.__cause__, ValidationError):
@@ -57,7 +57,7 @@ class StrictTool(Tool):
 
 
 class _AsSent(FuncMetadata):
-    """The SDK reads text that is JSON as JSON, wherever it stands; here only where the schema has no text."""
+    """The SDK parses any text that is JSON; here that happens only where the schema has no text."""
 
     def pre_parse_json(self, data: dict[str, Any]) -> dict[str, Any]:
         return data
@@ -74,7 +74,7 @@ def strict_tool(
         annotations: What clients may expect of it.
         needs: The scope that a token needs to call it: a tool that forgets to say is for admins.
     """
-    tool = StrictTool.from_function(_told(function, needs), title=title, annotations=annotations)
+    tool = StrictTool.from_function(_with_errors(function, needs), title=title, annotations=annotations)
     strict = tool.fn_metadata.arg_model
     strict.model_config = {**strict.model_config, "extra": "forbid", "strict": True}
     strict.model_rebuild(force=True)
@@ -105,13 +105,13 @@ async def check_call(ctx: Asked, call_next: CallNext) -> HandlerResult:
         return await call_next(ctx)
     params = ctx.params or {}
     if not isinstance(params.get("name"), str):
-        raise _invalid("tools/call: name is missing or no text; give a tool's name, as tools/list shows them")
+        raise _invalid("tools/call: name is missing or not text; give the name of a tool from tools/list")
     given = params.get("arguments")
     if isinstance(given, str):
         try:
             given = json.loads(given) if given.strip() else {}
         except (ValueError, RecursionError):
-            raise _invalid(f"tools/call: arguments is text that is no JSON; {_AN_OBJECT}") from None
+            raise _invalid(f"tools/call: arguments is text that is not JSON; {_AN_OBJECT}") from None
         ctx = replace(ctx, params={**params, "arguments": given})
     if given is not None and not isinstance(given, dict):
         raise _invalid(f"tools/call: arguments is {schemas.shown(given)}; {_AN_OBJECT}")
@@ -194,7 +194,7 @@ def _give(schema: schemas.Schema) -> str:
     return f"give {schemas.wanted(schema)}" + (f": {meaning}" if meaning else "")
 
 
-def _told(function: Callable[..., Awaitable[Any]], needs: Scope) -> Callable[..., Awaitable[Any]]:
+def _with_errors(function: Callable[..., Awaitable[Any]], needs: Scope) -> Callable[..., Awaitable[Any]]:
     """Check the token, and turn our errors into ToolErrors: the SDK hides all other exceptions' text from the model."""
 
     @functools.wraps(function)

@@ -1,4 +1,4 @@
-"""The tasks extension (SEP-2663): an experiment on its way, handed to clients that declare it as a task to poll.
+"""The tasks extension (SEP-2663): clients that declare it get an active experiment as a task to poll.
 
 The task is the experiment's row and its id the experiment's, so that it outlives the server and the call.
 """
@@ -62,11 +62,11 @@ class Tasks(Extension):
             return await call_next(ctx)
         params.arguments = {"wait_s": 0, **(params.arguments or {})}
         result = await call_next(ctx)
-        told = result.structured_content if isinstance(result, CallToolResult) and not result.is_error else None
-        if not told or told["state"] == RunState.DONE:
+        found = result.structured_content if isinstance(result, CallToolResult) and not result.is_error else None
+        if not found or found["state"] == RunState.DONE:
             return result
-        row = await lookups.the_experiment(ctx.lifespan_context.db, told["experiment_id"])
-        return {"resultType": "task", **_task(row, told["poll_after_s"]), "statusMessage": _words(result)}
+        row = await lookups.the_experiment(ctx.lifespan_context.db, found["experiment_id"])
+        return {"resultType": "task", **_task(row, found["poll_after_s"]), "statusMessage": _words(result)}
 
 
 async def check_listen(ctx: Asked, call_next: CallNext) -> HandlerResult:

@@ -1,4 +1,4 @@
-"""The tools of the loop: search, edit, run, look, cancel, record; those that feed it; map and trace, to look around."""
+"""The MCP tools: search, edit, run, get, cancel, record; ingest and add_method; trace and map_code."""
 
 import asyncio
 from typing import Annotated, Any, Literal
@@ -28,29 +28,30 @@ from loopgraph_mcp.server.callers import Ctx, caller_of, checked_source
 from loopgraph_mcp.server.strict import strict_tool
 from loopgraph_mcp.text import estimate_tokens, plain
 
-Workspace = Annotated[str | None, Field(description="Folder; by default the server's workspace")]
+Workspace = Annotated[str | None, Field(description="Folder of the training loop. Default: the server's own workspace")]
 WaitS = Annotated[float, Field(description="Seconds to wait for the outcome before answering", ge=0, le=50)]
 ExperimentId = Annotated[str, Field(description="The experiment_id that run_experiment returned", max_length=64)]
 
-_ADAPTERS = dict[type, TypeAdapter[Any]]()  # each made at its first answer: making all would put off the start
+_ADAPTERS = dict[type, TypeAdapter[Any]]()  # built at first use: building all of them would slow the start
 
 
 async def search_methods(
     ctx: Ctx,
-    query: Annotated[str, Field(description="What to improve or try, in plain words; empty ranks all methods")] = "",
+    query: Annotated[str, Field(description="What to improve or try, in plain words. Empty: rank all methods")] = "",
     workspace: Workspace = None,
     limit: Annotated[int, Field(description="How many methods to return", ge=1, le=20)] = 5,
     family: Annotated[
-        str | None, Field(description="Methods of this family alone, such as `optimizer`", max_length=60)
+        str | None, Field(description="Only methods of this family, such as `optimizer`", max_length=60)
     ] = None,
     standing: Annotated[
-        Literal["untried", "proven", "mixed", "flopped"] | None, Field(description="Methods of this standing alone")
+        Literal["untried", "proven", "mixed", "flopped"] | None,
+        Field(description="Only methods with this track record in this context"),
     ] = None,
     detail: Annotated[
-        Literal["concise", "detailed"], Field(description="`detailed` adds the parts of each score")
+        Literal["concise", "detailed"], Field(description="`detailed` adds the factors of each score")
     ] = "concise",
 ) -> Annotated[CallToolResult, SearchAnswer]:
-    """Find methods, and values of constants, worth trying next, by what was gained here. Call it before editing."""
+    """Find methods and constant values to try next, ranked by text match and gains. Call it before editing."""
     graph, caller = graph_of(ctx), caller_of(ctx)
     answer = await graph.search_methods(
         query,
@@ -68,16 +69,19 @@ async def get_code_edit(
     method_id: Annotated[
         str,
         Field(
-            description="A method_id; `set-values`; an experiment_id for its program; reverting, an edit_id too",
+            description="Method id; `set-values`; or an experiment id to restore that run's program. "
+            "With revert=true, also an edit id",
             max_length=200,
         ),
     ],
     also: Annotated[
-        list[str] | None, Field(description="Further methods for the same edit, in any order", max_length=10)
+        list[str] | None, Field(description="More methods for the same edit, in any order", max_length=10)
     ] = None,
     retrieval_id: Annotated[
         str | None,
-        Field(description="The retrieval_id the method came from, so that a win can be traced", max_length=64),
+        Field(
+            description="retrieval_id of the search that suggested the method; links the outcome to it", max_length=64
+        ),
     ] = None,
     knobs: Annotated[
         dict[str, int | float | str] | None,
@@ -87,14 +91,14 @@ async def get_code_edit(
     ] = None,
     companions: Annotated[  # noqa: FBT002 - a JSON flag
         bool | list[str],
-        Field(description="Also make the changes that go well with it: true for all, or their names"),
+        Field(description="Also make the recommended dependent changes: true for all, or their names"),
     ] = False,
-    revert: Annotated[bool, Field(description="Take the method's last edit out of the file")] = False,  # noqa: FBT002 - a JSON flag
+    revert: Annotated[bool, Field(description="Remove the method's last edit from the file")] = False,  # noqa: FBT002 - a JSON flag
     apply: Annotated[bool, Field(description="Also write the edit to the file")] = False,  # noqa: FBT002 - a JSON flag
-    diff_from: Annotated[int, Field(description="Show a long diff from this line of it on", ge=1)] = 1,
+    diff_from: Annotated[int, Field(description="First line of the diff to show, for diffs that were cut", ge=1)] = 1,
     workspace: Workspace = None,
 ) -> Annotated[CallToolResult, EditAnswer]:
-    """Turn methods into one edit of the present training file: its diff, or guidance to make it by hand."""
+    """Turn one or more methods into one edit of the current training file: a diff, or guidance to write it by hand."""
     graph, caller = graph_of(ctx), caller_of(ctx)
     if apply:
         caller.check(Scope.RUN)
@@ -114,30 +118,34 @@ async def get_code_edit(
 
 async def run_experiment(
     ctx: Ctx,
-    edit_id: Annotated[str | None, Field(description="Run the program of this edit", max_length=64)] = None,
-    patch: Annotated[str | None, Field(description="Or run the present file with this unified diff applied")] = None,
+    edit_id: Annotated[str | None, Field(description="Edit to train, from get_code_edit", max_length=64)] = None,
+    patch: Annotated[str | None, Field(description="Or a unified diff to apply to the current file")] = None,
     method_id: Annotated[
-        str | None, Field(description="The method that a patch or a hand edit puts into practice", max_length=200)
+        str | None, Field(description="Method that the patch or hand edit implements", max_length=200)
     ] = None,
-    description: Annotated[str, Field(description="What is tried, in a few words")] = "",
+    description: Annotated[str, Field(description="What this run tries, in a few words")] = "",
     seed: Annotated[int | None, Field(description="Random seed", ge=0, le=2**31 - 1)] = None,
-    budget_s: Annotated[float | None, Field(description="Training seconds, if not the workspace's", gt=0)] = None,
+    budget_s: Annotated[
+        float | None, Field(description="Training seconds. Default: the workspace's budget", gt=0)
+    ] = None,
     replicate: Annotated[  # noqa: FBT002 - a JSON flag
-        bool, Field(description="Run it again with a new seed though it was run before")
+        bool, Field(description="Run the same program again with a new seed, to measure the noise")
     ] = False,
     idempotency_key: Annotated[
-        str | None, Field(description="A repeated call with the same key returns the same run", max_length=200)
+        str | None, Field(description="Calls with the same key return the same run", max_length=200)
     ] = None,
     priority: Annotated[
         Literal["low", "normal", "high"],
-        Field(description="`high` before your own others; `low` when nobody else waits. Agents take turns"),
+        Field(
+            description="Order among your own runs: `high` first; `low` only when no other run waits. Agents take turns"
+        ),
     ] = "normal",
     wait_s: WaitS = 20.0,
     workspace: Workspace = None,
 ) -> Annotated[CallToolResult, ExperimentAnswer]:
-    """Train with a change for the fixed budget: an edit, a patch, or with neither the file as it stands (a baseline).
+    """Train for the fixed budget with an edit or a patch; without either, train the current file (a baseline).
 
-    The run goes on by itself; the answer is its outcome, or how far it is and when to ask get_experiment.
+    The run continues without the call. The answer is the outcome, or the progress and when to call get_experiment.
     """
     graph, caller = graph_of(ctx), caller_of(ctx)
     answer = await graph.run_experiment(
@@ -161,14 +169,14 @@ async def run_experiment(
 async def get_experiment(
     ctx: Ctx, experiment_id: ExperimentId, wait_s: WaitS = 20.0
 ) -> Annotated[CallToolResult, ExperimentAnswer]:
-    """Look at an experiment: its progress, or its outcome and verdict."""
+    """Return an experiment's progress, or its outcome and verdict."""
     graph = graph_of(ctx)
     answer = await graph.get_experiment(experiment_id, wait_s=wait_s, on_progress=_reporter(ctx))
     return await experiment_result(graph, "get_experiment", answer)
 
 
 async def cancel_experiment(ctx: Ctx, experiment_id: ExperimentId) -> Annotated[CallToolResult, ExperimentAnswer]:
-    """End a queued or running experiment and everything it started."""
+    """Cancel a queued or running experiment and end every process it started."""
     graph = graph_of(ctx)
     answer = await graph.cancel_experiment(experiment_id, caller=caller_of(ctx))
     return await experiment_result(graph, "cancel_experiment", answer)
@@ -177,30 +185,29 @@ async def cancel_experiment(ctx: Ctx, experiment_id: ExperimentId) -> Annotated[
 async def record_outcome(
     ctx: Ctx,
     experiment_id: Annotated[
-        str | None, Field(description="The experiment decided on; leave it out for a run made elsewhere", max_length=64)
+        str | None,
+        Field(description="Experiment to decide on. Omit it to report a run made without LoopGraph", max_length=64),
     ] = None,
-    method_id: Annotated[
-        str | None, Field(description="For a run made elsewhere: the method it tried", max_length=200)
-    ] = None,
-    metric_value: Annotated[float | None, Field(description="For a run made elsewhere: its metric")] = None,
+    method_id: Annotated[str | None, Field(description="Reported run: the method it tried", max_length=200)] = None,
+    metric_value: Annotated[float | None, Field(description="Reported run: its metric")] = None,
     status: Annotated[
         Literal["finished", "crashed", "out_of_memory", "diverged", "timed_out"] | None,
-        Field(description="For a run made elsewhere: how it ended"),
+        Field(description="Reported run: how it ended"),
     ] = None,
-    description: Annotated[str, Field(description="What was tried, or why it was decided so")] = "",
+    description: Annotated[str, Field(description="What was tried, or the reason for the decision")] = "",
     decision: Annotated[
-        Literal["keep", "discard"] | None, Field(description="Whether the change stays; by default, whether it gained")
+        Literal["keep", "discard"] | None, Field(description="Whether the change stays. Default: keep if it improved")
     ] = None,
-    commit: Annotated[str | None, Field(description="The commit that holds the change", max_length=64)] = None,
+    commit: Annotated[str | None, Field(description="Commit that contains the change", max_length=64)] = None,
     log: Annotated[
         str | None,
-        Field(description="For a run made elsewhere: its log, or the log's path in the workspace; then it counts"),
+        Field(description="Reported run: its log, or the log's path in the workspace. A bare metric counts little"),
     ] = None,
-    tokens: Annotated[int | None, Field(description="Tokens you spent on it", ge=0, le=MAX_TOKENS)] = None,
-    cost_usd: Annotated[float | None, Field(description="What they cost", ge=0, le=MAX_USD)] = None,
+    tokens: Annotated[int | None, Field(description="Tokens you spent on this experiment", ge=0, le=MAX_TOKENS)] = None,
+    cost_usd: Annotated[float | None, Field(description="Cost of those tokens in US dollars", ge=0, le=MAX_USD)] = None,
     workspace: Workspace = None,
 ) -> Annotated[CallToolResult, RecordAnswer]:
-    """Write down a decision, its cost, or the outcome of a run made elsewhere; failures are worth recording."""
+    """Record a decision, its cost, or the outcome of a run made without LoopGraph. Record failures too."""
     graph = graph_of(ctx)
     answer = await graph.record_outcome(
         experiment_id=experiment_id,
@@ -223,19 +230,20 @@ async def ingest(
     source: Annotated[
         str,
         Field(
-            description="An arXiv id, URL or title; a GitHub repository, folder, file or pull request; a local PDF, "
-            "TeX, Markdown, HTML or Python file or a folder of them; a method pack; somebody's results.tsv",
+            description="arXiv id, URL or title; GitHub repository, folder, file or pull request; local PDF, TeX, "
+            "Markdown, HTML or Python file, or a folder of them; method pack; run history such as results.tsv",
             max_length=2_000,
         ),
     ],
     query: Annotated[
-        str, Field(description="What its passages should tell; by default of its method", max_length=1_000)
+        str,
+        Field(description="Return the passages most relevant to this question. Default: the method", max_length=1_000),
     ] = "",
     sha256: Annotated[
-        str | None, Field(description="Refuse a pack whose content has another hash", max_length=80)
+        str | None, Field(description="Expected hash of a pack; any other content is refused", max_length=80)
     ] = None,
 ) -> Annotated[CallToolResult, IngestAnswer]:
-    """Read a source into the memory and return its few passages that matter; with another query, others of them."""
+    """Read a source into the store and return its most relevant passages; call again with another query for others."""
     graph, reached = graph_of(ctx), 0.0
 
     async def step(share: float, words: str) -> None:
@@ -251,22 +259,25 @@ async def ingest(
 async def add_method(
     ctx: Ctx,
     method_id: Annotated[
-        str, Field(description="Its id in lower-case words with hyphens, such as `qk-norm`", max_length=60)
+        str, Field(description="Method id: lower-case words joined by hyphens, such as `qk-norm`", max_length=60)
     ],
     chunk_ids: Annotated[
-        list[str], Field(description="The passages that tell of it, as ingest showed them", min_length=1, max_length=20)
+        list[str],
+        Field(
+            description="chunk_ids (from ingest) of the passages that describe the method", min_length=1, max_length=20
+        ),
     ],
     definition: Annotated[
         dict[str, Any] | None,
         Field(
-            description="name, family, summary, description (what it does, in your words) and, where you can, aliases, "
-            "published ({claim, setting, gain}: numbers that a cited passage holds) and recipe, as in a pack's file. "
-            "Leave it out to link the passages to a method that is known"
+            description="name, family, summary, description (what it does, in your words); optional: aliases, "
+            "published ({claim, setting, gain}, with numbers from a cited passage) and recipe, as in a method pack. "
+            "Omit it to link the passages to an existing method"
         ),
     ] = None,
     workspace: Workspace = None,
 ) -> Annotated[CallToolResult, MethodAnswer]:
-    """Register a method that you read in passages, so that it is found and its runs count; again to amend it."""
+    """Register a method that you read in passages, so that searches find it. Call again to change it."""
     graph = graph_of(ctx)
     answer = await graph.add_method(method_id, chunk_ids, definition, workspace=workspace, caller=caller_of(ctx))
     return await answered(graph, "add_method", answer.method_id, answer, render.method(answer))
@@ -276,10 +287,12 @@ async def trace(
     ctx: Ctx,
     id: Annotated[  # noqa: A002 - what the caller knows it as
         str,
-        Field(description="Of an experiment, edit, retrieval, method, paper, passage, recipe or pack", max_length=500),
+        Field(
+            description="Id of an experiment, edit, retrieval, method, paper, passage, recipe or pack", max_length=500
+        ),
     ],
 ) -> Annotated[CallToolResult, TraceAnswer]:
-    """See what led to something and what came of it: pack, paper, passage, method, search, edit, run, outcome."""
+    """Show what led to a row and what followed from it: pack, paper, passage, method, search, edit, run, outcome."""
     graph = graph_of(ctx)
     answer = await graph.trace(id)
     return await answered(graph, "trace", id, answer, render.trace(answer))
@@ -288,13 +301,13 @@ async def trace(
 async def map_code(
     ctx: Ctx,
     path: Annotated[
-        str | None, Field(description="A Python file or folder of the workspace; its editable file by default")
+        str | None, Field(description="Python file or folder in the workspace. Default: its editable file")
     ] = None,
-    query: Annotated[str, Field(description="What you look for, in plain words: shown first")] = "",
-    budget_tokens: Annotated[int, Field(description="About how long the map may be", ge=150, le=20_000)] = 750,
+    query: Annotated[str, Field(description="What you are looking for; matching entries come first")] = "",
+    budget_tokens: Annotated[int, Field(description="Approximate length in tokens", ge=150, le=20_000)] = 750,
     workspace: Workspace = None,
 ) -> Annotated[CallToolResult, CodeMapAnswer]:
-    """See what stands where before you read a file: knobs, fields, classes, parameter groups, loop, methods present."""
+    """Outline a file with line numbers: knobs, fields, classes, parameter groups, loop, and methods it contains."""
     graph = graph_of(ctx)
     answer = await graph.map_code(path, query=query, budget_tokens=budget_tokens, workspace=workspace)
     return await answered(graph, "map_code", answer.path, answer, render.code_map(answer))
@@ -311,7 +324,7 @@ def loop_tools() -> list[Tool]:
         strict_tool(search_methods, title="Search methods", annotations=look, needs=Scope.READ),
         strict_tool(get_code_edit, title="Get a code edit", annotations=change, needs=Scope.READ),
         strict_tool(run_experiment, title="Run an experiment", annotations=run, needs=Scope.RUN),
-        strict_tool(get_experiment, title="Look at an experiment", annotations=look, needs=Scope.READ),
+        strict_tool(get_experiment, title="Get an experiment", annotations=look, needs=Scope.READ),
         strict_tool(cancel_experiment, title="Cancel an experiment", annotations=end, needs=Scope.RUN),
         strict_tool(record_outcome, title="Record an outcome", annotations=run, needs=Scope.RUN),
         strict_tool(ingest, title="Ingest a source", annotations=fetch, needs=Scope.RUN),
@@ -338,7 +351,7 @@ def _reporter(ctx: Ctx) -> OnProgress:
 
 
 async def experiment_result(graph: LoopGraph, tool: str, answer: ExperimentAnswer) -> CallToolResult:
-    """Return how far an experiment is, or what came of it."""
+    """Return an experiment's progress or outcome."""
     return await answered(graph, tool, answer.experiment_id, answer, render.experiment(answer))
 
 

@@ -1,1 +1,1 @@
-"""Everything SQL: one module per stage of the chain."""
+"""All SQL: one module for each stage of the chain."""

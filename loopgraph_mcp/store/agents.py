@@ -1,4 +1,4 @@
-"""Agents and what each asked for: written with the row asked for, read for turns, shares and what runs now."""
+"""Agents and their requests: each request is stored with its row, and read for turns, limits and current runs."""
 
 import json
 import sqlite3
@@ -21,7 +21,7 @@ class Asker:
 
     @property
     def name(self) -> str:
-        """What others are told of it."""
+        """The agent as other agents see it."""
         return self.token or self.client
 
 

@@ -1,4 +1,4 @@
-"""Copies of a store: made while others write to it, and put back in its place."""
+"""Backups of a store: made while others write to it, and restored."""
 
 import os
 import re
@@ -16,7 +16,7 @@ from loopgraph_mcp.store.database import migration_files
 from loopgraph_mcp.store.files import BESIDE, PATIENCE_S, alone, beside, private_file, sync, uri_to_read
 
 _NAME = re.compile(r"loopgraph-\d{8}T\d{6}Z(?:-\d+)?\.db")
-_SAVE = "`loopgraph salvage {path} NEW` saves the rows that can be read"
+_SAVE = "`loopgraph salvage {path} NEW` copies the readable rows"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,15 +56,15 @@ def back_up(path: Path, folder: Path, *, now: datetime, keep: int | None = None)
 
     Args:
         path: The store.
-        folder: Where backups are; it is made where there is none.
-        now: The time that the name tells.
+        folder: Where backups are; it is made if there is none.
+        now: The time in the file's name.
         keep: How many backups to keep there, this one included; all by default.
 
     Raises:
         StoreError: There is no store, it is damaged, or the copy cannot be written.
     """
     if not path.is_file():
-        raise StoreError(f"{path}: no store to back up; set LOOPGRAPH_DB to the file that you mean")
+        raise StoreError(f"{path}: no store to back up; set LOOPGRAPH_DB to the right file")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         made = _copy(path, _free_name(folder, now), then=Path.rename)
@@ -186,7 +186,7 @@ def _check_schema(source: Path, part: Path) -> None:
         (version,) = conn.execute("PRAGMA user_version").fetchone()
         ours = conn.execute("SELECT count(*) FROM sqlite_schema WHERE name IN ('experiment', 'outcome')").fetchone()[0]
     if ours != 2 or version < 1:
-        raise StoreError(f"{source}: is no store of LoopGraph; name a loopgraph.db or a backup of one")
+        raise StoreError(f"{source}: is not a LoopGraph store; name a loopgraph.db or a backup")
     if version > newest:
         raise StoreError(
             f"{source}: written by a newer LoopGraph (schema {version}, this one knows {newest}); "

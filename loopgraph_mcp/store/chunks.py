@@ -1,4 +1,4 @@
-"""Chunks: passages of papers, code, packs and documents, kept once each, and what methods they tell of."""
+"""Chunks: passages of papers, code, packs and documents, stored once each, and the methods they describe."""
 
 import json
 import re
@@ -35,7 +35,7 @@ class Chunk:
 
 
 async def add_chunks(db: Database, chunks: Sequence[Chunk], *, method_id: str | None = None) -> list[str]:
-    """Keep passages, in order, and say of which method they tell; return their ids. Known ones are kept as they are."""
+    """Store passages, in order, with the method they describe; return their ids. Known passages stay unchanged."""
     ids = [chunk.id for chunk in chunks]
 
     def write(conn: sqlite3.Connection) -> None:
@@ -72,7 +72,7 @@ def insert_chunks(conn: sqlite3.Connection, chunks: Sequence[Chunk]) -> int:
 
 
 async def passages_of(db: Database, method_id: str, *, limit: int) -> list[Chunk]:
-    """Return the passages that tell of a method, those of papers first, then the oldest."""
+    """Return the passages that describe a method: those of papers first, then the oldest."""
     rows = await db.reader.execute_fetchall(
         "SELECT chunk.* FROM method_chunk JOIN chunk ON chunk.id = method_chunk.chunk_id "
         "WHERE method_id = :method ORDER BY source_kind <> 'paper', chunk.row LIMIT :limit",

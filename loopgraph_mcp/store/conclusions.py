@@ -1,4 +1,4 @@
-"""The steps after an outcome: what is due, begun, done or failed, so that no kill leaves one half made."""
+"""The steps after an outcome and their states (due, begun, done, failed), so that a killed run can be concluded."""
 
 import json
 import sqlite3
@@ -32,7 +32,7 @@ class StepRow:
     """One step of one experiment.
 
     Args:
-        note: What came of it.
+        note: Its result.
         place: Of a row of results.tsv that was begun: how long the file was before it.
         commit: Of an edit that was applied: the commit that holds it.
     """

@@ -1,4 +1,4 @@
-"""Looks for damage in a store by reading all of it: each row of each table, each index, each full-text index."""
+"""Checks a store for damage by reading every row of every table and every index."""
 
 import re
 import sqlite3
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from loopgraph_mcp.store.files import PATIENCE_S, READ_ERRORS, uri_to_read
 
-_SHOWN = 20
+_SHOWN = 20  # findings; a badly damaged store has thousands
 
 
 def find_damage(path: Path) -> list[str]:
@@ -98,7 +98,7 @@ def _in_rows(conn: sqlite3.Connection, table: str, *, is_text: bool) -> Iterator
         for number, row in enumerate(rows, start=1):
             for name, value in zip(names, row, strict=True):
                 if is_text and isinstance(value, bytes) and not _is_text(value):
-                    yield f"{table}: {name} of row {number} holds bytes that are no text"
+                    yield f"{table}: {name} of row {number} has bytes that are not text"
     except READ_ERRORS as error:
         yield f"{table}: {error}"
 

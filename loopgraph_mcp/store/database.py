@@ -1,4 +1,4 @@
-"""Opens the SQLite file: writes one after another, a reader of its own, migrations at the door."""
+"""Opens the SQLite file: one writing connection, separate readers, migrations at opening."""
 
 import asyncio
 import hashlib
@@ -34,9 +34,9 @@ _PAGES = 4_000  # of the log, after which a commit moves them itself
 _CHECK_EVERY = 10_000  # SQLite's own instructions between looks at the clock: about a millisecond
 _WAITING = 1_000  # groups of rows that wait for a disk with space, the newest: some hundred KiB
 _DAMAGED = (
-    "the file is damaged. `loopgraph doctor` says where. End LoopGraph's servers; then `loopgraph restore BACKUP` "
-    "brings back a backup, or `loopgraph salvage FILE NEW` saves the rows that can be read. "
-    "LOOPGRAPH_DB names another file"
+    "the file is damaged. `loopgraph doctor` shows where. End LoopGraph's servers; then `loopgraph restore BACKUP` "
+    "restores a backup, or `loopgraph salvage FILE NEW` copies the readable rows. "
+    "LOOPGRAPH_DB selects another file"
 )
 # What SQLite says where bytes of the file are not what it or a migration wrote, beside "malformed".
 _SIGNS = (
@@ -133,7 +133,9 @@ def _explain(error: Exception, conn: sqlite3.Connection) -> None:
         raise StoreError(f"{getattr(conn, 'file', '')}: {error}: {_DAMAGED}") from error
     if isinstance(error, UnicodeEncodeError):
         wrong = ascii(error.object[error.start : error.end])
-        raise StoreError(f"{wrong} is no character: text that holds it cannot be stored or looked for") from error
+        raise StoreError(
+            f"{wrong} is not a valid character: text with it can be neither stored nor searched"
+        ) from error
 
 
 @dataclass(slots=True)
@@ -186,8 +188,8 @@ def _connect(file: Path | str) -> sqlite3.Connection:
 class Database:
     """One SQLite file in WAL mode, safe with other processes writing to it.
 
-    Tasks that shared one connection would interleave, and one's rollback would erase another's insert. So each write
-    is one job, and jobs run through one after another on the writing connection's thread; reads have a connection of
+    Tasks that shared one connection would interleave, and a rollback in one would erase the insert of another. So each
+    write is one job, and jobs run one after another on the writing connection's thread; reads have a connection of
     their own. Searches have a third one with its own thread, where one takes place at a time. What was written is moved
     from SQLite's log into the file on a fourth: that waits for the disk, and no caller should.
     """
@@ -341,7 +343,7 @@ class Database:
             await self.append(rows)
         except UnwritableError as error:
             self._refusal = str(error.__cause__)
-            logger.warning("%s; %d answers wait to be recorded", error, len(self._waiting) + 1)
+            logger.warning("%s; %d records are waiting", error, len(self._waiting) + 1)
             self._waiting.append(rows)
             return False
         return True
@@ -365,7 +367,7 @@ class Database:
                 try:
                     await self._write(lambda conn, rows=rows: insert(conn, rows))  # type: ignore[misc]
                 except sqlite3.IntegrityError as error:  # what they point at is not there any more
-                    logger.warning("an answer that waited is not recorded: %s", error)
+                    logger.warning("a waiting record was lost: %s", error)
                 if self._waiting and self._waiting[0] is rows:  # not dropped meanwhile
                     self._waiting.popleft()
 
@@ -448,7 +450,7 @@ class Database:
 
 
 def _make_file(path: Path) -> str | None:
-    """Make the file where there is none; return why it cannot be written, or None where it can.
+    """Make the file if there is none; return why it cannot be written, or None where it can.
 
     Raises:
         StoreError: There is none and none can be made.

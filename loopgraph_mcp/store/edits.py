@@ -1,4 +1,4 @@
-"""Workspaces, contexts, programs and edits: what was changed, from which exact text into which."""
+"""Workspaces, contexts, programs and edits: what was changed, from which exact text to which."""
 
 import hashlib
 import json

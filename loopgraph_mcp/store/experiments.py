@@ -32,7 +32,7 @@ class NewExperiment:
         ran: What identifies what is to run; None where that is not known.
         base_group_key: What it is compared with; None where there is nothing, or where that is its parent.
         inputs_hash: All that its run can see besides the editable file; None where it is not run here.
-        shared: Whether the run of the same program that somebody else has on its way will do: `never`, `same_seed`,
+        shared: Whether another agent's active run of the same program is enough: `never`, `same_seed`,
             or with `any_seed`.
     """
 
@@ -145,11 +145,11 @@ _LAST_KEPT = f"""
 async def add_experiment(db: Database, new: NewExperiment, *, now: float) -> tuple[str, bool]:
     """Queue an experiment; return its id and whether it is new: a known idempotency key returns the earlier one.
 
-    So does a program that is on its way already, where `shared` lets it: two agents who ask at the same moment share
+    So does a program that is queued or running, if `shared` allows it: two agents who ask at the same moment share
     one run.
 
     Raises:
-        RunError: The caller has as many on their way as it may.
+        RunError: The caller is at its limit of queued and running experiments.
     """
     return await db.write(lambda conn: _queue(conn, new, now))
 
@@ -228,7 +228,7 @@ def _queue(conn: sqlite3.Connection, new: NewExperiment, now: float) -> tuple[st
     return experiment_id, True
 
 
-# By +context_id: else SQLite goes through all programs of the context, and not through the few that are on their way.
+# By +context_id: otherwise SQLite scans all programs of the context instead of the few that are active.
 _ON_ITS_WAY = """
     SELECT experiment.id FROM experiment
     WHERE experiment.state <> 'done' AND experiment.cancel_requested_at IS NULL AND +experiment.context_id = :context
@@ -238,7 +238,7 @@ _ON_ITS_WAY = """
 
 
 def _check_cap(conn: sqlite3.Connection, caller: Caller) -> None:
-    """Refuse an agent that has as many experiments on their way as it may.
+    """Refuse an agent at its limit of queued and running experiments.
 
     Raises:
         RunError: It has.
@@ -246,7 +246,7 @@ def _check_cap(conn: sqlite3.Connection, caller: Caller) -> None:
     live = agents.live_runs_of(conn, caller)
     if len(live) >= caller.runs_at_once:
         raise RunError(
-            f"{caller.token or caller.client} has {len(live)} experiments queued or running, the most it may "
+            f"{caller.token or caller.client} has {len(live)} experiments queued or running, its limit "
             f"({', '.join(live[:3])}, …)",
             next_step=NextStep(Advice.WAIT, "get_experiment", {"experiment_id": live[0]}),
         )
@@ -278,7 +278,7 @@ async def free_key(db: Database, experiment_id: str) -> None:
 
 
 async def last_note(db: Database, experiment_id: str) -> str:
-    """Return what the last decision on an experiment says, and what came of the steps after it, or nothing."""
+    """Return the text of the last decision on an experiment and the results of its steps, or nothing."""
     rows = await db.reader.execute_fetchall(
         "SELECT note FROM (SELECT row, note FROM decision WHERE experiment_id = :id ORDER BY row DESC LIMIT 1) "
         "WHERE note <> '' UNION ALL "
@@ -442,12 +442,12 @@ async def request_cancel(db: Database, experiment_id: str, *, now: float) -> Non
 
 
 async def add_outcome(db: Database, experiment_id: str, outcome: Outcome, *, now: float) -> bool:
-    """Write how an experiment ended; the first writer wins, later ones change nothing and are told so."""
+    """Write how an experiment ended; the first writer wins; return whether this call was the first."""
     return await db.write(lambda conn: _insert_outcome(conn, experiment_id, outcome, now))
 
 
 async def mark_done(db: Database, experiment_id: str, *, now: float) -> None:
-    """End an experiment that has its outcome: whoever waits for it is told only now."""
+    """End an experiment that has its outcome; waiting callers see it only now."""
     await db.change(_MARK_DONE, {"id": experiment_id, "now": now})
 
 

@@ -1,4 +1,4 @@
-"""A store as a file: how it can be opened, whether another process has it open, how one takes another's place."""
+"""The store as a file: how to open it, whether another process has it open, how to replace it."""
 
 import fcntl
 import os
@@ -12,7 +12,7 @@ from loopgraph_mcp.errors import StoreError
 # Where SQLite locks a file: each process that has it open in WAL mode holds part of these bytes.
 _LOCK_AT, _LOCK_BYTES = 0x40000002, 510
 BESIDE = ("-wal", "-shm")
-PATIENCE_S = 30.0
+PATIENCE_S = 30.0  # another process may hold the write lock while it merges an index
 READ_ERRORS = (sqlite3.Error, UnicodeDecodeError)  # of a damaged file: SQLite quotes names that are no UTF-8 in it
 
 

@@ -1,4 +1,4 @@
-"""Imported histories: a file's new rows, where they were measured and what they teach, all in one transaction."""
+"""Imported histories: a file's new rows, their contexts and their trials, all in one transaction."""
 
 import dataclasses
 import json
@@ -11,7 +11,7 @@ from loopgraph_mcp.ranking.prior import KindCount
 from loopgraph_mcp.store.database import Database, new_id, text_hash
 from loopgraph_mcp.store.edits import add_context_row, context_key, context_of
 
-IMPORTED = "imported"  # the device slot of experiments that were only told of, in a file
+IMPORTED = "imported"  # the device slot of experiments read from a file
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,7 @@ async def add_history(
 ) -> list[bool]:
     """Store the rows that are new, all or none of them; return for each row whether it was.
 
-    Known rows move to the contexts told now, take their author's last decision, and get the programs they lacked.
+    Known rows move to their present contexts, take their author's last decision, and get the programs they lacked.
     """
 
     def write(conn: sqlite3.Connection) -> list[bool]:
@@ -210,7 +210,7 @@ def _add_experiments(conn: sqlite3.Connection, made: Sequence[Mapping[str, objec
 
 
 def _fill_in(conn: sqlite3.Connection, known: Sequence[Mapping[str, object]]) -> None:
-    """Bring known rows up to what is told of them now."""
+    """Update known rows from the file's present content."""
     conn.executemany("UPDATE experiment SET context_id = :context WHERE id = :id AND context_id <> :context", known)
     conn.executemany(
         "UPDATE experiment SET program_hash = :program, base_hash = :base, edit_id = :edit "
@@ -248,11 +248,11 @@ def _add_decisions(
     known: Mapping[str, sqlite3.Row],
     now: float,
 ) -> None:
-    """Record each author's decision where it is not the one that stands."""
+    """Record each author's decision where it differs from the stored one."""
     values = []
     for row, identity in zip(rows, ids, strict=True):
-        stands = known[row.key]["decision"] if row.key in known else None
-        if row.decision is not None and row.decision.value != stands:
+        stored = known[row.key]["decision"] if row.key in known else None
+        if row.decision is not None and row.decision.value != stored:
             values.append((identity, row.decision.value, row.commit or None, now))
     conn.executemany(
         "INSERT INTO decision (experiment_id, decision, made_by, commit_hash, note, created_at) "
@@ -262,7 +262,7 @@ def _add_decisions(
 
 
 def _replace_counts(conn: sqlite3.Connection, source: str, counts: Sequence[KindCount]) -> None:
-    """Put a history's counts in the place of those it had before."""
+    """Replace the counts of a history."""
     conn.execute("DELETE FROM kind_count WHERE source = :source", {"source": source})
     conn.executemany(
         "INSERT INTO kind_count (source, kind, kept, trials) VALUES (?, ?, ?, ?)",
@@ -277,7 +277,7 @@ async def all_counts(db: Database) -> list[KindCount]:
 
 
 async def own_runs(db: Database, path: str) -> set[tuple[str, str]]:
-    """Return description and metric of the runs made in a workspace, as its results.tsv tells them."""
+    """Return description and metric of the runs made in a workspace, as its results.tsv reports them."""
     rows = await db.reader.execute_fetchall(
         "SELECT description, metric_value FROM experiment JOIN context ON context.id = context_id "
         "JOIN workspace ON workspace.id = workspace_id JOIN outcome ON outcome.experiment_id = experiment.id "

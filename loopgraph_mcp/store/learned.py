@@ -1,4 +1,4 @@
-"""Learned recipes: made of winning patches, offered with what came of the edits that they made."""
+"""Learned recipes: made from winning patches, offered with the outcomes of the edits that they made."""
 
 import json
 import sqlite3
@@ -35,7 +35,7 @@ class LearnedRecipe:
 async def unread_wins(db: Database, method_id: str) -> list[str]:
     """Return the kept experiments of a method whose edits were not looked at yet, oldest first.
 
-    Whether they won is for their verdicts to say. An edit that a learned recipe made teaches nothing new.
+    Whether they won is for their verdicts to say. An edit made by a learned recipe yields no new one.
     """
     rows = await db.reader.execute_fetchall(
         """
@@ -68,7 +68,7 @@ async def add_recipe(
     fits: tuple[int, int, int],
     now: float,
 ) -> str:
-    """Keep what a win taught; return the recipe's id, the same for the same recipe."""
+    """Store the recipe learned from a win; return its id, equal for equal recipes."""
     card = encode_recipe(recipe, knobs)
     identity = f"recipe_{text_hash(method_id + card)[:12]}"
 
@@ -131,7 +131,7 @@ _SELECT = """
 
 
 async def learned_from(db: Database, experiment_id: str) -> list[str]:
-    """Return the methods that an experiment taught a recipe."""
+    """Return the methods with a recipe learned from an experiment."""
     rows = await db.reader.execute_fetchall(
         "SELECT method_id FROM learned_from WHERE experiment_id = :id AND recipe_id IS NOT NULL ORDER BY method_id",
         {"id": experiment_id},

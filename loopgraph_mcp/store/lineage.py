@@ -1,4 +1,4 @@
-"""The chain's rows and what links them: from pack and paper to what an experiment taught."""
+"""The chain's rows and what links them: from pack and paper to outcome and learned recipe."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -100,9 +100,9 @@ async def neighbours(db: Database, row: Row, *, later: bool, limit: int) -> list
             continue
         rows = list(
             await db.reader.execute_fetchall(
-                f"SELECT told.*, count(*) OVER () AS count FROM ({pairs}) AS link "  # noqa: S608
-                f"JOIN ({_ROWS[stage]}) AS told ON told.id = link.{theirs} WHERE link.{mine} = :id "
-                "ORDER BY at DESC, told.id LIMIT :limit",
+                f"SELECT linked.*, count(*) OVER () AS count FROM ({pairs}) AS link "  # noqa: S608
+                f"JOIN ({_ROWS[stage]}) AS linked ON linked.id = link.{theirs} WHERE link.{mine} = :id "
+                "ORDER BY at DESC, linked.id LIMIT :limit",
                 {"id": row.id, "limit": limit},
             )
         )

@@ -1,4 +1,4 @@
-"""Takes in what another copy of the store holds: two machines that began with one, or a colleague's."""
+"""Adds the rows of another store: of another machine, or a colleague's."""
 
 import asyncio
 import sqlite3
@@ -18,7 +18,7 @@ _NUMBER = "row"
 async def merge(db: Database, other: Path) -> dict[str, int]:
     """Add the rows of another store that this one lacks, all or none; return how many by table.
 
-    Runs that are under way there stay out until they are over. A workspace that both have at one path under two ids
+    Runs that are active there are skipped until they are done. A workspace that both have at one path under two ids
     gets a second path here, since its programs need not be the same.
 
     Raises:
@@ -32,7 +32,7 @@ async def merge(db: Database, other: Path) -> dict[str, int]:
         try:
             counts = await db.write_with(copy, "theirs", lambda conn: _add_rows(conn, tables))
         except sqlite3.IntegrityError as error:
-            raise StoreError(f"{other}: {error}; nothing was added. `loopgraph doctor` looks for damage") from error
+            raise StoreError(f"{other}: {error}; nothing was added. `loopgraph doctor` checks the store") from error
     return {table: count for table, count in counts.items() if count}
 
 
@@ -50,7 +50,7 @@ def _add_rows(conn: sqlite3.Connection, tables: Iterable[sqlite3.Row]) -> dict[s
 
 
 def _copy(other: Path, copy: Path, ours: Path) -> None:
-    """Copy a store as it stands at one moment; the original is only read."""
+    """Copy a store in a consistent state; the original is only read."""
     if not other.is_file() or other.samefile(ours):
         raise StoreError(f"{other}: name another machine's loopgraph.db, or a copy of it")
     try:
@@ -89,15 +89,15 @@ def _known(table: str, points_at: Iterable[sqlite3.Row]) -> str:
 
 def _statement(table: str, columns: list[str], known: str, *, ordered: bool) -> str:
     """Return SQL that adds the rows of a table that this store lacks."""
-    told = ["theirs." + column for column in columns]
+    values = ["theirs." + column for column in columns]
     where = "theirs.state = 'done'" if table == "experiment" else "TRUE"
     if table == "workspace":
         taken = "SELECT 1 FROM main.workspace AS ours WHERE ours.path = theirs.path AND ours.id <> theirs.id"
-        told[columns.index("path")] = f"theirs.path || iif(EXISTS ({taken}), ' (' || theirs.id || ')', '')"
+        values[columns.index("path")] = f"theirs.path || iif(EXISTS ({taken}), ' (' || theirs.id || ')', '')"
     same = " AND ".join(f"ours.{column} IS theirs.{column}" for column in columns)
     whole = f"NOT EXISTS (SELECT 1 FROM main.{table} AS ours WHERE {same})"  # noqa: S608 - our schema
     order = " ORDER BY theirs.rowid" if ordered else ""
     return (
-        f"INSERT OR IGNORE INTO main.{table} ({', '.join(columns)}) SELECT {', '.join(told)} "  # noqa: S608 - our schema
+        f"INSERT OR IGNORE INTO main.{table} ({', '.join(columns)}) SELECT {', '.join(values)} "  # noqa: S608 - our schema
         f"FROM theirs.{table} AS theirs WHERE {where} AND {known} AND {whole}{order}"
     )

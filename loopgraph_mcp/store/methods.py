@@ -266,7 +266,7 @@ def _readable(rows: Iterable[sqlite3.Row]) -> Iterator[Method]:
         try:
             yield _decode(row["card"])
         except (ValueError, LookupError, TypeError) as error:
-            logger.warning("a method's card cannot be read (%s); `loopgraph doctor` looks for damage", error)
+            logger.warning("a stored method cannot be read (%s); `loopgraph doctor` checks the store", error)
 
 
 @lru_cache(maxsize=4_096)

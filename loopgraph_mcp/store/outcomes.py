@@ -1,4 +1,4 @@
-"""Outcomes as evidence: what programs measured in a context, and what the runs of each method gained."""
+"""Outcomes as evidence: the metrics measured in a context, and the gains of each method's runs."""
 
 import json
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ class Run:
         method_ids: What its edit put into practice.
         origin: Who says so.
         other_load: The share of the device that others used meanwhile; None where it was not measured.
-        tokens: Tokens trained on, in millions, where the trainer tells.
+        tokens: Tokens trained on, in millions, if the trainer reports them.
         params: The model's parameters, in millions, likewise.
     """
 
@@ -42,7 +42,7 @@ class Search:
     Args:
         context_id: One of its contexts.
         outcome: Place of its newest outcome.
-        decision: Place of its newest decision, 0 where there is none.
+        decision: Place of its newest decision, 0 if there is none.
     """
 
     workspace_id: str
@@ -143,9 +143,9 @@ async def runs_between(db: Database, row: int, newest: int) -> list[Run]:
                experiment.group_key, experiment.base_group_key, outcome.origin,
                (SELECT json_group_array(method_id) FROM experiment_method
                 WHERE experiment_id = experiment.id) AS methods,
-               json_extract(told, '$.other_load') AS other_load, json_extract(told, '$.total_tokens_M') AS tokens,
-               json_extract(told, '$.num_params_M') AS params
-        FROM (SELECT *, rowid, iif(json_valid(summary), summary, '{}') AS told FROM outcome) AS outcome
+               json_extract(said, '$.other_load') AS other_load, json_extract(said, '$.total_tokens_M') AS tokens,
+               json_extract(said, '$.num_params_M') AS params
+        FROM (SELECT *, rowid, iif(json_valid(summary), summary, '{}') AS said FROM outcome) AS outcome
         JOIN experiment ON experiment.id = outcome.experiment_id
         WHERE outcome.rowid > :row AND outcome.rowid <= :newest
             AND outcome.kind NOT IN ('cancelled', 'interrupted', 'no_metric')

@@ -1,4 +1,4 @@
-"""Reads a SQLite file page by page, without SQLite: what one damaged page says of others is not believed blindly."""
+"""Reads a SQLite file page by page without SQLite; pointers of a damaged page are checked before use."""
 
 import struct
 from collections.abc import Iterator

@@ -75,7 +75,7 @@ class StoredChunk:
 
 @dataclass(frozen=True, slots=True)
 class Mention:
-    """A passage that tells of a known method.
+    """A passage that describes a known method.
 
     Args:
         words: By which it was recognised.
@@ -93,7 +93,7 @@ class Mention:
 async def add_document(
     db: Database, document: NewDocument, chunks: Sequence[Chunk], mentions: Sequence[Mention] = (), *, now: float
 ) -> int:
-    """Store a document with its passages and what they tell of; return how many passages are new.
+    """Store a document with its passages and the methods they describe; return how many passages are new.
 
     The passages come first, in transactions so short that others can write between them, and the document last: where
     that is missing, nothing says that it was read. One that is there is replaced where its content or state differs.
@@ -152,7 +152,7 @@ async def add_document(
 
 
 async def add_mentions(db: Database, mentions: Sequence[Mention]) -> None:
-    """Say which stored passages tell of which methods; what is known stays as it is."""
+    """Link stored passages to the methods they describe; existing links stay."""
     await db.write(lambda conn: _insert_mentions(conn, mentions))
 
 
@@ -191,7 +191,7 @@ async def chunks_by_id(db: Database, chunk_ids: Sequence[str]) -> dict[str, Chun
 
 
 async def cited_by(db: Database, method_id: str) -> list[str]:
-    """Return the ids of the passages that tell of a method: those that somebody cited first."""
+    """Return the ids of the passages that describe a method, cited ones first."""
     rows = await db.reader.execute_fetchall(
         "SELECT chunk_id FROM method_chunk WHERE method_id = :id ORDER BY words <> '', chunk_id", {"id": method_id}
     )
@@ -278,7 +278,7 @@ async def cited_title(db: Database, paper_id: str) -> str:
 
 
 async def linked_methods(db: Database, paper_id: str) -> list[str]:
-    """Return the methods that cite a paper or of which its passages tell, by id."""
+    """Return the methods that cite a paper or that its passages describe, by id."""
     rows = await db.reader.execute_fetchall(
         "SELECT method.id FROM method WHERE retired_at IS NULL AND (id IN "
         "(SELECT method_id FROM method_paper WHERE paper_id = :paper) OR id IN (SELECT method_id FROM chunk "

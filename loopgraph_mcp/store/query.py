@@ -1,4 +1,4 @@
-"""Reads any string as full-text queries that are safe and quick: what it means, and which of its words to look for."""
+"""Turns any string into safe and fast full-text queries: its names, and which of its words to search for."""
 
 import itertools
 import math
@@ -7,11 +7,11 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-MAX_WORDS = 12
-MAX_OTHER_NAMES = 6
-_MAX_CHARS = 2_000
+MAX_WORDS = 12  # each word costs a scan of its rows; longer questions repeat themselves
+MAX_OTHER_NAMES = 6  # of the methods that a query names; more would drown its own words
+_MAX_CHARS = 2_000  # of a query; a pasted page would be thousands of words
 _NAMED_IN = 30  # words of a query in which names are looked for
-_NAME_WORDS = 5
+_NAME_WORDS = 5  # words of a method's name
 # fmt: off
 # Words that say nothing of a method; dropped unless they are all there is.
 _STOP_WORDS = frozenset({
@@ -38,7 +38,7 @@ class Limits:
     """How much a search may cost.
 
     Args:
-        common_share: A word in more of an index's rows than this share is common: costly, and it tells little.
+        common_share: A word in more of an index's rows than this share is common: costly, and says little.
         common_rows: In so few rows no word is.
         words: The rarest words of which any is enough.
         rows: Rows that they may stand in together; the rarest word is kept whatever it costs.
@@ -123,15 +123,15 @@ def plan(concepts: Sequence[Concept], counts: Mapping[str, int], size: int, limi
     """
     common = limits.common(size)
     said = sorted({word for concept in concepts for word in concept.words if counts[word]})
-    telling = sorted((word for word in said if counts[word] <= common), key=lambda word: counts[word])
-    rows = itertools.accumulate(counts[word] for word in telling)
-    rare = {word for word, so_far in zip(telling[: limits.words], rows, strict=False) if so_far <= limits.rows}
-    rare.update(telling[:1])
+    rarest = sorted((word for word in said if counts[word] <= common), key=lambda word: counts[word])
+    rows = itertools.accumulate(counts[word] for word in rarest)
+    rare = {word for word, so_far in zip(rarest[: limits.words], rows, strict=False) if so_far <= limits.rows}
+    rare.update(rarest[:1])
     groups, alone, best = list[str](), list[str](), 0.0
     for concept in concepts:
         words = [word for word in concept.words if 0 < counts[word] <= common]
-        told = {name: min(counts[word] for word in name.split()) for name in concept.names}
-        names = {name: count for name, count in told.items() if 0 < count <= common}
+        counted = {name: min(counts[word] for word in name.split()) for name in concept.names}
+        names = {name: count for name, count in counted.items() if 0 < count <= common}
         quoted = [_quote(name) for name in names]
         alone += [*(_quote(word) for word in words if word in rare), *quoted]
         if words:
@@ -145,7 +145,7 @@ def plan(concepts: Sequence[Concept], counts: Mapping[str, int], size: int, limi
     every = " AND ".join(groups)
     if len(groups) > limits.words:  # no row is likely to hold them all, and looking for it costs
         every = ""
-    some = " OR ".join(dict.fromkeys(alone)) if len(groups) > 1 or len(telling) > 1 else ""
+    some = " OR ".join(dict.fromkeys(alone)) if len(groups) > 1 or len(rarest) > 1 else ""
     return Match(every, some, "" if groups else " AND ".join(_quote(word) for word in said), best or 1.0)
 
 

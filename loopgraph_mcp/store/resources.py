@@ -1,4 +1,4 @@
-"""Lists what the store holds that can be read by its id, page by page, and tells what of it changed."""
+"""Lists rows that can be read by id, page by page, and reports which changed."""
 
 from dataclasses import dataclass
 
@@ -6,7 +6,7 @@ from loopgraph_mcp.store.database import Database
 
 _HELD = """
     WITH held AS (
-        SELECT 'experiment' AS kind, printf('%015d', 999999999999999 - row) AS key, id, description AS title, '' AS told
+        SELECT 'experiment' AS kind, printf('%015d', 999999999999999 - row) AS key, id, description AS title, '' AS note
         FROM experiment
         UNION ALL
         SELECT 'method', id, id, name, summary FROM method WHERE retired_at IS NULL
@@ -25,7 +25,7 @@ class Holding:
     key: str
     id: str
     title: str
-    told: str
+    note: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ async def page(db: Database, after: tuple[str, str], *, limit: int) -> list[Hold
         f"{_HELD} WHERE (kind, key) > (:kind, :key) ORDER BY kind, key LIMIT :limit",
         {"kind": after[0], "key": after[1], "limit": limit},
     )
-    return [Holding(row["kind"], row["key"], row["id"], row["title"], row["told"]) for row in rows]
+    return [Holding(row["kind"], row["key"], row["id"], row["title"], row["note"]) for row in rows]
 
 
 async def ids_like(db: Database, kind: str, typed: str, *, limit: int) -> tuple[list[str], int]:

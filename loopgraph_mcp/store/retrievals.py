@@ -77,7 +77,7 @@ async def retrieval_exists(db: Database, retrieval_id: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """What was shown of late and not tried since: for each method how many retrievals ago, each time."""
+    """What was shown recently and not tried since: for each method, how many retrievals ago each time."""
 
     ago: Mapping[str, list[int]]
 

@@ -83,7 +83,7 @@ def salvage(damaged: Path, new: Path) -> list[Saved]:
     if not damaged.is_file():
         raise StoreError(f"{damaged}: no file; name the damaged loopgraph.db")
     if new.exists():
-        raise StoreError(f"{new}: is there already; name a new file to save the rows in")
+        raise StoreError(f"{new}: exists already; name a new file")
     part = new.with_name(f".{new.name}.part")
     part.unlink(missing_ok=True)
     try:
@@ -94,9 +94,9 @@ def salvage(damaged: Path, new: Path) -> list[Saved]:
             with closing(sqlite3.connect(part, isolation_level=None)) as conn:
                 saved = _save(conn, found)
         if not any(each.kept for each in saved):
-            raise StoreError(f"{damaged}: holds no row that can be read; restore a backup, or begin with a new store")
+            raise StoreError(f"{damaged}: has no readable row; restore a backup, or start with a new store")
         if left := find_damage(part):
-            raise StoreError(f"{damaged}: what was saved is not sound ({left[0]}); restore a backup")
+            raise StoreError(f"{damaged}: the salvaged store is damaged ({left[0]}); restore a backup")
         sync(part)
         part.rename(new)
         sync(new.parent)
@@ -176,7 +176,7 @@ def _version_of(found: _Found) -> int:
 
 
 def _tables(conn: sqlite3.Connection) -> list[Table]:
-    """Return the tables that hold what was told, those first that others point at."""
+    """Return the tables with original data, referenced tables first."""
     rows = conn.execute(
         "SELECT name, sql FROM sqlite_schema WHERE type = 'table' AND sql LIKE '%STRICT%' ORDER BY rowid"
     )

@@ -1,6 +1,6 @@
 """Finds methods by full text: their own, that of passages about them, and that of experiments that tried them.
 
-bm25 scores every row that holds a word, so a common word would cost seconds in a large store, and tells little anyway:
+bm25 scores every row that holds a word, so a common word would cost seconds in a large store, and says little anyway:
 common words are dropped, the rarest of the rest kept, and where all are common the newest rows stand for the others.
 """
 
@@ -18,11 +18,11 @@ from loopgraph_mcp.store.query import Limits, Match, plan, read_concepts, read_w
 
 _HITS = 30  # rows of an index that are followed to their methods
 _SOME_WORDS = 0.6  # how far a method with some of the words counts, where another has them all
-_LEAST_RELEVANCE = 0.05
-_LEAST_SCORE = 0.01
+_LEAST_RELEVANCE = 0.05  # a weak match still ranks by its evidence
+_LEAST_SCORE = 0.01  # of a match in one index
 _SCORED_ALL = 5_000  # rows of an index that is small enough to score common words in
 _MEANT = 3  # a name of more methods than this is no name of any
-_COUNTED_WORDS = 10_000
+_COUNTED_WORDS = 10_000  # word counts remembered for an index; bounds the memory
 _PRUNED = Limits()
 
 
@@ -205,7 +205,7 @@ def _count_rows(
         all_known[name] = (size, common), known
     new = [word for word in words if word not in known]
     if new:
-        counted = _told(
+        counted = _items(
             conn,
             f"SELECT json_group_array((SELECT count(*) FROM (SELECT 1 FROM {name}_fts "  # noqa: S608 - our names
             f"WHERE {name}_fts MATCH '\"' || value || '\"' LIMIT :limit))) FROM json_each(:words)",
@@ -222,7 +222,7 @@ def _look(conn: sqlite3.Connection, index: _Index, match: Match, size: int, foun
         asked = match.some
     elif match.some:
         full.update(
-            _told(
+            _items(
                 conn,
                 f"SELECT json_group_array(rowid) FROM (SELECT rowid FROM {index.name}_fts "  # noqa: S608 - our names
                 f"WHERE {index.name}_fts MATCH :match LIMIT :limit)",
@@ -234,15 +234,15 @@ def _look(conn: sqlite3.Connection, index: _Index, match: Match, size: int, foun
         query, asked = index.scored if size <= _SCORED_ALL else index.newest, match.common
     if not asked:
         return
-    for row, method_id, score, share in _told(conn, query, {"match": asked, "limit": _HITS}):
-        # bm25 gives a word that stands in most rows nothing or less: relevance stays above zero all the same.
+    for row, method_id, score, share in _items(conn, query, {"match": asked, "limit": _HITS}):
+        # bm25 can be zero or negative for a word in most rows; relevance must stay above zero.
         found.add(method_id, share * max(_LEAST_SCORE, score / match.best))
         if asked != match.some or row in full:
             found.full.add(method_id)
 
 
-def _told(conn: sqlite3.Connection, query: str, values: Mapping[str, Any]) -> Any:
-    """Return what one value of JSON says: one row costs one turn of Python's lock, however many it stands for."""
+def _items(conn: sqlite3.Connection, query: str, values: Mapping[str, Any]) -> Any:
+    """Return the items of one JSON value: a result in one row takes Python's lock once, however many items it has."""
     return json.loads(conn.execute(query, values).fetchone()[0])
 
 

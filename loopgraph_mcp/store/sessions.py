@@ -1,4 +1,4 @@
-"""Sessions of researchers: every prompt, reply, call and cost, and the experiment that a call led to."""
+"""Agent sessions: every prompt, reply, call and cost, and the experiment that a call led to."""
 
 import sqlite3
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Bearer tokens by name: their secrets are shown once and kept as hashes."""
+"""Bearer tokens by name: secrets are shown once and stored as hashes."""
 
 import secrets
 import sqlite3
@@ -49,8 +49,8 @@ async def add_token(db: Database, grant: Grant, *, now: float) -> str:
     )
     if not added:
         raise AccessError(
-            f"there is a token {grant.name!r}, or was one; `loopgraph token rotate` gives it a new secret, "
-            "or use another name"
+            f"the name {grant.name!r} is taken, perhaps by a revoked token; `loopgraph token rotate` makes a new "
+            "secret, or use another name"
         )
     return secret
 
@@ -91,7 +91,7 @@ async def _update(db: Database, name: str, change: str, value: str | float) -> N
         {"name": name, "value": value},
     )
     if not changed:
-        raise NotFoundError(f"no token {name!r}; `loopgraph token list` names them")
+        raise NotFoundError(f"no token {name!r}; `loopgraph token list` shows all tokens")
 
 
 def _row(row: sqlite3.Row) -> StoredToken:

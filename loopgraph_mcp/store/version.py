@@ -1,4 +1,4 @@
-"""How far the store has come: what was read of it before still holds for as long as this has not moved."""
+"""The version of the store, its newest row ids: cached results are valid while it is unchanged."""
 
 import sqlite3
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ class Newest:
     """The newest rows of the tables that a search rests on.
 
     Args:
-        outcome: Place of the newest outcome, 0 where there is none.
+        outcome: Place of the newest outcome, 0 if there is none.
         decision: Place of the newest decision, likewise.
         recipe: Place of the newest learned recipe, likewise.
         methods: What is another text after each change of a method.

@@ -15,7 +15,7 @@ _MOST = 1_000  # links and visits that are kept, the newest
 
 @dataclass(slots=True)
 class Door:
-    """Changes links for cookies, and knows whose token stands behind a cookie.
+    """Changes links for cookies, and knows the token behind a cookie.
 
     Args:
         cookie: The cookie's name: ports of one host share their cookies.
@@ -30,7 +30,7 @@ class Door:
     _visits: dict[str, tuple[float, str]] = field(default_factory=dict)
 
     def make_link(self, secret: str = "") -> str:
-        """Return the key of a link that is good once, for ten minutes; it stands for a token's secret, or for none."""
+        """Return the key of a link that is good once, for ten minutes; it represents a token's secret, or none."""
         return self._add(self._links, secret, LINK_S)
 
     def use_link(self, key: str) -> str | None:
@@ -39,11 +39,11 @@ class Door:
         return self.visit(secret) if until > self.now() else None
 
     def visit(self, secret: str) -> str:
-        """Return a cookie that stands for a token's secret, or for none."""
+        """Return a cookie that represents a token's secret, or none."""
         return self._add(self._visits, secret, VISIT_S)
 
     def secret(self, cookie: str | None) -> str | None:
-        """Return the secret that a cookie stands for; None where the cookie is no good."""
+        """Return the secret of a cookie; None if the cookie is invalid."""
         until, secret = self._visits.get(text_hash(cookie or ""), (0.0, ""))
         return secret if until > self.now() else None
 

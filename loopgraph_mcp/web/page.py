@@ -83,7 +83,7 @@ class Page:
         return path == "/" or path.startswith((*_OPEN_PATHS, *_FAR_PATHS))
 
     def visitor(self, request: Request) -> str | None:
-        """Return the secret that a request's cookie stands for; None where it is not let in."""
+        """Return the secret of a request's cookie; None if it is refused."""
         return self.door.secret(request.cookies.get(self.door.cookie))
 
     def routes(self) -> list[Route]:
@@ -169,7 +169,7 @@ class Page:
         )
 
     async def _changes(self, request: Request) -> Response:
-        """Return what changed since a version: rows, and the summary anew."""
+        """Return what changed since a version: rows, and the new summary."""
         seen = await self._seen(request)
         epoch, _, number = request.query_params.get("since", "").partition(".")
         after = int(number) if epoch == self.epoch and number.isdigit() else 0
@@ -221,12 +221,12 @@ class Page:
         await self._seen(request)
 
         async def changes() -> AsyncIterator[ServerSentEvent]:
-            told = request.query_params.get("since", "")
+            seen = request.query_params.get("since", "")
             while True:
                 with suppress(NotFoundError):
                     now = f"{self.epoch}.{(await self._seen(request)).version}"
-                    if now != told:
-                        told = now
+                    if now != seen:
+                        seen = now
                         yield ServerSentEvent(event="changed", data=now)
                 await asyncio.sleep(_LOOK_S)
 

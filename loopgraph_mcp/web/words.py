@@ -168,10 +168,10 @@ def verdict(answer: ExperimentAnswer) -> str:
     if answer.p_win is not None:
         sure += f", so the chance that it improves at all is {percent(answer.p_win)}"
     if answer.verdict is VerdictKind.WITHIN_NOISE:
-        told = f"{sentence}, which is within the noise ({sure})."
+        text = f"{sentence}, which is within the noise ({sure})."
     else:
-        told = f"{sentence}, beyond the noise ({sure})."
-    return f"{told} {_decided(answer)}".strip()
+        text = f"{sentence}, beyond the noise ({sure})."
+    return f"{text} {_decided(answer)}".strip()
 
 
 def _decided(answer: ExperimentAnswer) -> str:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 from rich.console import Console
 
-from loopgraph_mcp.agents.outcomes import Best, Run, decided, find_best, told, undone_by
+from loopgraph_mcp.agents.outcomes import Best, Run, decided, find_best, result_text, undone_by
 from loopgraph_mcp.agents.plan import Spent
 from loopgraph_mcp.agents.session import Status
 from loopgraph_mcp.cli import render, sessions
@@ -122,7 +122,7 @@ def test_a_kept_run_says_what_its_replicates_made_of_it() -> None:
     for later in ([between, doubtful], [between, cancelled]):
         assert decided(first, later) == "kept, not yet distinguishable from noise"
     assert decided(between, [lost]) == "not kept"
-    assert told(first, [between, lost]) == "1.900000, kept, undone by run 3"
+    assert result_text(first, [between, lost]) == "1.900000, kept, undone by run 3"
     assert undone_by(first, [between, lost]) == 3
 
 

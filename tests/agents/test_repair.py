@@ -1,4 +1,4 @@
-"""Calls that are nearly right are mended, code that was cut off never, and conversations stay within bounds."""
+"""Calls that are nearly right are fixed, code that was cut off never, and conversations stay within bounds."""
 
 import json
 from typing import Any
@@ -11,7 +11,7 @@ from loopgraph_mcp.agents import repair
 from loopgraph_mcp.agents.context_window import condense, cost
 from loopgraph_mcp.agents.messages import Assistant, Message, ToolCall, ToolResult, ToolSpec, User
 from loopgraph_mcp.agents.prompts import chosen
-from loopgraph_mcp.agents.repair import Mended, Refused
+from loopgraph_mcp.agents.repair import Fixed, Refused
 
 
 def spec(tool: str, /, *required: str, **properties: Any) -> ToolSpec:
@@ -28,7 +28,7 @@ TOOLS = [
 
 
 @pytest.mark.parametrize(
-    ("name", "arguments", "mended"),
+    ("name", "arguments", "fixed"),
     [
         ("set_value", '{"name": "DEPTH", "value": "6"}', {"name": "DEPTH", "value": "6"}),
         ("functions.set_value", '{"name": "depth", "value": 6}', {"name": "DEPTH", "value": "6"}),
@@ -41,11 +41,11 @@ TOOLS = [
         ("read_code", "", {}),
     ],
 )
-def test_a_near_miss_is_mended(name: str, arguments: str, mended: dict[str, Any]) -> None:
-    found = repair.mend(ToolCall("1", name, arguments), TOOLS)
-    assert isinstance(found, Mended)
-    assert found.arguments == mended
-    assert json.loads(found.call.arguments) == mended
+def test_a_near_miss_is_mended(name: str, arguments: str, fixed: dict[str, Any]) -> None:
+    found = repair.fix(ToolCall("1", name, arguments), TOOLS)
+    assert isinstance(found, Fixed)
+    assert found.arguments == fixed
+    assert json.loads(found.call.arguments) == fixed
 
 
 @pytest.mark.parametrize(
@@ -55,11 +55,11 @@ def test_a_near_miss_is_mended(name: str, arguments: str, mended: dict[str, Any]
         ("edit_code", '{"search": "a", "replace": "def f():\\n    ret', "cut off"),
         ("edit_code", '{"search": "a"}', "also needs replace"),
         ("set_value", '{"name": "COLOUR", "value": "1"}', "use one of DEPTH"),
-        ("run", "[1]", "no JSON object"),
+        ("run", "[1]", "not a JSON object"),
     ],
 )
 def test_what_cannot_be_mended_says_what_to_do(name: str, arguments: str, told: str) -> None:
-    found = repair.mend(ToolCall("1", name, arguments), TOOLS)
+    found = repair.fix(ToolCall("1", name, arguments), TOOLS)
     assert isinstance(found, Refused)
     assert told in found.reason
 
@@ -92,7 +92,7 @@ def test_words_are_no_calls() -> None:
 
 @given(st.text(max_size=200))
 def test_any_text_is_read_without_an_error(text: str) -> None:
-    repair.mend(ToolCall("1", text[:20], text), TOOLS)
+    repair.fix(ToolCall("1", text[:20], text), TOOLS)
     repair.calls_in_text(text, TOOLS)
     repair.calls_in_text(f'<tool_call>{{"name": "run", {text}', TOOLS)
     assert chosen(text, 9) in {None, *range(9)}

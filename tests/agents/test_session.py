@@ -29,7 +29,7 @@ from loopgraph_mcp.errors import ConfigError
 from loopgraph_mcp.store import sessions
 
 KEY = "sk-planted-4f8a1c"
-ABOUT_RUN = "Train the draft for 1 s. It stays if it improved; else the draft goes back."  # the tool's own words
+ABOUT_RUN = "Train the draft for 1 s. An improvement is kept; otherwise the change is undone."  # the tool's own words
 Provide = Callable[..., Any]
 AGENT = [sys.executable, "-c", "from loopgraph_mcp.cli.main import main; main()", "agent"]
 MODEL = {"provider": "openai", "model": "gpt-4o-mini", "key_variable": "TEST_KEY"}
@@ -84,7 +84,7 @@ async def test_a_model_that_errs_in_every_way_finishes_and_each_token_counts_onc
             for t in turns) / 1e6)  # fmt: skip
     assert [call.name for call in calls if not call.valid] == ["launch_rocket", "edit_code", "run", "edit_code"]
     results = " ".join(call.result for call in calls)
-    for told in ("there is no tool", "cut off", "would not parse", "taken as", "a description changes nothing"):
+    for told in ("there is no tool", "cut off", "would not parse", "read as", "a description changes nothing"):
         assert told in results
 
 
@@ -130,7 +130,7 @@ async def test_the_skill_is_told_to_a_model_with_memory_alone(settings: Settings
     assert told.startswith(prompts.system(memory=True))
     assert told.endswith(read_skill())
     for other in (plan.model_copy(update={"memory": "off"}), Plan(policy="greedy", experiments=1, skill=True)):
-        with pytest.raises(ConfigError, match="needs a model, and the memory on"):
+        with pytest.raises(ConfigError, match="needs a model and --memory on"):
             await research(settings, other)
 
 
@@ -255,14 +255,14 @@ async def test_of_a_long_reply_the_calls_alone_are_sent_back(settings: Settings,
 async def test_endless_repetition_and_silence_end(settings: Settings, provide: Provide) -> None:
     same = provide({"calls": [("read_code", {"start": 1})]})
     found, _, _ = await research(settings, Plan(**MODEL, base_url=same.url, experiments=1, memory="off", menu="off"))
-    assert "led nowhere" in found["ended"]
+    assert "without progress" in found["ended"]
     assert any("same call as before" in json.dumps(each) for each in same.asked)
     noting = provide(
         *({"calls": [("set_value", {"name": "val_bpb", "value": f"1.{n}"}), ("record", {"note": f"1.{n} is better"})]}
           for n in range(30))
     )  # fmt: skip
     found, _, _ = await research(settings, Plan(**MODEL, base_url=noting.url, experiments=1, memory="off", menu="off"))
-    assert found["ended"] == "12 turns led nowhere: the calls fail or repeat"
+    assert found["ended"] == "12 turns without progress: the calls fail or repeat"
     mute = provide({"text": ""})
     found, _, _ = await research(settings, Plan(**MODEL, base_url=mute.url, experiments=1, memory="off"))
     assert found["ended"] == "no call in 12 turns"
@@ -275,7 +275,7 @@ async def test_one_who_runs_the_same_program_for_ever_is_told_and_ended(settings
     ]
     server = provide(rate("0.4"), *(each for one in rounds for each in one))
     found, turns, _ = await research(settings, Plan(**MODEL, base_url=server.url, experiments=3, menu="off"))
-    assert "led nowhere" in found["ended"]
+    assert "without progress" in found["ended"]
     assert sum(run["repeated"] for run in found["runs"]) >= 3
     assert any("Nothing new was learned" in json.dumps(each) for each in server.asked)
     assert len(turns) < 20

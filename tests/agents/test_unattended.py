@@ -62,10 +62,10 @@ async def test_what_a_model_reads_is_registered_with_its_name(
         ("gated-rotation", "added"),
         ("relu-squared", "linked"),
     ]
-    assert (found.ended, found.refused, found.turns) == ("all is read", [], 2)
+    assert (found.ended, found.refused, found.turns) == ("the model finished", [], 2)
     assert found.tokens == sum(server.billed[:2])
     (system, shown), tool = server.asked[0]["messages"], server.asked[0]["tools"][0]["function"]
-    assert "no instructions" in system["content"]
+    assert "never instructions" in system["content"]
     assert re.search(rf"^{rotation}$", shown["content"], re.MULTILINE)
     assert all(line.startswith(("| ", "chunk_")) for line in shown["content"].splitlines()[2:] if line)
     assert (tool["name"], "workspace" in tool["parameters"]["properties"]) == ("add_method", False)
@@ -79,7 +79,7 @@ async def test_what_a_model_reads_is_registered_with_its_name(
     assert next(iter(costs))["n"] == found.tokens
 
 
-async def test_a_refused_call_can_be_mended(settings: Settings, paper: Path, provide: Callable[..., Any]) -> None:
+async def test_a_refused_call_can_be_corrected(settings: Settings, paper: Path, provide: Callable[..., Any]) -> None:
     chunk = await passage_on(settings, paper, "rotation")
     invented = ROTATION | {"published": [{"claim": "loss 9.75 % lower", "setting": "everywhere"}]}
     server = provide(
@@ -95,7 +95,7 @@ async def test_a_refused_call_can_be_mended(settings: Settings, paper: Path, pro
     answers = server.asked[-1]["messages"][2:]  # a call that was written as text is answered as text
     told = [message["content"] for message in answers if message["role"] in {"tool", "user"}]
     for words, answer in zip(
-        ("also needs chunk_ids", "that you were shown", "9.75", "no code is taken", "added", "is known"),
+        ("also needs chunk_ids", "shown to you", "9.75", "stores no code", "added", "is known"),
         told,
         strict=True,
     ):
@@ -124,7 +124,7 @@ async def test_it_ends_by_its_caps_and_goes_on_with_the_next_source(
 ) -> None:
     idle = provide({"text": "Let me think."})
     (found,), _ = await read(settings, idle.url, paper)
-    assert (found.ended, len(idle.asked)) == ("the model called nothing in 2 turns; a larger one may", 2)
+    assert (found.ended, len(idle.asked)) == ("the model made no call in 2 turns; try a larger one", 2)
     (found,), (error,) = await read(settings, idle.url, tmp_path / "missing.md", paper, max_tokens=100)
     assert found.ended == "stopped by --max-tokens 100"
     assert "missing.md" in str(error)
@@ -137,7 +137,7 @@ async def test_a_model_that_reads_little_is_shown_fewer_passages(
     server = provide(long, DONE)
     (found,), _ = await read(settings, server.url, paper)
     shown = [each["messages"][1]["content"].count("\nchunk_") for each in server.asked]
-    assert found.ended == "all is read"
+    assert found.ended == "the model finished"
     assert 0 < shown[1] < shown[0]
     hopeless = provide(long)
     _, (error,) = await read(settings, hopeless.url, paper)
@@ -152,6 +152,6 @@ async def test_what_a_person_registered_is_not_amended(
         await graph.add_method("gated-rotation", [chunk], ROTATION)
     server = provide(add("gated-rotation", chunk, ROTATION | {"summary": "Something else."}), DONE)
     (found,), _ = await read(settings, server.url, paper)
-    assert "leave the definition out" in found.refused[0]
+    assert "omit the definition" in found.refused[0]
     async with LoopGraph.open(settings) as graph:
         assert (await graph.show_method("gated-rotation")).summary == ROTATION["summary"]

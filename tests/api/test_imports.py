@@ -571,10 +571,10 @@ async def test_files_that_are_no_histories_are_refused_with_the_next_step(settin
     prose.write_text("# Notes\n\nWe tried things.\n")
     for path, words in (
         (tmp_path / "absent", "name a results.tsv"),
-        (tmp_path, "it is a folder; put a plain file"),
+        (tmp_path, "it is a folder; replace it by a plain file"),
         (binary, "binary file"),
-        (huge, "over the 50 MiB that are read; make it smaller"),
-        (pipe, "it is a pipe; put a plain file"),
+        (huge, "over the limit of 50 MiB; make it smaller"),
+        (pipe, "it is a pipe; replace it by a plain file"),
         (prose, "no experiments found"),
     ):
         with pytest.raises(HistoryError, match=words):

@@ -384,7 +384,7 @@ async def test_programs_that_cannot_run_are_refused_before_they_run(graph: LoopG
     found = await graph.search_methods("swiglu")
     with pytest.raises(NotFoundError, match="is a search, no method; it showed swiglu"):
         await run(graph, method_id=found.retrieval_id)
-    with pytest.raises(StoreError, match="is no character"):
+    with pytest.raises(StoreError, match="is not a valid character"):
         await run(graph, method_id="swi\udcffglu")
     with pytest.raises(WorkspaceError, match="not a folder"):
         await run(graph, workspace=str(workspace / "nowhere"))

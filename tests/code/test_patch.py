@@ -57,9 +57,9 @@ def test_an_ambiguous_hunk_with_the_right_number_is_applied() -> None:
     assert applied(SOURCE, unified(SOURCE, new, context=0)) == new
 
 
-def test_a_missing_line_is_refused_with_where_it_nearly_stands() -> None:
+def test_a_missing_line_is_refused_with_the_nearest_line() -> None:
     answer = refused(SOURCE, "@@ -1 +1 @@\n-DEPTH = 4\n-DEPTH = 5\n+DEPTH = 6\n")
-    assert "do not stand" in answer.reason
+    assert "does not have its lines" in answer.reason
     assert answer.nearest == ("4: DEPTH = 4",)
 
 

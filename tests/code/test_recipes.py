@@ -182,7 +182,7 @@ def test_what_a_file_must_hold_is_told_with_its_reason() -> None:
 def test_a_conflict_is_refused_where_both_would_stand_and_not_where_one_takes_the_other_s_place() -> None:
     one = method_of("one", ops=(SetConst("A", "2"),), conflicts=("other",))
     beside, instead = method_of("other", ops=(SetConst("B", "2"),)), method_of("other", ops=(SetConst("A", "3"),))
-    assert "take it out first" in refused(one, "A = 1\nB = 2\n", Around(library={"other": beside})).reason
+    assert "revert that method first" in refused(one, "A = 1\nB = 2\n", Around(library={"other": beside})).reason
     assert detect(one, "A = 1\nB = 2\n", around=Around(library={"other": beside})) is Presence.CONFLICTING
     assert applied(one, "A = 3\nB = 2\n", Around(library={"other": instead})) == "A = 2\nB = 2\n"
 

@@ -76,7 +76,7 @@ async def test_what_can_be_no_path_is_refused_in_our_words(connect: Connect, pat
             result = await client.call_tool(tool, {**needed, "workspace": path})
             said = getattr(result.content[0], "text", "")
             assert result.is_error
-            assert "can be no path" in said
+            assert "is not a valid path" in said
             assert not FOREIGN.search(said)
 
 
@@ -173,7 +173,7 @@ def test_arguments_sent_as_text_are_read_and_what_is_no_object_is_refused(enviro
         {"arguments": {}},
     )
     assert len(answers[0]["result"]["structuredContent"]["hits"]) == 1
-    for answer, said in zip(answers[1:], ("text that is no JSON", "a list of 1 item", "name is missing"), strict=True):
+    for answer, said in zip(answers[1:], ("text that is not JSON", "a list of 1 item", "name is missing"), strict=True):
         assert answer["error"]["code"] == -32602
         assert said in answer["error"]["message"]
         assert "give " in answer["error"]["message"]

@@ -128,7 +128,7 @@ def test_doors(start_http: Callable[..., Any], environment: dict[str, str]) -> N
     assert "token 'reader' has the scope read" in words(denied)
     assert "needs run" in words(call(server, reader, "get_code_edit", method_id="gqa", apply=True))
     assert "needs run" in words(call(server, reader, "record_outcome", metric_value=1.0))
-    assert "a folder in the server's own" in words(call(server, reader, workspace="/etc"))
+    assert "name a folder inside" in words(call(server, reader, workspace="/etc"))
     assert "experiment" in words(call(server, runner, "get_experiment", experiment_id="exp_x"))
     statuses = [call(server, runner).status_code for _ in range(12)]
     assert 429 in statuses
@@ -416,7 +416,7 @@ def test_stdio_imports_nothing_of_http() -> None:
         (["--http", "0.0.0.0:0"], "--allow-host"),
         (["--http", "203.0.113.1:0", "--no-auth"], "--no-auth"),
         (["--http", "nonsense:port"], "HOST:PORT"),
-        (["--http", "--tls-cert", "x.pem"], "go together"),
+        (["--http", "--tls-cert", "x.pem"], "need each other"),
         (["--http", "127.0.0.1:0", "--tls-cert", "/none", "--tls-key", "/none"], "--tls-cert"),
     ],
 )

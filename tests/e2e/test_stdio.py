@@ -135,9 +135,9 @@ async def test_the_prompt_of_the_loop_is_the_skill_with_a_goal(connect: Connect,
         (message,) = (await client.get_prompt("research_loop", asked)).messages
         tools = {tool.name for tool in (await client.list_tools()).tools}
     told = getattr(message.content, "text", "")
-    assert told.startswith("# Research with a memory")
+    assert told.startswith("# Research with LoopGraph")
     assert "Goal: a lower loss." in told
-    assert "Make 7 experiments" in told
+    assert "Run 7 experiments" in told
     named = set(re.findall(r"`([a-z]+_[a-z]+)`", told))
     assert named - {"retrieval_id", "edit_id", "method_id"} <= tools
 
@@ -145,7 +145,7 @@ async def test_the_prompt_of_the_loop_is_the_skill_with_a_goal(connect: Connect,
 @pytest.mark.parametrize("era", ERAS)
 @pytest.mark.parametrize(
     ("name", "arguments", "told"),
-    [("reserch_loop", {}, "there is research_loop"), ("research_loop", {"aim": "x"}, "arguments: experiments, goal")],
+    [("reserch_loop", {}, "use research_loop"), ("research_loop", {"aim": "x"}, "arguments: experiments, goal")],
 )
 async def test_a_wrong_prompt_is_the_callers_mistake(
     connect: Connect, era: Any, name: str, arguments: dict[str, str], told: str
@@ -222,7 +222,7 @@ def test_a_server_whose_client_is_gone_ends_and_leaves_nothing(environment: dict
     process.stdin.write(f"{json.dumps(ready)}\n{json.dumps(ask)}\n")
     process.stdin.close()
     assert process.wait(timeout=20) in {0, 1}  # it may see the end of its input before that nobody hears its answer
-    assert process.stderr.read().strip() in {"", "loopgraph-mcp: the client is gone"}
+    assert process.stderr.read().strip() in {"", "loopgraph-mcp: the client closed the connection"}
     process.stderr.close()
 
 

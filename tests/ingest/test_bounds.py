@@ -42,7 +42,7 @@ NOT_PLAIN: dict[str, Callable[[Path], None]] = {
 def test_what_is_no_plain_file_is_never_waited_for(tmp_path: Path, kind: str) -> None:
     file = tmp_path / "train.py"
     NOT_PLAIN[kind](file)
-    with pytest.raises(NotPlainError, match=f"it is {kind}.*put a plain file in its place"):
+    with pytest.raises(NotPlainError, match=f"it is {kind}.*replace it by a plain file"):
         read_plain(file)
 
 
@@ -50,10 +50,10 @@ def test_a_file_over_the_bound_is_refused_with_both_sizes(tmp_path: Path) -> Non
     file = tmp_path / "train.py"
     file.write_bytes(b"x" * 100)
     assert read_plain(file, 100) == b"x" * 100
-    with pytest.raises(NotPlainError, match="100 bytes, over the 99 bytes that are read; make it smaller"):
+    with pytest.raises(NotPlainError, match="100 bytes, over the limit of 99 bytes; make it smaller"):
         read_plain(file, 99)
     assert read_plain(Path("/proc/self/status"), 2**20) > b""  # its size is 0, its content is not
-    with pytest.raises(NotPlainError, match="over the 10 bytes"):
+    with pytest.raises(NotPlainError, match="over the limit of 10 bytes"):
         read_plain(Path("/proc/self/status"), 10)
 
 
@@ -95,7 +95,7 @@ def test_a_declaration_of_any_kind_is_an_error_in_words(tmp_path: Path, text: st
 def test_a_huge_program_is_refused_with_its_size(tmp_path: Path) -> None:
     where = load_workspace(_declared(tmp_path))
     where.editable_path.write_text("#" * (2**20 + 1))
-    with pytest.raises(WorkspaceError, match=r"1,048,577 bytes, over the 1 MiB that are read"):
+    with pytest.raises(WorkspaceError, match=r"1,048,577 bytes, over the limit of 1 MiB"):
         where.read_program()
 
 
@@ -125,9 +125,9 @@ def test_one_json_value_is_read_up_to_a_size_and_lines_of_them_are_not_bound_by_
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("#" * 300_000, "300,000 characters, over the 262,144"),
-        ("a;" * 30_000, "60,000 words and signs, over the 50,000"),
-        ("x = f'" + "{a}" * 9_000 + "'", "9,000 opening braces, over the 8,000"),
+        ("#" * 300_000, "300,000 characters, over the limit of 262,144"),
+        ("a;" * 30_000, "60,000 words and signs, over the limit of 50,000"),
+        ("x = f'" + "{a}" * 9_000 + "'", "9,000 opening braces, over the limit of 8,000"),
     ],
 )
 def test_a_program_that_takes_long_to_parse_is_refused_with_its_size(text: str, why: str) -> None:

@@ -267,7 +267,7 @@ def test_files_that_are_not_plain_are_refused(tmp_path: Path) -> None:
 
 def test_a_large_file_and_one_that_is_not_utf_8_are_refused(tmp_path: Path) -> None:
     large = write_pack(tmp_path / "large", rate=METHOD + "# " + "x" * 2**20)
-    assert re.fullmatch(r"rate\.toml: [0-9,]+ bytes, over the 1 MiB that are read; make it smaller", error_of(large))
+    assert re.fullmatch(r"rate\.toml: [0-9,]+ bytes, over the limit of 1 MiB; make it smaller", error_of(large))
     latin = write_pack(tmp_path / "latin")
     (latin / "rate.toml").write_bytes(METHOD.replace("Rate", "Räte").encode("latin-1"))
     assert error_of(latin).startswith("rate.toml: not UTF-8")

@@ -153,7 +153,7 @@ def test_a_named_device_never_widens_what_is_given(listed: str, wanted: str) -> 
     ],
 )
 def test_fewer_gpus_than_a_run_gets_are_refused(listed: str | None, wanted: str | None, count: int) -> None:
-    with pytest.raises(WorkspaceError, match=r"devices_per_run is 2, and there is .*; lower devices_per_run"):
+    with pytest.raises(WorkspaceError, match=r"devices_per_run is 2, but a run can get .*; lower devices_per_run"):
         sees(listed, wanted, count)
 
 

@@ -152,8 +152,8 @@ async def test_a_command_that_cannot_start_is_no_crash(graph: LoopGraph, tmp_pat
 @pytest.mark.parametrize(
     ("keys", "wrong"),
     [
-        ({"pattern": "acc=([0-9"}, "workspace.pattern: .* no regular expression"),
-        ({"pattern": "acc=[0-9.]+"}, "workspace.pattern: .* put the number in brackets"),
+        ({"pattern": "acc=([0-9"}, "workspace.pattern: .* not a valid regular expression"),
+        ({"pattern": "acc=[0-9.]+"}, "workspace.pattern: .* put the number in parentheses"),
         ({"metric": " "}, "workspace.metric: empty"),
     ],
 )

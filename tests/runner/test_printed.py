@@ -150,7 +150,7 @@ def test_a_decimal_comma_is_understood_or_refused_and_never_taken_for_thousands(
     assert value("2024-01-01 12:00:01,123 time_ms: 9,311\n", "time_ms") is None
     assert value("shape (3,3) (64,12)\ntime_ms: 9,311\n", "time_ms") is None
     found = read_text("seen: 1,234,567\ntok: 9,311\n", Wanted("tok"))
-    assert found == Found(9311.0, {"seen": 1234567.0, "tok": 9311.0}, "its comma read as a separator of thousands")
+    assert found == Found(9311.0, {"seen": 1234567.0, "tok": 9311.0}, "its comma read as a thousands separator")
 
 
 def test_the_summary_at_the_end_keeps_priority_and_its_other_numbers() -> None:
@@ -229,7 +229,7 @@ def test_a_pattern_reads_what_a_name_cannot() -> None:
 
 @pytest.mark.parametrize(
     ("pattern", "wrong"),
-    [("acc=([0-9", "no regular expression"), ("acc=[0-9.]+", "no group"), ("(a)" * 400, "at most 1000")],
+    [("acc=([0-9", "not a valid regular expression"), ("acc=[0-9.]+", "no group"), ("(a)" * 400, "at most 1000")],
 )
 def test_a_pattern_that_cannot_work_is_refused(pattern: str, wrong: str) -> None:
     assert wrong in check_pattern(pattern)

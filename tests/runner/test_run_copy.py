@@ -423,7 +423,7 @@ def test_a_single_file_of_a_folder_beside_the_workspace_may_be_linked(tmp_path: 
 @pytest.mark.parametrize(
     ("link", "said"),
     [
-        ("../nowhere", "not there"),
+        ("../nowhere", "does not exist"),
         ("..", "the workspace itself"),
         ("../../..", "the workspace itself"),
         ("", "no file"),

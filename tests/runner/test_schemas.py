@@ -119,7 +119,7 @@ def test_a_schema_is_said_in_plain_words(schema: dict[str, Any], words: str) -> 
 
 def test_a_value_is_shown_short() -> None:
     assert shown("x" * 500) == f'"{"x" * 60}"… (500 characters)'
-    assert shown(10**400) == "a number of over 60 digits"
+    assert shown(10**400) == "a number with over 60 digits"
     assert [shown(each) for each in (None, True, [1], {}, 1.5)] == [
         "null",
         "true",
@@ -131,6 +131,7 @@ def test_a_value_is_shown_short() -> None:
 
 def test_an_unknown_name_is_answered_with_the_nearest() -> None:
     assert (
-        unknown("serch", ["search", "trace"], "tool") == 'no tool "serch"; did you mean search? There is search, trace'
+        unknown("serch", ["search", "trace"], "tool")
+        == 'no tool "serch"; did you mean search? Choose from search, trace'
     )
     assert unknown("zzz", ["search"], "tool") == 'no tool "zzz"; there is search'

@@ -210,7 +210,7 @@ print(check.level, check.found)
 """
     done = call(code, environment, *read_only(settings.home))
     assert done.stdout.startswith("note"), done.stderr
-    assert "only be read" in done.stdout
+    assert "read-only" in done.stdout
 
 
 async def test_a_file_without_write_permission_is_read(settings: Settings) -> None:
