@@ -18,10 +18,8 @@ from loopgraph_mcp.models import Decision, Direction, OutcomeKind, Standing, Ver
 from loopgraph_mcp.store import experiments
 from loopgraph_mcp.store.experiments import ExperimentRow
 
-METHODS = (
-    "GQA; SwiGLU; smaller batch; sliding window pattern; Muon learning rate; warmdown"  # in words: not all fit the file
-)
-
+# In words: a search without words leaves out what does not fit the file.
+METHODS = "GQA; SwiGLU; smaller batch; sliding window pattern; muon-lr; warmdown"
 HEADER = "commit\tval_bpb\tmemory_gb\tstatus\tdescription\n"
 ROWS = (
     "aaaaaa1\t1.000000\t1.0\tkeep\tbaseline\n"
