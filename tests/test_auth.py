@@ -192,7 +192,9 @@ async def test_others_are_told_what_runs(db: Database) -> None:
 
 
 async def test_a_method_that_runs_is_told_and_put_behind(settings: Settings, workspace: Path) -> None:
-    (workspace / "train.py").write_text("MATRIX_LR = 0.04\n" + (workspace / "train.py").read_text())
+    (workspace / "train.py").write_text(
+        "MATRIX_LR = 0.04\nEMBEDDING_LR = 0.6\nUNEMBEDDING_LR = 0.004\n" + (workspace / "train.py").read_text()
+    )
     slow = workspace / "train.py"
     slow.write_text(slow.read_text().replace("STEPS = 3", "STEPS = 400"))
     async with LoopGraph.open(settings) as graph:

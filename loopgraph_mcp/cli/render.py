@@ -137,7 +137,7 @@ def show_search(answer: SearchAnswer) -> None:
     table.add_column("score", justify="right", no_wrap=True)
     table.add_column("what it does, and why it stands here", overflow="fold")
     for rank, hit in enumerate(answer.hits, start=1):
-        recipe = "" if hit.has_edit else f"; {hit.misfit or 'no recipe'}"
+        recipe = "" if hit.has_edit else f"; {escape(hit.misfit) or 'no recipe'}"
         told = f"{escape(hit.summary)}\n[dim]{escape(hit.why)}{recipe}[/]"
         table.add_row(str(rank), f"[bold]{escape(hit.method_id)}[/]", hit.standing.value, f"{hit.score:.2f}", told)
     console.print(table)

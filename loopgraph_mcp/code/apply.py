@@ -232,6 +232,8 @@ def _taken(made: _Made, ways: Sequence[_Way]) -> _Made:
             missed.append(mismatch)
             continue
         if after.source is made.source:
+            if any(not fresh for fresh, _ in fitting):  # the recipe's own code is there, with other values
+                continue
             return made
         fresh = len(ways) > 1 and not _satisfied(made.source, way, exact=False)
         fitting.append((fresh, after))
@@ -343,7 +345,9 @@ def _held(recipe: Recipe, source: Source, values: KnobValues, around: Around) ->
     written = replace(recipe, variants=variants, companions=())
     if all_ops(written) and any(not isinstance(op, ByRole) for op in all_ops(written)):
         own = _own_presence(written, source, values, around, exact=False)
-        return where if own in {Presence.ABSENT, Presence.PRESENT} else ""
+        if own is Presence.PRESENT:  # with other values it is rewritten
+            return where if _own_presence(written, source, values, around, exact=True) is own else ""
+        return where if own is Presence.ABSENT else ""
     return where
 
 

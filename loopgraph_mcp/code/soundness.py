@@ -287,7 +287,7 @@ def _sets(statement: ast.stmt, name: str, owner: ast.ClassDef, depth: int = 0) -
     return False
 
 
-def _on_every_path(body: Sequence[ast.stmt], sets: Test) -> bool:  # noqa: C901 - one case a kind of statement
+def _on_every_path(body: Sequence[ast.stmt], sets: Test) -> bool:  # noqa: C901, PLR0912 - one case a kind of statement
     """Return whether some statements do a thing whichever way they are run through."""
     for statement in body:
         match statement:
@@ -304,7 +304,10 @@ def _on_every_path(body: Sequence[ast.stmt], sets: Test) -> bool:  # noqa: C901 
                 caught = all(_ends(each.body) or _on_every_path(each.body, sets) for each in handlers)
                 if _on_every_path(last, sets) or (caught and _on_every_path(inner, sets)):
                     return True
-            case ast.For() | ast.While() | ast.FunctionDef() | ast.ClassDef() | ast.AsyncFunctionDef():
+            case ast.FunctionDef(name=name) | ast.ClassDef(name=name) | ast.AsyncFunctionDef(name=name):
+                if sets(ast.Import(names=[ast.alias(name=name)])):  # it binds its name, and runs nothing of its body
+                    return True
+            case ast.For() | ast.While():
                 continue
             case ast.Return():
                 return False
@@ -393,9 +396,14 @@ def _not_bound(name: str, inner: Scope, scopes: Sequence[Scope], each: Fresh, be
         if is_variable and isinstance(inner, Function) and not _reads(inner, name, each):
             return f"a variable of the module (line {found[0]}) that {inner.name} does not read"
         return None
+    return None if _comes_from_elsewhere(name, before) else "which is not bound there"
+
+
+def _comes_from_elsewhere(name: str, before: Source) -> bool:
+    """Return whether a program may have a name that it binds nowhere: it imports `*`, or reads the name itself."""
     if any(isinstance(node, ast.ImportFrom) and any(a.name == "*" for a in node.names) for node in before.tree.body):
-        return None
-    return "which is not bound there"
+        return True
+    return any(isinstance(node, ast.Name) and node.id == name for node in ast.walk(before.tree))
 
 
 def _parameters(function: Function) -> list[ast.arg]:

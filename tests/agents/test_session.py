@@ -159,7 +159,7 @@ async def test_an_edit_of_the_memory_is_run_and_traced_to_its_prompt(
     run = found["runs"][1]
     assert run["description"] == "muon-lr"
     edit = next(call.result for call in calls if call.name == "get_code_edit")
-    assert re.search(r"^- MATRIX_LR = 0\.0\d+ \(was 0\.04\)", json.loads(edit)["text"], re.MULTILINE)
+    assert re.search(r"^- line 1: 0\.04 -> 0\.0\d+$", json.loads(edit)["text"], re.MULTILINE)
     assert "```" not in json.loads(edit)["text"]
     async with LoopGraph.open(settings) as graph:
         chain = {link.stage: link for link in (await graph.trace(run["experiment_id"])).before}

@@ -114,7 +114,7 @@ def test_what_an_archive_brought_is_asked_about_and_the_refusal_names_what_to_ty
     subprocess.run(f"tar -C {workspace} -c . | tar -x", shell=True, cwd=folder, check=True)
     refused = cli(mine, folder, "run", "-d", "baseline")
     assert refused.returncode == 1
-    typed = refused.stderr.strip().partition("say so once: ")[2]
+    typed = refused.stderr.strip().partition("run once: ")[2]
     assert f"LOOPGRAPH_HOME={settings.home}" in typed
     script = tmp_path / "bin" / "loopgraph"
     script.parent.mkdir()

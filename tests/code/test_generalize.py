@@ -123,12 +123,12 @@ def test_an_ambiguous_statement_is_told_by_its_neighbours() -> None:
     assert made.text.count("norm(x)") == 1
 
 
-def test_a_change_in_several_places_is_one_recipe_and_its_helper_may_come_after_its_use() -> None:
+def test_a_change_in_several_places_is_one_recipe_with_its_helpers() -> None:
     child = changed("        x = relu(x)\n", "        x = gate(x) * SCALE\n")
-    child = child.replace("class Model", "SCALE = 2\n\ndef gate(x):\n    return math.exp(x)\n\nclass Model")
     child = child.replace(
-        "    loss.backward()\n", "    loss.backward()\n    clip(loss, math.pi)\n\ndef clip(a, b):\n    pass\n"
+        "class Model", "SCALE = 2\n\ndef gate(x):\n    return math.exp(x)\n\ndef clip(a, b):\n    pass\n\nclass Model"
     )
+    child = child.replace("    loss.backward()\n", "    loss.backward()\n    clip(loss, math.pi)\n")
     made = apply.apply_method(as_method(learn(PARENT, child)), PARENT, {})
     assert isinstance(made, Applied)
     assert "# the rate" in made.text

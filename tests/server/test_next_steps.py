@@ -13,6 +13,7 @@ from tests.conftest import ROOT
 GOLDEN = ROOT / "tests" / "data"
 CALLS = {
     Advice.MAKE_EDIT: ("get_code_edit", {"method_id": "gqa", "retrieval_id": "ret_1"}),
+    Advice.NONE_FITS: ("map_code", {}),
     Advice.SET_VALUES: ("get_code_edit", {"method_id": "set-values", "retrieval_id": "ret_1"}),
     Advice.REPLICATE_BEST: ("run_experiment", {"replicate": True}),
     Advice.BY_HAND: ("run_experiment", {"patch": "…", "method_id": "gqa"}),

@@ -101,7 +101,7 @@ async def test_a_damaged_row_takes_no_other_with_it(graph: LoopGraph, settings: 
         conn.execute("UPDATE outcome SET summary = '{'")
         conn.execute("DROP TRIGGER method_renamed")
         conn.execute("UPDATE method SET card = '{' WHERE id = 'muon-lr'")
-    found = {hit.method_id for hit in (await graph.search_methods("", limit=60)).hits}
+    found = {hit.method_id for hit in (await graph.search_methods("SwiGLU, muon-lr", limit=60)).hits}
     assert "swiglu" in found
     assert "muon-lr" not in found
     assert all(each.summary == {} for each in await graph.list_experiments())
