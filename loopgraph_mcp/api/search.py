@@ -30,7 +30,7 @@ _UNLIKELY = 0.5  # of the keep rate here: a method less likely to be kept than t
 NO_FIT = Fit()
 PLATEAU_FAMILY = 0.5  # what a method is worth whose family the runs of a plateau have tried
 _CANDIDATES = 50
-_PATIENCE_S = 1.0
+_PATIENCE_S = 10.0  # for what is read beside the text, whose own limit is shorter; a busy process makes it wait
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -30,7 +30,9 @@ from loopgraph_mcp.runner.printed import check_pattern
 from loopgraph_mcp.text import plain_line
 
 CONFIG_NAME = "loopgraph.toml"
-_IMPORTED = re.compile(r"^\s*from ([A-Za-z_][\w.]*) import ", re.MULTILINE)
+_IMPORTED = re.compile(
+    r"^[ \t]*from ([A-Za-z_][\w.]*) import ", re.MULTILINE
+)  # no \s: it would run over all blank lines
 _MAX_HEAD = 2**18  # characters of a program in which its imports are looked for
 _MAX_SIBLING_BYTES = 2**18
 DECLARING = (CONFIG_NAME, "train.py", "prepare.py", "uv.lock")  # files that define a workspace
