@@ -3,7 +3,6 @@
 import asyncio
 import json
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -28,8 +27,9 @@ from loopgraph_mcp.store import experiments, methods
 from loopgraph_mcp.store import learned as learned_store
 from loopgraph_mcp.store.database import Database
 from loopgraph_mcp.store.edits import EditRow
+from loopgraph_mcp.text import compile_later
 
-_ONLY_A_KNOB = re.compile(r"\{[a-z0-9_]+\}")
+_ONLY_A_KNOB = compile_later(r"\{[a-z0-9_]+\}")
 _LIKELY = 0.15  # a suggested value less likely to improve than most changes does not replace a method's own
 _RUNS_SINCE = 50  # newest experiments among which it is looked whether an applied edit has run
 

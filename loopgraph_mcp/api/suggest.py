@@ -62,6 +62,8 @@ async def _work_out(state: State, program: str, context: Context, evidence: Evid
         return NOTHING
     here = await edits.context_id(state.db, context)
     rows = await outcomes.program_runs(state.db, here, limit=_RUNS)
+    if not rows:  # the first thing to run is a baseline
+        return NOTHING
     await _read_programs(state, {row.program_hash for row in rows}, profile)
     groups = {(here, present.rest): 0}
     runs = list[Run]()

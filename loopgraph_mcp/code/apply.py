@@ -27,6 +27,7 @@ from loopgraph_mcp.models import (
     Refused,
     all_ops,
 )
+from loopgraph_mcp.text import compile_later
 
 ALL = "all"
 OTHER_FORM = "other_form"  # of a sign that counts where the recipe itself does not fit
@@ -34,7 +35,7 @@ _KINDS: dict[type, tuple[type, ...]] = {int: (int,), float: (int, float), str: (
 _MAX_NUMBER = 2**63  # what the store can hold
 _CONTEXT_LINES = 3
 _MOST_COMPARED = 4_000_000  # pairs of lines: a second
-_HUNK = re.compile(r"(?<=[ ])([-+])(\d+)")
+_HUNK = compile_later(r"(?<=[ ])([-+])(\d+)")
 _MAX_SHOWN = 80  # characters of a value in a sentence, or bits of an integer
 
 

@@ -4,19 +4,19 @@ import ast
 import hashlib
 import math
 import operator
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from loopgraph_mcp.code.apply import apply_method
 from loopgraph_mcp.models import EditResult, Method, Recipe, SetConst
+from loopgraph_mcp.text import compile_later
 
 Value = int | float | str | bool | tuple[float, ...]
 
 # What changes no idea, or the measure itself; rows at once on a device cost speed, and are a knob.
-_HANDS_OFF = re.compile(r"SEED|EVAL|UNTIMED|DEVICE(?!_BATCH)|PROFILE|COMPILE")
-_NAME = re.compile(r"[A-Z][A-Z0-9_]*")
-_LINE = re.compile(r"(?P<name>[A-Z][A-Z0-9_]*)\s*=\s*(?P<value>[^=\s].{0,200})$")
+_HANDS_OFF = compile_later(r"SEED|EVAL|UNTIMED|DEVICE(?!_BATCH)|PROFILE|COMPILE")
+_NAME = compile_later(r"[A-Z][A-Z0-9_]*")
+_LINE = compile_later(r"(?P<name>[A-Z][A-Z0-9_]*)\s*=\s*(?P<value>[^=\s].{0,200})$")
 _LARGEST = 2**63  # a larger number is not a knob
 _MAX_POWER = 64  # an exponent in a program's constants; larger ones would compute for long
 _OPERATORS: Mapping[type[ast.operator], Callable[[float, float], float]] = {

@@ -11,9 +11,10 @@ from loopgraph_mcp.code.apply import Around
 from loopgraph_mcp.code.by_role import constant_names
 from loopgraph_mcp.code.by_role.draft import elsewhere
 from loopgraph_mcp.models import Applied, Method, Presence, Present, Refused
+from loopgraph_mcp.text import compile_later
 
-_MODEL = re.compile(r"GPT|Transformer|Model|LMHead|Net$", re.IGNORECASE)
-_LANGUAGE = re.compile(r"bpb|bits_per|perplexity|(^|_)ppl($|_)", re.IGNORECASE)
+_MODEL = compile_later(r"GPT|Transformer|Model|LMHead|Net$", re.IGNORECASE)
+_LANGUAGE = compile_later(r"bpb|bits_per|perplexity|(^|_)ppl($|_)", re.IGNORECASE)
 _RATES = frozenset(name for edit in ("muon_lr", "embedding_lr", "unembedding_lr") for name in constant_names(edit))
 _PARTS = {
     "CausalSelfAttention": "attention",

@@ -29,13 +29,14 @@ from loopgraph_mcp.models import (
     SetKwarg,
     SetLocal,
 )
+from loopgraph_mcp.text import compile_later
 
 _MAX_OPS = 50  # a change of more places is a rewrite, not a recipe
 _MAX_ATTEMPTS = 200  # each applies an op to the whole program while a server waits
 _MAX_CODE = 4_000
 _MAX_VALUE = 200
 _MAX_CONTEXT = 4  # neighbours that make an ambiguous statement unique
-_BRACES = re.compile(r"\{([a-z][a-z0-9_]*)\}")
+_BRACES = compile_later(r"\{([a-z][a-z0-9_]*)\}")
 _HOLE = "LOOPGRAPH_KNOB_"
 _DEFINITIONS = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 _BLOCKS = (ast.If, ast.For, ast.While, ast.With)

@@ -11,11 +11,12 @@ from loopgraph_mcp import models
 from loopgraph_mcp.code import by_role, folding, hashes, programs, syntax
 from loopgraph_mcp.code.syntax import CURRENT, HOLE, Run, Scope, Source, Span, Swaps, Unparsable
 from loopgraph_mcp.models import KnobValue, RecipeOp, Refused
+from loopgraph_mcp.text import compile_later
 
-PLACEHOLDER = re.compile(r"\{([a-z][a-z0-9_]*)\}")
-NAME_HOLE = re.compile(r"\{(_{1,2}[a-z][a-z0-9_]*)\}")
-_NUMBER = re.compile(r"[-+]?(\d[\d_]*\.?\d*|\.\d+)([eE][-+]?\d+)?")
-_ANY_BRACES = re.compile(r"\{(_{0,2}[a-z][a-z0-9_]*)\}")
+PLACEHOLDER = compile_later(r"\{([a-z][a-z0-9_]*)\}")
+NAME_HOLE = compile_later(r"\{(_{1,2}[a-z][a-z0-9_]*)\}")
+_NUMBER = compile_later(r"[-+]?(\d[\d_]*\.?\d*|\.\d+)([eE][-+]?\d+)?")
+_ANY_BRACES = compile_later(r"\{(_{0,2}[a-z][a-z0-9_]*)\}")
 
 
 class Mismatch(Exception):  # noqa: N818 - how an op reports to its recipe that it does not fit

@@ -1,17 +1,16 @@
 """Selects the entries of an outline within a token budget: those that match the query, else the most useful."""
 
 import math
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from loopgraph_mcp.code.outline import CodeMap, Entry, Kind
-from loopgraph_mcp.text import estimate_tokens
+from loopgraph_mcp.text import compile_later, estimate_tokens
 
 MIN_BUDGET = 150
 _RESERVE = 60  # tokens for the first line, and for what is said of the rest
-_PART = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
+_PART = compile_later(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 _NAME_WEIGHT, _TEXT_WEIGHT, _FULL_BODY = 4.0, 2.0, 3  # a name says more than a value; a third mention says no more
 _NO_WORDS = frozenset(["and", "for", "from", "how", "in", "is", "of", "on", "or", "the", "this", "to", "what", "with"])
 

@@ -1,12 +1,12 @@
 """Applies or reverts a unified diff; line numbers are only hints, lines must match."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from loopgraph_mcp.models import Applied, EditResult, Present, Refused
+from loopgraph_mcp.text import compile_later
 
-_HUNK = re.compile(r"^@@(?: -(\d{1,9})(?:,\d+)? \+(\d{1,9})(?:,\d+)? @@| @@|\s*$)")
+_HUNK = compile_later(r"^@@(?: -(\d{1,9})(?:,\d+)? \+(\d{1,9})(?:,\d+)? @@| @@|\s*$)")
 _MAX_PATCH_CHARS = 400_000  # more than a diff that replaces the largest program
 
 

@@ -1,17 +1,18 @@
 """Parses other people's Python up to a size, because Python's parser blocks every other thread."""
 
 import ast
-import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import wraps
 from typing import Literal, TypeVar, overload
 
+from loopgraph_mcp.text import compile_later
+
 MAX_CHARS = 2**18
 MAX_TOKENS = 50_000  # some 5,000 lines: Python 3.11 parses them in 0.1 s, and their tree has 40 MB
 MAX_BRACES = 8_000  # an f-string's fields take a time that grows with their square: these take 0.05 s
-_TOKEN = re.compile(r"\w+|\n\s*|[^\w\s]")
+_TOKEN = compile_later(r"\w+|\n\s*|[^\w\s]")
 _T = TypeVar("_T")
 
 

@@ -9,14 +9,15 @@ from weakref import WeakKeyDictionary
 
 from loopgraph_mcp.code import syntax
 from loopgraph_mcp.code.folding import Constants, Unknown
+from loopgraph_mcp.text import compile_later
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
-ATTENTION = re.compile(r"(scaled_dot_product_attention|flash_attn\w*func|flex_attention|attend|sdpa|attention)$")
+ATTENTION = compile_later(r"(scaled_dot_product_attention|flash_attn\w*func|flex_attention|attend|sdpa|attention)$")
 ACTIVATIONS = frozenset(
     ["relu", "gelu", "silu", "swish", "relu6", "tanh", "elu", "leaky_relu", "new_gelu", "quick_gelu"]
 )
 _ACTIVATION_CLASSES = frozenset(["GELU", "NewGELU", "ReLU", "SiLU", "Tanh", "ELU", "LeakyReLU", "QuickGELU"])
-_ASIDE = re.compile(r"warm|bench|tun(e|ing)|profil|dry_?run|smoke|eval|valid|compile|prefill", re.IGNORECASE)
+_ASIDE = compile_later(r"warm|bench|tun(e|ing)|profil|dry_?run|smoke|eval|valid|compile|prefill", re.IGNORECASE)
 _CLIPS = frozenset(["clip_grad_norm_", "clip_grad_norm", "clip_grad_value_", "clip_by_global_norm", "clip_gradients"])
 _STEPS = frozenset(["step", "update", "apply_gradients"])
 

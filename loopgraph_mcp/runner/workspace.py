@@ -27,10 +27,10 @@ from loopgraph_mcp.models import Direction
 from loopgraph_mcp.runner import contents, environment, patterns, schemas
 from loopgraph_mcp.runner.plain_files import read_plain
 from loopgraph_mcp.runner.printed import check_pattern
-from loopgraph_mcp.text import plain_line
+from loopgraph_mcp.text import compile_later, plain_line
 
 CONFIG_NAME = "loopgraph.toml"
-_IMPORTED = re.compile(
+_IMPORTED = compile_later(
     r"^[ \t]*from ([A-Za-z_][\w.]*) import ", re.MULTILINE
 )  # no \s: it would run over all blank lines
 _MAX_HEAD = 2**18  # characters of a program in which its imports are looked for

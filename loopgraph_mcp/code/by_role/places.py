@@ -1,7 +1,6 @@
 """Finds where a program's constant of a role has its value: in the module, a field, a flag or a function."""
 
 import ast
-import re
 from collections.abc import Sequence
 
 from loopgraph_mcp.code import folding, roles, syntax
@@ -9,6 +8,7 @@ from loopgraph_mcp.code.by_role.draft import Answer, Draft, Held, Misfit, parsed
 from loopgraph_mcp.code.roles import Roles
 from loopgraph_mcp.code.syntax import Source
 from loopgraph_mcp.models import KnobValue
+from loopgraph_mcp.text import compile_later
 
 
 def constant_names(edit: str) -> tuple[str, ...]:
@@ -16,7 +16,7 @@ def constant_names(edit: str) -> tuple[str, ...]:
     return tuple(name.upper() for role in SETS.get(edit, ()) for name in SPELLINGS[role])
 
 
-_ONLY_WITH = re.compile(r"(only|when|if|with) [^.;]{0,40}--[a-z_-]+[^.;)]{0,40}")
+_ONLY_WITH = compile_later(r"(only|when|if|with) [^.;]{0,40}--[a-z_-]+[^.;)]{0,40}")
 SPELLINGS: dict[str, tuple[str, ...]] = {
     "matrix_lr": ("matrix_lr", "muon_lr", "lr_muon", "hidden_lr", "lr_matrix"),
     "embedding_lr": ("embedding_lr", "embed_lr", "wte_lr", "lr_embed", "emb_lr", "tok_emb_lr"),
