@@ -212,7 +212,8 @@ def test_a_run_is_seen_as_it_goes_and_what_it_says_stays_text(
     card.wait_for()  # without a reload
     assert "<img src=x" in card.inner_text()
     card.locator(".phase", has_text="training").wait_for()
-    page.wait_for_function("document.querySelector('article.run progress')?.value > 50")
+    # A function: a text would be evaluated in the page, which its content policy forbids.
+    page.wait_for_function("() => document.querySelector('article.run progress')?.value > 50")
     drawn(page, "loss")
     seen.check_reading()
     go_on.touch()
@@ -311,12 +312,12 @@ def test_the_view_in_a_client_draws_what_its_tool_answers(
     assert frame.locator("h1").inner_text() == drawn_answer["title"]
     assert frame.locator("tbody tr").count() == 12
     assert frame.locator("html").get_attribute("data-theme") == "dark"
-    page.wait_for_function("heard.filter(each => each === 'tools/call').length > 1")  # it asks again by itself
+    page.wait_for_function("() => heard.filter(each => each === 'tools/call').length > 1")  # it asks again by itself
     assert called[-1]["name"] == "progress_since"
     page.evaluate(
         "frame.contentWindow.postMessage({ jsonrpc: '2.0', id: 99, method: 'ui/resource-teardown', params: {} }, '*')"
     )
-    page.wait_for_function("heard.includes('answer')")
+    page.wait_for_function("() => heard.includes('answer')")
     assert {"ui/notifications/initialized", "ui/notifications/size-changed"} <= set(page.evaluate("heard"))
     assert not [each for each in seen.asked if not each.startswith(("file:", "data:", "about:"))]
     assert not seen.wrong
