@@ -195,8 +195,7 @@ def _choose(
     if not asked:
         best = _usable(view, sorted(best, key=lambda each: each in losers), chosen, known, limit=limit)
     if view.program is not None:
-        known |= fits.fits([chosen[each] for each in best if each not in known], view.program, view.siblings)
-        best.sort(key=lambda each: bool(known[each].misfit) and each not in view.evidence.learned)
+        known |= fits.fits([chosen[each] for each in best], view.program, view.siblings)
 
     def p_keep(each: str) -> float:
         method, fit = chosen[each], known.get(each, NO_FIT)

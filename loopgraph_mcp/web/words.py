@@ -1,6 +1,5 @@
 """The sentences and figures of the page and the report: fit to forward, and no surer than what was measured."""
 
-import math
 import time
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -194,8 +193,3 @@ def phase(answer: ExperimentAnswer) -> str:
     if answer.percent is None and answer.step is None:
         return "starting"
     return "evaluating" if (answer.percent or 0.0) >= 99.5 else "training"
-
-
-def is_number(number: float | None) -> bool:
-    """Return whether there is a number to show."""
-    return number is not None and math.isfinite(number)
